@@ -1,0 +1,12 @@
+"""A TCP proxy for the one-time task: a command, and a library for tests and programs.
+
+    with tcpproxy.Proxy("db.example:5432") as proxy:
+        socket.create_connection(proxy.address)
+"""
+
+from .errors import StartError, TcpProxyError, UsageError, WorkerError
+from .logs import Event
+from .proxy import Connection, Proxy, Stats
+
+__version__ = "0.1.0"
+__all__ = ["Connection", "Event", "Proxy", "StartError", "Stats", "TcpProxyError", "UsageError", "WorkerError"]

@@ -1,0 +1,5 @@
+"""python -m tcpproxy"""
+
+from .cli import main
+
+main()

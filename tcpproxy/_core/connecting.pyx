@@ -1,0 +1,117 @@
+# Reaching upstream: the model is in connecting.pxd.
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_close, net_connect, net_open, net_take_error, \
+    net_was_connected
+from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
+
+
+cdef Connecting *connecting_new(AddressList *list) noexcept nogil:
+    cdef Connecting *connecting = <Connecting *> calloc(1, sizeof(Connecting))
+    cdef uint32_t i
+    if connecting == NULL:
+        return NULL
+    for i in range(<uint32_t> ADDRESSES):
+        connecting.attempts[i].fd = NET_NONE
+    addresses_keep(list)
+    connecting.list = list
+    return connecting
+
+
+cdef void connecting_free(Connecting *connecting, Poller *poller) noexcept nogil:
+    cdef uint32_t i
+    for i in range(connecting.started):
+        _give_up(connecting, poller, i)
+    addresses_release(connecting.list)
+    free(connecting)
+
+
+cdef bint connecting_has_more(Connecting *connecting) noexcept nogil:
+    return connecting.started < connecting.list.count
+
+
+cdef void _give_up(Connecting *connecting, Poller *poller, uint32_t number) noexcept nogil:
+    cdef Watch *watch = &connecting.attempts[number]
+    if watch.fd == NET_NONE:
+        return
+    poller_remove(poller, watch, WATCH_STREAM)
+    net_close(watch.fd)
+    watch.fd = NET_NONE
+    connecting.pending -= 1
+
+
+cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_t tag,
+                const net_tuning *tuning) noexcept nogil:
+    """Starts one attempt: 0 if it is under way, or -errno. Even a connect that succeeds at once is seen by its event."""
+    cdef Watch *watch = &connecting.attempts[number]
+    cdef int fd = net_open(&connecting.list.addresses[number], tuning)
+    cdef int rc
+    if fd < 0:
+        return fd
+    # Connect first, watch then: epoll reports a hang-up on a socket that was never connected.
+    rc = net_connect(fd, &connecting.list.addresses[number])
+    if rc == 0 or rc == -EINPROGRESS:
+        watch.fd = fd
+        watch.tag = tag + number + 1
+        rc = poller_add(poller, watch, WATCH_STREAM)
+    if rc < 0:
+        net_close(fd)
+        watch.fd = NET_NONE
+        return rc
+    connecting.pending += 1
+    return 0
+
+
+cdef int connecting_next(Connecting *connecting, Poller *poller, uint64_t tag, const net_tuning *tuning) noexcept nogil:
+    """Starts the next attempt that gets under way. `tag` is the relay's: attempt n reports under `tag` + n + 1."""
+    cdef uint32_t number
+    cdef int rc
+    while connecting_has_more(connecting):
+        number = connecting.started
+        connecting.started += 1
+        rc = _begin(connecting, poller, number, tag, tuning)
+        if rc == 0:
+            return CONNECTING_PENDING
+        connecting.error = -rc
+        connecting.last = number
+    return CONNECTING_PENDING if connecting.pending else CONNECTING_FAILED
+
+
+cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t number, uint32_t ready) noexcept nogil:
+    """What an event says of an attempt: `number` if it is connected, with `error` 0, or the reset that followed at once.
+
+    CONNECTING_FAILED means this attempt; others may be pending or untried.
+    """
+    cdef int error = 0
+    if number >= connecting.started or connecting.attempts[number].fd == NET_NONE:
+        return CONNECTING_PENDING               # an old event, of an attempt that was given up in this batch
+    if ready & READY_ERROR:
+        # The hint is not trusted: only the socket knows, and an attempt still under way has no error to give.
+        error = net_take_error(connecting.attempts[number].fd)
+        if error and not net_was_connected(error):
+            connecting.error = error
+            connecting.last = number
+            _give_up(connecting, poller, number)
+            return CONNECTING_FAILED
+    if error == 0 and not ready & READY_OUT:
+        return CONNECTING_PENDING
+    connecting.error = error
+    connecting.last = number
+    return number
+
+
+cdef void connecting_take(Connecting *connecting, Poller *poller, uint32_t number, Watch *to) noexcept nogil:
+    poller_move(poller, &connecting.attempts[number], to)
+    connecting.attempts[number].fd = NET_NONE
+
+
+cdef void addresses_keep(AddressList *list) noexcept nogil:
+    list.users += 1
+
+
+cdef void addresses_release(AddressList *list) noexcept nogil:
+    if list == NULL:
+        return
+    list.users -= 1
+    if list.users == 0:
+        free(list)

@@ -1,0 +1,308 @@
+# What a worker runs: the model is in engine.pxd.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from tcpproxy._core.connecting cimport AddressList, addresses_release
+from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT, EventRecord, ring_claim, ring_publish
+from tcpproxy._core.handoff cimport Handed, handoff_pop, handoff_push
+from tcpproxy._core.net cimport net_accept, net_accept_again, net_close, net_nap_us, net_now_ns, net_reset, \
+    net_socket, net_would_block
+from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wait, poller_wake
+from tcpproxy._core.relay cimport CLIENT, RELAY_DEAD, RELAY_FREE, UPSTREAM, Relay, relay_abort, \
+    relay_answered, relay_event, relay_start, relay_timer, relay_turn
+from tcpproxy._core.sync cimport sync_add, sync_bump, sync_load, sync_load_pointer, sync_peek, sync_store, \
+    sync_sub, sync_swap, sync_swap_pointer
+from tcpproxy._core.table cimport table_at, table_find, table_release
+from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
+
+cdef enum:
+    ACCEPTS = 16            # in a row, before relays get their turn
+    PAUSE_NS = 100000000    # of accepting, when out of descriptors or memory
+
+
+cdef int engine_run(Engine *engine) noexcept nogil:
+    cdef int count = 0
+    cdef uint64_t stop
+    engine.loop.now_ns = net_now_ns()
+    _watch_listeners(engine)
+    while True:
+        _obey(engine)
+        _run_queue(engine)
+        _bury(engine)
+        stop = sync_peek(&engine.stop)
+        if stop and sync_load(&engine.loop.counters.active) == 0:
+            break
+        count = poller_wait(engine.loop.pump.poller, engine.ready, BATCH, _wait_ns(engine))
+        engine.loop.now_ns = net_now_ns()
+        sync_bump(&engine.loop.counters.wakeups, 1)
+        if count < 0:
+            break
+        _events(engine, count)
+        _timers(engine)
+    _finish(engine)
+    return count if count < 0 else 0
+
+
+cdef void _finish(Engine *engine) noexcept nogil:
+    cdef Handed handed
+    _close_listeners(engine)
+    _abort_all(engine)                          # none, unless the poller has failed
+    _bury(engine)
+    while handoff_pop(&engine.inbox, &handed):
+        net_reset(handed.fd)
+        sync_sub(&engine.loop.counters.active, 1)
+    sync_swap(&engine.finished, 1)              # before the last look at `view`: see engine_view
+    _answer_view(engine)
+
+
+cdef int64_t _wait_ns(Engine *engine) noexcept nogil:
+    cdef int64_t wait, pause
+    if engine.loop.queue_first != NULL:
+        return 0
+    wait = timers_wait_ns(&engine.loop.timers, engine.loop.now_ns)
+    if engine.resume_ns:
+        pause = <int64_t> (engine.resume_ns - engine.loop.now_ns) if engine.resume_ns > engine.loop.now_ns else 0
+        if wait < 0 or pause < wait:
+            wait = pause
+    return wait
+
+
+cdef void _events(Engine *engine, int count) noexcept nogil:
+    cdef uint64_t tag
+    cdef Relay *relay
+    cdef int i
+    for i in range(count):
+        tag = engine.ready[i].tag
+        if tag & 0xf == 0xf:
+            if engine.listening:
+                _accept(engine, &engine.listeners[tag >> 4])
+            continue
+        relay = table_find(&engine.loop.table, tag)
+        if relay != NULL:
+            relay_event(&engine.loop, relay, tag & 0xf, engine.ready[i].bits)
+
+
+cdef void _timers(Engine *engine) noexcept nogil:
+    cdef int kind = 0
+    cdef Timer *timer
+    while True:
+        timer = timers_pop(&engine.loop.timers, engine.loop.now_ns, &kind)
+        if timer == NULL:
+            break
+        relay_timer(&engine.loop, <Relay *> timer.owner, kind)
+    if engine.resume_ns and engine.resume_ns <= engine.loop.now_ns:
+        _watch_listeners(engine)
+
+
+cdef void _run_queue(Engine *engine) noexcept nogil:
+    """One turn for every relay that is on the queue now; who wants more comes after the next look at the events."""
+    cdef Relay *relay = engine.loop.queue_first
+    cdef Relay *rest
+    engine.loop.queue_first = engine.loop.queue_last = NULL
+    while relay != NULL:
+        rest = relay.next
+        relay.next = NULL
+        relay.queued = False
+        relay_turn(&engine.loop, relay)
+        relay = rest
+
+
+cdef void _bury(Engine *engine) noexcept nogil:
+    """Frees what has died in this batch: no event and no queue can name it any more."""
+    cdef Relay *relay = engine.loop.dead
+    cdef Relay *rest
+    cdef bint any = relay != NULL
+    engine.loop.dead = NULL
+    while relay != NULL:
+        rest = relay.next_dead
+        if relay.queued:                        # it was given another turn and then died in this one
+            relay.next_dead = engine.loop.dead
+            engine.loop.dead = relay
+        else:
+            table_release(&engine.loop.table, relay)
+        relay = rest
+    if any and engine.at_limit and engine.resume_ns:
+        _watch_listeners(engine)
+
+
+# --- accepting ---
+
+cdef void _watch_listeners(Engine *engine) noexcept nogil:
+    cdef int i, rc = 0
+    engine.resume_ns = 0
+    engine.at_limit = False
+    if engine.listening or sync_peek(&engine.stop):
+        return
+    for i in range(engine.listener_count):
+        engine.listeners[i].watch.tag = <uint64_t> i << 4 | 0xf
+        rc = poller_add(engine.loop.pump.poller, &engine.listeners[i].watch, WATCH_LISTENER)
+        if rc < 0:                              # no memory for it: undo, and try again after the pause
+            while i > 0:
+                i -= 1
+                poller_remove(engine.loop.pump.poller, &engine.listeners[i].watch, WATCH_LISTENER)
+            engine.resume_ns = engine.loop.now_ns + PAUSE_NS
+            _say(engine, EVENT_ACCEPT, -rc)
+            return
+    engine.listening = True
+
+
+cdef void _ignore_listeners(Engine *engine) noexcept nogil:
+    cdef int i
+    if engine.listening:
+        for i in range(engine.listener_count):
+            poller_remove(engine.loop.pump.poller, &engine.listeners[i].watch, WATCH_LISTENER)
+    engine.listening = False
+
+
+cdef void _close_listeners(Engine *engine) noexcept nogil:
+    cdef int i
+    _ignore_listeners(engine)
+    for i in range(engine.listener_count):
+        net_close(engine.listeners[i].watch.fd)
+    engine.listener_count = 0
+    engine.resume_ns = 0
+
+
+cdef void _say(Engine *engine, int kind, int error) noexcept nogil:
+    cdef EventRecord *record = ring_claim(&engine.loop.events, kind)
+    if record != NULL:
+        record.error = error
+        ring_publish(&engine.loop.events)
+
+
+cdef void _pause(Engine *engine, int kind, int error) noexcept nogil:
+    """The listener is level-triggered: what cannot be accepted must not be watched either, or the loop would spin."""
+    _ignore_listeners(engine)
+    engine.resume_ns = engine.loop.now_ns + PAUSE_NS
+    engine.at_limit = kind == EVENT_LIMIT
+    _say(engine, kind, error)
+
+
+cdef bint _reserve(Engine *engine) noexcept nogil:
+    """Counts one connection more, unless that would be one too many for the group."""
+    cdef Group *group = engine.group
+    cdef uint64_t total = 0
+    cdef int i
+    sync_add(&engine.loop.counters.active, 1)
+    for i in range(group.count):
+        total += sync_load(&group.members[i].loop.counters.active)
+    if total > group.limit:
+        sync_sub(&engine.loop.counters.active, 1)
+        return False
+    return True
+
+
+cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
+    cdef net_addr client
+    cdef int fd, i
+    for i in range(ACCEPTS):
+        if not _reserve(engine):
+            _pause(engine, EVENT_LIMIT, 0)
+            return
+        fd = net_accept(listener.watch.fd, &client)
+        if fd >= 0:
+            _place(engine, fd, &client, listener.target)
+            continue
+        sync_sub(&engine.loop.counters.active, 1)
+        if net_would_block(fd):
+            return
+        sync_bump(&engine.loop.counters.accept_errors, 1)
+        if not net_accept_again(fd):
+            _pause(engine, EVENT_ACCEPT, -fd)
+            return
+
+
+cdef void _place(Engine *engine, net_socket fd, const net_addr *client, int target) noexcept nogil:
+    """Keeps the connection, or hands it to the worker with the fewest, if that one has clearly fewer."""
+    cdef uint64_t mine = sync_peek(&engine.loop.counters.active) - 1, fewest = mine, other
+    cdef Engine *best = engine
+    cdef int i
+    for i in range(engine.group.count):
+        other = sync_peek(&engine.group.members[i].loop.counters.active)
+        if other < fewest:
+            fewest = other
+            best = engine.group.members[i]
+    if mine > fewest + fewest // 4:
+        sync_add(&best.loop.counters.active, 1)
+        if handoff_push(&best.inbox, fd, client, target):
+            sync_sub(&engine.loop.counters.active, 1)
+            poller_wake(best.loop.pump.poller)
+            return
+        sync_sub(&best.loop.counters.active, 1)
+    relay_start(&engine.loop, fd, client, target)
+
+
+# --- commands from other threads ---
+
+cdef void _obey(Engine *engine) noexcept nogil:
+    cdef Handed handed
+    cdef AddressList *answer
+    cdef uint64_t stop
+    cdef int i
+    while handoff_pop(&engine.inbox, &handed):
+        relay_start(&engine.loop, handed.fd, &handed.client, handed.target)
+    for i in range(engine.loop.upstream_count):
+        if sync_load_pointer(&engine.loop.upstreams[i].incoming) != NULL:
+            answer = <AddressList *> sync_swap_pointer(&engine.loop.upstreams[i].incoming, NULL)
+            _answered(engine, i, answer)
+    if sync_load_pointer(&engine.view) != NULL:
+        _answer_view(engine)
+    stop = sync_load(&engine.stop)
+    if stop:
+        _close_listeners(engine)
+    if stop == ABORT:
+        _abort_all(engine)
+
+
+cdef void _answered(Engine *engine, int target, AddressList *answer) noexcept nogil:
+    cdef uint32_t i
+    addresses_release(engine.loop.upstreams[target].list)
+    engine.loop.upstreams[target].list = answer
+    if not engine.loop.upstreams[target].waiting:
+        return
+    engine.loop.upstreams[target].waiting = False
+    for i in range(engine.loop.table.size):
+        if table_at(&engine.loop.table, i).target == target:
+            relay_answered(&engine.loop, table_at(&engine.loop.table, i))
+
+
+cdef void _abort_all(Engine *engine) noexcept nogil:
+    cdef Relay *relay
+    cdef uint32_t i
+    for i in range(engine.loop.table.size):
+        relay = table_at(&engine.loop.table, i)
+        if relay.state != RELAY_FREE and relay.state != RELAY_DEAD:
+            relay_abort(&engine.loop, relay)
+
+
+cdef void _answer_view(Engine *engine) noexcept nogil:
+    cdef View *view = <View *> sync_swap_pointer(&engine.view, NULL)
+    cdef ViewItem *item
+    cdef Relay *relay
+    cdef uint32_t i
+    if view == NULL:
+        return
+    for i in range(engine.loop.table.size):
+        relay = table_at(&engine.loop.table, i)
+        if relay.state == RELAY_FREE or relay.state == RELAY_DEAD:
+            continue
+        if view.count < view.room:
+            item = &view.items[view.count]
+            item.client = relay.client
+            item.upstream = relay.upstream
+            item.to_upstream = relay.halves[CLIENT].delivered
+            item.to_client = relay.halves[UPSTREAM].delivered
+            item.age_ns = engine.loop.now_ns - relay.accepted_ns
+            item.state = relay.state
+        view.count += 1
+    sync_store(&view.done, 1)
+
+
+cdef void engine_view(Engine *engine, View *view) noexcept nogil:
+    """Asks the worker for a look at its relays and waits until it is there (a batch, usually microseconds)."""
+    view.count = view.done = 0
+    sync_swap_pointer(&engine.view, view)
+    if sync_load(&engine.finished):             # nobody is left to answer, unless it was the last thing it did
+        if sync_swap_pointer(&engine.view, NULL) != NULL:
+            return
+    poller_wake(engine.loop.pump.poller)
+    while not sync_load(&view.done):
+        net_nap_us(50)

@@ -1,0 +1,57 @@
+# The ring of event records: the model is in events.pxd.
+from libc.errno cimport ENOMEM
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from tcpproxy._core.net cimport net_send
+from tcpproxy._core.sync cimport sync_bump, sync_load, sync_peek, sync_store, sync_swap
+
+
+cdef int ring_init(EventRing *ring, uint64_t room, net_socket bell) noexcept nogil:
+    memset(ring, 0, sizeof(EventRing))
+    ring.records = <EventRecord *> calloc(room, sizeof(EventRecord))
+    ring.mask = room - 1
+    ring.bell = bell
+    return 0 if ring.records != NULL else -ENOMEM
+
+
+cdef void ring_free(EventRing *ring) noexcept nogil:
+    free(ring.records)
+    ring.records = NULL
+
+
+cdef EventRecord *ring_claim(EventRing *ring, int kind) noexcept nogil:
+    cdef uint64_t written = sync_peek(&ring.written)
+    if not sync_peek(&ring.wanted) & (<uint64_t> 1 << kind):
+        return NULL
+    if written - sync_load(&ring.taken) > ring.mask:
+        sync_bump(&ring.lost, 1)
+        return NULL
+    cdef EventRecord *record = &ring.records[written & ring.mask]
+    memset(record, 0, sizeof(EventRecord))
+    record.kind = kind
+    return record
+
+
+cdef void ring_publish(EventRing *ring) noexcept nogil:
+    # swap, not store: a reader that falls asleep looks once more after saying so, and one of the two must see the other
+    sync_swap(&ring.written, sync_peek(&ring.written) + 1)
+    if sync_peek(&ring.asleep) and sync_swap(&ring.asleep, 0):
+        net_send(ring.bell, <const char *> "e", 1)     # a full socket (EAGAIN) is a bell that already rings
+
+
+cdef bint ring_take(EventRing *ring, EventRecord *record) noexcept nogil:
+    cdef uint64_t taken = sync_peek(&ring.taken)
+    if taken == sync_load(&ring.written):
+        return False
+    record[0] = ring.records[taken & ring.mask]
+    sync_store(&ring.taken, taken + 1)
+    return True
+
+
+cdef void ring_sleep(EventRing *ring) noexcept nogil:
+    sync_swap(&ring.asleep, 1)
+
+
+cdef bint ring_empty(EventRing *ring) noexcept nogil:
+    return sync_peek(&ring.taken) == sync_load(&ring.written)

@@ -1,0 +1,39 @@
+# One direction of a relay: bytes from `source` to `sink`. The pump is written once and called for both halves.
+#
+#   open --EOF read--> draining --buffer empty, FIN passed on--> shut
+#   open or draining --source or sink failed--> broken
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from tcpproxy._core.buffer cimport Buffer
+from tcpproxy._core.poller cimport Poller, Watch
+
+cdef enum:                      # Half.state
+    HALF_OPEN = 0
+    HALF_DRAINING               # the source has ended; its last bytes wait in the buffer
+    HALF_SHUT                   # the end was passed on
+    HALF_BROKEN                 # ended without an end of file: the sink has to hear of it by a reset
+
+cdef enum:                      # what half_pump returns, as bits
+    PUMP_WAIT = 0               # nothing to do before the next event
+    PUMP_MORE = 1               # the budget is used up: another turn, please
+    PUMP_MOVED = 2              # bytes reached the sink, or an end was passed on
+
+cdef struct Side:               # one socket of a relay and what is known of it
+    Watch watch
+    int32_t error               # errno that ended it; 0: alive
+    uint8_t ready               # READY_IN, READY_OUT: the next call may succeed
+    bint hinted                 # an end or an urgent mark was announced: a short read no longer means "drained"
+    bint ended                  # its EOF was read
+
+cdef struct Half:
+    Buffer buffer
+    uint64_t delivered          # bytes that the sink's kernel took
+    uint8_t state
+
+cdef struct Pump:               # what all halves of a worker share
+    Poller *poller
+    char *scratch               # every read goes here first, so that an idle relay owns no buffer
+    uint32_t size               # of the scratch, and so the most that a half ever buffers
+    uint32_t budget             # bytes a half may read in one turn
+
+cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil
+cdef void half_break(Half *half) noexcept nogil        # no further byte of it will be delivered

@@ -1,0 +1,309 @@
+/* The socket calls that the core may use, and the project's only platform #ifdef.
+ *
+ * Every call returns a value >= 0, or -errno. EINTR never leaves this file: an interrupted call is made again.
+ * Sockets made here are non-blocking and close-on-exec from their first moment.
+ */
+#ifndef TCPPROXY_NET_H
+#define TCPPROXY_NET_H
+
+#if !defined(__linux__) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__NetBSD__) && !defined(__OpenBSD__)
+#error "tcpproxy has no socket layer for this platform yet: see net.h"
+#endif
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <linux/sockios.h>
+#endif
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE is set on each socket instead */
+#endif
+
+#ifdef POLLRDHUP
+#define NET_POLLRDHUP POLLRDHUP
+#else
+#define NET_POLLRDHUP 0
+#endif
+
+typedef int net_socket;
+#define NET_NONE (-1)
+
+/* A socket address, small enough to sit in every relay. Opaque to the rest of the core. */
+typedef struct {
+    uint32_t length; /* of what is in bytes; 0: no address */
+    uint8_t bytes[28];
+} net_addr;
+
+/* What each stream socket of ours is given; durations in seconds, 0: keepalive off. */
+typedef struct {
+    int keepalive_idle, keepalive_interval, keepalive_count;
+} net_tuning;
+
+/* From a raw IPv4 (4) or IPv6 (16) address of `size` bytes, port in host order: 0, or -EINVAL. */
+static inline int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
+{
+    memset(to, 0, sizeof *to);
+    if (size == 4) {
+        struct sockaddr_in v4;
+        memset(&v4, 0, sizeof v4);
+        v4.sin_family = AF_INET;
+        v4.sin_port = htons((uint16_t)port);
+        memcpy(&v4.sin_addr, ip, 4);
+        memcpy(to->bytes, &v4, to->length = sizeof v4);
+    } else if (size == 16) {
+        struct sockaddr_in6 v6;
+        memset(&v6, 0, sizeof v6);
+        v6.sin6_family = AF_INET6;
+        v6.sin6_port = htons((uint16_t)port);
+        v6.sin6_scope_id = scope;
+        memcpy(&v6.sin6_addr, ip, 16);
+        memcpy(to->bytes, &v6, to->length = sizeof v6);
+    } else {
+        return -EINVAL;
+    }
+    return 0;
+}
+
+/* "192.0.2.1:80" or "[2001:db8::1]:80", "" for no address; an IPv4 client of a dual-stack listener reads as IPv4. */
+static inline void net_format(const net_addr *from, char text[80])
+{
+    char ip[INET6_ADDRSTRLEN] = "";
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    text[0] = 0;
+    if (from->length == sizeof v4) {
+        memcpy(&v4, from->bytes, sizeof v4);
+        inet_ntop(AF_INET, &v4.sin_addr, ip, sizeof ip);
+        snprintf(text, 80, "%s:%u", ip, ntohs(v4.sin_port));
+    } else if (from->length == sizeof v6) {
+        memcpy(&v6, from->bytes, sizeof v6);
+        if (IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr)) {
+            inet_ntop(AF_INET, &v6.sin6_addr.s6_addr[12], ip, sizeof ip);
+            snprintf(text, 80, "%s:%u", ip, ntohs(v6.sin6_port));
+        } else {
+            inet_ntop(AF_INET6, &v6.sin6_addr, ip, sizeof ip);
+            if (v6.sin6_scope_id)
+                snprintf(text, 80, "[%s%%%u]:%u", ip, v6.sin6_scope_id, ntohs(v6.sin6_port));
+            else
+                snprintf(text, 80, "[%s]:%u", ip, ntohs(v6.sin6_port));
+        }
+    }
+}
+
+static inline void net_nap_us(long us)
+{
+    struct timespec t = {us / 1000000, us % 1000000 * 1000};
+    nanosleep(&t, NULL);
+}
+
+static inline uint64_t net_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline int net_set_int(net_socket fd, int level, int name, int value)
+{
+    return setsockopt(fd, level, name, &value, sizeof value) == 0 ? 0 : -errno;
+}
+
+/* Options of a stream socket; best effort, since the relay works without each of them (only slower, or blind to a
+ * peer that vanished). TCP_NODELAY on both legs: without it a write-write-read round costs 25 ms and more.
+ * SO_OOBINLINE: the urgent byte stays in the stream, where the other peer would have found it. */
+static inline void net_tune(net_socket fd, const net_tuning *tuning)
+{
+    net_set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1);
+#ifdef SO_NOSIGPIPE
+    net_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
+#endif
+    if (tuning->keepalive_idle <= 0)
+        return;
+    net_set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+#ifdef TCP_KEEPIDLE
+    net_set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, tuning->keepalive_idle);
+#elif defined(TCP_KEEPALIVE)
+    net_set_int(fd, IPPROTO_TCP, TCP_KEEPALIVE, tuning->keepalive_idle);
+#endif
+#ifdef TCP_KEEPINTVL
+    net_set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, tuning->keepalive_interval);
+    net_set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, tuning->keepalive_count);
+#endif
+}
+
+static inline int net_prepare(net_socket fd) /* where socket() and accept() cannot do it in one call */
+{
+    int on = 1;
+    return ioctl(fd, FIONBIO, &on) < 0 || ioctl(fd, FIOCLEX) < 0 ? -errno : 0;
+}
+
+/* Two ends that wake a poller: a byte written to one makes the other readable. */
+static inline int net_wake_pair(net_socket *reader, net_socket *writer)
+{
+    int ends[2];
+    if (pipe(ends) < 0)
+        return -errno;
+    *reader = ends[0];
+    *writer = ends[1];
+    net_prepare(ends[0]);
+    net_prepare(ends[1]);
+    return 0;
+}
+
+/* The accepted socket, or -errno. It inherits the listener's options (net_tune) on Linux, BSD and macOS alike, which
+ * saves up to six system calls a connection. */
+static inline int net_accept(net_socket listener, net_addr *from)
+{
+    struct sockaddr_storage peer;
+    socklen_t length;
+    int fd;
+    do {
+        length = sizeof peer;
+#if defined(SOCK_NONBLOCK) && !defined(__APPLE__)
+        fd = accept4(listener, (struct sockaddr *)&peer, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+#else
+        fd = accept(listener, (struct sockaddr *)&peer, &length);
+#endif
+    } while (fd < 0 && errno == EINTR);
+    if (fd < 0)
+        return -errno;
+#if !defined(SOCK_NONBLOCK) || defined(__APPLE__)
+    int rc = net_prepare(fd);
+    if (rc < 0) {
+        close(fd);
+        return rc;
+    }
+#endif
+    memset(from, 0, sizeof *from);
+    if (length <= sizeof from->bytes) {
+        from->length = length;
+        memcpy(from->bytes, &peer, length);
+    }
+    return fd;
+}
+
+/* A tuned stream socket fit to reach that address, or -errno. */
+static inline int net_open(const net_addr *to, const net_tuning *tuning)
+{
+    int family = ((const struct sockaddr *)(const void *)to->bytes)->sa_family;
+#if defined(SOCK_NONBLOCK) && !defined(__APPLE__)
+    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+#else
+    int fd = socket(family, SOCK_STREAM, 0), rc;
+    if (fd < 0)
+        return -errno;
+    if ((rc = net_prepare(fd)) < 0) {
+        close(fd);
+        return rc;
+    }
+#endif
+    net_tune(fd, tuning);
+    return fd;
+}
+
+/* 0: connected; -EINPROGRESS: under way; else why not. An interrupted connect goes on by itself, and asking again
+ * would answer EALREADY: it counts as under way. */
+static inline int net_connect(net_socket fd, const net_addr *to)
+{
+    if (connect(fd, (const struct sockaddr *)(const void *)to->bytes, to->length) == 0)
+        return 0;
+    return errno == EINTR ? -EINPROGRESS : -errno;
+}
+
+static inline int64_t net_recv(net_socket fd, void *to, size_t size)
+{
+    ssize_t n;
+    do
+        n = recv(fd, to, size, 0);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+static inline int64_t net_peek(net_socket fd, void *to, size_t size)
+{
+    ssize_t n;
+    do
+        n = recv(fd, to, size, MSG_PEEK);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+static inline int64_t net_send(net_socket fd, const void *from, size_t size)
+{
+    ssize_t n;
+    do
+        n = send(fd, from, size, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+/* The pending error of a socket as a positive errno, 0 if there is none; asking takes it away. */
+static inline int net_take_error(net_socket fd)
+{
+    int error = 0;
+    socklen_t length = sizeof error;
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 ? errno : error;
+}
+
+static inline void net_shut_write(net_socket fd) { shutdown(fd, SHUT_WR); }
+static inline void net_close(net_socket fd) { close(fd); } /* never again on EINTR: Linux has freed the number */
+
+static inline void net_reset(net_socket fd) /* closes with RST */
+{
+    struct linger now = {1, 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    close(fd);
+}
+
+/* Bytes that the kernel has accepted for this socket and not yet put on the wire; a reset would destroy them.
+ * Not SIOCOUTQ: that counts sent bytes too, which a delayed ACK keeps there for 40 ms. 0 where it cannot be asked. */
+static inline int net_unsent(net_socket fd)
+{
+#ifdef SIOCOUTQNSD
+    int bytes = 0;
+    return ioctl(fd, SIOCOUTQNSD, &bytes) < 0 ? 0 : bytes;
+#else
+    (void)fd;
+    return 0;
+#endif
+}
+
+/* Three kinds of "no", after EINTR: would block, out of something, and the end of this socket. */
+static inline int net_would_block(int64_t rc) { return rc == -EAGAIN || rc == -EWOULDBLOCK; }
+static inline int net_exhausted(int64_t rc) { return rc == -EMFILE || rc == -ENFILE || rc == -ENOBUFS || rc == -ENOMEM; }
+
+/* accept(2) reports errors of the connection that it would have returned: they say nothing about the next one. */
+static inline int net_accept_again(int rc)
+{
+    switch (-rc) {
+    case ECONNABORTED: case EPROTO: case EPERM: case ENETDOWN: case ENOPROTOOPT: case EHOSTDOWN: case EHOSTUNREACH:
+    case EOPNOTSUPP: case ENETUNREACH: case ETIMEDOUT: case ECONNRESET:
+#ifdef ENONET
+    case ENONET:
+#endif
+        return 1;
+    }
+    return 0;
+}
+
+/* Did a connect that ends with this errno get as far as a connection? A reset in SYN_SENT is ECONNREFUSED. */
+static inline int net_was_connected(int error) { return error == ECONNRESET || error == EPIPE; }
+
+#endif

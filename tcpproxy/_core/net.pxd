@@ -1,0 +1,39 @@
+# The socket calls that the core may use; net.h says what each returns (a value >= 0, or -errno).
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+cdef extern from "net.h" nogil:
+    ctypedef int net_socket
+    net_socket NET_NONE
+
+    ctypedef struct net_addr:
+        uint32_t length
+        uint8_t bytes[28]
+
+    ctypedef struct net_tuning:
+        int keepalive_idle          # seconds; 0: off
+        int keepalive_interval      # seconds
+        int keepalive_count
+
+    int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
+    void net_format(const net_addr *addr, char *text)      # text: 80 bytes
+    void net_nap_us(long us)
+    uint64_t net_now_ns()
+    int net_accept(net_socket listener, net_addr *peer)
+    int net_open(const net_addr *to, const net_tuning *tuning)
+    void net_tune(net_socket fd, const net_tuning *tuning)
+    int net_connect(net_socket fd, const net_addr *to)
+    int64_t net_recv(net_socket fd, void *to, size_t size)
+    int64_t net_peek(net_socket fd, void *to, size_t size)
+    int64_t net_send(net_socket fd, const void *data, size_t size)
+    int net_take_error(net_socket fd)
+    void net_shut_write(net_socket fd)
+    void net_close(net_socket fd)
+    void net_reset(net_socket fd)
+    int net_unsent(net_socket fd)
+    bint net_would_block(int64_t rc)
+    bint net_exhausted(int64_t rc)
+    bint net_accept_again(int rc)
+    bint net_was_connected(int error)
+
+cdef extern from "<errno.h>" nogil:
+    int EINPROGRESS, EADDRNOTAVAIL, ECONNREFUSED, ETIMEDOUT, ENOMEM, EINVAL

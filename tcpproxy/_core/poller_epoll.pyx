@@ -1,0 +1,138 @@
+# epoll(7): the contract is in poller.pxd.
+#
+# Streams are registered once, edge-triggered, for everything: no epoll_ctl while bytes flow. `poller_rearm` has nothing to
+# do, since an edge that comes after a would-block is reported by itself.
+#
+# The trap: epoll ties a registration to (number, open file). Closing the last descriptor of an open file removes it, which
+# saves one epoll_ctl a socket; but a copy in a forked child keeps it, and it goes on reporting under its old tag. The
+# owner's generation in the tag makes such reports harmless, and edges cannot spin; see Worker.abandon for the child.
+from libc.errno cimport errno, EINTR, ENOSYS
+from libc.stdlib cimport calloc, free
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    uint32_t EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLPRI, EPOLLERR, EPOLLHUP, EPOLLET, EPOLLEXCLUSIVE
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int EFD_CLOEXEC, EFD_NONBLOCK
+    int eventfd(unsigned int initval, int flags)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+    Py_ssize_t write(int fd, const void *data, size_t size)
+
+cdef enum:
+    BATCH = 256                     # events fetched in one call
+
+cdef uint64_t WAKE_TAG = <uint64_t>-1
+
+cdef struct Epoll:
+    int epfd
+    int wakefd                      # eventfd, edge-triggered: written, never read
+    epoll_event batch[BATCH]
+
+
+cdef Poller *poller_new() noexcept nogil:
+    cdef epoll_event event
+    cdef Epoll *poller = <Epoll *> calloc(1, sizeof(Epoll))
+    if poller == NULL:
+        return NULL
+    poller.epfd = epoll_create1(EPOLL_CLOEXEC)
+    poller.wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    event.events = EPOLLIN | EPOLLET
+    event.data.u64 = WAKE_TAG
+    if poller.epfd < 0 or poller.wakefd < 0 or epoll_ctl(poller.epfd, EPOLL_CTL_ADD, poller.wakefd, &event) < 0:
+        poller_free(<Poller *> poller)
+        return NULL
+    return <Poller *> poller
+
+
+cdef void poller_free(Poller *handle) noexcept nogil:
+    cdef Epoll *poller = <Epoll *> handle
+    if poller.epfd >= 0:
+        close(poller.epfd)
+    if poller.wakefd >= 0:
+        close(poller.wakefd)
+    free(poller)
+
+
+cdef int poller_add(Poller *handle, Watch *watch, int kind) noexcept nogil:
+    cdef Epoll *poller = <Epoll *> handle
+    cdef epoll_event event
+    event.data.u64 = watch.tag
+    if kind == WATCH_LISTENER:
+        event.events = EPOLLIN | EPOLLEXCLUSIVE     # one connection wakes one worker, not all
+    else:
+        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET
+    return 0 if epoll_ctl(poller.epfd, EPOLL_CTL_ADD, watch.fd, &event) == 0 else -errno
+
+
+cdef void poller_rearm(Poller *handle, Watch *watch, uint32_t bits) noexcept nogil:
+    pass
+
+
+cdef void poller_move(Poller *handle, Watch *watch, Watch *to) noexcept nogil:
+    to[0] = watch[0]
+
+
+cdef void poller_remove(Poller *handle, Watch *watch, int kind) noexcept nogil:
+    cdef Epoll *poller = <Epoll *> handle
+    cdef epoll_event event
+    if kind == WATCH_LISTENER:                      # shared with the other workers: closing ours would not remove it
+        event.events = 0
+        epoll_ctl(poller.epfd, EPOLL_CTL_DEL, watch.fd, &event)
+
+
+cdef inline uint32_t _bits(uint32_t events) noexcept nogil:
+    cdef uint32_t bits = 0
+    if events & EPOLLIN:
+        bits |= READY_IN
+    if events & EPOLLOUT:
+        bits |= READY_OUT
+    if events & EPOLLRDHUP:
+        bits |= READY_IN | READY_EOF
+    if events & EPOLLPRI:
+        bits |= READY_IN | READY_URGENT
+    if events & EPOLLHUP:
+        bits |= READY_IN | READY_OUT | READY_EOF
+    if events & EPOLLERR:
+        bits |= READY_IN | READY_OUT | READY_EOF | READY_ERROR
+    return bits
+
+
+cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns) noexcept nogil:
+    cdef Epoll *poller = <Epoll *> handle
+    cdef int i, n, count = 0, timeout_ms = -1
+    cdef int64_t ms
+    if timeout_ns >= 0:
+        ms = (timeout_ns + 999999) // 1000000
+        timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
+    n = epoll_wait(poller.epfd, poller.batch, room if room < BATCH else BATCH, timeout_ms)
+    if n < 0:
+        return 0 if errno == EINTR else -errno
+    for i in range(n):
+        if poller.batch[i].data.u64 == WAKE_TAG:
+            continue
+        events[count].tag = poller.batch[i].data.u64
+        events[count].bits = _bits(poller.batch[i].events)
+        count += 1
+    return count
+
+
+cdef void poller_wake(Poller *handle) noexcept nogil:
+    cdef Epoll *poller = <Epoll *> handle
+    cdef uint64_t one = 1
+    write(poller.wakefd, &one, sizeof(one))         # a full counter (EAGAIN) has an unseen edge already
+
+
+cdef const char *poller_name() noexcept nogil:
+    return "epoll"

@@ -1,0 +1,410 @@
+# One proxied connection: the states are in relay.pxd.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_free, connecting_has_more, connecting_new, connecting_next, connecting_take
+from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CLIENT_EOF, REASON_CLIENT_RESET, \
+    REASON_CONNECT_TIMEOUT, REASON_DNS, REASON_HALF_CLOSE_TIMEOUT, REASON_IDLE, REASON_LIMIT, REASON_NONE, \
+    REASON_REFUSED, REASON_SHUTDOWN, REASON_UNREACHABLE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET, EventRecord, \
+    ring_claim, ring_publish
+from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, half_break, half_pump
+from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOMEM, ETIMEDOUT, NET_NONE, net_close, net_exhausted, \
+    net_peek, net_recv, net_reset, net_send, net_unsent, net_would_block
+from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
+    poller_add, poller_rearm, poller_remove
+from tcpproxy._core.sync cimport sync_bump, sync_store, sync_sub
+from tcpproxy._core.table cimport table_new, table_release, table_tag
+from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
+    TIMER_LINGER, TIMER_NONE, TIMER_STAGGER, timers_arm, timers_cancel
+
+
+cdef void _enqueue(Loop *loop, Relay *relay) noexcept nogil:
+    if relay.queued:
+        return
+    relay.queued = True
+    relay.next = NULL
+    if loop.queue_last != NULL:
+        loop.queue_last.next = relay
+    else:
+        loop.queue_first = relay
+    loop.queue_last = relay
+
+
+# --- the beginning: a client, then upstream's addresses, then a connection ---
+
+cdef void relay_start(Loop *loop, net_socket fd, const net_addr *client, int target) noexcept nogil:
+    """Takes over an accepted socket, counted in `active` already; its upstream is upstreams[target]."""
+    cdef Relay *relay = table_new(&loop.table)
+    cdef EventRecord *record
+    if relay != NULL:
+        relay.sides[CLIENT].watch.fd = fd
+        relay.sides[CLIENT].watch.tag = table_tag(relay)
+    if relay == NULL or poller_add(loop.pump.poller, &relay.sides[CLIENT].watch, WATCH_STREAM) < 0:
+        _turn_away(loop, fd, client)
+        if relay != NULL:
+            table_release(&loop.table, relay)
+        return
+    sync_bump(&loop.counters.accepted, 1)
+    relay.sides[CLIENT].ready = READY_OUT
+    relay.sides[UPSTREAM].watch.fd = NET_NONE
+    relay.client = client[0]
+    relay.target = <uint8_t> target
+    relay.accepted_ns = loop.now_ns
+    relay.deadline.owner = relay.step.owner = relay
+    relay.state = RELAY_RESOLVING
+    record = ring_claim(&loop.events, EVENT_NEW)
+    if record != NULL:
+        record.client = relay.client
+        ring_publish(&loop.events)
+    timers_arm(&loop.timers, &relay.deadline, TIMER_CONNECT, loop.now_ns)
+    _resolve(loop, relay)
+
+
+cdef void _turn_away(Loop *loop, net_socket fd, const net_addr *client) noexcept nogil:
+    """No memory for so much as a relay."""
+    cdef EventRecord *record = ring_claim(&loop.events, EVENT_FAILED)
+    if record != NULL:
+        record.reason = REASON_LIMIT
+        record.error = ENOMEM
+        record.client = client[0]
+        ring_publish(&loop.events)
+    net_reset(fd)
+    sync_bump(&loop.counters.failed, 1)
+    sync_sub(&loop.counters.active, 1)
+
+
+cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
+    """Connects with addresses that are fresh; else asks for new ones, once for all who wait."""
+    cdef Upstream *upstream = &loop.upstreams[relay.target]
+    if upstream.list != NULL and upstream.list.count and loop.now_ns < upstream.list.expires_ns:
+        _connect(loop, relay)
+    elif not upstream.waiting:
+        upstream.waiting = True
+        sync_store(&upstream.asked, 1)
+        net_send(loop.names_bell, <const char *> "n", 1)
+
+
+cdef void relay_answered(Loop *loop, Relay *relay) noexcept nogil:
+    """New addresses are there, even if none: whoever waited for them gets no others."""
+    if relay.state == RELAY_RESOLVING:
+        if loop.upstreams[relay.target].list.count:
+            _connect(loop, relay)
+        else:
+            _fail(loop, relay, REASON_DNS, 0)
+
+
+cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
+    relay.connecting = connecting_new(loop.upstreams[relay.target].list)
+    if relay.connecting == NULL:
+        _fail(loop, relay, REASON_LIMIT, ENOMEM)
+        return
+    relay.state = RELAY_CONNECTING
+    _next_attempt(loop, relay)
+
+
+cdef void _next_attempt(Loop *loop, Relay *relay) noexcept nogil:
+    if connecting_next(relay.connecting, loop.pump.poller, table_tag(relay), &loop.tuning) == CONNECTING_FAILED:
+        _fail(loop, relay, _failure(relay.connecting.error), relay.connecting.error)
+    elif connecting_has_more(relay.connecting):
+        timers_arm(&loop.timers, &relay.step, TIMER_STAGGER, loop.now_ns)
+    else:
+        timers_cancel(&loop.timers, &relay.step)
+
+
+cdef uint8_t _failure(int error) noexcept nogil:
+    if error == ECONNREFUSED:
+        return REASON_REFUSED
+    if error == ETIMEDOUT:
+        return REASON_CONNECT_TIMEOUT
+    if net_exhausted(-error) or error == EADDRNOTAVAIL:
+        return REASON_LIMIT
+    return REASON_UNREACHABLE
+
+
+cdef void _connected(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil:
+    cdef Side *upstream = &relay.sides[UPSTREAM]
+    connecting_take(relay.connecting, loop.pump.poller, number, &upstream.watch)
+    relay.upstream = relay.connecting.list.addresses[number]
+    relay.number = <uint8_t> (number + 1)
+    upstream.error = relay.connecting.error
+    upstream.ready = bits & (READY_IN | READY_OUT)
+    upstream.hinted = bits & (READY_EOF | READY_URGENT) != 0
+    connecting_free(relay.connecting, loop.pump.poller)
+    relay.connecting = NULL
+    relay.connected_ns = loop.now_ns
+    relay.state = RELAY_RELAYING
+    timers_cancel(&loop.timers, &relay.step)
+    timers_cancel(&loop.timers, &relay.deadline)
+    _enqueue(loop, relay)
+
+
+# --- events and timers ---
+
+cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil:
+    """`number`: 0 for the client, n + 1 for connection attempt n."""
+    cdef int won
+    cdef Side *side = &relay.sides[CLIENT]
+    if number != 0:
+        if relay.state == RELAY_CONNECTING:
+            won = connecting_event(relay.connecting, loop.pump.poller, number - 1, bits)
+            if won >= 0:
+                _connected(loop, relay, <uint32_t> won, bits)
+            elif won == CONNECTING_FAILED:
+                _next_attempt(loop, relay)
+            return
+        if number != relay.number:
+            return                              # an attempt that lost
+        side = &relay.sides[UPSTREAM]
+    side.ready |= bits & (READY_IN | READY_OUT)
+    if bits & (READY_EOF | READY_URGENT):
+        side.hinted = True
+    if relay.state < RELAY_RELAYING:
+        _client_left(loop, relay, bits)
+        return
+    if bits & READY_ERROR and not relay.alarmed:
+        relay.alarmed = True                    # its last bytes may be stuck behind a peer that does not read
+        _touch(loop, relay, False)
+    _enqueue(loop, relay)
+
+
+cdef void _client_left(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
+    """An event of a client whose upstream is not there yet. Its bytes stay in the kernel until then."""
+    cdef char byte
+    if bits & READY_ERROR:
+        relay.reason = REASON_CLIENT_RESET
+        _close(loop, relay, True)
+    elif bits & READY_EOF and net_peek(relay.sides[CLIENT].watch.fd, &byte, 1) == 0:
+        # Closed without a byte: gone, or a half-close that waits for a banner. It gets a second to be the latter.
+        if relay.deadline.kind == TIMER_CONNECT \
+                and relay.deadline.due_ns > loop.now_ns + loop.timers.lists[TIMER_ABANDONED].length_ns:
+            timers_arm(&loop.timers, &relay.deadline, TIMER_ABANDONED, loop.now_ns)
+
+
+cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
+    if kind == TIMER_STAGGER:
+        _next_attempt(loop, relay)
+    elif kind == TIMER_FLUSH:
+        _reset_when_sent(loop, relay)
+    elif kind == TIMER_ABANDONED:
+        relay.reason = REASON_CLIENT_EOF
+        _close(loop, relay, True)
+    elif kind == TIMER_CONNECT:
+        if relay.state == RELAY_CONNECTING and relay.connecting.started:
+            relay.connecting.last = relay.connecting.started - 1
+        _fail(loop, relay, REASON_DNS if relay.state == RELAY_RESOLVING else REASON_CONNECT_TIMEOUT, ETIMEDOUT)
+    elif kind == TIMER_IDLE or kind == TIMER_HALF_CLOSE:
+        relay.reason = REASON_IDLE if kind == TIMER_IDLE else REASON_HALF_CLOSE_TIMEOUT
+        _cut(loop, relay)
+    else:                                       # TIMER_LINGER: it had its time
+        _close(loop, relay, relay.state != RELAY_LINGERING)
+
+
+cdef void relay_abort(Loop *loop, Relay *relay) noexcept nogil:
+    relay.reason = REASON_SHUTDOWN
+    _close(loop, relay, True)
+
+
+# --- relaying ---
+
+cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
+    cdef int moved
+    relay.queued = False
+    if relay.state == RELAY_RELAYING:
+        moved = _pump(loop, relay)
+        _settle(loop, relay)
+        if relay.state == RELAY_RELAYING:
+            if moved & PUMP_MORE:
+                _enqueue(loop, relay)
+            _touch(loop, relay, moved & PUMP_MOVED != 0)
+    elif relay.state == RELAY_RESETTING:
+        _reset_when_sent(loop, relay)
+    elif relay.state == RELAY_LINGERING:
+        _discard(loop, relay)
+
+
+cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
+    cdef uint64_t up = relay.halves[CLIENT].delivered, down = relay.halves[UPSTREAM].delivered
+    cdef Side *client = &relay.sides[CLIENT]
+    cdef Side *upstream = &relay.sides[UPSTREAM]
+    cdef int moved = half_pump(&relay.halves[CLIENT], client, upstream, &loop.pump)
+    moved |= half_pump(&relay.halves[UPSTREAM], upstream, client, &loop.pump)
+    if not loop.half_close and (client.ended or upstream.ended):
+        # The first end closes both: what was read is still delivered, nothing more is read.
+        _finish(&relay.halves[CLIENT])
+        _finish(&relay.halves[UPSTREAM])
+        moved |= half_pump(&relay.halves[CLIENT], client, upstream, &loop.pump)
+        moved |= half_pump(&relay.halves[UPSTREAM], upstream, client, &loop.pump)
+    sync_bump(&loop.counters.to_upstream, relay.halves[CLIENT].delivered - up)
+    sync_bump(&loop.counters.to_client, relay.halves[UPSTREAM].delivered - down)
+    return moved
+
+
+cdef inline void _finish(Half *half) noexcept nogil:
+    if half.state == HALF_OPEN:
+        half.state = HALF_DRAINING
+
+
+cdef void _settle(Loop *loop, Relay *relay) noexcept nogil:
+    """After a turn: has a side ended or failed, and is the relay over?"""
+    cdef int side
+    if relay.reason == REASON_NONE:
+        if relay.sides[CLIENT].ended:
+            relay.reason = REASON_CLIENT_EOF
+        elif relay.sides[UPSTREAM].ended:
+            relay.reason = REASON_UPSTREAM_EOF
+    for side in range(2):
+        if relay.sides[side].error and _failed(loop, relay, side):
+            return
+    if relay.halves[CLIENT].state == HALF_SHUT and relay.halves[UPSTREAM].state == HALF_SHUT:
+        if relay.sides[CLIENT].ended and relay.sides[UPSTREAM].ended:
+            _close(loop, relay, False)
+        else:
+            relay.state = RELAY_LINGERING
+            timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+            _discard(loop, relay)
+
+
+cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
+    """A reset (or the like) of one side is passed on, behind the bytes that it sent before. True: the relay is over."""
+    cdef Half *rest = &relay.halves[side]
+    cdef Side *peer = &relay.sides[1 - side]
+    if relay.reason != REASON_CLIENT_RESET and relay.reason != REASON_UPSTREAM_RESET:
+        relay.reason = REASON_CLIENT_RESET if side == CLIENT else REASON_UPSTREAM_RESET
+        relay.error = relay.sides[side].error
+        relay.alarmed = True
+        # The kernel still has what the side sent before; a failed send told us of the end too early.
+        relay.sides[side].ready |= READY_IN
+        _enqueue(loop, relay)
+    half_break(&relay.halves[1 - side])         # nothing reaches it any more
+    if peer.error:
+        _close(loop, relay, True)
+        return True
+    if rest.state < HALF_SHUT:
+        return False
+    if rest.state == HALF_SHUT and peer.ended:
+        _close(loop, relay, False)              # the peer had said and heard everything: it keeps its end of file
+    else:
+        relay.state = RELAY_RESETTING
+        relay.unsent = 0
+        timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+        _reset_when_sent(loop, relay)
+    return True
+
+
+cdef void _reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
+    """A reset destroys what the kernel has not sent yet; a direct connection would have delivered it. No event tells
+    when it is gone, so this looks again every few milliseconds, as long as it gets less."""
+    cdef Side *peer = &relay.sides[CLIENT]
+    cdef int unsent
+    if peer.error:
+        peer = &relay.sides[UPSTREAM]
+    unsent = net_unsent(peer.watch.fd)
+    if unsent <= 0:
+        _close(loop, relay, True)
+        return
+    if unsent != relay.unsent:
+        relay.unsent = unsent
+        timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+    timers_arm(&loop.timers, &relay.step, TIMER_FLUSH, loop.now_ns)
+
+
+cdef void _discard(Loop *loop, Relay *relay) noexcept nogil:
+    """Reads away what a peer sends after both ends were passed on, until it ends too or its time is over."""
+    cdef int side, turns
+    cdef int64_t got
+    for side in range(2):
+        for turns in range(4):
+            if relay.sides[side].ended or not relay.sides[side].ready & READY_IN:
+                break
+            got = net_recv(relay.sides[side].watch.fd, loop.pump.scratch, loop.pump.size)
+            if net_would_block(got):
+                relay.sides[side].ready &= ~READY_IN
+                poller_rearm(loop.pump.poller, &relay.sides[side].watch, READY_IN)
+            elif got <= 0:
+                relay.sides[side].ended = True
+        if not relay.sides[side].ended and relay.sides[side].ready & READY_IN:
+            _enqueue(loop, relay)
+    if relay.sides[CLIENT].ended and relay.sides[UPSTREAM].ended:
+        _close(loop, relay, False)
+
+
+cdef void _touch(Loop *loop, Relay *relay, bint moved) noexcept nogil:
+    """Keeps the deadline that applies to a relaying relay, from its last byte on."""
+    cdef int kind = TIMER_NONE
+    cdef bint idle = loop.timers.lists[TIMER_IDLE].length_ns != 0
+    if relay.alarmed:
+        kind = TIMER_LINGER
+    elif relay.halves[CLIENT].state == HALF_SHUT or relay.halves[UPSTREAM].state == HALF_SHUT:
+        kind = TIMER_HALF_CLOSE
+        if idle and loop.timers.lists[TIMER_IDLE].length_ns < loop.timers.lists[TIMER_HALF_CLOSE].length_ns:
+            kind = TIMER_IDLE
+    elif idle:
+        kind = TIMER_IDLE
+    if kind == TIMER_NONE:
+        timers_cancel(&loop.timers, &relay.deadline)
+    elif moved or kind != relay.deadline.kind:
+        timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
+
+
+# --- the end ---
+
+cdef void _fail(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil:
+    """Upstream was not reached."""
+    relay.reason = reason
+    relay.error = error
+    if relay.connecting != NULL:
+        relay.upstream = relay.connecting.list.addresses[relay.connecting.last]
+    sync_bump(&loop.counters.failed, 1)
+    _report(loop, relay, EVENT_FAILED)
+    _release(loop, relay, True, True)
+
+
+cdef void _close(Loop *loop, Relay *relay, bint reset) noexcept nogil:
+    """Ends a relay; `reset`: with RST to both sides, for a side that is dead already no more than a close."""
+    _report(loop, relay, EVENT_END)
+    _release(loop, relay, reset, reset)
+
+
+cdef void _cut(Loop *loop, Relay *relay) noexcept nogil:
+    """A time-out ends a relay: a stream that is cut ends with a reset, one that had its end of file keeps it."""
+    _report(loop, relay, EVENT_END)
+    _release(loop, relay, relay.halves[UPSTREAM].state != HALF_SHUT, relay.halves[CLIENT].state != HALF_SHUT)
+
+
+cdef void _report(Loop *loop, Relay *relay, int kind) noexcept nogil:
+    cdef EventRecord *record = ring_claim(&loop.events, kind)
+    if record == NULL:
+        return
+    record.reason = relay.reason
+    record.error = relay.error
+    record.to_upstream = relay.halves[CLIENT].delivered
+    record.to_client = relay.halves[UPSTREAM].delivered
+    record.duration_ns = loop.now_ns - relay.accepted_ns
+    record.connect_ns = relay.connected_ns - relay.accepted_ns if relay.connected_ns else 0
+    record.client = relay.client
+    record.upstream = relay.upstream
+    ring_publish(&loop.events)
+
+
+cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstream) noexcept nogil:
+    cdef int side
+    cdef Side *it
+    if relay.connecting != NULL:
+        connecting_free(relay.connecting, loop.pump.poller)
+        relay.connecting = NULL
+    for side in range(2):
+        it = &relay.sides[side]
+        half_break(&relay.halves[side])
+        if it.watch.fd == NET_NONE:
+            continue
+        poller_remove(loop.pump.poller, &it.watch, WATCH_STREAM)
+        if reset_client if side == CLIENT else reset_upstream:
+            net_reset(it.watch.fd)
+        else:
+            net_close(it.watch.fd)
+        it.watch.fd = NET_NONE
+    timers_cancel(&loop.timers, &relay.deadline)
+    timers_cancel(&loop.timers, &relay.step)
+    relay.state = RELAY_DEAD                    # events of this batch may still name it, and the run queue hold it
+    relay.next_dead = loop.dead
+    loop.dead = relay
+    sync_bump(&loop.counters.ended, 1)
+    sync_sub(&loop.counters.active, 1)

@@ -1,0 +1,33 @@
+/* What threads share: C atomics, and nothing else.
+ *
+ * The core has one owner for nearly everything. The exceptions are the stop flag, the counters, the ring of event
+ * records, the queue of handed-over sockets and the slot where a new address list is left; they go through these.
+ */
+#ifndef TCPPROXY_SYNC_H
+#define TCPPROXY_SYNC_H
+
+#include <stdint.h>
+
+#if !defined(__GNUC__) && !defined(__clang__)
+#error "sync.h needs the __atomic builtins of GCC or clang"
+#endif
+
+static inline uint64_t sync_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline uint64_t sync_peek(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void sync_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline void sync_set(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+/* single writer: a load and a store cost less than a locked add, and nobody else writes */
+static inline void sync_bump(uint64_t *p, uint64_t n) { sync_set(p, sync_peek(p) + n); }
+/* several writers; returns the value before */
+static inline uint64_t sync_add(uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_ACQ_REL); }
+static inline uint64_t sync_sub(uint64_t *p, uint64_t n) { return __atomic_fetch_sub(p, n, __ATOMIC_ACQ_REL); }
+static inline uint64_t sync_swap(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
+static inline int sync_claim(uint64_t *p, uint64_t old, uint64_t v)
+{
+    return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+static inline void *sync_swap_pointer(void **p, void *v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
+static inline void *sync_load_pointer(void **p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void sync_store_pointer(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+
+#endif

@@ -1,0 +1,15 @@
+# Where a worker's relays live. A relay is found by the index in an event's tag and trusted only if the generation
+# agrees; its slot is never given back to malloc, so even a tag of long ago points at a slot.
+from libc.stdint cimport uint32_t, uint64_t
+from tcpproxy._core.relay cimport Relay, Table
+
+cdef enum:
+    CHUNK = 64              # relays allocated together
+    INDEX_LIMIT = 4096 * 64 # more indices than a process can have descriptors for; fits the tag's 28 bits
+
+cdef Relay *table_new(Table *table) noexcept nogil                     # zeroed but for index, generation; NULL: no memory
+cdef void table_release(Table *table, Relay *relay) noexcept nogil     # its generation ends
+cdef void table_free(Table *table) noexcept nogil
+cdef Relay *table_at(Table *table, uint32_t index) noexcept nogil      # NULL: beyond the table
+cdef Relay *table_find(Table *table, uint64_t tag) noexcept nogil      # NULL: stale, or dead
+cdef uint64_t table_tag(Relay *relay) noexcept nogil   # generation << 32 | index << 4; the low four bits: which socket

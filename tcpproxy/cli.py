@@ -1,0 +1,76 @@
+"""The command: options to a Proxy to an exit code. No sockets and no threads here."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from . import __version__, logs
+from ._core.worker import POLLER
+from .errors import TcpProxyError
+from .listening import raise_descriptor_limit
+from .proxy import Proxy
+from .signals import serve
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _option(*names: str, default: str | None = None, shown: str | bool = True, metavar: str, text: str) -> object:
+    return click.option(*names, default=default, show_default=shown, metavar=metavar, help=text)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("remote", metavar="REMOTE")
+@_option("-b", "--bind", default="127.0.0.1", metavar="ADDR", text="Listen here; localhost: both families, one port.")
+@_option("-l", "--local-port", shown="random", metavar="PORT", text="Listen on this port.")
+@click.option("-d", "--debug", is_flag=True, help="Say how each connection ended, and the bytes both ways.")
+@_option("--connect-timeout", default="10s", metavar="TIME", text="For reaching REMOTE, name look-up included.")
+@_option(
+    "--half-close-timeout",
+    default="60s",
+    metavar="TIME",
+    text="Inactivity after one direction has ended. 0: the first end closes both.",
+)
+@_option("--idle-timeout", default="off", metavar="TIME", text="Inactivity that ends a connection.")
+@_option("--keepalive", default="60s", metavar="TIME", text="Idle time until TCP asks for a sign of life, or off.")
+@_option("--grace", default="10s", metavar="TIME", text="For connections to end by themselves after SIGTERM or SIGINT.")
+@_option("--workers", shown="usable CPUs", metavar="N", text="Threads that relay.")
+@_option("--max-connections", shown="from the open files limit", metavar="N", text="At one time; more wait.")
+@_option("--buffer-size", default="64KiB", metavar="SIZE", text="Read at once, and kept for a slow receiver.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of all lines.")
+@click.option("-q", "--quiet", is_flag=True, help="No line for a new connection.")
+@click.version_option(__version__, "-V", "--version", message=f"tcpproxy {__version__} ({POLLER})")
+def command(remote: str, local_port: str | None, debug: bool, log_format: str, quiet: bool, **options: str | None) -> None:
+    """Forward TCP connections to REMOTE, which is HOST:PORT or [IPv6]:PORT.
+
+    Times are seconds or carry a unit (250ms, 10s, 5m), sizes too (64KiB).
+    """
+    raise_descriptor_limit()
+    printer = logs.Printer(debug=debug, quiet=quiet, json=log_format == "json")
+    options["workers"] = options["workers"] or str(min(_usable_cpus(), 64))
+    try:
+        proxy = Proxy(remote, port=local_port or 0, on_event=printer, **options)  # type: ignore[arg-type]
+        serve(proxy)
+    except TcpProxyError as error:
+        click.echo(f"tcpproxy: {error}", err=True)
+        sys.exit(error.exit_code)
+    if printer.unwritten:
+        click.echo(f"{printer.unwritten} log lines could not be written", err=True)
+    if proxy.failure:
+        click.echo(f"tcpproxy: {proxy.failure}", err=True)
+        sys.exit(proxy.failure.exit_code)
+
+
+def main() -> None:
+    """Entry point of the `tcpproxy` command."""
+    # Started with a standard descriptor closed, the next socket would get its number, and log lines would go to a peer.
+    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(lowest)
+    command(prog_name="tcpproxy")
+
+

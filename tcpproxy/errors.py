@@ -1,0 +1,40 @@
+"""What can go wrong, each with the exit code that the command gives it."""
+
+from __future__ import annotations
+
+import os
+
+
+class TcpProxyError(Exception):
+    """Base of every error that tcpproxy raises on purpose; its text is one sentence for a person."""
+
+    exit_code = 1
+
+
+class UsageError(TcpProxyError, ValueError):
+    """An argument that cannot be meant: the text names the value and what was expected."""
+
+    exit_code = 2
+
+
+class StartError(TcpProxyError, OSError):
+    """The proxy could not start listening or get what it needs; `errno` is what the system said.
+
+    Args:
+        what: what could not be done, with the address that it was about.
+        error: the OSError behind it.
+    """
+
+    def __init__(self, what: str, error: OSError) -> None:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        super().__init__(error.errno, f"{what}: {reason}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class WorkerError(TcpProxyError, OSError):
+    """A worker ended by itself: its poller failed, and the proxy has stopped. Nothing a peer does leads here."""
+
+    def __str__(self) -> str:
+        return f"the relay has stopped: {self.strerror} ({self.filename})"

@@ -1,0 +1,147 @@
+"""Listening sockets, and how many connections the descriptors of this process allow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+from .config import Config
+from .errors import StartError, UsageError
+from .resolver import Address
+
+BACKLOG = 4096
+
+
+def listen(config: Config, target: list[Address]) -> list[socket.socket]:
+    """Listening sockets for every address that `bind` means, on one port."""
+    places = _bind_places(config)
+    for attempt in range(8):
+        sockets: list[socket.socket] = []
+        port = config.port
+        try:
+            for family, host in places:
+                sockets.append(_bind(family, host, port, config, target))
+                port = sockets[0].getsockname()[1]
+            for listener in sockets:
+                listener.listen(BACKLOG)
+        except OSError as error:
+            for listener in sockets:
+                listener.close()
+            if config.port == 0 and len(places) > 1 and sockets and attempt < 7:
+                continue  # the port that was free in one family is taken in the other
+            if isinstance(error, StartError):
+                raise
+            raise StartError(f"cannot listen on {config.bind} port {port}", error) from error
+        except UsageError:
+            for listener in sockets:
+                listener.close()
+            raise
+        return sockets
+    raise AssertionError("unreachable")
+
+
+def _bind_places(config: Config) -> list[tuple[int, str]]:
+    """(family, address) to listen on."""
+    if config.bind == "localhost":
+        both = [(int(socket.AF_INET), "127.0.0.1")]
+        return [*both, (int(socket.AF_INET6), "::1")] if _is_local(socket.AF_INET6, "::1") else both
+    try:
+        found = socket.getaddrinfo(config.bind, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        why = error if isinstance(error, OSError) else OSError(str(error))
+        raise StartError(f"cannot listen on {config.bind}", OSError(why.strerror or str(why))) from error
+    places: list[tuple[int, str]] = []
+    for family, _, _, _, where in found:
+        host = str(where[0])
+        if len(where) == 4 and where[3] and "%" not in host:
+            host = f"{host}%{where[3]}"
+        if (int(family), host) not in places:
+            places.append((int(family), host))
+    return places
+
+
+def _bind(family: int, host: str, port: int, config: Config, target: list[Address]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # [::] takes both families, as people expect; localhost and lists of addresses have a socket for each
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        listener.bind(socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)[0][4])
+        if _reaches(listener, target):
+            raise UsageError(f"remote {str(config.remote)!r} is this proxy's own address, expected another one")
+    except OSError as error:
+        listener.close()
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise StartError(f"cannot listen on {where}", error) from error
+    except UsageError:
+        listener.close()
+        raise
+    return listener
+
+
+def _reaches(listener: socket.socket, target: list[Address]) -> bool:
+    """Would a connection to one of these addresses come to this listener?"""
+    host, port = listener.getsockname()[:2]
+    own = socket.inet_pton(listener.family, host.partition("%")[0])
+    for raw, target_port, _ in target:
+        family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
+        if target_port != port:
+            continue
+        if raw == own or (not any(own) and (family == listener.family or len(own) == 16)):
+            if raw == own or not any(raw) or _is_local(family, socket.inet_ntop(family, raw)):
+                return True
+        elif not any(raw) and family == listener.family:
+            return True
+    return False
+
+
+def _is_local(family: int, host: str) -> bool:
+    """Is it an address of this machine? One that is can be bound to."""
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((host, 0))
+        return True
+    return False
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_public(listener: socket.socket) -> bool:
+    host = listener.getsockname()[0]
+    return not (host.startswith("127.") or host == "::1")
+
+
+def raise_descriptor_limit() -> None:
+    """Lifts the soft limit of open files to the hard one, for the whole process, where the platform has such limits."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def connection_limit(config: Config) -> tuple[int, str]:
+    """How many connections at a time, and a warning if descriptors will not reach for as many as were asked for."""
+    try:
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except ImportError:
+        return config.max_connections or 1_000_000, ""
+    if soft == resource.RLIM_INFINITY:
+        return config.max_connections or 1_000_000, ""
+    # Two a connection; the rest for listeners, pollers, logs, look-ups and what the program has open besides.
+    fits = max(1, (soft - 40 - 8 * config.workers) // 2)
+    if config.max_connections is None:
+        return fits, ""
+    if config.max_connections > fits:
+        return config.max_connections, (
+            f"max-connections {config.max_connections} is more than the limit of {soft} open files allows ({fits})"
+        )
+    return config.max_connections, ""

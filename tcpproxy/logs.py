@@ -1,0 +1,195 @@
+"""Event records to log lines: on stdout and stderr for the command, through `logging` for a program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+REASONS = (
+    "",
+    "client-eof",
+    "upstream-eof",
+    "client-reset",
+    "upstream-reset",
+    "idle",
+    "half-close-timeout",
+    "connect-refused",
+    "connect-timeout",
+    "unreachable",
+    "dns",
+    "limit",
+    "shutdown",
+)
+KINDS = ("", "new", "end", "failed", "accept-error", "limit")
+
+BURST = 10
+"""Failed connections of one reason that get a line in one second; the rest are counted and said in one line."""
+
+
+class Event(NamedTuple):
+    """A fact about the proxy or one of its connections. Addresses are `host:port`, empty where there is none."""
+
+    kind: str
+    """`new`, `end`, `failed` (upstream not reached), `accept-error`, `limit`; from the proxy itself `listening`,
+    `warning`, `lost` (lines or records that were left out)."""
+    reason: str = ""
+    """Why it ended or failed: one of REASONS."""
+    error: int = 0
+    """errno behind it, 0: none."""
+    client: str = ""
+    upstream: str = ""
+    to_upstream: int = 0
+    """Bytes delivered from client to upstream."""
+    to_client: int = 0
+    duration: float = 0.0
+    """Seconds since the client was accepted."""
+    connect_time: float = 0.0
+    """Seconds from there until upstream was connected, 0: it was not."""
+    text: str = ""
+    """`listening`: the address; `warning`: the sentence; `failed`: what the system said; `lost`: how many of what."""
+
+
+def wanted(kinds: tuple[str, ...]) -> int:
+    """The mask that makes a worker report these kinds."""
+    return sum(1 << KINDS.index(kind) for kind in kinds)
+
+
+def decode(record: tuple[int, int, int, str, str, int, int, float, float], problem: str) -> Event:
+    """A record of the core as an Event; `problem`: why the last look-up of upstream's name failed."""
+    kind, reason, error, *rest = record
+    text = ""
+    if REASONS[reason] == "dns":
+        text = f"failed to lookup address information: {problem or 'no answer in time'}"
+    elif error:
+        text = f"{os.strerror(error)} (os error {error})"
+    return Event(KINDS[kind], REASONS[reason], error, *rest, text)
+
+
+def clean(text: str) -> str:
+    """The text with everything that could move a cursor or begin a line made visible (log injection)."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Flood:
+    """Lets a few lines of a kind through each second and counts the rest."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds: dict[str, tuple[float, int, int]] = {}  # when it began, lines in it, how many may pass
+
+    def admit(self, key: str, burst: int) -> bool:
+        """May this line pass? Ask `overdue` first: a second that is over is forgotten here."""
+        start, count, _ = self._seconds.get(key, (-1.0, 0, burst))
+        if self._clock() - start >= 1:
+            start, count = self._clock(), 0
+        self._seconds[key] = (start, count + 1, burst)
+        return count < burst
+
+    def overdue(self) -> dict[str, int]:
+        """How many lines were held back in seconds that are over, by kind; each is told once."""
+        over = {key: count - burst for key, (start, count, burst) in self._seconds.items() if self._clock() - start >= 1}
+        for key in over:
+            del self._seconds[key]
+        return {key: count for key, count in over.items() if count > 0}
+
+    @property
+    def pending(self) -> bool:
+        """Is there something that `overdue` will have to say?"""
+        return any(count > burst for _, count, burst in self._seconds.values())
+
+
+class Printer:
+    """Writes events as lines, in the words of the original command. Never raises; what cannot be written is counted.
+
+    Args:
+        debug: a line or more per connection end.
+        quiet: no line per connection.
+        json: one object a line instead of text.
+        stdout, stderr: descriptors to write to.
+    """
+
+    def __init__(self, *, debug: bool = False, quiet: bool = False, json: bool = False, stdout: int = 1, stderr: int = 2):
+        self._debug, self._quiet, self._json = debug, quiet, json
+        self._stdout, self._stderr = stdout, stderr
+        self._flood = Flood()
+        self.unwritten = 0
+        """Lines that stdout or stderr would not take."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What this printer has a line for."""
+        return ("failed", "accept-error", "limit", *(() if self._quiet else ("new",)), *(("end",) if self._debug else ()))
+
+    def __call__(self, event: Event) -> None:
+        self.settle()
+        if event.kind in ("failed", "accept-error", "limit"):
+            key = f"{event.kind} ({event.reason})" if event.reason else event.kind
+            if not self._flood.admit(key, BURST if event.kind == "failed" else 1):
+                return
+        self._print(event)
+
+    def settle(self) -> bool:
+        """Says how many lines were held back in the last seconds. Returns whether it has to be called once more."""
+        for key, count in self._flood.overdue().items():
+            self._print(Event("lost", text=f"{count} more lines of the kind {key} were not shown"))
+        return self._flood.pending
+
+    def _print(self, event: Event) -> None:
+        target = self._stdout if event.kind in ("listening", "new") else self._stderr
+        lines = [self._as_json(event)] if self._json else self._as_text(event)
+        self._write(target, "".join(f"{clean(line)}\n" for line in lines))
+
+    def _write(self, target: int, text: str) -> None:
+        data = text.encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                data = data[os.write(target, data) :]
+        except OSError:
+            self.unwritten += text.count("\n")
+
+    def _as_text(self, event: Event) -> list[str]:
+        match event.kind:
+            case "listening":
+                return [f"Listening on {event.text}"]
+            case "new":
+                return [f"New connection from {event.client}"]
+            case "failed":
+                where = f" ({event.upstream or 'upstream'} for client {event.client})"
+                return [f"Error establishing upstream connection: {event.text or event.reason}{where}"]
+            case "accept-error":
+                return [f"Error accepting a connection: {event.text}; trying again every 100 ms"]
+            case "limit":
+                return [f"The limit of connections is reached; new ones wait"]
+            case "end":
+                connect = f", connected in {event.connect_time * 1000:.1f} ms" if event.connect_time else ""
+                return [
+                    f"Transferred {event.to_upstream} bytes from proxy client {event.client} to upstream server",
+                    f"Transferred {event.to_client} bytes from upstream server to proxy client {event.client}",
+                    f"Closed {event.client} after {event.duration:.3f} s{connect}: {event.reason}",
+                ]
+            case "lost":
+                return [event.text]
+        return [f"{event.kind}: {event.text}"]
+
+    def _as_json(self, event: Event) -> str:
+        import json
+
+        fields: dict[str, object] = {"time": round(time.time(), 3)}
+        fields.update({name: value for name, value in event._asdict().items() if value or name == "kind"})
+        if event.kind == "end":
+            fields.update(to_upstream=event.to_upstream, to_client=event.to_client)
+        return json.dumps(fields)
+
+
+def to_logging(event: Event) -> None:
+    """The default sink of a Proxy in a program: the logger `tcpproxy`, connections at DEBUG, trouble at WARNING."""
+    import logging
+
+    logger = logging.getLogger("tcpproxy")
+    level = {"listening": logging.INFO, "new": logging.DEBUG, "end": logging.DEBUG}.get(event.kind, logging.WARNING)
+    if logger.isEnabledFor(level):
+        with contextlib.suppress(Exception):  # a handler of the program's must not end the log thread
+            logger.log(level, "%s", " ".join(clean(str(part)) for part in event if part))

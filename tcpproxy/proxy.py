@@ -1,0 +1,422 @@
+"""Proxy: resolves, listens, starts one thread a worker, stops. What passes through it is the core's business."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import contextlib
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from . import logs
+from ._core.worker import Worker
+from .config import Config
+from .errors import StartError, WorkerError
+from .listening import address, connection_limit, is_public, listen
+from .logs import Event
+from .resolver import Address, Resolver, numeric
+
+START_PATIENCE = 2.0
+"""Seconds that a start waits for upstream's name before it warns and listens all the same."""
+
+_live: weakref.WeakSet[Proxy] = weakref.WeakSet()
+_hooked = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Numbers since the start, over all workers."""
+
+    accepted: int
+    active: int
+    """Connections alive now."""
+    ended: int
+    failed: int
+    """Connections among `ended` whose upstream was not reached."""
+    bytes_to_upstream: int
+    bytes_to_client: int
+    accept_errors: int
+    events_lost: int
+    """Event records that nobody took in time."""
+    wakeups: int
+    """How often a worker was woken; stands still while nothing happens."""
+    accepted_by_worker: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A live connection, at the moment of asking."""
+
+    client: str
+    upstream: str
+    """Empty until it is connected."""
+    state: str
+    """`resolving`, `connecting`, `relaying` or `closing`."""
+    to_upstream: int
+    to_client: int
+    age: float
+    """Seconds since the client was accepted."""
+
+
+class Proxy:
+    """Forwards TCP connections to `remote`, in threads of this process. A context manager, plain or async.
+
+    Durations are seconds or texts like `250ms`, `5m`; sizes are bytes or texts like `64KiB`.
+
+    Args:
+        remote: `HOST:PORT` or `[IPv6]:PORT`.
+        bind: where to listen: a name or address; `localhost` means both families, on one port.
+        port: 0 picks a free one; see `address`.
+        workers: threads that relay.
+        connect_timeout: how long a client waits at most for upstream, name look-up included.
+        half_close_timeout: how long a connection of which one direction has ended may be without a byte in
+            the other. 0: the first end closes both directions.
+        idle_timeout: how long a connection may be without a byte; None: no limit.
+        keepalive: idle time after which TCP asks whether the peer is still there (and gives up on it after about half
+            that time again); None: never.
+        grace: how long `stop` lets connections end by themselves.
+        max_connections: at one time; more wait. None: what the limit of open files allows.
+        buffer_size: the most that is read at once, and kept of a direction whose receiver is slow.
+        on_event: called with each `Event`, in a thread of the proxy's own; None: the logger `tcpproxy`.
+
+    Raises:
+        UsageError: an argument that cannot be meant, or a target that is this proxy itself.
+        StartError: on start, the address cannot be listened on, or there are no descriptors.
+    """
+
+    def __init__(
+        self,
+        remote: str,
+        *,
+        bind: str = "127.0.0.1",
+        port: int | str = 0,
+        workers: int | str = 1,
+        connect_timeout: float | str = 10,
+        half_close_timeout: float | str = 60,
+        idle_timeout: float | str | None = None,
+        keepalive: float | str | None = 60,
+        grace: float | str = 0,
+        max_connections: int | str | None = None,
+        buffer_size: int | str = 65536,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.config = Config.make(
+            remote,
+            bind=bind,
+            port=port,
+            workers=workers,
+            connect_timeout=connect_timeout,
+            half_close_timeout=half_close_timeout,
+            idle_timeout=idle_timeout,
+            keepalive=keepalive,
+            grace=grace,
+            max_connections=max_connections,
+            buffer_size=buffer_size,
+        )
+        self.addresses: list[tuple[str, int]] = []
+        """What it listens on, as (host, port)."""
+        self.failure: WorkerError | None = None
+        """Why it ended by itself, if it did."""
+        self._sink = on_event or logs.to_logging
+        self._notes: collections.deque[Event] = collections.deque()
+        self._resolver: Resolver | None = None
+        self._workers: list[Worker] = []
+        self._threads: list[threading.Thread] = []
+        self._logger: threading.Thread | None = None
+        self._namer: threading.Thread | None = None
+        self._bells: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._started = False
+        self._stopping = threading.Event()
+        self._stopped = threading.Event()
+
+    # --- life ---
+
+    def start(self) -> Self:
+        """Begins to listen and to relay; when it returns, clients can connect.
+
+        Raises:
+            StartError: the address is taken or not ours, or the system refuses what a proxy needs.
+            UsageError: the target is the proxy's own address.
+        """
+        with self._lock:
+            if self._started:
+                raise RuntimeError("a Proxy starts once; make another one")
+            self._started = True
+        target = self._find_target()
+        listeners = listen(self.config, target)
+        try:
+            self._prepare(listeners, target)
+        except BaseException as error:
+            self._discard(listeners)
+            if isinstance(error, OSError):
+                raise StartError(f"cannot start a proxy for {self.config.remote}", error) from error
+            raise
+        for thread in (*self._threads, self._logger, self._namer):
+            if thread:
+                thread.start()
+        _hook()
+        _live.add(self)
+        return self
+
+    def _find_target(self) -> list[Address]:
+        """Upstream's addresses: none (and a warning) if its name does not resolve soon enough."""
+        remote = self.config.remote
+        known = numeric(remote.host, remote.port)
+        if known:
+            return known
+        self._resolver = Resolver(remote.host, remote.port)
+        found, _ = self._resolver.lookup(START_PATIENCE)
+        if not found:
+            why = self._resolver.problem or f"no answer within {START_PATIENCE:g} s"
+            self._note("warning", f"cannot resolve {remote.host} ({why}); it is looked up again for each connection")
+        return found
+
+    def _prepare(self, listeners: list[socket.socket], target: list[Address]) -> None:
+        config = self.config
+        self._bells = [*socket.socketpair(), *socket.socketpair()]
+        for bell in (self._bells[1], self._bells[3]):
+            bell.setblocking(False)
+        limit, warning = connection_limit(config)
+        if warning:
+            self._note("warning", warning)
+        for number in range(config.workers):
+            worker = Worker(
+                bell=self._bells[1].fileno(),
+                names_bell=self._bells[3].fileno(),
+                buffer_size=config.buffer_size,
+                connect_timeout=config.connect_timeout,
+                half_close_timeout=config.half_close_timeout,
+                idle_timeout=config.idle_timeout,
+                keepalive=config.keepalive,
+            )
+            self._workers.append(worker)
+            for listener in listeners:
+                worker.listen(os.dup(listener.fileno()), 0)
+            worker.want_events(logs.wanted(getattr(self._sink, "kinds", logs.KINDS[1:])))
+            if target:
+                worker.set_addresses(0, target, None if self._resolver is None else 5.0)
+            self._threads.append(_thread(f"tcpproxy-worker-{number}", self._run, worker))
+        Worker.link(self._workers, limit=limit)
+        self.addresses = [listener.getsockname()[:2] for listener in listeners]
+        for listener in listeners:
+            self._note("listening", address(listener))
+            if is_public(listener):
+                self._note("warning", f"listening on {address(listener)}, which other machines may reach")
+            listener.close()  # each worker has its own copy
+        self._logger = _thread("tcpproxy-log", self._log)
+        if self._resolver:
+            self._namer = _thread("tcpproxy-names", self._answer, self._resolver)
+
+    def stop(self, grace: float | None = None) -> None:
+        """Stops listening, lets connections end for `grace` seconds (None: as configured), resets the rest.
+
+        From any thread, any number of times; returns when all is over.
+        """
+        if not self._started or threading.current_thread() in (*self._threads, self._logger):
+            return
+        deadline = time.monotonic() + (self.config.grace if grace is None else grace)
+        self.drain()
+        for thread in self._threads:
+            _join(thread, deadline - time.monotonic())
+        self.abort()
+        for thread in self._threads:
+            _join(thread, None)
+        with self._lock:
+            if not self._stopped.is_set():
+                self._clean_up()
+                self._stopped.set()
+
+    def drain(self) -> None:
+        """Stops listening, at once; connections go on. Does not wait."""
+        self._stopping.set()
+        for worker in self._workers:
+            worker.stop(abort=False)
+
+    def abort(self) -> None:
+        """Resets all connections and stops. Does not wait; may be called by a signal handler."""
+        self._stopping.set()
+        for worker in self._workers:
+            worker.stop(abort=True)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until somebody stops the proxy, or a worker fails (see `failure`). False: the time was over before."""
+        return self._stopping.wait(timeout)
+
+    def _clean_up(self) -> None:
+        _live.discard(self)
+        self._ring(0)
+        if self._resolver:
+            self._resolver.close()
+            self._ring(2)
+        # The log thread may be stuck in a write to a full pipe, for ever: then it is left behind, as a daemon.
+        stuck = False
+        for thread in (self._logger, self._namer):
+            if thread:
+                _join(thread, 1.0)
+                stuck = stuck or thread.is_alive()
+        if not stuck:
+            self._close_bells()
+
+    def _ring(self, bell: int) -> None:
+        with contextlib.suppress(OSError):
+            self._bells[bell + 1].send(b"s")
+
+    def _close_bells(self) -> None:
+        for bell in self._bells:
+            bell.close()
+
+    def _discard(self, listeners: list[socket.socket]) -> None:
+        """Undoes what a start had done when it failed."""
+        self._workers.clear()
+        self._threads.clear()
+        self._logger = self._namer = None
+        self._close_bells()
+        for listener in listeners:
+            listener.close()
+
+    def _forked(self) -> None:
+        """In a child: this proxy lives on in the parent only."""
+        for worker in self._workers:
+            worker.abandon()
+        for bell in self._bells:
+            bell.close()
+        self._workers, self._threads, self._logger, self._namer = [], [], None, None
+        self._lock = threading.Lock()
+        self._started = False
+        self._stopping.set()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        import asyncio
+
+        return await asyncio.to_thread(self.start)
+
+    async def __aexit__(self, *exc: object) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.stop)
+
+    # --- what its threads do ---
+
+    def _run(self, worker: Worker) -> None:
+        try:
+            worker.run()
+        except OSError as error:
+            self.failure = WorkerError(error.errno, error.strerror, error.filename)
+            self.abort()
+
+    def _answer(self, resolver: Resolver) -> None:
+        """Resolves upstream's name whenever a worker asks."""
+        while not self._stopping.is_set() or any(thread.is_alive() for thread in self._threads):
+            self._bells[2].recv(4096)
+            if any([worker.wants_addresses(0) for worker in self._workers]):
+                found, lifetime = resolver.lookup()
+                for worker in self._workers:
+                    worker.set_addresses(0, found, lifetime)
+
+    def _log(self) -> None:
+        """Takes event records out of the workers and gives them to the sink, until the workers are over."""
+        lost = 0
+        settle: Callable[[], bool] = getattr(self._sink, "settle", lambda: False)
+        while True:
+            last = not any(thread.is_alive() for thread in self._threads)
+            busy = self._log_some()
+            now_lost = sum(worker.counters()["events_lost"] for worker in self._workers)
+            if now_lost != lost:
+                self._emit(Event("lost", text=f"{now_lost - lost} log records were dropped: output is too slow"))
+                lost = now_lost
+            if busy:
+                self._stopped.wait(0.01)  # gathers what comes meanwhile, so that a flood rings no bell per record
+            elif last:
+                return
+            elif all([worker.await_events() for worker in self._workers]) and not self._notes:
+                self._bells[0].settimeout(1.0 if settle() else None)
+                with contextlib.suppress(TimeoutError):
+                    self._bells[0].recv(4096)
+
+    def _log_some(self) -> bool:
+        busy = False
+        while self._notes:
+            self._emit(self._notes.popleft())
+        for worker in self._workers:
+            for record in worker.take_events(1000):
+                busy = True
+                self._emit(logs.decode(record, self._resolver.problem if self._resolver else ""))
+        return busy
+
+    def _emit(self, event: Event) -> None:
+        try:
+            self._sink(event)
+        except Exception:  # a callback of the program's: its mistake must not end the log
+            import logging
+
+            logging.getLogger("tcpproxy").exception("on_event failed")
+
+    def _note(self, kind: str, text: str) -> None:
+        self._notes.append(Event(kind, text=text))
+
+    # --- views ---
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, port) to connect to, as `socket.create_connection` wants it."""
+        if not self.addresses:
+            raise RuntimeError("the proxy has not been started")
+        return self.addresses[0]
+
+    def stats(self) -> Stats:
+        """Numbers, from any thread at any time, also after the end."""
+        each = [worker.counters() for worker in self._workers]
+        total = {name: sum(counters[name] for counters in each) for name in Stats.__slots__ if each and name in each[0]}
+        by_worker = tuple(counters["accepted"] for counters in each)
+        return Stats(**{name: total.get(name, 0) for name in Stats.__slots__[:-1]}, accepted_by_worker=by_worker)
+
+    def connections(self) -> list[Connection]:
+        """The connections alive now."""
+        return [Connection(*item) for worker in self._workers for item in worker.connections()]
+
+
+def _thread(name: str, target: Callable[..., None], *args: object) -> threading.Thread:
+    # Daemon threads, joined by stop() and at exit: others would hold up an exit that nobody told to stop.
+    return threading.Thread(target=target, args=args, name=name, daemon=True)
+
+
+def _join(thread: threading.Thread, timeout: float | None) -> None:
+    if thread.ident is not None:
+        thread.join(None if timeout is None else max(0.0, timeout))
+
+
+# --- the process around it ---
+
+
+def _hook() -> None:
+    """At the first start, not at import: ends proxies at exit and lets go of them in forked children."""
+    global _hooked
+    if not _hooked:
+        _hooked = True
+        atexit.register(_stop_all)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forked)
+
+
+def _stop_all() -> None:
+    for proxy in list(_live):
+        proxy.stop(grace=0)
+
+
+def _forked() -> None:
+    for proxy in list(_live):
+        proxy._forked()
+    _live.clear()

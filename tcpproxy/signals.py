@@ -1,0 +1,46 @@
+"""A proxy as the whole purpose of a process: until a signal, a second one, or its own failure."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+
+from .proxy import Proxy
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(proxy: Proxy) -> None:
+    """Starts the proxy and returns when it is over. Main thread only.
+
+    SIGINT or SIGTERM stops it, with its grace; a second one at once.
+
+    Raises:
+        TcpProxyError: it could not start.
+    """
+    # Handlers that set an Event would deadlock if the signal came while the main thread holds the Event's lock. So
+    # the interpreter itself writes a byte per signal into a socket, and everything else happens outside of handlers.
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for number in CAUGHT:
+        signal.signal(number, lambda _number, _frame: None)
+    proxy.start()
+
+    def tell() -> None:
+        proxy.wait()
+        proxy.stop()
+        with contextlib.suppress(OSError):
+            writer.send(b"\0")
+
+    threading.Thread(target=tell, name="tcpproxy-stop", daemon=True).start()
+    while (byte := reader.recv(1)) != b"\0":
+        if byte[0] not in CAUGHT:
+            continue
+        if proxy.wait(0):
+            proxy.abort()
+        else:
+            proxy.drain()
+    # The socket stays open: a late signal writes into it rather than into whatever got its number.

@@ -1,0 +1,88 @@
+"""Fixtures: see support.py for what they hand out. Each closes, stops and ends what it has made."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+from support import Command, Echo, Link, Upstream
+
+import tcpproxy
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    """Closes what is entered or pushed here when the test is over."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def upstream(stack: contextlib.ExitStack) -> Upstream:
+    return stack.enter_context(contextlib.closing(Upstream()))
+
+
+@pytest.fixture
+def echo(stack: contextlib.ExitStack) -> Echo:
+    return stack.enter_context(contextlib.closing(Echo()))
+
+
+@pytest.fixture
+def events() -> list[tcpproxy.Event]:
+    """What the proxies made by `make_proxy` reported."""
+    return []
+
+
+@pytest.fixture
+def make_proxy(stack: contextlib.ExitStack, events: list[tcpproxy.Event]) -> Callable[..., tcpproxy.Proxy]:
+    """Starts a Proxy; its events are gathered in `events`."""
+
+    def make(remote: str, **options: object) -> tcpproxy.Proxy:
+        options.setdefault("on_event", events.append)
+        return stack.enter_context(tcpproxy.Proxy(remote, **options))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def command(stack: contextlib.ExitStack) -> Callable[..., Command]:
+    """Starts the command."""
+
+    def start(*args: str, **popen: object) -> Command:
+        process = Command(*args, **popen)  # type: ignore[arg-type]
+        stack.callback(process.end)
+        return process
+
+    return start
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["direct", "1worker", "2workers"])
+def workers(request: pytest.FixtureRequest) -> int:
+    """How a link is made: 0 is a direct connection, the control that every relay test must pass too."""
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["client-to-upstream", "upstream-to-client"])
+def swapped(request: pytest.FixtureRequest) -> bool:
+    """Which way round."""
+    return request.param
+
+
+@pytest.fixture
+def make_link(
+    upstream: Upstream, workers: int, swapped: bool, make_proxy: Callable[..., tcpproxy.Proxy]
+) -> Callable[..., Link]:
+    """A link with options for its proxy; a direct one ignores them."""
+
+    def make(**options: object) -> Link:
+        proxy = make_proxy(upstream.name, workers=workers, **options) if workers else None
+        return Link(upstream, proxy, swapped)
+
+    return make
+
+
+@pytest.fixture
+def link(make_link: Callable[..., Link]) -> Link:
+    """Pairs of sockets, direct and through a proxy with one and two workers, both ways round."""
+    return make_link()

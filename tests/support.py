@@ -1,0 +1,235 @@
+"""What tests share: peers with real sockets, a link between two of them (direct or proxied), the command as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import tcpproxy
+
+TIMEOUT = 20.0
+"""Seconds after which a peer that waits for something fails its test; nothing waits this long on purpose."""
+
+
+class Upstream:
+    """A listening socket on loopback that hands out the connections it gets."""
+
+    def __init__(self, host: str = "127.0.0.1", backlog: int = 4096) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.socket = socket.create_server((host, 0), family=family, backlog=backlog)
+        self.socket.settimeout(TIMEOUT)
+        self.host, self.port = self.socket.getsockname()[:2]
+
+    @property
+    def name(self) -> str:
+        """As the command and Proxy want it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def accept(self) -> socket.socket:
+        connection, _ = self.socket.accept()
+        connection.settimeout(TIMEOUT)
+        return connection
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Echo(Upstream):
+    """Sends everything back, each connection in a thread of its own, and passes an end of file on."""
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        super().__init__(host)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.socket.settimeout(None)
+                connection, _ = self.socket.accept()
+                threading.Thread(target=self._echo, args=(connection,), daemon=True).start()
+
+    @staticmethod
+    def _echo(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
+        super().close()
+
+
+class Link:
+    """Makes pairs of connected sockets. `near` and `far` are the client's and the upstream's end, or swapped."""
+
+    def __init__(self, upstream: Upstream, proxy: tcpproxy.Proxy | None, swapped: bool) -> None:
+        self.upstream, self.proxy, self._swapped = upstream, proxy, swapped
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        address = self.proxy.address if self.proxy else (self.upstream.host, self.upstream.port)
+        client = connect(address)
+        server = self.upstream.accept()
+        return (server, client) if self._swapped else (client, server)
+
+    @property
+    def direct(self) -> bool:
+        return self.proxy is None
+
+
+def connect(address: tuple[str, int]) -> socket.socket:
+    connection = socket.create_connection(address, timeout=TIMEOUT)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Everything up to the end of file."""
+    parts = []
+    while part := sock.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = sock.recv(min(size, 1 << 20))
+        assert part, f"end of file with {size} bytes missing"
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def reset(sock: socket.socket) -> None:
+    """Closes with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def payload(size: int, seed: int = 1) -> bytes:
+    """Bytes that do not repeat, the same for the same seed."""
+    return hashlib.shake_128(seed.to_bytes(8, "big")).digest(size)
+
+
+@contextlib.contextmanager
+def in_background(function: Callable[..., object], *args: object) -> Iterator[list[object]]:
+    """Runs a function in a thread while the block runs; joins it, raises what it raised; yields a list for its result."""
+    result: list[object] = []
+    trouble: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(function(*args))
+        except BaseException as error:
+            trouble.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield result
+    thread.join(TIMEOUT * 2)
+    if trouble:
+        raise trouble[0]
+    assert not thread.is_alive(), f"{function} did not end"
+
+
+def send_and_shut(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def fill(sock: socket.socket) -> int:
+    """Sends until nothing has been taken for a while. Returns how many bytes went."""
+    total = 0
+    sock.setblocking(False)
+    chunk = bytes(1 << 16)
+    while select.select([], [sock], [], 0.3)[1]:
+        with contextlib.suppress(BlockingIOError):
+            total += sock.send(chunk)
+    sock.settimeout(TIMEOUT)
+    return total
+
+
+def eventually(condition: Callable[[], object], within: float = 5.0, what: str = "") -> None:
+    """Waits for something that no socket tells. Fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, what or f"not within {within} s"
+        threading.Event().wait(0.002)
+
+
+def descriptors() -> int:
+    """Open descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Command:
+    """The `tcpproxy` command as a process. Lines of stdout and stderr are read as they come."""
+
+    def __init__(self, *args: str, wrapper: tuple[str, ...] = (), **popen: object) -> None:
+        popen.setdefault("stdout", subprocess.PIPE)
+        popen.setdefault("stderr", subprocess.PIPE)
+        argv = [*wrapper, sys.executable, "-m", "tcpproxy", *args]
+        # Away from the source tree, so that the installed package runs.
+        self.process = subprocess.Popen(argv, cwd="/", **popen)  # type: ignore[call-overload]
+        self.stdout: list[str] = []
+        self.stderr: list[str] = []
+        self._readers = []
+        for stream, lines in ((self.process.stdout, self.stdout), (self.process.stderr, self.stderr)):
+            if stream:
+                reader = threading.Thread(target=self._read, args=(stream, lines), daemon=True)
+                reader.start()
+                self._readers.append(reader)
+
+    @staticmethod
+    def _read(stream: object, lines: list[str]) -> None:
+        for line in stream:  # type: ignore[attr-defined]
+            lines.append(line.decode().rstrip("\n"))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens, once it has said so."""
+        prefix = "Listening on "
+        eventually(lambda: self.stdout or self.process.poll() is not None, TIMEOUT, "no line on stdout")
+        assert self.stdout, f"it ended: {self.stderr}"
+        assert self.stdout[0].startswith(prefix), self.stdout
+        host, _, port = self.stdout[0].removeprefix(prefix).rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        """Its exit code, once it has ended and all its output was read."""
+        code = self.process.wait(timeout)
+        for reader in self._readers:
+            reader.join(timeout)
+        return code
+
+    def end(self) -> None:
+        """Ends it, whatever state it is in."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream:
+                stream.close()
