@@ -1,4 +1,5 @@
 """Builds the compiled core; everything else about the package is in pyproject.toml."""
+
 import os
 import sys
 
@@ -36,10 +37,12 @@ def extension(module, source):
 
 
 setup(
+    # A tree for each poller: the second build of a checkout must not take over modules of the first.
+    options={"build": {"build_base": f"build/{poller()}"}},
     ext_modules=cythonize(
         [extension(module, module) for module in MODULES] + [extension("poller", poller())],
-        build_dir="build/cython",
+        build_dir=f"build/{poller()}",
         compiler_directives=DIRECTIVES,
         show_all_warnings=False,
-    )
+    ),
 )

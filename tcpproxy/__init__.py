@@ -1,8 +1,4 @@
-"""A TCP proxy for the one-time task: a command, and a library for tests and programs.
-
-    with tcpproxy.Proxy("db.example:5432") as proxy:
-        socket.create_connection(proxy.address)
-"""
+"""A TCP proxy for the one-time task: a command, and a library for tests and programs."""
 
 from .errors import StartError, TcpProxyError, UsageError, WorkerError
 from .logs import Event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -19,7 +20,9 @@ def _usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _option(*names: str, default: str | None = None, shown: str | bool = True, metavar: str, text: str) -> object:
+def _option(
+    *names: str, default: str | None = None, shown: str | bool = True, metavar: str, text: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return click.option(*names, default=default, show_default=shown, metavar=metavar, help=text)
 
 
@@ -41,10 +44,14 @@ def _option(*names: str, default: str | None = None, shown: str | bool = True, m
 @_option("--workers", shown="usable CPUs", metavar="N", text="Threads that relay.")
 @_option("--max-connections", shown="from the open files limit", metavar="N", text="At one time; more wait.")
 @_option("--buffer-size", default="64KiB", metavar="SIZE", text="Read at once, and kept for a slow receiver.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of all lines.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of all lines."
+)
 @click.option("-q", "--quiet", is_flag=True, help="No line for a new connection.")
 @click.version_option(__version__, "-V", "--version", message=f"tcpproxy {__version__} ({POLLER})")
-def command(remote: str, local_port: str | None, debug: bool, log_format: str, quiet: bool, **options: str | None) -> None:
+def command(
+    remote: str, local_port: str | None, debug: bool, log_format: str, quiet: bool, **options: str | None
+) -> None:
     """Forward TCP connections to REMOTE, which is HOST:PORT or [IPv6]:PORT.
 
     Times are seconds or carry a unit (250ms, 10s, 5m), sizes too (64KiB).
@@ -72,5 +79,3 @@ def main() -> None:
         pass
     os.close(lowest)
     command(prog_name="tcpproxy")
-
-

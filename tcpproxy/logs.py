@@ -59,13 +59,15 @@ def wanted(kinds: tuple[str, ...]) -> int:
 
 def decode(record: tuple[int, int, int, str, str, int, int, float, float], problem: str) -> Event:
     """A record of the core as an Event; `problem`: why the last look-up of upstream's name failed."""
-    kind, reason, error, *rest = record
+    kind, reason, error, client, upstream, to_upstream, to_client, duration, connect_time = record
     text = ""
     if REASONS[reason] == "dns":
         text = f"failed to lookup address information: {problem or 'no answer in time'}"
     elif error:
         text = f"{os.strerror(error)} (os error {error})"
-    return Event(KINDS[kind], REASONS[reason], error, *rest, text)
+    return Event(
+        KINDS[kind], REASONS[reason], error, client, upstream, to_upstream, to_client, duration, connect_time, text
+    )
 
 
 def clean(text: str) -> str:
@@ -90,7 +92,8 @@ class Flood:
 
     def overdue(self) -> dict[str, int]:
         """How many lines were held back in seconds that are over, by kind; each is told once."""
-        over = {key: count - burst for key, (start, count, burst) in self._seconds.items() if self._clock() - start >= 1}
+        now = self._clock()
+        over = {key: count - burst for key, (start, count, burst) in self._seconds.items() if now - start >= 1}
         for key in over:
             del self._seconds[key]
         return {key: count for key, count in over.items() if count > 0}
@@ -111,7 +114,9 @@ class Printer:
         stdout, stderr: descriptors to write to.
     """
 
-    def __init__(self, *, debug: bool = False, quiet: bool = False, json: bool = False, stdout: int = 1, stderr: int = 2):
+    def __init__(
+        self, *, debug: bool = False, quiet: bool = False, json: bool = False, stdout: int = 1, stderr: int = 2
+    ) -> None:
         self._debug, self._quiet, self._json = debug, quiet, json
         self._stdout, self._stderr = stdout, stderr
         self._flood = Flood()
@@ -121,7 +126,8 @@ class Printer:
     @property
     def kinds(self) -> tuple[str, ...]:
         """What this printer has a line for."""
-        return ("failed", "accept-error", "limit", *(() if self._quiet else ("new",)), *(("end",) if self._debug else ()))
+        new, end = () if self._quiet else ("new",), ("end",) if self._debug else ()
+        return ("failed", "accept-error", "limit", *new, *end)
 
     def __call__(self, event: Event) -> None:
         self.settle()
@@ -162,7 +168,7 @@ class Printer:
             case "accept-error":
                 return [f"Error accepting a connection: {event.text}; trying again every 100 ms"]
             case "limit":
-                return [f"The limit of connections is reached; new ones wait"]
+                return ["The limit of connections is reached; new ones wait"]
             case "end":
                 connect = f", connected in {event.connect_time * 1000:.1f} ms" if event.connect_time else ""
                 return [

@@ -321,7 +321,8 @@ class Proxy:
         """Resolves upstream's name whenever a worker asks."""
         while not self._stopping.is_set() or any(thread.is_alive() for thread in self._threads):
             self._bells[2].recv(4096)
-            if any([worker.wants_addresses(0) for worker in self._workers]):
+            asked = [worker.wants_addresses(0) for worker in self._workers]
+            if any(asked):
                 found, lifetime = resolver.lookup()
                 for worker in self._workers:
                     worker.set_addresses(0, found, lifetime)
@@ -341,10 +342,12 @@ class Proxy:
                 self._stopped.wait(0.01)  # gathers what comes meanwhile, so that a flood rings no bell per record
             elif last:
                 return
-            elif all([worker.await_events() for worker in self._workers]) and not self._notes:
-                self._bells[0].settimeout(1.0 if settle() else None)
-                with contextlib.suppress(TimeoutError):
-                    self._bells[0].recv(4096)
+            else:
+                nothing = [worker.await_events() for worker in self._workers]  # each of them rings from now on
+                if all(nothing) and not self._notes:
+                    self._bells[0].settimeout(1.0 if settle() else None)
+                    with contextlib.suppress(TimeoutError):
+                        self._bells[0].recv(4096)
 
     def _log_some(self) -> bool:
         busy = False

@@ -192,8 +192,8 @@ cdef bint _reserve(Engine *engine) noexcept nogil:
 
 cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
     cdef net_addr client
-    cdef int fd, i
-    for i in range(ACCEPTS):
+    cdef int fd, _turn
+    for _turn in range(ACCEPTS):
         if not _reserve(engine):
             _pause(engine, EVENT_LIMIT, 0)
             return

@@ -6,7 +6,7 @@
 # The trap: epoll ties a registration to (number, open file). Closing the last descriptor of an open file removes it, which
 # saves one epoll_ctl a socket; but a copy in a forked child keeps it, and it goes on reporting under its old tag. The
 # owner's generation in the tag makes such reports harmless, and edges cannot spin; see Worker.abandon for the child.
-from libc.errno cimport errno, EINTR, ENOSYS
+from libc.errno cimport errno, EINTR
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

@@ -8,7 +8,7 @@
 # contract is one. The wake pipe is always entry 0.
 from libc.errno cimport errno, EINTR, ENOMEM
 from libc.stdlib cimport calloc, free, realloc
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:

@@ -1,6 +1,7 @@
 # One proxied connection: the states are in relay.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_free, connecting_has_more, connecting_new, connecting_next, connecting_take
+from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_free, connecting_has_more, \
+    connecting_new, connecting_next, connecting_take
 from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CLIENT_EOF, REASON_CLIENT_RESET, \
     REASON_CONNECT_TIMEOUT, REASON_DNS, REASON_HALF_CLOSE_TIMEOUT, REASON_IDLE, REASON_LIMIT, REASON_NONE, \
     REASON_REFUSED, REASON_SHUTDOWN, REASON_UNREACHABLE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET, EventRecord, \
@@ -308,10 +309,10 @@ cdef void _reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
 
 cdef void _discard(Loop *loop, Relay *relay) noexcept nogil:
     """Reads away what a peer sends after both ends were passed on, until it ends too or its time is over."""
-    cdef int side, turns
+    cdef int side, _turn
     cdef int64_t got
     for side in range(2):
-        for turns in range(4):
+        for _turn in range(4):
             if relay.sides[side].ended or not relay.sides[side].ready & READY_IN:
                 break
             got = net_recv(relay.sides[side].watch.fd, loop.pump.scratch, loop.pump.size)

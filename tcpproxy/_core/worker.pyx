@@ -1,6 +1,6 @@
 # The door between Python and the core. Above it: objects, exceptions, threads. Below it: structs, codes, no GIL.
 from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList, addresses_release
 from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, WORKERS, Engine, Group, View, ViewItem, engine_run, \
