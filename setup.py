@@ -40,7 +40,9 @@ setup(
     # A tree for each poller: the second build of a checkout must not take over modules of the first.
     options={"build": {"build_base": f"build/{poller()}"}},
     ext_modules=cythonize(
-        [extension(module, module) for module in MODULES] + [extension("poller", poller())],
+        [extension(module, module) for module in MODULES]
+        + [extension("poller", poller())]
+        + [extension("splice", "splice_linux" if sys.platform == "linux" else "splice_none")],
         build_dir=f"build/{poller()}",
         compiler_directives=DIRECTIVES,
         show_all_warnings=False,

@@ -45,6 +45,7 @@ class Config:
     grace: float
     max_connections: int | None
     buffer_size: int
+    zero_copy: str
 
     @classmethod
     def make(
@@ -61,6 +62,7 @@ class Config:
         grace: float | str = 0,
         max_connections: int | str | None = None,
         buffer_size: int | str = 65536,
+        zero_copy: str = "auto",
     ) -> Config:
         """Checks and converts; the arguments are described in `tcpproxy.Proxy`.
 
@@ -81,6 +83,8 @@ class Config:
             if max_connections is None
             else parse_number("max-connections", max_connections, 1, 10**6),
             buffer_size=parse_size("buffer-size", buffer_size, 1024, 16 * 1024**2),
+            # "always", from the first byte on, is for tests
+            zero_copy=parse_word("zero-copy", zero_copy, ("auto", "off"), ("always",)),
         )
 
 
@@ -192,6 +196,13 @@ def parse_duration(
     if not least <= seconds <= most:  # also refuses nan
         raise UsageError(f"{what} {value!r} is out of range, expected {least:g}s to {most:g}s{word}")
     return seconds
+
+
+def parse_word(what: str, value: str, words: tuple[str, ...], unsaid: tuple[str, ...] = ()) -> str:
+    """One of the words, or of those that an error does not mention. UsageError otherwise."""
+    if value not in (*words, *unsaid):
+        raise UsageError(f"{what} {value!r} is unknown, expected {' or '.join(words)}")
+    return value
 
 
 def parse_size(what: str, value: int | str, least: int, most: int) -> int:

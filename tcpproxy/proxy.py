@@ -41,6 +41,8 @@ class Stats:
     """Connections among `ended` whose upstream was not reached."""
     bytes_to_upstream: int
     bytes_to_client: int
+    bytes_spliced: int
+    """Those that never left the kernel."""
     accept_errors: int
     events_lost: int
     """Event records that nobody took in time."""
@@ -83,6 +85,7 @@ class Proxy:
         grace: how long `stop` lets connections end by themselves.
         max_connections: at one time; more wait. None: what the limit of open files allows.
         buffer_size: the most that is read at once, and kept of a direction whose receiver is slow.
+        zero_copy: `auto` moves bulk bytes inside the kernel where the platform can (splice on Linux), `off` copies.
         on_event: called with each `Event`, in a thread of the proxy's own; None: the logger `tcpproxy`.
 
     Raises:
@@ -104,6 +107,7 @@ class Proxy:
         grace: float | str = 0,
         max_connections: int | str | None = None,
         buffer_size: int | str = 65536,
+        zero_copy: str = "auto",
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.config = Config.make(
@@ -118,6 +122,7 @@ class Proxy:
             grace=grace,
             max_connections=max_connections,
             buffer_size=buffer_size,
+            zero_copy=zero_copy,
         )
         self.addresses: list[tuple[str, int]] = []
         """What it listens on, as (host, port)."""
@@ -195,6 +200,7 @@ class Proxy:
                 half_close_timeout=config.half_close_timeout,
                 idle_timeout=config.idle_timeout,
                 keepalive=config.keepalive,
+                zero_copy=config.zero_copy,
             )
             self._workers.append(worker)
             for listener in listeners:

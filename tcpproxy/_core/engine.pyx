@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT, EventRecord, ring_claim, ring_publish
 from tcpproxy._core.handoff cimport Handed, handoff_pop, handoff_push
-from tcpproxy._core.net cimport net_accept, net_accept_again, net_close, net_nap_us, net_now_ns, net_reset, \
+from tcpproxy._core.net cimport net_accept, net_accept_again, net_block_sigpipe, net_close, net_nap_us, net_now_ns, net_reset, \
     net_socket, net_would_block
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wait, poller_wake
 from tcpproxy._core.relay cimport CLIENT, RELAY_DEAD, RELAY_FREE, UPSTREAM, Relay, relay_abort, \
@@ -21,6 +21,7 @@ cdef enum:
 cdef int engine_run(Engine *engine) noexcept nogil:
     cdef int count = 0
     cdef uint64_t stop
+    net_block_sigpipe()
     engine.loop.now_ns = net_now_ns()
     _watch_listeners(engine)
     while True:

@@ -5,6 +5,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.buffer cimport Buffer
 from tcpproxy._core.poller cimport Poller, Watch
+from tcpproxy._core.splice cimport Pipe, Pipes
 
 cdef enum:                      # Half.state
     HALF_OPEN = 0
@@ -17,6 +18,16 @@ cdef enum:                      # what half_pump returns, as bits
     PUMP_MORE = 1               # the budget is used up: another turn, please
     PUMP_MOVED = 2              # bytes reached the sink, or an end was passed on
 
+cdef enum:                      # Pump.zero_copy
+    ZERO_COPY_OFF = 0
+    ZERO_COPY_AUTO              # a half splices while its reads are large
+    ZERO_COPY_ALWAYS            # from the first byte: for tests
+
+cdef enum:                      # Half.mode
+    MODE_COPY = 0
+    MODE_SPLICE
+    MODE_REFUSED                # the system would not splice these sockets: copy for good
+
 cdef struct Side:               # one socket of a relay and what is known of it
     Watch watch
     int32_t error               # errno that ended it; 0: alive
@@ -26,14 +37,21 @@ cdef struct Side:               # one socket of a relay and what is known of it
 
 cdef struct Half:
     Buffer buffer
+    Pipe *pipe                  # bytes behind those in the buffer; NULL: none
     uint64_t delivered          # bytes that the sink's kernel took
     uint8_t state
+    uint8_t mode
+    uint8_t streak              # reads in a row that speak for the other mode
+    bint confirm                # the last splice has probably emptied the source: ask with a recv
 
 cdef struct Pump:               # what all halves of a worker share
     Poller *poller
     char *scratch               # every read goes here first, so that an idle relay owns no buffer
     uint32_t size               # of the scratch, and so the most that a half ever buffers
     uint32_t budget             # bytes a half may read in one turn
+    uint8_t zero_copy
+    Pipes pipes
+    uint64_t spliced            # bytes that no copy of ours has touched
 
 cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil
-cdef void half_break(Half *half) noexcept nogil        # no further byte of it will be delivered
+cdef void half_break(Half *half, Pump *pump) noexcept nogil    # no further byte of it will be delivered

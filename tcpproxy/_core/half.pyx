@@ -4,6 +4,13 @@ from libc.stdint cimport int64_t, uint32_t
 from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
 from tcpproxy._core.net cimport net_recv, net_send, net_shut_write, net_would_block
 from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
+from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_read, pipe_take, splice_refused
+from tcpproxy._core.sync cimport sync_bump
+
+cdef enum:
+    STREAK = 4              # reads in a row that change the mode
+    SMALL = 16384           # a splice of less is dearer than a copy
+    CONFIRM = 262144        # a splice of less has probably emptied the source
 
 
 cdef inline void _not_ready(Side *side, uint32_t bit, Pump *pump) noexcept nogil:
@@ -24,18 +31,71 @@ cdef int64_t _send(Half *half, Side *sink, const char *data, uint32_t size, Pump
     return 0
 
 
-cdef int _drain(Half *half, Side *sink, Pump *pump) noexcept nogil:
+# --- out ---
+
+cdef void _send_scratch(Half *half, Side *sink, uint32_t size, Pump *pump) noexcept nogil:
+    """Sends what was read into the scratch, and keeps what the sink would not take."""
+    cdef int64_t sent = _send(half, sink, pump.scratch, size, pump)
+    if not sink.error and sent < <int64_t> size:
+        if buffer_fill(&half.buffer, pump.scratch + sent, <uint32_t> (size - sent)) < 0:
+            sink.error = ENOMEM     # bytes are lost: the sink must not take what follows for the whole
+    if sink.error:
+        half_break(half, pump)
+
+
+cdef int _drain_buffer(Half *half, Side *sink, Pump *pump) noexcept nogil:
     """Sends what waits in the buffer: PUMP_MOVED if any of it went."""
     cdef int64_t sent = _send(half, sink, half.buffer.memory + half.buffer.start,
                               half.buffer.end - half.buffer.start, pump)
     if sent > 0:
         buffer_drop(&half.buffer, <uint32_t> sent)
     if sink.error:
-        half_break(half)
+        half_break(half, pump)
     return PUMP_MOVED if sent > 0 else PUMP_WAIT
 
 
-cdef int64_t _read(Half *half, Side *source, Pump *pump) noexcept nogil:
+cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
+    """Sends what waits in the pipe: PUMP_MOVED if any of it went."""
+    cdef int64_t sent = pipe_drain(half.pipe, sink.watch.fd)
+    cdef int result = PUMP_WAIT
+    if sent > 0:
+        half.delivered += sent
+        sync_bump(&pump.spliced, sent)
+        result = PUMP_MOVED
+    elif sent == 0 or net_would_block(sent):
+        _not_ready(sink, READY_OUT, pump)
+    elif splice_refused(sent):
+        half.mode = MODE_REFUSED
+        sent = pipe_read(half.pipe, pump.scratch, pump.size)
+        if sent > 0:
+            _send_scratch(half, sink, <uint32_t> sent, pump)
+            result = PUMP_MOVED
+        else:
+            sink.error = ENOMEM         # bytes that cannot be had back are lost: see _send_scratch
+    else:
+        sink.error = <int> -sent
+    if sink.error:
+        half_break(half, pump)
+    elif half.pipe.held == 0:
+        pipe_give(&pump.pipes, half.pipe)
+        half.pipe = NULL
+    return result
+
+
+# --- in ---
+
+cdef void _judge(Half *half, int64_t got, Pump *pump) noexcept nogil:
+    """Splice once some reads in a row have filled the scratch, copy again once some have been small."""
+    cdef bint speaks = got == <int64_t> pump.size if half.mode == MODE_COPY else got < SMALL
+    if pump.zero_copy != ZERO_COPY_AUTO or half.mode == MODE_REFUSED:
+        return
+    half.streak = half.streak + 1 if speaks else 0
+    if half.streak == STREAK:
+        half.streak = 0
+        half.mode = MODE_SPLICE if half.mode == MODE_COPY else MODE_COPY
+
+
+cdef int64_t _recv(Half *half, Side *source, Pump *pump) noexcept nogil:
     """Bytes now in the scratch; 0: none, for whatever reason (source.ready, half.state)."""
     cdef int64_t got = net_recv(source.watch.fd, pump.scratch, pump.size)
     if got > 0:
@@ -43,6 +103,7 @@ cdef int64_t _read(Half *half, Side *source, Pump *pump) noexcept nogil:
         # urgent mark, where recv stops early, and not when an end is pending, of which no further event would tell.
         if got < <int64_t> pump.size and not source.hinted:
             _not_ready(source, READY_IN, pump)
+        _judge(half, got, pump)
         return got
     if got == 0:
         source.ended = True
@@ -56,19 +117,50 @@ cdef int64_t _read(Half *half, Side *source, Pump *pump) noexcept nogil:
     return 0
 
 
+cdef int64_t _splice(Half *half, Side *source, Pump *pump) noexcept nogil:
+    """Bytes now in half.pipe; 0: none, or the scratch has to be asked (half.confirm)."""
+    cdef int64_t got
+    cdef Pipe *pipe = pipe_take(&pump.pipes)
+    if pipe == NULL:
+        half.confirm = True             # by copying, this time
+        return 0
+    got = pipe_fill(pipe, source.watch.fd)
+    if got > 0:
+        half.pipe = pipe
+        # Less than a pipe is either all there was, or all that its slots could take: the next call tells, and that
+        # might as well be a recv, which can tell "nothing" from an urgent mark.
+        half.confirm = got < CONFIRM
+        _judge(half, got, pump)
+        return got
+    pipe_give(&pump.pipes, pipe)
+    if got == 0 or net_would_block(got):
+        half.confirm = True
+    elif splice_refused(got):
+        half.mode = MODE_REFUSED
+    else:
+        source.error = <int> -got
+        half.state = HALF_BROKEN
+    return 0
+
+
 cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     """Moves bytes until one side would block, the budget is used up, or the direction has ended.
 
     Returns PUMP_ bits. A failure is left in source.error or sink.error, with half.state HALF_BROKEN.
     """
     cdef int result = PUMP_WAIT
-    cdef int64_t got, sent
+    cdef int64_t got
     cdef uint32_t used = 0
+    if pump.zero_copy == ZERO_COPY_ALWAYS and half.mode == MODE_COPY:
+        half.mode = MODE_SPLICE
     while half.state < HALF_SHUT:
-        if half.buffer.memory != NULL:
+        if half.buffer.memory != NULL or half.pipe != NULL:
             if not sink.ready & READY_OUT:
                 return result
-            result |= _drain(half, sink, pump)
+            if half.buffer.memory != NULL:
+                result |= _drain_buffer(half, sink, pump)
+            else:
+                result |= _drain_pipe(half, sink, pump)
         elif half.state == HALF_DRAINING:
             net_shut_write(sink.watch.fd)
             half.state = HALF_SHUT
@@ -77,22 +169,22 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
             return result
         elif used >= pump.budget:
             return result | PUMP_MORE
+        elif half.mode == MODE_SPLICE and not half.confirm:
+            used += <uint32_t> _splice(half, source, pump)
         else:
-            got = _read(half, source, pump)
-            if got == 0:
-                continue
-            used += <uint32_t> got
-            result |= PUMP_MOVED
-            sent = _send(half, sink, pump.scratch, <uint32_t> got, pump)
-            if sink.error:
-                half_break(half)
-            elif sent < got and buffer_fill(&half.buffer, pump.scratch + sent, <uint32_t> (got - sent)) < 0:
-                sink.error = ENOMEM     # bytes are lost: the sink must not take what follows for the whole
-                half_break(half)
+            half.confirm = False
+            got = _recv(half, source, pump)
+            if got > 0:
+                used += <uint32_t> got
+                result |= PUMP_MOVED
+                _send_scratch(half, sink, <uint32_t> got, pump)
     return result
 
 
-cdef void half_break(Half *half) noexcept nogil:
+cdef void half_break(Half *half, Pump *pump) noexcept nogil:
     buffer_clear(&half.buffer)
+    if half.pipe != NULL:
+        pipe_give(&pump.pipes, half.pipe)
+        half.pipe = NULL
     if half.state != HALF_SHUT:
         half.state = HALF_BROKEN

@@ -274,7 +274,7 @@ cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
         # The kernel still has what the side sent before; a failed send told us of the end too early.
         relay.sides[side].ready |= READY_IN
         _enqueue(loop, relay)
-    half_break(&relay.halves[1 - side])         # nothing reaches it any more
+    half_break(&relay.halves[1 - side], &loop.pump)         # nothing reaches it any more
     if peer.error:
         _close(loop, relay, True)
         return True
@@ -393,7 +393,7 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
         relay.connecting = NULL
     for side in range(2):
         it = &relay.sides[side]
-        half_break(&relay.halves[side])
+        half_break(&relay.halves[side], &loop.pump)
         if it.watch.fd == NET_NONE:
             continue
         poller_remove(loop.pump.poller, &it.watch, WATCH_STREAM)

@@ -15,6 +15,7 @@ class Worker:
         half_close_timeout: float,
         idle_timeout: float,
         keepalive: int,
+        zero_copy: str,
     ) -> Self: ...
     @staticmethod
     def link(workers: Sequence[Worker], *, limit: int) -> None: ...

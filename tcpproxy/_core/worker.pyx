@@ -6,11 +6,13 @@ from tcpproxy._core.connecting cimport ADDRESSES, AddressList, addresses_release
 from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, WORKERS, Engine, Group, View, ViewItem, engine_run, \
     engine_view
 from tcpproxy._core.events cimport EventRecord, ring_empty, ring_free, ring_init, ring_sleep, ring_take
+from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.handoff cimport Handed, handoff_init, handoff_pop
 from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, net_now_ns, net_pack, net_tune
 from tcpproxy._core.poller cimport poller_free, poller_name, poller_new, poller_wake
 from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
     Counters, Relay
+from tcpproxy._core.splice cimport pipes_free
 from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
@@ -47,7 +49,7 @@ cdef class Worker:
     cdef bint running
 
     def __cinit__(self, *, int bell, int names_bell, int buffer_size, double connect_timeout, double half_close_timeout,
-                  double idle_timeout, int keepalive):
+                  double idle_timeout, int keepalive, str zero_copy):
         self.engine = <Engine *> calloc(1, sizeof(Engine))
         if self.engine == NULL:
             raise MemoryError
@@ -61,6 +63,7 @@ cdef class Worker:
             raise MemoryError
         loop.pump.size = buffer_size
         loop.pump.budget = 4 * buffer_size if buffer_size > 65536 else 262144
+        loop.pump.zero_copy = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}[zero_copy]
         loop.names_bell = names_bell
         loop.half_close = half_close_timeout > 0
         loop.tuning.keepalive_idle = keepalive
@@ -84,6 +87,7 @@ cdef class Worker:
         for i in range(UPSTREAMS):
             addresses_release(loop.upstreams[i].list)
             free(loop.upstreams[i].incoming)
+        pipes_free(&loop.pump.pipes)
         table_free(&loop.table)
         ring_free(&loop.events)
         free(loop.pump.scratch)
@@ -194,7 +198,8 @@ cdef class Worker:
         return {
             "accepted": sync_peek(&it.accepted), "active": sync_peek(&it.active), "ended": sync_peek(&it.ended),
             "failed": sync_peek(&it.failed), "bytes_to_upstream": sync_peek(&it.to_upstream),
-            "bytes_to_client": sync_peek(&it.to_client), "accept_errors": sync_peek(&it.accept_errors),
+            "bytes_to_client": sync_peek(&it.to_client), "bytes_spliced": sync_peek(&self.engine.loop.pump.spliced),
+            "accept_errors": sync_peek(&it.accept_errors),
             "events_lost": sync_peek(&self.engine.loop.events.lost), "wakeups": sync_peek(&it.wakeups),
         }
 
