@@ -6,7 +6,7 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["connecting", "engine", "events", "half", "handoff", "relay", "table", "timers", "worker"]
+MODULES = ["connecting", "engine", "events", "half", "handoff", "relay", "spin", "table", "timers", "worker"]
 POLLERS = {"linux": "epoll"}
 DIRECTIVES = {
     "language_level": 3,

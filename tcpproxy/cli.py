@@ -45,6 +45,7 @@ def _option(
 @_option("--max-connections", shown="from the open files limit", metavar="N", text="At one time; more wait.")
 @_option("--buffer-size", default="64KiB", metavar="SIZE", text="Read at once, and kept for a slow receiver.")
 @_option("--zero-copy", default="auto", metavar="auto|off", text="Move bulk bytes inside the kernel (Linux).")
+@_option("--busy-poll", default="auto", metavar="auto|off|USEC", text="Poll before sleeping: lower latency.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of all lines."
 )

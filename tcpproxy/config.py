@@ -46,6 +46,7 @@ class Config:
     max_connections: int | None
     buffer_size: int
     zero_copy: str
+    busy_poll: int
 
     @classmethod
     def make(
@@ -63,6 +64,7 @@ class Config:
         max_connections: int | str | None = None,
         buffer_size: int | str = 65536,
         zero_copy: str = "auto",
+        busy_poll: int | str = "auto",
     ) -> Config:
         """Checks and converts; the arguments are described in `tcpproxy.Proxy`.
 
@@ -85,6 +87,7 @@ class Config:
             buffer_size=parse_size("buffer-size", buffer_size, 1024, 16 * 1024**2),
             # "always", from the first byte on, is for tests
             zero_copy=parse_word("zero-copy", zero_copy, ("auto", "off"), ("always",)),
+            busy_poll=parse_busy_poll(busy_poll),
         )
 
 
@@ -196,6 +199,15 @@ def parse_duration(
     if not least <= seconds <= most:  # also refuses nan
         raise UsageError(f"{what} {value!r} is out of range, expected {least:g}s to {most:g}s{word}")
     return seconds
+
+
+def parse_busy_poll(value: int | str) -> int:
+    """Microseconds; `off` is 0, `auto` is -1. UsageError otherwise."""
+    if value in ("auto", "off"):
+        return -1 if value == "auto" else 0
+    if isinstance(value, str) and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
+        raise UsageError(f"busy-poll {value!r} is unknown, expected auto, off or microseconds from 1 to 1000")
+    return parse_number("busy-poll", value, 1, 1000)
 
 
 def parse_word(what: str, value: str, words: tuple[str, ...], unsaid: tuple[str, ...] = ()) -> str:

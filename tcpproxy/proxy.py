@@ -48,6 +48,9 @@ class Stats:
     """Event records that nobody took in time."""
     wakeups: int
     """How often a worker was woken; stands still while nothing happens."""
+    polls_hit: int
+    """Busy polls that brought an event, and those that did not."""
+    polls_missed: int
     accepted_by_worker: tuple[int, ...]
 
 
@@ -86,6 +89,8 @@ class Proxy:
         max_connections: at one time; more wait. None: what the limit of open files allows.
         buffer_size: the most that is read at once, and kept of a direction whose receiver is slow.
         zero_copy: `auto` moves bulk bytes inside the kernel where the platform can (splice on Linux), `off` copies.
+        busy_poll: microseconds that a worker polls on after an event before it sleeps; `auto`: only when recent
+            gaps say that it pays; `off`.
         on_event: called with each `Event`, in a thread of the proxy's own; None: the logger `tcpproxy`.
 
     Raises:
@@ -108,6 +113,7 @@ class Proxy:
         max_connections: int | str | None = None,
         buffer_size: int | str = 65536,
         zero_copy: str = "auto",
+        busy_poll: int | str = "auto",
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.config = Config.make(
@@ -123,6 +129,7 @@ class Proxy:
             max_connections=max_connections,
             buffer_size=buffer_size,
             zero_copy=zero_copy,
+            busy_poll=busy_poll,
         )
         self.addresses: list[tuple[str, int]] = []
         """What it listens on, as (host, port)."""
@@ -201,6 +208,7 @@ class Proxy:
                 idle_timeout=config.idle_timeout,
                 keepalive=config.keepalive,
                 zero_copy=config.zero_copy,
+                busy_poll_us=config.busy_poll,
             )
             self._workers.append(worker)
             for listener in listeners:

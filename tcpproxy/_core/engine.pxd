@@ -5,6 +5,7 @@ from tcpproxy._core.handoff cimport Handoff
 from tcpproxy._core.net cimport net_addr
 from tcpproxy._core.poller cimport Ready, Watch
 from tcpproxy._core.relay cimport Loop
+from tcpproxy._core.spin cimport Spin
 
 cdef enum:
     LISTENERS = 16
@@ -50,6 +51,8 @@ cdef struct Engine:
     bint at_limit           # the pause is because of Group.limit: the next relay that ends, ends it
     uint64_t stop
     uint64_t finished       # the loop is over
+    Spin spin
+    int after               # side of the last event: 0 client, 1 upstream
     void *view
     Ready ready[BATCH]
 

@@ -8,6 +8,7 @@ from tcpproxy._core.net cimport net_accept, net_accept_again, net_block_sigpipe,
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wait, poller_wake
 from tcpproxy._core.relay cimport CLIENT, RELAY_DEAD, RELAY_FREE, UPSTREAM, Relay, relay_abort, \
     relay_answered, relay_event, relay_start, relay_timer, relay_turn
+from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
 from tcpproxy._core.sync cimport sync_add, sync_bump, sync_load, sync_load_pointer, sync_peek, sync_store, \
     sync_sub, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_find, table_release
@@ -31,8 +32,7 @@ cdef int engine_run(Engine *engine) noexcept nogil:
         stop = sync_peek(&engine.stop)
         if stop and sync_load(&engine.loop.counters.active) == 0:
             break
-        count = poller_wait(engine.loop.pump.poller, engine.ready, BATCH, _wait_ns(engine))
-        engine.loop.now_ns = net_now_ns()
+        count = _wait(engine)
         sync_bump(&engine.loop.counters.wakeups, 1)
         if count < 0:
             break
@@ -52,6 +52,18 @@ cdef void _finish(Engine *engine) noexcept nogil:
         sync_sub(&engine.loop.counters.active, 1)
     sync_swap(&engine.finished, 1)              # before the last look at `view`: see engine_view
     _answer_view(engine)
+
+
+cdef int _wait(Engine *engine) noexcept nogil:
+    """The next events, and the time."""
+    cdef int64_t timeout_ns = _wait_ns(engine)
+    cdef int count
+    if engine.spin.mode != SPIN_OFF and timeout_ns != 0 and sync_peek(&engine.loop.counters.active):
+        return spin_wait(&engine.spin, engine.loop.pump.poller, engine.ready, BATCH, timeout_ns, engine.after,
+                         &engine.loop.now_ns)
+    count = poller_wait(engine.loop.pump.poller, engine.ready, BATCH, timeout_ns)
+    engine.loop.now_ns = net_now_ns()
+    return count
 
 
 cdef int64_t _wait_ns(Engine *engine) noexcept nogil:
@@ -79,6 +91,7 @@ cdef void _events(Engine *engine, int count) noexcept nogil:
         relay = table_find(&engine.loop.table, tag)
         if relay != NULL:
             relay_event(&engine.loop, relay, tag & 0xf, engine.ready[i].bits)
+            engine.after = tag & 0xf != 0
 
 
 cdef void _timers(Engine *engine) noexcept nogil:

@@ -6,7 +6,7 @@ from tcpproxy._core.sync cimport sync_claim, sync_load, sync_store
 cdef void handoff_init(Handoff *queue) noexcept nogil:
     cdef uint64_t i
     queue.head = queue.tail = 0
-    for i in range(HANDOFF_ROOM):
+    for i in range(<uint64_t> HANDOFF_ROOM):
         queue.cells[i].turn = i
 
 

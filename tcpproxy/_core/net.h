@@ -20,6 +20,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdint.h>
@@ -105,6 +106,8 @@ static inline void net_format(const net_addr *from, char text[80])
         }
     }
 }
+
+static inline void net_yield(void) { sched_yield(); }
 
 static inline void net_nap_us(long us)
 {

@@ -334,8 +334,8 @@ cdef void _touch(Loop *loop, Relay *relay, bint moved) noexcept nogil:
     if relay.alarmed:
         kind = TIMER_LINGER
     elif relay.halves[CLIENT].state == HALF_SHUT or relay.halves[UPSTREAM].state == HALF_SHUT:
-        kind = TIMER_HALF_CLOSE
-        if idle and loop.timers.lists[TIMER_IDLE].length_ns < loop.timers.lists[TIMER_HALF_CLOSE].length_ns:
+        kind = TIMER_HALF_CLOSE if loop.half_close else TIMER_LINGER
+        if idle and loop.timers.lists[TIMER_IDLE].length_ns < loop.timers.lists[kind].length_ns:
             kind = TIMER_IDLE
     elif idle:
         kind = TIMER_IDLE

@@ -16,6 +16,7 @@ class Worker:
         idle_timeout: float,
         keepalive: int,
         zero_copy: str,
+        busy_poll_us: int,
     ) -> Self: ...
     @staticmethod
     def link(workers: Sequence[Worker], *, limit: int) -> None: ...

@@ -12,6 +12,7 @@ from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, net_n
 from tcpproxy._core.poller cimport poller_free, poller_name, poller_new, poller_wake
 from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
     Counters, Relay
+from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport pipes_free
 from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
@@ -41,7 +42,7 @@ cdef class _Group:
 cdef class Worker:
     """One thread's share of a proxy: a poller and its relays.
 
-    Times are in seconds. `bell` and `names_bell` are non-blocking sockets, kept open by the caller; a byte is sent to
+    Times are in seconds, but for `busy_poll_us` (-1: adaptive, 0: none). `bell` and `names_bell` are non-blocking sockets, kept open by the caller; a byte is sent to
     `bell` when there are events to take, to `names_bell` when addresses of an upstream are wanted.
     """
     cdef Engine *engine
@@ -49,7 +50,7 @@ cdef class Worker:
     cdef bint running
 
     def __cinit__(self, *, int bell, int names_bell, int buffer_size, double connect_timeout, double half_close_timeout,
-                  double idle_timeout, int keepalive, str zero_copy):
+                  double idle_timeout, int keepalive, str zero_copy, int busy_poll_us):
         self.engine = <Engine *> calloc(1, sizeof(Engine))
         if self.engine == NULL:
             raise MemoryError
@@ -64,6 +65,7 @@ cdef class Worker:
         loop.pump.size = buffer_size
         loop.pump.budget = 4 * buffer_size if buffer_size > 65536 else 262144
         loop.pump.zero_copy = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}[zero_copy]
+        spin_init(&self.engine.spin, busy_poll_us * 1000)
         loop.names_bell = names_bell
         loop.half_close = half_close_timeout > 0
         loop.tuning.keepalive_idle = keepalive
@@ -201,6 +203,7 @@ cdef class Worker:
             "bytes_to_client": sync_peek(&it.to_client), "bytes_spliced": sync_peek(&self.engine.loop.pump.spliced),
             "accept_errors": sync_peek(&it.accept_errors),
             "events_lost": sync_peek(&self.engine.loop.events.lost), "wakeups": sync_peek(&it.wakeups),
+            "polls_hit": sync_peek(&self.engine.spin.hits), "polls_missed": sync_peek(&self.engine.spin.misses),
         }
 
     def connections(self):
