@@ -1,7 +1,7 @@
 # Reaching upstream: every address of a list in turn, a new attempt each 250 ms or as soon as one has failed, the first
 # connection wins (RFC 8305, "Happy Eyeballs"). Exists only until the relay relays.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from tcpproxy._core.net cimport net_addr, net_socket, net_tuning
+from tcpproxy._core.net cimport net_addr
 from tcpproxy._core.poller cimport Poller, Watch
 
 cdef enum:
@@ -27,7 +27,7 @@ cdef enum:                      # what the calls below return: the number of the
 
 cdef Connecting *connecting_new(AddressList *list) noexcept nogil      # NULL: no memory
 cdef void connecting_free(Connecting *connecting, Poller *poller) noexcept nogil    # closes every attempt under way
-cdef int connecting_next(Connecting *connecting, Poller *poller, uint64_t tag, const net_tuning *tuning) noexcept nogil
+cdef int connecting_next(Connecting *connecting, Poller *poller, uint64_t tag) noexcept nogil
 cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t number, uint32_t ready) noexcept nogil
 cdef void connecting_take(Connecting *connecting, Poller *poller, uint32_t number, Watch *to) noexcept nogil  # the winner
 cdef bint connecting_has_more(Connecting *connecting) noexcept nogil

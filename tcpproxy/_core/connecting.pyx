@@ -40,11 +40,10 @@ cdef void _give_up(Connecting *connecting, Poller *poller, uint32_t number) noex
     connecting.pending -= 1
 
 
-cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_t tag,
-                const net_tuning *tuning) noexcept nogil:
+cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_t tag) noexcept nogil:
     """Starts one attempt: 0 if it is under way, or -errno. Even a connect that succeeds at once is seen by its event."""
     cdef Watch *watch = &connecting.attempts[number]
-    cdef int fd = net_open(&connecting.list.addresses[number], tuning)
+    cdef int fd = net_open(&connecting.list.addresses[number])
     cdef int rc
     if fd < 0:
         return fd
@@ -62,14 +61,14 @@ cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_
     return 0
 
 
-cdef int connecting_next(Connecting *connecting, Poller *poller, uint64_t tag, const net_tuning *tuning) noexcept nogil:
+cdef int connecting_next(Connecting *connecting, Poller *poller, uint64_t tag) noexcept nogil:
     """Starts the next attempt that gets under way. `tag` is the relay's: attempt n reports under `tag` + n + 1."""
     cdef uint32_t number
     cdef int rc
     while connecting_has_more(connecting):
         number = connecting.started
         connecting.started += 1
-        rc = _begin(connecting, poller, number, tag, tuning)
+        rc = _begin(connecting, poller, number, tag)
         if rc == 0:
             return CONNECTING_PENDING
         connecting.error = -rc

@@ -46,6 +46,8 @@ cdef struct Engine:
     Group *group
     Listener listeners[LISTENERS]
     int listener_count
+    int accepts             # to do in a row
+    bint accepted           # the last batch had connections too
     bint listening          # the listeners are watched
     uint64_t resume_ns      # when to watch them again, 0: nothing planned
     bint at_limit           # the pause is because of Group.limit: the next relay that ends, ends it

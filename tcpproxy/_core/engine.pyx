@@ -81,10 +81,12 @@ cdef int64_t _wait_ns(Engine *engine) noexcept nogil:
 cdef void _events(Engine *engine, int count) noexcept nogil:
     cdef uint64_t tag
     cdef Relay *relay
+    cdef bint accepted = False
     cdef int i
     for i in range(count):
         tag = engine.ready[i].tag
         if tag & 0xf == 0xf:
+            accepted = True
             if engine.listening:
                 _accept(engine, &engine.listeners[tag >> 4])
             continue
@@ -92,6 +94,8 @@ cdef void _events(Engine *engine, int count) noexcept nogil:
         if relay != NULL:
             relay_event(&engine.loop, relay, tag & 0xf, engine.ready[i].bits)
             engine.after = tag & 0xf != 0
+    if not accepted:
+        engine.accepted = False
 
 
 cdef void _timers(Engine *engine) noexcept nogil:
@@ -205,9 +209,13 @@ cdef bint _reserve(Engine *engine) noexcept nogil:
 
 
 cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
+    """Takes one connection, and more only if more have kept coming: the call that finds none is worth avoiding."""
     cdef net_addr client
     cdef int fd, _turn
-    for _turn in range(ACCEPTS):
+    engine.accepts = engine.accepts * 2 if engine.accepted else 1
+    engine.accepts = engine.accepts if engine.accepts < ACCEPTS else ACCEPTS
+    engine.accepted = True
+    for _turn in range(engine.accepts):
         if not _reserve(engine):
             _pause(engine, EVENT_LIMIT, 0)
             return
@@ -217,6 +225,8 @@ cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
             continue
         sync_sub(&engine.loop.counters.active, 1)
         if net_would_block(fd):
+            engine.accepts = 1
+            engine.accepted = False
             return
         sync_bump(&engine.loop.counters.accept_errors, 1)
         if not net_accept_again(fd):

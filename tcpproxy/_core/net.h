@@ -137,15 +137,14 @@ static inline int net_set_int(net_socket fd, int level, int name, int value)
 }
 
 /* Options of a stream socket; best effort, since the relay works without each of them (only slower, or blind to a
- * peer that vanished). TCP_NODELAY on both legs: without it a write-write-read round costs 25 ms and more.
- * SO_OOBINLINE: the urgent byte stays in the stream, where the other peer would have found it. */
-static inline void net_tune(net_socket fd, const net_tuning *tuning)
+ * peer that vanished). Without TCP_NODELAY on both legs a write-write-read round costs 25 ms and more. */
+static inline void net_no_delay(net_socket fd) { net_set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1); }
+
+/* The urgent byte stays in the stream, where the other peer would have found it. */
+static inline void net_keep_urgent(net_socket fd) { net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1); }
+
+static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
 {
-    net_set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1);
-#ifdef SO_NOSIGPIPE
-    net_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
-#endif
     if (tuning->keepalive_idle <= 0)
         return;
     net_set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
@@ -158,6 +157,14 @@ static inline void net_tune(net_socket fd, const net_tuning *tuning)
     net_set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, tuning->keepalive_interval);
     net_set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, tuning->keepalive_count);
 #endif
+}
+
+/* All of them, for a listener: what it accepts inherits them. */
+static inline void net_tune(net_socket fd, const net_tuning *tuning)
+{
+    net_no_delay(fd);
+    net_keep_urgent(fd);
+    net_keep_alive(fd, tuning);
 }
 
 static inline int net_prepare(net_socket fd) /* where socket() and accept() cannot do it in one call */
@@ -211,8 +218,8 @@ static inline int net_accept(net_socket listener, net_addr *from)
     return fd;
 }
 
-/* A tuned stream socket fit to reach that address, or -errno. */
-static inline int net_open(const net_addr *to, const net_tuning *tuning)
+/* A stream socket fit to reach that address, or -errno. */
+static inline int net_open(const net_addr *to)
 {
     int family = ((const struct sockaddr *)(const void *)to->bytes)->sa_family;
 #if defined(SOCK_NONBLOCK) && !defined(__APPLE__)
@@ -228,7 +235,9 @@ static inline int net_open(const net_addr *to, const net_tuning *tuning)
         return rc;
     }
 #endif
-    net_tune(fd, tuning);
+#ifdef SO_NOSIGPIPE
+    net_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
+#endif
     return fd;
 }
 

@@ -8,13 +8,13 @@ from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CL
     ring_claim, ring_publish
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, half_break, half_pump
 from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOMEM, ETIMEDOUT, NET_NONE, net_close, net_exhausted, \
-    net_peek, net_recv, net_reset, net_send, net_unsent, net_would_block
+    net_keep_alive, net_keep_urgent, net_peek, net_recv, net_reset, net_send, net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
     poller_add, poller_rearm, poller_remove
 from tcpproxy._core.sync cimport sync_bump, sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_LINGER, TIMER_NONE, TIMER_STAGGER, timers_arm, timers_cancel
+    TIMER_LINGER, TIMER_NONE, TIMER_SETTLED, TIMER_STAGGER, timers_arm, timers_cancel
 
 
 cdef void _enqueue(Loop *loop, Relay *relay) noexcept nogil:
@@ -45,6 +45,7 @@ cdef void relay_start(Loop *loop, net_socket fd, const net_addr *client, int tar
         return
     sync_bump(&loop.counters.accepted, 1)
     relay.sides[CLIENT].ready = READY_OUT
+    relay.sides[CLIENT].no_delay = relay.sides[CLIENT].keeps_urgent = True      # inherited
     relay.sides[UPSTREAM].watch.fd = NET_NONE
     relay.client = client[0]
     relay.target = <uint8_t> target
@@ -102,7 +103,7 @@ cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void _next_attempt(Loop *loop, Relay *relay) noexcept nogil:
-    if connecting_next(relay.connecting, loop.pump.poller, table_tag(relay), &loop.tuning) == CONNECTING_FAILED:
+    if connecting_next(relay.connecting, loop.pump.poller, table_tag(relay)) == CONNECTING_FAILED:
         _fail(loop, relay, _failure(relay.connecting.error), relay.connecting.error)
     elif connecting_has_more(relay.connecting):
         timers_arm(&loop.timers, &relay.step, TIMER_STAGGER, loop.now_ns)
@@ -128,11 +129,14 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) n
     upstream.error = relay.connecting.error
     upstream.ready = bits & (READY_IN | READY_OUT)
     upstream.hinted = bits & (READY_EOF | READY_URGENT) != 0
+    if bits & READY_URGENT:
+        net_keep_urgent(upstream.watch.fd)
+        upstream.keeps_urgent = True
     connecting_free(relay.connecting, loop.pump.poller)
     relay.connecting = NULL
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
-    timers_cancel(&loop.timers, &relay.step)
+    timers_arm(&loop.timers, &relay.step, TIMER_SETTLED, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)
     _enqueue(loop, relay)
 
@@ -157,6 +161,9 @@ cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) 
     side.ready |= bits & (READY_IN | READY_OUT)
     if bits & (READY_EOF | READY_URGENT):
         side.hinted = True
+    if bits & READY_URGENT and not side.keeps_urgent:
+        net_keep_urgent(side.watch.fd)
+        side.keeps_urgent = True
     if relay.state < RELAY_RELAYING:
         _client_left(loop, relay, bits)
         return
@@ -184,6 +191,8 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         _next_attempt(loop, relay)
     elif kind == TIMER_FLUSH:
         _reset_when_sent(loop, relay)
+    elif kind == TIMER_SETTLED:
+        net_keep_alive(relay.sides[UPSTREAM].watch.fd, &loop.tuning)
     elif kind == TIMER_ABANDONED:
         relay.reason = REASON_CLIENT_EOF
         _close(loop, relay, True)

@@ -7,6 +7,7 @@ cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_CONNECT           # upstream must be connected by then (names included)
     TIMER_ABANDONED         # a client that closed without a byte while we connect gets this long
     TIMER_STAGGER           # start the next connection attempt (RFC 8305)
+    TIMER_SETTLED           # a connection has lasted long enough to be worth its keepalive options
     TIMER_IDLE              # no byte in either direction
     TIMER_HALF_CLOSE        # no byte since one direction ended
     TIMER_LINGER            # last bytes to a peer, after a reset or a forced end

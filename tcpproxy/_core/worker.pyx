@@ -17,7 +17,7 @@ from tcpproxy._core.splice cimport pipes_free
 from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_LINGER, TIMER_STAGGER
+    TIMER_LINGER, TIMER_SETTLED, TIMER_STAGGER
 
 import os
 
@@ -76,6 +76,7 @@ cdef class Worker:
         loop.timers.lists[<int> TIMER_IDLE].length_ns = <uint64_t> (idle_timeout * SECOND)
         loop.timers.lists[<int> TIMER_ABANDONED].length_ns = SECOND
         loop.timers.lists[<int> TIMER_STAGGER].length_ns = SECOND // 4      # RFC 8305, section 8
+        loop.timers.lists[<int> TIMER_SETTLED].length_ns = SECOND
         loop.timers.lists[<int> TIMER_LINGER].length_ns = 5 * <uint64_t> SECOND
         loop.timers.lists[<int> TIMER_FLUSH].length_ns = SECOND // 200
 
