@@ -136,8 +136,8 @@ def connection_limit(config: Config) -> tuple[int, str]:
         return config.max_connections or 1_000_000, ""
     if soft == resource.RLIM_INFINITY:
         return config.max_connections or 1_000_000, ""
-    # Two a connection; the rest for listeners, pollers and pipes (32 a worker, two descriptors each), for logs, look-ups
-    # and what the program has open besides.
+    # Two a connection; the rest for listeners, pollers and pipes (32 a worker, two descriptors each), for logs,
+    # look-ups and what the program has open besides.
     pipes = 0 if config.zero_copy == "off" else 64
     fits = max(1, (soft - 40 - (8 + pipes) * config.workers) // 2)
     if config.max_connections is None:

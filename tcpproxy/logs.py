@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 REASONS = (
@@ -72,6 +73,8 @@ def decode(record: tuple[int, int, int, str, str, int, int, float, float], probl
 
 def clean(text: str) -> str:
     """The text with everything that could move a cursor or begin a line made visible (log injection)."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -130,31 +133,40 @@ class Printer:
         return ("failed", "accept-error", "limit", *new, *end)
 
     def __call__(self, event: Event) -> None:
+        self.many([event])
+
+    def many(self, events: Iterable[Event]) -> None:
+        """Prints them in order, with one write where several in a row go to the same place."""
         self.settle()
-        if event.kind in ("failed", "accept-error", "limit"):
-            key = f"{event.kind} ({event.reason})" if event.reason else event.kind
-            if not self._flood.admit(key, BURST if event.kind == "failed" else 1):
-                return
-        self._print(event)
+        for target, group in itertools.groupby(filter(self._admitted, events), self._target):
+            self._write(target, [line for event in group for line in self._lines(event)])
 
     def settle(self) -> bool:
         """Says how many lines were held back in the last seconds. Returns whether it has to be called once more."""
         for key, count in self._flood.overdue().items():
-            self._print(Event("lost", text=f"{count} more lines of the kind {key} were not shown"))
+            lost = Event("lost", text=f"{count} more lines of the kind {key} were not shown")
+            self._write(self._target(lost), self._lines(lost))
         return self._flood.pending
 
-    def _print(self, event: Event) -> None:
-        target = self._stdout if event.kind in ("listening", "new") else self._stderr
-        lines = [self._as_json(event)] if self._json else self._as_text(event)
-        self._write(target, "".join(f"{clean(line)}\n" for line in lines))
+    def _admitted(self, event: Event) -> bool:
+        if event.kind not in ("failed", "accept-error", "limit"):
+            return True
+        key = f"{event.kind} ({event.reason})" if event.reason else event.kind
+        return self._flood.admit(key, BURST if event.kind == "failed" else 1)
 
-    def _write(self, target: int, text: str) -> None:
-        data = text.encode("utf-8", "backslashreplace")
+    def _target(self, event: Event) -> int:
+        return self._stdout if event.kind in ("listening", "new") else self._stderr
+
+    def _lines(self, event: Event) -> list[str]:
+        return [self._as_json(event)] if self._json else self._as_text(event)
+
+    def _write(self, target: int, lines: list[str]) -> None:
+        data = "".join([clean(line) + "\n" for line in lines]).encode("utf-8", "backslashreplace")
         try:
             while data:
                 data = data[os.write(target, data) :]
         except OSError:
-            self.unwritten += text.count("\n")
+            self.unwritten += data.count(b"\n")
 
     def _as_text(self, event: Event) -> list[str]:
         match event.kind:

@@ -350,7 +350,7 @@ class Proxy:
             busy = self._log_some()
             now_lost = sum(worker.counters()["events_lost"] for worker in self._workers)
             if now_lost != lost:
-                self._emit(Event("lost", text=f"{now_lost - lost} log records were dropped: output is too slow"))
+                self._emit([Event("lost", text=f"{now_lost - lost} log records were dropped: output is too slow")])
                 lost = now_lost
             if busy:
                 self._stopped.wait(0.01)  # gathers what comes meanwhile, so that a flood rings no bell per record
@@ -364,22 +364,24 @@ class Proxy:
                         self._bells[0].recv(4096)
 
     def _log_some(self) -> bool:
-        busy = False
         while self._notes:
-            self._emit(self._notes.popleft())
-        for worker in self._workers:
-            for record in worker.take_events(1000):
-                busy = True
-                self._emit(logs.decode(record, self._resolver.problem if self._resolver else ""))
-        return busy
+            self._emit([self._notes.popleft()])
+        problem = self._resolver.problem if self._resolver else ""
+        taken = [logs.decode(record, problem) for worker in self._workers for record in worker.take_events(1000)]
+        self._emit(taken)
+        return bool(taken)
 
-    def _emit(self, event: Event) -> None:
-        try:
-            self._sink(event)
-        except Exception:  # a callback of the program's: its mistake must not end the log
-            import logging
+    def _emit(self, events: list[Event]) -> None:
+        if isinstance(self._sink, logs.Printer):
+            self._sink.many(events)
+            return
+        for event in events:
+            try:
+                self._sink(event)
+            except Exception:  # a callback of the program's: its mistake must not end the log
+                import logging
 
-            logging.getLogger("tcpproxy").exception("on_event failed")
+                logging.getLogger("tcpproxy").exception("on_event failed")
 
     def _note(self, kind: str, text: str) -> None:
         self._notes.append(Event(kind, text=text))

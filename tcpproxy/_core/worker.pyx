@@ -42,8 +42,9 @@ cdef class _Group:
 cdef class Worker:
     """One thread's share of a proxy: a poller and its relays.
 
-    Times are in seconds, but for `busy_poll_us` (-1: adaptive, 0: none). `bell` and `names_bell` are non-blocking sockets, kept open by the caller; a byte is sent to
-    `bell` when there are events to take, to `names_bell` when addresses of an upstream are wanted.
+    Times are in seconds, but for `busy_poll_us` (-1: adaptive, 0: none). `bell` and `names_bell` are non-blocking
+    sockets, kept open by the caller; a byte is sent to `bell` when there are events to take, to `names_bell` when
+    addresses of an upstream are wanted.
     """
     cdef Engine *engine
     cdef _Group together
