@@ -12,6 +12,8 @@ from .resolver import Address
 
 BACKLOG = 4096
 
+_V4_MAPPED = bytes(10) + b"\xff\xff"
+
 
 def listen(config: Config, target: list[Address]) -> list[socket.socket]:
     """Listening sockets for every address that `bind` means, on one port."""
@@ -88,6 +90,7 @@ def _reaches(listener: socket.socket, target: list[Address]) -> bool:
     host, port = listener.getsockname()[:2]
     own = socket.inet_pton(listener.family, host.partition("%")[0])
     for raw, target_port, _ in target:
+        raw = raw.removeprefix(_V4_MAPPED)
         family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
         if target_port != port:
             continue
@@ -138,8 +141,9 @@ def connection_limit(config: Config) -> tuple[int, str]:
         return config.max_connections or 1_000_000, ""
     # Two a connection; the rest for listeners, pollers and pipes (32 a worker, two descriptors each), for logs,
     # look-ups and what the program has open besides.
-    pipes = 0 if config.zero_copy == "off" else 64
-    fits = max(1, (soft - 40 - (8 + pipes) * config.workers) // 2)
+    # Few descriptors: fewer pipes, and who gets none is copied.
+    pipes = 0 if config.zero_copy == "off" else min(64 * config.workers, soft // 8)
+    fits = max(1, (soft - 40 - 8 * config.workers - pipes) // 2)
     if config.max_connections is None:
         return fits, ""
     if config.max_connections > fits:

@@ -123,6 +123,7 @@ class Printer:
         self._debug, self._quiet, self._json = debug, quiet, json
         self._stdout, self._stderr = stdout, stderr
         self._flood = Flood()
+        self._once = Flood()
         self.unwritten = 0
         """Lines that stdout or stderr would not take."""
 
@@ -149,10 +150,10 @@ class Printer:
         return self._flood.pending
 
     def _admitted(self, event: Event) -> bool:
-        if event.kind not in ("failed", "accept-error", "limit"):
-            return True
-        key = f"{event.kind} ({event.reason})" if event.reason else event.kind
-        return self._flood.admit(key, BURST if event.kind == "failed" else 1)
+        if event.kind == "failed":
+            return self._flood.admit(f"{event.kind} ({event.reason})", BURST)
+        # A state that lasts, and is looked at again ten times a second: its line says so, and how often says nothing.
+        return event.kind not in ("accept-error", "limit") or self._once.admit(event.kind, 1)
 
     def _target(self, event: Event) -> int:
         return self._stdout if event.kind in ("listening", "new") else self._stderr

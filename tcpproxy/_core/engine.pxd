@@ -50,6 +50,7 @@ cdef struct Engine:
     bint accepted           # the last batch had connections too
     bint listening          # the listeners are watched
     uint64_t resume_ns      # when to watch them again, 0: nothing planned
+    uint64_t paused_ns      # since when they are not watched
     bint at_limit           # the pause is because of Group.limit: the next relay that ends, ends it
     uint64_t stop
     uint64_t finished       # the loop is over

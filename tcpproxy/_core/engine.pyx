@@ -3,8 +3,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT, EventRecord, ring_claim, ring_publish
 from tcpproxy._core.handoff cimport Handed, handoff_pop, handoff_push
-from tcpproxy._core.net cimport net_accept, net_accept_again, net_block_sigpipe, net_close, net_nap_us, net_now_ns, net_reset, \
-    net_socket, net_would_block
+from tcpproxy._core.net cimport net_accept, net_accept_again, net_block_sigpipe, net_close, net_exhausted, \
+    net_nap_us, net_now_ns, net_reset, net_socket, net_would_block
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wait, poller_wake
 from tcpproxy._core.relay cimport CLIENT, RELAY_DEAD, RELAY_FREE, UPSTREAM, Relay, relay_abort, \
     relay_answered, relay_event, relay_start, relay_timer, relay_turn
@@ -17,6 +17,7 @@ from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
 cdef enum:
     ACCEPTS = 16            # in a row, before relays get their turn
     PAUSE_NS = 100000000    # of accepting, when out of descriptors or memory
+    BREATH_NS = 5000000     # of accepting at the limit of connections, when one has ended
 
 
 cdef int engine_run(Engine *engine) noexcept nogil:
@@ -85,6 +86,8 @@ cdef void _events(Engine *engine, int count) noexcept nogil:
     cdef int i
     for i in range(count):
         tag = engine.ready[i].tag
+        if engine.ready[i].bits == 0:           # a wake-up: _obey looks what it is about
+            continue
         if tag & 0xf == 0xf:
             accepted = True
             if engine.listening:
@@ -137,8 +140,10 @@ cdef void _bury(Engine *engine) noexcept nogil:
         else:
             table_release(&engine.loop.table, relay)
         relay = rest
-    if any and engine.at_limit and engine.resume_ns:
-        _watch_listeners(engine)
+    if any and engine.at_limit:
+        # A slot is free, so wait no longer than this: proxies in a circle would refill it 10,000 times a second.
+        if engine.resume_ns > engine.paused_ns + BREATH_NS:
+            engine.resume_ns = engine.paused_ns + BREATH_NS
 
 
 # --- accepting ---
@@ -189,7 +194,8 @@ cdef void _say(Engine *engine, int kind, int error) noexcept nogil:
 cdef void _pause(Engine *engine, int kind, int error) noexcept nogil:
     """The listener is level-triggered: what cannot be accepted must not be watched either, or the loop would spin."""
     _ignore_listeners(engine)
-    engine.resume_ns = engine.loop.now_ns + PAUSE_NS
+    engine.paused_ns = engine.loop.now_ns
+    engine.resume_ns = engine.paused_ns + PAUSE_NS
     engine.at_limit = kind == EVENT_LIMIT
     _say(engine, kind, error)
 
@@ -217,7 +223,8 @@ cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
     engine.accepted = True
     for _turn in range(engine.accepts):
         if not _reserve(engine):
-            _pause(engine, EVENT_LIMIT, 0)
+            if _turn == 0:                      # later in a row it is not known whether anybody waits
+                _pause(engine, EVENT_LIMIT, 0)
             return
         fd = net_accept(listener.watch.fd, &client)
         if fd >= 0:
@@ -227,6 +234,8 @@ cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
         if net_would_block(fd):
             engine.accepts = 1
             engine.accepted = False
+            return
+        if net_exhausted(fd) and _turn > 0:     # Linux needs a descriptor before it looks whether anybody waits
             return
         sync_bump(&engine.loop.counters.accept_errors, 1)
         if not net_accept_again(fd):

@@ -111,7 +111,7 @@ cdef inline uint32_t _bits(uint32_t events) noexcept nogil:
 
 cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns) noexcept nogil:
     cdef Epoll *poller = <Epoll *> handle
-    cdef int i, n, count = 0, timeout_ms = -1
+    cdef int i, n, timeout_ms = -1
     cdef int64_t ms
     if timeout_ns >= 0:
         ms = (timeout_ns + 999999) // 1000000
@@ -120,12 +120,9 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     if n < 0:
         return 0 if errno == EINTR else -errno
     for i in range(n):
-        if poller.batch[i].data.u64 == WAKE_TAG:
-            continue
-        events[count].tag = poller.batch[i].data.u64
-        events[count].bits = _bits(poller.batch[i].events)
-        count += 1
-    return count
+        events[i].tag = poller.batch[i].data.u64
+        events[i].bits = 0 if events[i].tag == WAKE_TAG else _bits(poller.batch[i].events)
+    return n
 
 
 cdef void poller_wake(Poller *handle) noexcept nogil:

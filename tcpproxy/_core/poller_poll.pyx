@@ -175,6 +175,8 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     if n > 0 and poller.fds[0].revents:
         read(poller.wake_reader, drain, sizeof(drain))
         n -= 1
+        events[0].bits = 0
+        count = 1
     for i in range(poller.count - 1):
         if n == 0 or count == room:
             break
