@@ -60,9 +60,10 @@ def command(
     """
     raise_descriptor_limit()
     printer = logs.Printer(debug=debug, quiet=quiet, json=log_format == "json")
-    options["workers"] = options["workers"] or str(min(_usable_cpus(), 64))
+    if options["workers"] is None:
+        options["workers"] = str(min(_usable_cpus(), 64))
     try:
-        proxy = Proxy(remote, port=local_port or 0, on_event=printer, **options)  # type: ignore[arg-type]
+        proxy = Proxy(remote, port=0 if local_port is None else local_port, on_event=printer, **options)  # type: ignore[arg-type]
         serve(proxy)
     except TcpProxyError as error:
         click.echo(f"tcpproxy: {error}", err=True)

@@ -147,6 +147,11 @@ def _check_host(what: str, text: str, host: str, expected: str) -> None:
         if not is_ip(address) or (percent and not re.fullmatch(r"[\w.-]{1,15}", scope)):
             raise UsageError(f"{what} {text!r} has {host!r}, which is not an IPv6 address, {expected}")
         return
+    if not host.isascii():
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise UsageError(f"{what} {text!r} has {host!r}, which cannot be a host name, {expected}") from None
     labels = host.removesuffix(".").split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise UsageError(f"{what} {text!r} has {host!r}, which cannot be a host name, {expected}")
@@ -191,13 +196,13 @@ def parse_duration(
             raise UsageError(f"{what} {value!r} is not a duration, {expected}")
         seconds = float(match[1]) * _SECONDS[match[2]]
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = float(min(value, 2 * _LONGEST))  # also for numbers that no float can hold
     else:
         raise UsageError(f"{what} {value!r} is not a duration, {expected}")
     if off and seconds == 0:
         return 0.0
     if not least <= seconds <= most:  # also refuses nan
-        raise UsageError(f"{what} {value!r} is out of range, expected {least:g}s to {most:g}s{word}")
+        raise UsageError(f"{what} {value!r} is out of range, expected {least:g}s to {most:.0f}s{word}")
     return seconds
 
 

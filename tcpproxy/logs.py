@@ -85,12 +85,12 @@ class Flood:
         self._clock = clock
         self._seconds: dict[str, tuple[float, int, int]] = {}  # when it began, lines in it, how many may pass
 
-    def admit(self, key: str, burst: int) -> bool:
-        """May this line pass? Ask `overdue` first: a second that is over is forgotten here."""
+    def admit(self, key: str, burst: int, *, told: bool = True) -> bool:
+        """May this line pass? Ask `overdue` first: a second that is over is forgotten here. `told`: `overdue` counts it."""
         start, count, _ = self._seconds.get(key, (-1.0, 0, burst))
         if self._clock() - start >= 1:
             start, count = self._clock(), 0
-        self._seconds[key] = (start, count + 1, burst)
+        self._seconds[key] = (start, count + 1, burst if told else count + 1)
         return count < burst
 
     def overdue(self) -> dict[str, int]:
@@ -123,7 +123,6 @@ class Printer:
         self._debug, self._quiet, self._json = debug, quiet, json
         self._stdout, self._stderr = stdout, stderr
         self._flood = Flood()
-        self._once = Flood()
         self.unwritten = 0
         """Lines that stdout or stderr would not take."""
 
@@ -153,7 +152,7 @@ class Printer:
         if event.kind == "failed":
             return self._flood.admit(f"{event.kind} ({event.reason})", BURST)
         # A state that lasts, and is looked at again ten times a second: its line says so, and how often says nothing.
-        return event.kind not in ("accept-error", "limit") or self._once.admit(event.kind, 1)
+        return event.kind not in ("accept-error", "limit") or self._flood.admit(event.kind, 1, told=False)
 
     def _target(self, event: Event) -> int:
         return self._stdout if event.kind in ("listening", "new") else self._stderr

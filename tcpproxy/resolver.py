@@ -72,9 +72,7 @@ class Resolver:
         with self._changed:
             before = self._answers
             if not self._asking and not self._closed:
-                self._asking = True
-                # A thread of its own each time: getaddrinfo cannot be interrupted, and must not hold up an exit.
-                threading.Thread(target=self._ask, name="tcpproxy-lookup", daemon=True).start()
+                self._asking = self._begin()
             recent = time.monotonic() - self._good_at < RECENT
             wait = PATIENCE if recent and (timeout is None or timeout > PATIENCE) else timeout
             self._changed.wait_for(lambda: self._answers != before or self._closed, wait)
@@ -82,6 +80,15 @@ class Resolver:
                 return self._good, FRESH
             recent = time.monotonic() - self._good_at < RECENT
             return (self._good, PATIENCE) if recent else ([], 0.0)
+
+    def _begin(self) -> bool:
+        # A thread of its own each time: getaddrinfo cannot be interrupted, and must not hold up an exit.
+        try:
+            threading.Thread(target=self._ask, name="tcpproxy-lookup", daemon=True).start()
+        except RuntimeError as error:  # no thread left in this process or machine
+            self.problem = str(error)
+            return False
+        return True
 
     def close(self) -> None:
         """Lets go everybody who waits."""
@@ -108,7 +115,7 @@ class Resolver:
 
 def numeric(host: str, port: int) -> list[Address] | None:
     """The address itself where `host` is one already, without asking anybody; None: it is a name."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         flags = socket.AI_NUMERICHOST
         for family, _, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags):
             raw = socket.inet_pton(family, str(where[0]).partition("%")[0])

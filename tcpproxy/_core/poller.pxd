@@ -21,9 +21,10 @@
 # then must report READY_IN again after every poller_rearm that finds bytes or an end to read.
 # Hang-up, error and urgent mark must not be reported more than once for one cause: the loop would spin.
 #
-# Waiting. `poller_wait` fills `events` and returns their number, 0 after a time-out, or -errno (never EINTR). A wake-up is
-# an event too, with no bits: who polls without waiting must see it, since it is reported once. `timeout_ns` < 0 waits for ever, 0 does not wait. Time-outs are rounded up, never down: a timer that is looked
-# at too early would be looked at again and again.
+# Waiting. `poller_wait` fills `events` and returns their number, 0 after a time-out, or -errno (never EINTR). A wake-up
+# is an event too, with no bits, under the tag of all ones: who polls without waiting must see it, since it is reported
+# once. `timeout_ns` < 0 waits for ever, 0 does not wait. Time-outs are rounded up, never down: a timer that is looked at
+# too early would be looked at again and again.
 #
 # `poller_wake` may be called by any thread at any time; the wait under way, or else the next one, ends early.
 from libc.stdint cimport int64_t, uint32_t, uint64_t

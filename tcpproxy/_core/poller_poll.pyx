@@ -8,7 +8,7 @@
 # contract is one. The wake pipe is always entry 0.
 from libc.errno cimport errno, EINTR, ENOMEM
 from libc.stdlib cimport calloc, free, realloc
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -175,6 +175,7 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     if n > 0 and poller.fds[0].revents:
         read(poller.wake_reader, drain, sizeof(drain))
         n -= 1
+        events[0].tag = <uint64_t> -1
         events[0].bits = 0
         count = 1
     for i in range(poller.count - 1):
