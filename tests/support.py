@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
+import resource
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -14,6 +17,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
 
 import tcpproxy
 
@@ -24,9 +31,9 @@ TIMEOUT = 20.0
 class Upstream:
     """A listening socket on loopback that hands out the connections it gets."""
 
-    def __init__(self, host: str = "127.0.0.1", backlog: int = 4096) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, backlog: int = 4096) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.socket = socket.create_server((host, 0), family=family, backlog=backlog)
+        self.socket = socket.create_server((host, port), family=family, backlog=backlog)
         self.socket.settimeout(TIMEOUT)
         self.host, self.port = self.socket.getsockname()[:2]
 
@@ -47,8 +54,8 @@ class Upstream:
 class Echo(Upstream):
     """Sends everything back, each connection in a thread of its own, and passes an end of file on."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        super().__init__(host)
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__(host, port)
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -149,16 +156,48 @@ def send_and_shut(sock: socket.socket, data: bytes) -> None:
     sock.shutdown(socket.SHUT_WR)
 
 
-def fill(sock: socket.socket) -> int:
-    """Sends until nothing has been taken for a while. Returns how many bytes went."""
+def fill(sock: socket.socket, quiet: float = 0.3) -> int:
+    """Sends until nothing has been taken for `quiet` seconds. Returns how many bytes went."""
     total = 0
     sock.setblocking(False)
     chunk = bytes(1 << 16)
-    while select.select([], [sock], [], 0.3)[1]:
+    while select.select([], [sock], [], quiet)[1]:
         with contextlib.suppress(BlockingIOError):
             total += sock.send(chunk)
     sock.settimeout(TIMEOUT)
     return total
+
+
+def send_until_full(sock: socket.socket, data: bytes) -> int:
+    """Like `fill`, with these bytes, of which there must be enough. Returns how many of them went."""
+    sent = 0
+    sock.setblocking(False)
+    while sent < len(data) and select.select([], [sock], [], 0.3)[1]:
+        with contextlib.suppress(BlockingIOError):
+            sent += sock.send(data[sent : sent + (1 << 16)])
+    sock.settimeout(TIMEOUT)
+    assert sent < len(data), "the connection took everything"
+    return sent
+
+
+def choke(sock: socket.socket) -> int:
+    """Like `fill`, but to the last byte: also the room that is left when a poller no longer says "writable"."""
+    total = refusals = 0
+    sock.setblocking(False)
+    while refusals < 4:
+        try:
+            total += sock.send(bytes(1 << 16))
+            refusals = 0
+        except BlockingIOError:
+            refusals += 1
+            threading.Event().wait(0.03)  # the peer's kernel may still make room
+    sock.settimeout(TIMEOUT)
+    return total
+
+
+def pause(seconds: float) -> None:
+    """Lets time pass, where time is what a test is about."""
+    threading.Event().wait(seconds)
 
 
 def eventually(condition: Callable[[], object], within: float = 5.0, what: str = "") -> None:
@@ -172,6 +211,15 @@ def eventually(condition: Callable[[], object], within: float = 5.0, what: str =
 def descriptors() -> int:
     """Open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def sockets() -> int:
+    """Open sockets of this process; unlike `descriptors` without the pipes, a few of which a worker keeps for later."""
+    total = 0
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            total += os.readlink(f"/proc/self/fd/{number}").startswith("socket:")
+    return total
 
 
 def cpu_seconds(pid: int) -> float:
@@ -233,3 +281,63 @@ class Command:
         for stream in (self.process.stdout, self.process.stderr):
             if stream:
                 stream.close()
+
+
+def needs(*programs: str) -> None:
+    """Skips the test where one of these programs is missing."""
+    for program in programs:
+        if not shutil.which(program):
+            pytest.skip(f"needs the command {program}")
+
+
+class Namespace:
+    """A network namespace of the test's own, with loopback up, in which commands run and sockets are made."""
+
+    def __init__(self) -> None:
+        needs("ip")
+        self.name = f"tcpproxy-{os.getpid()}-{time.monotonic_ns()}"
+        made = subprocess.run(["ip", "netns", "add", self.name], capture_output=True, text=True, check=False)
+        if made.returncode:
+            pytest.skip(f"no network namespaces here: {made.stderr.strip()}")
+        self.wrapper = ("ip", "netns", "exec", self.name)
+        """Makes a Command run in here."""
+        self._thread = ThreadPoolExecutor(1, initializer=self._enter)
+        self.ip("link", "set", "lo", "up")
+
+    def _enter(self) -> None:
+        # Moves only the calling thread; a socket belongs to the namespace of the thread that makes it.
+        with open(f"/run/netns/{self.name}") as handle:
+            if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), 0):
+                raise OSError(ctypes.get_errno(), "setns")
+
+    def call(self, function: Callable[..., object], *args: object) -> Any:
+        """Calls it in a thread that is in here."""
+        return self._thread.submit(function, *args).result(TIMEOUT)
+
+    def ip(self, *args: str) -> None:
+        subprocess.run(["ip", "-n", self.name, *args], check=True, capture_output=True)
+
+    def sysctl(self, name: str, value: str) -> None:
+        self.call(self._write, f"/proc/sys/{name.replace('.', '/')}", value)
+
+    @staticmethod
+    def _write(path: str, text: str) -> None:
+        with open(path, "w") as file:
+            file.write(text)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        subprocess.run(["ip", "netns", "del", self.name], check=True)
+
+
+def lowest_free_descriptor(pid: int) -> int:
+    """The number that the next descriptor of a process will get."""
+    taken = {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
+    return next(number for number in range(len(taken) + 1) if number not in taken)
+
+
+def limit_descriptors(pid: int, free: int) -> tuple[int, int]:
+    """Leaves a running process so many descriptors more, from now on. Returns its limit before."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor(pid) + free, before[1]))
+    return before

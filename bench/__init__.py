@@ -1,0 +1,1 @@
+"""Side-by-side runs of tcpproxy against its peers: `python -m bench`."""

@@ -1,0 +1,261 @@
+"""The cases: each measures one peer once and returns its figures. README.md says what they mean."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench.measure import WAITING, memory, settle, system_calls
+from bench.peers import Peer, Running, find_rust
+from bench.process import BenchError, Client, client, echo_server, iperf3_server, read_line, spawn
+from bench.targets import Case, Figures, Metric, Target
+
+FORKS_HELD, QUICK_HELD = 100, 2000
+BULK_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cases need: the compiled load generator, a directory to write in, and how much time there is."""
+
+    load: Path
+    scratch: Path
+    quick: bool
+    connections: int
+
+    def seconds(self, full: float, quick: float) -> float:
+        """Return how long a measurement takes."""
+        return quick if self.quick else full
+
+    def client(self, *arguments: object) -> list[str]:
+        """Return the argv of a load client."""
+        return [str(self.load), *map(str, arguments)]
+
+
+def cost(work: Client, target: Running) -> tuple[Figures, float | None]:
+    """Let the client work; return its figures and the proxy's CPU seconds, with those for tidying up after the work."""
+    before = target.cpu()
+    figures = work.go()
+    settle(target.pid)
+    return figures, target.cpu() - before if target.pid else None
+
+
+def bulk(bench: Bench, peer: Peer, *options: str) -> Figures:
+    """Run iperf3: as many bytes as go through, and the CPU time they took.
+
+    With --bidir a run through a proxy now and then carries no byte one way, or never ends; probably iperf3 tells its
+    two streams apart by their order of arrival. Such a try is made again, and the number of tries is kept.
+    """
+    length = ("-t", "2")
+    if bench.quick:
+        length = ("-t", "1") if "--bidir" in options else ("-n", "250M")
+    for tries in range(1, BULK_TRIES + 1):
+        try:
+            return _iperf3_once(bench, peer, *length, *options) | {"tries": float(tries)}
+        except (BenchError, subprocess.TimeoutExpired):
+            if "--bidir" not in options or tries == BULK_TRIES:
+                raise
+    raise BenchError("not reached")
+
+
+def _iperf3_once(bench: Bench, peer: Peer, *options: str) -> Figures:
+    argv = ["iperf3", "-c", "127.0.0.1", "-J", *options]
+    with iperf3_server(bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+        before = target.cpu()
+        done = subprocess.run([*argv, "-p", str(target.port)], capture_output=True, text=True, timeout=12, check=False)
+        settle(target.pid)
+        used = target.cpu() - before
+    said = json.loads(done.stdout or "{}")
+    if "end" not in said or "sum_received" not in said["end"]:
+        raise BenchError(f"iperf3: {said.get('error', done.stderr)}")
+    sums = [said["end"][name] for name in ("sum_received", "sum_received_bidir_reverse") if name in said["end"]]
+    if not all(one["bytes"] for one in sums):
+        raise BenchError("iperf3: no byte came through")
+    figures = {"gbps": sum(one["bits_per_second"] for one in sums) / 1e9}
+    return figures | {"cpu_gb": used * 1e9 / sum(one["bytes"] for one in sums)} if target.pid else figures
+
+
+def ping(bench: Bench, peer: Peer, connections: int = 1) -> Figures:
+    """Round trips of 64 bytes in a closed loop on every connection."""
+    argv = bench.client("ping", "{port}", connections, bench.seconds(2, 0.3))
+    return _round_trips(bench, peer, argv)
+
+
+def slow_ping(bench: Bench, peer: Peer) -> Figures:
+    """Round trips of a client that works for 50 microseconds in between."""
+    script = str(Path(__file__).with_name("slow_client.py"))
+    return _round_trips(bench, peer, [sys.executable, script, "{port}", str(bench.seconds(2, 0.3))])
+
+
+def _round_trips(bench: Bench, peer: Peer, argv: list[str]) -> Figures:
+    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+        argv = [argument.format(port=target.port) for argument in argv]
+        with client(argv, bench.scratch) as work:
+            figures, used = cost(work, target)
+    kept = {key: figures[key] for key in ("p50", "p99", "rate", "max")}
+    return kept if used is None else kept | {"cpu": used * 1e6 / figures["count"]}
+
+
+def connections(bench: Bench, peer: Peer) -> Figures:
+    """A connection for each request, eight at a time."""
+    # Few enough that a round does not run out of local ports, which stay in TIME_WAIT.
+    count = 1000 if bench.quick or peer.forks else 5000
+    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+        with client(bench.client("conn", target.port, 200, 8), bench.scratch) as warm_up:
+            warm_up.go()
+        settle(target.pid)
+        with client(bench.client("conn", target.port, count, 8), bench.scratch) as work:
+            figures, used = cost(work, target)
+    kept = {key: figures[key] for key in ("rate", "p50", "p99")}
+    return kept if used is None else {"cpu": used * 1e6 / count} | kept
+
+
+def syscalls(bench: Bench, peer: Peer) -> Figures:
+    """System calls a round trip on 50 busy connections, and a connection, counted by strace (which slows all of it)."""
+    return _traced_round_trips(bench, peer) | _traced_connections(bench, peer)
+
+
+def _traced_round_trips(bench: Bench, peer: Peer) -> Figures:
+    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+        assert target.pid
+        argv = bench.client("ping", target.port, 50, bench.seconds(1, 0.3))
+        with client(argv, bench.scratch) as work, system_calls(target.pid, bench.scratch) as counts:
+            done = work.go()["count"]
+    waits = sum(counts.get(name, 0) for name in WAITING)
+    calls = sum(counts.values())
+    if not calls:
+        raise BenchError("strace counted nothing")
+    return {"rt_calls": (calls - waits) / done, "rt_wait": waits / done, "rt_ctl": counts.get("epoll_ctl", 0) / done}
+
+
+def _traced_connections(bench: Bench, peer: Peer) -> Figures:
+    count = 200 if peer.forks else 1000
+    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+        assert target.pid
+        argv = bench.client("conn", target.port, count, 8)
+        with client(argv, bench.scratch) as work, system_calls(target.pid, bench.scratch) as counts:
+            work.go()
+            settle(target.pid, quiet=0.1)
+    waits = sum(counts.get(name, 0) for name in WAITING)
+    return {"conn_calls": sum(counts.values()) / count, "conn_wait": waits / count}
+
+
+def idle(bench: Bench, peer: Peer) -> Figures:
+    """Memory and CPU time for connections over which nothing moves."""
+    held = min(bench.connections, FORKS_HELD if peer.forks else QUICK_HELD if bench.quick else bench.connections)
+    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+        assert target.pid
+        private, _ = memory(target.pid)
+        with client(bench.client("hold", target.port, held), bench.scratch):
+            settle(target.pid, quiet=0.3, patience=3.0)  # a line for each new connection may still be in the writing
+            more, resident = memory(target.pid)
+            seconds, before = bench.seconds(4, 0.5), target.cpu()
+            time.sleep(seconds)
+            used = (target.cpu() - before) / seconds
+    return {"bytes": (more - private) / held, "rss": resident / 2**20, "cpu_s": used, "held": float(held)}
+
+
+def beside_bulk(bench: Bench, peer: Peer) -> Figures:
+    """A ping-pong while four bulk streams go through the same proxy."""
+    with (
+        echo_server(bench.load, bench.scratch) as port,
+        peer.run(port, bench.connections, bench.scratch) as target,
+        client(bench.client("push", target.port, 4), bench.scratch) as streams,
+    ):
+        before = streams.go()
+        with client(bench.client("ping", target.port, 1, bench.seconds(4, 0.6)), bench.scratch) as work:
+            figures = work.go()
+        after = streams.go()
+    bulk_gbps = (after["bytes"] - before["bytes"]) * 8e-3 / (after["us"] - before["us"])
+    return {key: figures[key] for key in ("p99", "p50", "max", "rate")} | {"gbps": bulk_gbps}
+
+
+def start(bench: Bench, peer: Peer) -> Figures:
+    """Milliseconds from the start of the command to its first line of output."""
+    argv = {
+        "ours": [sys.executable, "-m", "tcpproxy", "127.0.0.1:9"],
+        "rust": [str(find_rust()), "127.0.0.1:9"],
+        "click": [sys.executable, "-c", "import click; print('imported', flush=True)"],
+    }[peer.name]
+    errors, times = bench.scratch / "start.err", []
+    for _ in range(5):
+        begun = time.perf_counter()
+        with spawn(argv, errors, stdout=subprocess.PIPE) as process:
+            read_line(process, errors)
+            times.append((time.perf_counter() - begun) * 1e3)
+    return {"ms": sorted(times)[2]}
+
+
+def in_process(bench: Bench, peer: Peer) -> Figures:
+    """Round trips through a Proxy in a program whose main thread is busy in pure Python."""
+    errors = bench.scratch / "program.err"
+    with echo_server(bench.load, bench.scratch) as upstream:
+        argv = [sys.executable, str(Path(__file__).with_name("busy_program.py")), str(upstream)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with spawn(argv, errors, stdout=subprocess.PIPE, env=environment) as program:
+            port = upstream if peer.name == "direct" else int(read_line(program, errors))
+            with client(bench.client("ping", port, 1, bench.seconds(2, 0.3)), bench.scratch) as work:
+                figures = work.go()
+    return {key: figures[key] for key in ("p99", "p50", "max", "rate")}
+
+
+CPU_GB = Metric("cpu_gb", "CPU s/GB", digits=3)
+GBPS = Metric("gbps", "Gbit/s", more_is_better=True, digits=2)
+P50, P99, MAX = Metric("p50", "p50 us"), Metric("p99", "p99 us"), Metric("max", "max us", digits=0)
+RATE = Metric("rate", "per second", more_is_better=True, digits=0)
+BULK = (CPU_GB, GBPS)
+BULK_TARGETS = (Target("cpu_gb", 0.12, "rust"), Target("cpu_gb", 0.8, "best"), Target("gbps", 1.0, "best"))
+CPU_TRIP = Metric("cpu", "CPU us/round trip", digits=2)
+CPU_CONNECTION = Metric("cpu", "CPU us/connection")
+START = (Metric("ms", "ms"),)
+IN_PROCESS = (P99, P50, MAX, RATE)
+BESIDE = (*IN_PROCESS, Metric("gbps", "bulk Gbit/s", more_is_better=True, digits=2))
+RTT50 = (CPU_TRIP, RATE, P50, P99, MAX)
+CONNECTIONS = (CPU_CONNECTION, RATE, P50, P99)
+RTT = (P50, P99, CPU_TRIP, RATE, MAX)
+RTT_TARGETS = (Target("p50", 0.6, "best"), Target("p99", 0.6, "best"))
+SYSCALLS = (
+    Metric("rt_calls", "calls/round trip but waits", digits=3),
+    Metric("rt_wait", "waits/round trip", digits=3),
+    Metric("rt_ctl", "epoll_ctl/round trip", digits=3),
+    Metric("conn_calls", "calls/connection"),
+    Metric("conn_wait", "of them waits"),
+)
+# Reading and sending both ways is four calls; 1% of slack, since a read that finds nothing is no fault now and then.
+SYSCALL_TARGETS = (Target("rt_calls", 4.04), Target("rt_ctl", 0.0), Target("conn_calls", 0.9999, "best"))
+IDLE = (
+    Metric("bytes", "bytes/connection", digits=0),
+    Metric("rss", "RSS MiB"),
+    Metric("cpu_s", "CPU s/s", digits=5),
+    Metric("held", "held", digits=0),
+)
+IDLE_TARGETS = (Target("bytes", 400), Target("rss", 40), Target("cpu_s", 0.001))
+PROXIES = ("ours", "rust", "haproxy", "haproxy-splice", "nginx", "socat", "asyncio-uvloop")
+
+
+def _iperf3(*options: str) -> Callable[[Bench, Peer], Figures]:
+    return lambda bench, peer: bulk(bench, peer, *options)
+
+
+CASES = (
+    Case("bulk1", "one iperf3 stream, client to upstream", bulk, BULK, BULK_TARGETS),
+    Case("bulk1-down", "one iperf3 stream, upstream to client", _iperf3("-R"), BULK, BULK_TARGETS),
+    Case("bulk8", "eight iperf3 streams", _iperf3("-P", "8"), BULK, BULK_TARGETS),
+    Case("bulk-bidir", "an iperf3 stream each way", _iperf3("--bidir"), BULK, BULK_TARGETS),
+    Case("rtt", "64 bytes there and back, one connection", ping, RTT, (*RTT_TARGETS, Target("cpu", 1.0, "best"))),
+    Case("rtt-slow", "the same, 50 us of work a turn", slow_ping, RTT, (*RTT_TARGETS, Target("cpu", 1.3, "best"))),
+    Case("rtt50", "the same, 50 busy connections", partial(ping, connections=50), RTT50, (Target("cpu", 1.0, "best"),)),
+    Case("connections", "a connection each request", connections, CONNECTIONS, (Target("cpu", 0.95, "best"),)),
+    Case("syscalls", "system calls", syscalls, SYSCALLS, SYSCALL_TARGETS, PROXIES),
+    Case("idle", "idle connections", idle, IDLE, IDLE_TARGETS, PROXIES),
+    Case("pingpong-beside-bulk", "64 bytes beside four streams", beside_bulk, BESIDE, (Target("p99", 0.7, "haproxy"),)),
+    Case("start", "time to the first line", start, START, (Target("ms", 2.0, "click"),), ("ours", "rust", "click")),
+    Case("inprocess", "Proxy in a busy program", in_process, IN_PROCESS, (Target("p99", 5000.0),), ("direct", "ours")),
+)

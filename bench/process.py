@@ -1,0 +1,133 @@
+"""Starting and ending what the bench runs: every process is ended by its own handle, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 15.0
+
+
+class BenchError(Exception):
+    """A measurement that could not be made; the run goes on without it."""
+
+
+@contextlib.contextmanager
+def spawn(argv: list[str], errors: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run `argv` in a process group of its own, for the length of the block; its stderr goes to the file `errors`."""
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(argv, stderr=stderr, text=True, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End the process and the children it forked: they share its group, which `spawn` made."""
+    for stream in (process.stdin, process.stdout):
+        if stream:
+            with contextlib.suppress(OSError):
+                stream.close()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(2.0)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def read_line(process: subprocess.Popen[str], errors: Path, patience: float = PATIENCE) -> str:
+    """Return the next line of the process's stdout, or raise BenchError with what it wrote to stderr."""
+    assert process.stdout
+    readable, _, _ = select.select([process.stdout], [], [], patience)
+    line = process.stdout.readline() if readable else ""
+    if not line:
+        said = errors.read_text()[-400:].strip()
+        raise BenchError(f"{Path(str(process.args[0])).name} said nothing: {said}")  # type: ignore[index]
+    return line
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    """Tell whether somebody listens on the port, without connecting.
+
+    A connection would be passed on to the upstream; iperf3 would take it for the beginning of a test.
+    """
+    wanted = f"0100007F:{port:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1] == wanted and fields[3] == "0A":
+            return True
+    return False
+
+
+def wait_listening(process: subprocess.Popen[str], port: int, errors: Path) -> None:
+    """Return when `port` is listened on; raise BenchError when the process ends before, or takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not is_listening(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise BenchError(f"did not start: {errors.read_text()[-400:].strip()}")
+        time.sleep(0.005)
+
+
+class Client:
+    """A load client: warm when this object exists, at work during `go`, its connections kept until the block ends."""
+
+    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+        self._process, self._errors = process, errors
+        if read_line(process, errors, 60.0) != "ready\n":
+            raise BenchError("the load client did not get ready")
+
+    def go(self, patience: float = 90.0) -> dict[str, float]:
+        """Let it work and return the figures it prints."""
+        assert self._process.stdin
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        figures: dict[str, float] = json.loads(read_line(self._process, self._errors, patience))
+        return figures
+
+
+@contextlib.contextmanager
+def client(argv: list[str], scratch: Path) -> Iterator[Client]:
+    """Run a load client (see load.c for what is said between the two)."""
+    errors = scratch / "client.err"
+    with spawn(argv, errors, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield Client(process, errors)
+
+
+@contextlib.contextmanager
+def echo_server(load: Path, scratch: Path) -> Iterator[int]:
+    """Run the echo server of load.c on a port of its own choice, and yield the port."""
+    errors = scratch / "server.err"
+    with spawn([str(load), "serve"], errors, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield int(json.loads(read_line(process, errors))["port"])
+
+
+@contextlib.contextmanager
+def iperf3_server(scratch: Path) -> Iterator[int]:
+    """Run an iperf3 server and yield its port."""
+    port, errors = free_port(), scratch / "iperf3.err"
+    argv = ["iperf3", "-s", "-B", "127.0.0.1", "-p", str(port)]
+    with spawn(argv, errors, stdout=subprocess.DEVNULL) as process:
+        wait_listening(process, port, errors)
+        yield port

@@ -1,0 +1,100 @@
+"""What a case measures and what it should reach: metrics, targets as ratios within one run, and the verdict on them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Figures = dict[str, float]
+Medians = dict[str, Figures]
+NOT_PROXIES = ("direct", "ours", "click")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a case; `digits` are those after the point in the table."""
+
+    key: str
+    label: str
+    more_is_better: bool = False
+    digits: int = 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ours is at most (if more is better: at least) `limit`; `against` makes that a ratio to a peer or to the best."""
+
+    key: str
+    limit: float
+    against: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target, judged. `value` is None when what it needs was not measured."""
+
+    text: str
+    value: float | None
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. `measure(bench, peer)` makes one round; `only` restricts the peers; the first metric is drawn."""
+
+    name: str
+    title: str
+    measure: Callable[[Any, Any], Figures]
+    metrics: tuple[Metric, ...]
+    targets: tuple[Target, ...] = ()
+    only: tuple[str, ...] = ()
+
+    def metric(self, key: str) -> Metric:
+        """Return the metric of that key."""
+        return next(metric for metric in self.metrics if metric.key == key)
+
+
+def medians(rounds: list[dict[str, Any]]) -> Medians:
+    """Return for each peer the median of each figure over its rounds."""
+    peers: dict[str, list[Figures]] = {}
+    for one in rounds:
+        peers.setdefault(one["peer"], []).append(one["figures"])
+    return {
+        peer: {key: statistics.median(figures[key] for figures in many) for key in many[0]}
+        for peer, many in peers.items()
+    }
+
+
+def best_peer(metric: Metric, results: Medians) -> str | None:
+    """Return the name of the peer with the best figure: of all proxies but ours."""
+    having = [peer for peer in results if peer not in NOT_PROXIES and metric.key in results[peer]]
+    choose = max if metric.more_is_better else min
+    return choose(having, key=lambda peer: results[peer][metric.key], default=None)
+
+
+def ratio(metric: Metric, results: Medians, peer: str | None) -> float | None:
+    """Return ours divided by the peer's figure, or None when one of the two is not there or is zero."""
+    if peer is None or not results.get(peer, {}).get(metric.key) or metric.key not in results.get("ours", {}):
+        return None
+    return results["ours"][metric.key] / results[peer][metric.key]
+
+
+def judge(case: Case, results: Medians) -> list[Verdict]:
+    """Judge the targets of a case."""
+    verdicts = []
+    for target in case.targets:
+        metric = case.metric(target.key)
+        sign = ">=" if metric.more_is_better else "<="
+        if target.against is None:
+            value = results.get("ours", {}).get(target.key)
+            text = f"{metric.label} {sign} {target.limit:g}"
+        else:
+            peer = best_peer(metric, results) if target.against == "best" else target.against
+            value = ratio(metric, results, peer)
+            of = f"best peer's ({peer})" if target.against == "best" else f"{target.against}'s"
+            text = f"{metric.label} {sign} {target.limit:g} x {of}"
+        met = None if value is None else value >= target.limit if metric.more_is_better else value <= target.limit
+        verdicts.append(Verdict(text, value, met))
+    return verdicts

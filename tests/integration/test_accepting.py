@@ -1,0 +1,418 @@
+"""Taking clients in: what accept(2) may answer, the limits of descriptors and connections, and very many clients."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import select
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import (
+    TIMEOUT,
+    Command,
+    Echo,
+    Namespace,
+    Upstream,
+    connect,
+    cpu_seconds,
+    eventually,
+    limit_descriptors,
+    needs,
+    payload,
+    read_exactly,
+    reset,
+)
+
+import tcpproxy
+
+PAUSE = 0.1
+"""Seconds without accepting, when there is nothing left to accept with."""
+
+BUSY_ECHO = """
+import resource, select, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+print(listener.getsockname()[1], flush=True)
+poller, peers = select.epoll(), {}
+poller.register(listener, select.EPOLLIN)
+while True:
+    for number, _ in poller.poll():
+        if number == listener.fileno():
+            peer, _ = listener.accept()
+            peers[peer.fileno()] = peer
+            poller.register(peer, select.EPOLLIN)
+            continue
+        try:
+            data = peers[number].recv(65536)
+            peers[number].sendall(data)
+        except OSError:
+            data = b""
+        if not data:
+            peers.pop(number).close()
+"""
+"""An upstream in a process of its own, with its own descriptors, that holds any number of connections."""
+
+
+@pytest.fixture(params=["1", "2"], ids=["1worker", "2workers"])
+def workers(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def many_descriptors(stack: contextlib.ExitStack) -> int:
+    """As many descriptors as this process may have at most; how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    return hard
+
+
+@pytest.fixture
+def busy_echo(stack: contextlib.ExitStack) -> str:
+    """The address of an upstream that is a process of its own."""
+    process = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY_ECHO], stdout=subprocess.PIPE))
+    stack.callback(process.kill)
+    assert process.stdout
+    return f"127.0.0.1:{int(process.stdout.readline())}"
+
+
+def talk(client: socket.socket, text: bytes = b"hello") -> None:
+    client.sendall(text)
+    assert read_exactly(client, len(text)) == text
+
+
+def time_to_echo(address: tuple[str, int]) -> float:
+    start = time.monotonic()
+    with connect(address) as client:
+        talk(client)
+        took = time.monotonic() - start
+        reset(client)
+    return took
+
+
+def waits(client: socket.socket, seconds: float = 0.3) -> bool:
+    """Does it get neither a byte nor an end?"""
+    return not select.select([client], [], [], seconds)[0]
+
+
+def open_descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has in use."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# --- accept says no ---
+
+
+def test_out_of_descriptors(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
+    """Row 53: no CPU, at most one line a second, the others live; who waits is served once there are descriptors."""
+    process = command("-q", "--workers", workers, echo.name)
+    pid = process.process.pid
+    with connect(process.address) as settled:
+        talk(settled)
+        before = limit_descriptors(pid, 0)
+        waiting = [connect(process.address) for _ in range(3)]
+        eventually(lambda: process.stderr)
+        cpu, start = cpu_seconds(pid), time.monotonic()
+        assert waits(waiting[0], 3)
+        talk(settled)
+        seconds = time.monotonic() - start
+        assert cpu_seconds(pid) - cpu < 0.02 * seconds + 0.01  # the clock ticks in hundredths
+        assert os.strerror(errno.EMFILE) in process.stderr[0]
+        assert len(process.stderr) <= 1 + seconds, process.stderr
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        start = time.monotonic()
+        for client in waiting:
+            with client:
+                talk(client)
+        assert time.monotonic() - start < PAUSE + 0.15
+    assert process.process.poll() is None
+
+
+def test_descriptors_come_back_by_themselves(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
+    """Row 53: without anybody's help: connections end, and within a pause the one that waits has their descriptors."""
+    process = command("-q", "--workers", workers, echo.name)
+    pid, address = process.process.pid, process.address
+    at_rest = open_descriptors(pid)
+    times = []
+    for _ in range(3):
+        eventually(lambda: open_descriptors(pid) == at_rest)  # or the numbers below the limit would not be these
+        holding = [connect(address) for _ in range(2)]
+        for client in holding:
+            talk(client)
+        before = limit_descriptors(pid, 0)
+        with connect(address) as waiting:
+            waiting.sendall(b"hello")
+            assert waits(waiting)
+            for client in holding:
+                reset(client)
+            start = time.monotonic()
+            assert read_exactly(waiting, 5) == b"hello"
+            times.append(time.monotonic() - start)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert min(times) < PAUSE + 0.05
+
+
+@pytest.mark.parametrize("error", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"])
+def test_out_of_something(error: str, echo: Echo, command: Callable[..., Command], tmp_path: Path) -> None:
+    """Rows 53, 54: accept pauses, says so in a line, and tries again by itself, no more often than every 100 ms."""
+    needs("strace")
+    trace = tmp_path / "trace"
+    inject = f"inject=accept4:error={error}:when=1..4"
+    wrapper = ("strace", "-D", "-f", "-r", "-o", str(trace), "-e", "trace=accept4", "-e", inject)
+    process = command("-q", "--workers", "1", echo.name, wrapper=wrapper)
+    address = process.address
+    took = time_to_echo(address)
+    assert 4 * PAUSE * 0.98 <= took < 4 * PAUSE + 0.5
+    assert time_to_echo(address) < PAUSE
+    eventually(lambda: process.stderr)
+    number = getattr(errno, error)
+    line = f"Error accepting a connection: {os.strerror(number)} (os error {number}); trying again every 100 ms"
+    assert process.stderr[0] == line
+    assert process.stderr.count(line) == 1
+    process.end()
+    assert trace.read_text().count("(INJECTED)") == 4
+
+
+@pytest.mark.parametrize("error", ["ECONNABORTED", "EPROTO", "EINTR", "EPERM", "EAGAIN"])
+def test_next_one_is_accepted_at_once(error: str, echo: Echo, command: Callable[..., Command], tmp_path: Path) -> None:
+    """Rows 55, 56: what concerns one connection, or nothing, is no reason to pause, nor to say a word."""
+    needs("strace")
+    trace = tmp_path / "trace"
+    inject = f"inject=accept4:error={error}:when=1+2"
+    wrapper = ("strace", "-D", "-f", "-o", str(trace), "-e", "trace=accept4", "-e", inject)
+    process = command("-q", "--workers", "1", echo.name, wrapper=wrapper)
+    times = [time_to_echo(process.address) for _ in range(15)]
+    assert statistics.median(times) < PAUSE / 2
+    assert process.stderr == []
+    process.end()
+    assert trace.read_text().count("(INJECTED)") >= 15
+
+
+def test_listeners_do_not_block(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
+    """Row 56: the client that accept was called for may be gone by then."""
+    process = command("--bind", "localhost", "--workers", workers, echo.name)
+    process.address  # noqa: B018 (waits until it listens)
+    listening = set()
+    for family in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process.process.pid}/net/{family}").read_text().splitlines()[1:]:
+            if line.split()[3] == "0A":
+                listening.add(f"socket:[{line.split()[9]}]")
+    flags = []
+    for name in os.listdir(f"/proc/{process.process.pid}/fd"):
+        if os.readlink(f"/proc/{process.process.pid}/fd/{name}") in listening:
+            info = Path(f"/proc/{process.process.pid}/fdinfo/{name}").read_text()
+            flags.append(int(info.split("flags:")[1].split()[0], 8))
+    assert flags
+    assert all(flag & os.O_NONBLOCK for flag in flags)
+
+
+def test_clients_gone_before_they_are_accepted(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
+    """Rows 55, 56: resets in the queue hold up neither the accepting nor the relaying."""
+    process = command("-q", "--workers", workers, echo.name)
+    address = process.address
+    with connect(address) as settled:
+        talk(settled)
+        process.signal(signal.SIGSTOP)
+        for _ in range(50):
+            reset(connect(address))
+        last = connect(address)
+        process.signal(signal.SIGCONT)
+        with last:
+            talk(last)
+        talk(settled)
+    assert process.stderr == []
+
+
+# --- limits ---
+
+
+def limited(soft: int, hard: int) -> Callable[[], None]:
+    """For Popen's preexec_fn."""
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_limit_from_descriptors(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
+    """Row 57: lifts the soft limit to the hard one, takes as many clients as that allows, and never runs out."""
+    hard = 300
+    process = command("-q", "--workers", workers, echo.name, preexec_fn=limited(64, hard))
+    address = process.address
+    assert resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    with contextlib.ExitStack() as clients:
+        served = []
+        while True:
+            client = clients.enter_context(connect(address))
+            client.sendall(b"hello")
+            if waits(client, 2):
+                break
+            assert read_exactly(client, 5) == b"hello"
+            served.append(client)
+        # Two for each, and the rest for itself.
+        assert hard // 6 <= len(served) <= hard // 2
+        eventually(lambda: process.stderr)
+        assert process.stderr[0] == "The limit of connections is reached; new ones wait"
+        for one in served:
+            talk(one)
+        served.pop().close()
+        assert read_exactly(client, 5) == b"hello"
+    assert not [line for line in process.stderr if os.strerror(errno.EMFILE) in line]
+
+
+def test_more_connections_than_descriptors(echo: Echo, command: Callable[..., Command]) -> None:
+    """Row 57: who asks for more than there can be is told how many there can be."""
+    process = command("--max-connections", "5000", "--workers", "1", echo.name, preexec_fn=limited(64, 120))
+    eventually(lambda: process.stderr, TIMEOUT)
+    assert "max-connections 5000" in process.stderr[0]
+    assert "120 open files" in process.stderr[0]
+    time_to_echo(process.address)
+
+
+def test_limit_of_the_library(stack: contextlib.ExitStack, echo: Echo) -> None:
+    """Row 57: a program that starts a proxy keeps the limits that it has; the proxy makes do with them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 10, hard))
+    with tcpproxy.Proxy(echo.name) as proxy:
+        time_to_echo(proxy.address)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft - 10, hard)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_max_connections(
+    threads: int, upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]
+) -> None:
+    """Row 58: the excess waits, upstream never has more, and each one that ends makes room for one, in order."""
+    proxy = make_proxy(upstream.name, max_connections=5, workers=threads)
+    clients = [connect(proxy.address) for _ in range(20)]
+    for number, client in enumerate(clients):
+        client.sendall(b"%02d" % number)
+    servers = [upstream.accept() for _ in range(5)]
+    times = []
+    asked = [read_exactly(server, 2) for server in servers]
+    for _ in range(15):
+        upstream.socket.settimeout(0.02)
+        with pytest.raises(TimeoutError):
+            upstream.socket.accept()
+        upstream.socket.settimeout(TIMEOUT)
+        leaver = int(asked[-5])
+        start = time.monotonic()
+        reset(clients[leaver])
+        servers.append(upstream.accept())
+        times.append(time.monotonic() - start)
+        asked.append(read_exactly(servers[-1], 2))
+    assert sorted(asked) == [b"%02d" % number for number in range(20)]
+    if threads == 1:
+        assert asked == sorted(asked)
+    assert statistics.median(times) < PAUSE / 2
+    assert max(times) < PAUSE + 0.2
+    eventually(lambda: any(event.kind == "limit" for event in events))
+    assert proxy.stats().accepted == 20
+    for sock in (*clients, *servers):
+        sock.close()
+    eventually(lambda: proxy.stats().active == 0)
+
+
+def test_at_the_limit_it_is_quiet(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
+    """Row 58: clients that wait cost no CPU and no more than a line a second."""
+    process = command("-q", "--max-connections", "2", "--workers", workers, echo.name)
+    with contextlib.ExitStack() as clients:
+        for _ in range(2):
+            talk(clients.enter_context(connect(process.address)))
+        waiting = clients.enter_context(connect(process.address))
+        eventually(lambda: process.stderr)
+        cpu, start = cpu_seconds(process.process.pid), time.monotonic()
+        assert waits(waiting, 2.5)
+        seconds = time.monotonic() - start
+        assert cpu_seconds(process.process.pid) - cpu < 0.02 * seconds + 0.01
+        assert len(process.stderr) <= 1 + seconds, process.stderr
+
+
+def test_more_clients_than_the_queue_holds(stack: contextlib.ExitStack, command: Callable[..., Command]) -> None:
+    """Row 61: those whose SYN was dropped try again, and nobody is lost."""
+    namespace = stack.enter_context(contextlib.closing(Namespace()))
+    namespace.sysctl("net.core.somaxconn", "8")
+    upstream = stack.enter_context(contextlib.closing(namespace.call(Echo)))
+    process = command("-q", upstream.name, wrapper=namespace.wrapper)
+    address = process.address
+    process.signal(signal.SIGSTOP)
+
+    def begin() -> socket.socket:
+        client = stack.enter_context(socket.socket())
+        client.setblocking(False)
+        client.connect_ex(address)
+        return client
+
+    clients = [namespace.call(begin) for _ in range(60)]
+    connected = select.select([], clients, [], 0.3)[1]
+    assert 0 < len(connected) < 20, "the queue was to be too short for all"
+    process.signal(signal.SIGCONT)
+    for number, client in enumerate(clients):
+        client.settimeout(TIMEOUT)
+        assert select.select([], [client], [], TIMEOUT)[1]
+        talk(client, b"%02d" % number)
+    assert process.stderr == []
+
+
+def test_thousands_held(many_descriptors: int, busy_echo: str, command: Callable[..., Command]) -> None:
+    """Row 62: 9,900 connections, or what the descriptors allow, alive at once; little memory each, none left over."""
+    count = min(9900, (many_descriptors - 200) // 2)
+    process = command("-q", "--workers", "2", busy_echo)
+    pid, address = process.process.pid, process.address
+    descriptors_before = open_descriptors(pid)
+    time_to_echo(address)
+    eventually(lambda: open_descriptors(pid) == descriptors_before)
+    memory_before = resident(pid)
+    clients = []
+    for _ in range(count):
+        clients.append(socket.create_connection(address, TIMEOUT))
+    for number, client in enumerate(clients):
+        client.sendall(number.to_bytes(4, "big"))
+    for number, client in enumerate(clients):
+        assert read_exactly(client, 4) == number.to_bytes(4, "big")
+    assert open_descriptors(pid) == descriptors_before + 2 * count
+    assert (resident(pid) - memory_before) / count < 2048
+    idle = []
+    for _ in range(3):
+        cpu = cpu_seconds(pid)
+        assert waits(clients[0], 0.5)
+        idle.append(cpu_seconds(pid) - cpu)
+    assert min(idle) <= 0.01
+    talk(clients[-1])
+    for client in clients:
+        reset(client)
+    eventually(lambda: open_descriptors(pid) == descriptors_before, 20)
+    time_to_echo(address)
+    assert process.stderr == []
+
+
+@pytest.mark.parametrize(("threads", "connections"), [("2", 400), ("16", 300)])
+def test_thousand_descriptors_of_a_user(
+    threads: str, connections: int, busy_echo: str, command: Callable[..., Command]
+) -> None:
+    """Row 64: nobody in particular, with the 1,024 descriptors that are usual, has hundreds of connections at work."""
+    needs("setpriv")  # takes root's powers away where the tests have them; the limit could be lifted otherwise
+    wrapper = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    process = command("-q", "--workers", threads, busy_echo, wrapper=wrapper, preexec_fn=limited(1024, 1024))
+    with contextlib.ExitStack() as clients:
+        held = [clients.enter_context(connect(process.address)) for _ in range(connections)]
+        data = payload(100_000)
+        for client in held:
+            client.sendall(data[:50_000])
+        for client in held:
+            assert read_exactly(client, 50_000) == data[:50_000]
+        for client in held[::40]:
+            talk(client, data)
+    assert process.stderr == []

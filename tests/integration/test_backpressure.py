@@ -1,0 +1,241 @@
+"""A reader that stops, stops its sender: no memory, no processor time and no byte is lost over it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import (
+    Command,
+    Link,
+    Upstream,
+    connect,
+    cpu_seconds,
+    descriptors,
+    eventually,
+    fill,
+    in_background,
+    payload,
+    read_all,
+    read_exactly,
+    send_and_shut,
+)
+
+import tcpproxy
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def own_memory(pid: int) -> int:
+    """Bytes of memory that the process has for itself, files and sockets not counted."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+) kB", status).group(1)) * KIB  # type: ignore[union-attr]
+
+
+def pairs_through(address: tuple[str, int], upstream: Upstream, count: int) -> list[Pair]:
+    return [(connect(address), upstream.accept()) for _ in range(count)]
+
+
+def block_both_ways(pairs: list[Pair]) -> int:
+    """Sends on both ends of each pair until nothing more is taken. Returns how many bytes went."""
+    total = 0
+    ends = [end for pair in pairs for end in pair]
+    for end in ends:
+        end.setblocking(False)
+    while ready := select.select([], ends, [], 0.3)[1]:
+        for end in ready:
+            with contextlib.suppress(BlockingIOError):
+                total += end.send(bytes(MIB))
+    for end in ends:
+        end.settimeout(20)
+    return total
+
+
+def close(pairs: list[Pair]) -> None:
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
+def test_memory_is_bounded_by_the_buffer_size(command: Callable[..., Command], upstream: Upstream) -> None:
+    """Row 27: eight connections that are stuck in both directions cost at most a buffer per direction."""
+    proxy = command(upstream.name, "--buffer-size", "256KiB", "--quiet", "--workers", "1")
+    warm_up = pairs_through(proxy.address, upstream, 8)  # what a first use costs is not what a slow reader costs
+    for near, far in warm_up:
+        for source, sink in ((near, far), (far, near)):
+            with in_background(source.sendall, bytes(MIB)):
+                read_exactly(sink, MIB)
+    before = own_memory(proxy.process.pid)
+    assert block_both_ways(warm_up) > 32 * MIB
+    growth = own_memory(proxy.process.pid) - before
+    close(warm_up)
+    assert growth <= 16 * 256 * KIB + 512 * KIB
+
+
+def test_no_processor_time_while_blocked(command: Callable[..., Command], upstream: Upstream) -> None:
+    """Row 28: nothing runs while all wait for their readers."""
+    proxy = command(upstream.name, "--quiet", "--workers", "2")
+    pairs = pairs_through(proxy.address, upstream, 4)
+    block_both_ways(pairs)
+    ends = [end for pair in pairs for end in pair]
+    used = []
+    for _ in range(3):  # the quietest of three seconds: what was under way may still have to settle
+        before = cpu_seconds(proxy.process.pid)
+        assert not select.select([], ends, [], 1)[1]
+        used.append(cpu_seconds(proxy.process.pid) - before)
+    assert min(used) == 0
+    close(pairs)
+
+
+def test_closed_window_for_a_while_then_resume(link: Link) -> None:
+    """Row 30, with 1.5 seconds for minutes: the reader stops long enough for window probes, then goes on."""
+    near, far = link.pair()
+    with near, far:
+        stuck = fill(near)
+        assert not select.select([], [near], [], 1.5)[1]
+        rest = payload(8 * MIB)
+        with in_background(send_and_shut, near, rest):
+            assert read_exactly(far, stuck) == bytes(stuck)
+            assert read_all(far) == rest
+
+
+@pytest.mark.parametrize("workers", [1, 2], ids=["1worker", "2workers"])
+def test_stop_while_bytes_are_stuck(upstream: Upstream, workers: int) -> None:
+    """Row 31: a proxy that is stopped while it still holds bytes for slow readers leaves nothing behind."""
+    before, threads = descriptors(), threading.active_count()
+    events: list[tcpproxy.Event] = []
+    proxy = tcpproxy.Proxy(upstream.name, workers=workers, on_event=events.append).start()
+    pairs = pairs_through(proxy.address, upstream, 8)
+    block_both_ways(pairs)
+    for near, _ in pairs[:4]:
+        near.shutdown(socket.SHUT_WR)  # the end waits behind the bytes
+    proxy.stop()
+    assert [event.reason for event in events if event.kind == "end"] == ["shutdown"] * 8
+    for _, far in pairs:
+        with pytest.raises(ConnectionResetError):  # a stream that is cut does not end like a whole one
+            read_all(far)
+    close(pairs)
+    assert proxy.stats().active == 0
+    assert threading.active_count() <= threads
+    del proxy
+    assert descriptors() <= before
+
+
+def test_termination_while_bytes_are_stuck(command: Callable[..., Command], upstream: Upstream) -> None:
+    """Row 31: the command ends in order, after its grace, with a reader that never reads."""
+    proxy = command(upstream.name, "--quiet", "--grace", "300ms")
+    pairs = pairs_through(proxy.address, upstream, 4)
+    block_both_ways(pairs)
+    proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == 0
+    assert proxy.stderr == []
+    close(pairs)
+
+
+def test_termination_waits_for_a_slow_reader(command: Callable[..., Command], upstream: Upstream) -> None:
+    """Row 31: what is delivered within the grace is delivered whole."""
+    proxy = command(upstream.name, "--quiet", "--grace", "20s")
+    [(near, far)] = pairs_through(proxy.address, upstream, 1)
+    with near, far:
+        stuck = fill(far)
+        far.close()
+        near.shutdown(socket.SHUT_WR)
+        proxy.signal(signal.SIGTERM)
+        assert read_all(near) == bytes(stuck)
+    assert proxy.wait() == 0
+
+
+PATTERN = payload(MIB - 7)
+"""Not a round size, so that a block that is lost, doubled or moved shifts everything behind it."""
+
+
+def pour(sock: socket.socket, size: int) -> None:
+    whole, rest = divmod(size, len(PATTERN))
+    for _ in range(whole):
+        sock.sendall(PATTERN)
+    send_and_shut(sock, PATTERN[:rest])
+
+
+def check_poured(sock: socket.socket, size: int) -> None:
+    buffer = memoryview(bytearray(len(PATTERN)))
+    while size:
+        view = buffer[: min(size, len(PATTERN))]
+        start = 0
+        while start < len(view):
+            got = sock.recv_into(view[start:])
+            assert got, f"end of file with {size - start} bytes missing"
+            start += got
+        assert view == PATTERN[: len(view)]
+        size -= len(view)
+    assert sock.recv(1) == b""
+
+
+def test_one_gibibyte(link: Link) -> None:
+    """Row 37, a part of it: each way round."""
+    near, far = link.pair()
+    with near, far, in_background(pour, near, GIB + 12345):
+        check_poured(far, GIB + 12345)
+
+
+@pytest.mark.parametrize("workers", [1], ids=["1worker"])
+@pytest.mark.parametrize("swapped", [True], ids=["upstream-to-client"])
+def test_more_than_32_bits_of_bytes(make_link: Callable[..., Link], events: list[tcpproxy.Event]) -> None:
+    """Row 37: one connection carries more than 2**32 bytes, exactly, and all numbers say so."""
+    size = (1 << 32) + 98_765
+    link = make_link()
+    assert link.proxy
+    near, far = link.pair()
+    with near, far, in_background(pour, near, size):
+        check_poured(far, size)
+        [live] = link.proxy.connections()
+        far.shutdown(socket.SHUT_WR)
+    eventually(lambda: any(event.kind == "end" for event in events))
+    stats, end = link.proxy.stats(), events[-1]
+    assert {stats.bytes_to_upstream, stats.bytes_to_client} == {0, size}
+    assert {live.to_upstream, live.to_client} == {0, size}
+    assert {end.to_upstream, end.to_client} == {0, size}
+
+
+def test_reads_of_odd_sizes(link: Link) -> None:
+    """Row 38: the reader takes odd amounts from a full connection, so that the relay's sends go through in parts."""
+    near, far = link.pair()
+    data = payload(12 * MIB)
+    received = bytearray()
+    with near, far, in_background(send_and_shut, near, data):
+        size = 1
+        while part := far.recv(size):
+            received += part
+            size = size * 3 % 100_003
+        assert received == data
+
+
+def test_short_writes(command: Callable[..., Command], upstream: Upstream, tmp_path: Path) -> None:
+    """Row 38: a send that the kernel took a part of, as seen in the trace, is continued with the rest."""
+    strace = shutil.which("strace")
+    if not strace:
+        pytest.skip("strace is missing")
+    trace = tmp_path / "trace"
+    tracer = (strace, "-D", "-f", "-qq", "-e", "trace=sendto", "-s", "0", "-o", str(trace))
+    proxy = command(upstream.name, "--quiet", "--zero-copy", "off", "--buffer-size", "1MiB", wrapper=tracer)
+    near = connect(proxy.address)
+    far = upstream.accept()
+    with near, far:
+        stuck = fill(near)
+        rest = payload(4 * MIB)
+        with in_background(send_and_shut, near, rest):
+            assert read_exactly(far, stuck) == bytes(stuck)
+            assert read_all(far) == rest
+    proxy.signal(signal.SIGKILL)
+    proxy.wait()
+    sends = re.findall(r'sendto\(\d+, ""\.\.\., (\d+), .*\) = (\d+)', trace.read_text())
+    assert any(0 < int(taken) < int(offered) for offered, taken in sends)

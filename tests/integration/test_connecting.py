@@ -1,0 +1,730 @@
+"""Reaching upstream: one address or several, refused or silent, and a client that waits or leaves meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support import (
+    TIMEOUT,
+    Command,
+    Echo,
+    Link,
+    Namespace,
+    Upstream,
+    connect,
+    cpu_seconds,
+    descriptors,
+    eventually,
+    in_background,
+    limit_descriptors,
+    needs,
+    payload,
+    read_all,
+    read_exactly,
+    reset,
+    send_and_shut,
+)
+
+import tcpproxy
+
+MIB = 1 << 20
+STAGGER = 0.25
+"""Seconds between two attempts, RFC 8305, section 5."""
+
+
+class Closed:
+    """An address that refuses connections, until somebody listens there."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.socket.bind((host, port))
+        self.host, self.port = self.socket.getsockname()[:2]
+        self.name = f"{host}:{self.port}"
+
+    def listen(self) -> None:
+        self.socket.listen()
+        self.socket.settimeout(TIMEOUT)
+
+    def accept(self) -> socket.socket:
+        connection, _ = self.socket.accept()
+        connection.settimeout(TIMEOUT)
+        return connection
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Silent(Closed):
+    """An address that answers nothing: its queue of connections is full, so the kernel drops every SYN."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__(host, port)
+        self.socket.listen(0)
+        self.socket.settimeout(TIMEOUT)
+        self._fillers: list[socket.socket] = []
+        while True:
+            filler = socket.socket(self.socket.family)
+            filler.setblocking(False)
+            filler.connect_ex((self.host, self.port))
+            if not select.select([], [filler], [], 0.2)[1]:
+                filler.close()  # its SYN was dropped: full
+                break
+            self._fillers.append(filler)
+
+    def let_in(self) -> None:
+        """Takes connections again. Who waits gets in with his next SYN, within about a second."""
+        self.socket.listen(64)
+        for filler in self._fillers:
+            self.accept().close()
+            filler.close()
+        self._fillers.clear()
+
+    def close(self) -> None:
+        for filler in self._fillers:
+            filler.close()
+        super().close()
+
+
+@pytest.fixture(params=[1, 2], ids=["1worker", "2workers"])
+def proxied(request: pytest.FixtureRequest) -> int:
+    """Workers, where a direct connection is no control: there is no proxy to wait for upstream."""
+    return request.param
+
+
+@pytest.fixture
+def closed(stack: contextlib.ExitStack) -> Closed:
+    return stack.enter_context(contextlib.closing(Closed()))
+
+
+@pytest.fixture
+def silent(stack: contextlib.ExitStack) -> Silent:
+    return stack.enter_context(contextlib.closing(Silent()))
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Callable[..., tuple[str, ...]]:
+    """The wrapper of a command for which a name has these addresses: it sees an /etc/hosts of its own."""
+    needs("unshare", "mount")
+    wrapper = (
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        'mount --bind "$0" /etc/hosts && exec "$@"',
+    )
+
+    def make(**names: list[str]) -> tuple[str, ...]:
+        file = tmp_path / "hosts"
+        lines = [f"{address} {name.replace('_', '.')}\n" for name, addresses in names.items() for address in addresses]
+        file.write_text("".join(lines))
+        tried = subprocess.run([*wrapper, file, "true"], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            pytest.skip(f"no mount namespaces here: {tried.stderr.strip()}")
+        return (*wrapper, str(file))
+
+    return make
+
+
+def time_to_end(address: tuple[str, int]) -> float:
+    """Seconds that a client without an answer is kept until it is reset, perhaps before its own connect returns."""
+    start = time.monotonic()
+    with pytest.raises(ConnectionResetError), connect(address) as client:
+        client.recv(1)
+    return time.monotonic() - start
+
+
+def times_together(address: tuple[str, int], clients: int) -> list[float]:
+    """`time_to_end` of clients that come at the same time."""
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(time_to_end, [address] * clients))
+
+
+def time_to_echo(address: tuple[str, int]) -> float:
+    start = time.monotonic()
+    with connect(address) as client:
+        client.sendall(b"hello")
+        assert read_exactly(client, 5) == b"hello"
+        took = time.monotonic() - start
+        reset(client)
+    return took
+
+
+# --- refused, silent, unreachable ---
+
+
+def test_refused(
+    closed: Closed, proxied: int, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]
+) -> None:
+    """Row 40: the client is reset at once, one event tells of it, and the next client finds a proxy that lives."""
+    proxy = make_proxy(closed.name, workers=proxied)
+    before = descriptors()
+    assert min(time_to_end(proxy.address) for _ in range(10)) < 0.05
+    eventually(lambda: sum(event.kind == "failed" for event in events) == 10)
+    failed = [event for event in events if event.kind == "failed"]
+    assert {(event.reason, event.error, event.upstream) for event in failed} == {
+        ("connect-refused", errno.ECONNREFUSED, closed.name)
+    }
+    assert not [event for event in events if event.kind == "end"]
+    assert (proxy.stats().failed, proxy.stats().active) == (10, 0)
+    eventually(lambda: descriptors() == before)
+    closed.listen()
+    with connect(proxy.address) as client, closed.accept() as server:
+        send_and_shut(client, b"hello")
+        assert read_all(server) == b"hello"
+
+
+def test_refused_is_one_line(closed: Closed, command: Callable[..., Command]) -> None:
+    """Row 40: one line a client, with the address and the words of the system; the command lives on."""
+    process = command(closed.name)
+    for number in range(1, 4):
+        time_to_end(process.address)
+        eventually(lambda number=number: len(process.stderr) >= number)
+    assert len(process.stderr) == 3
+    for line in process.stderr:
+        assert closed.name in line
+        assert os.strerror(errno.ECONNREFUSED) in line
+    assert process.process.poll() is None
+
+
+def test_silent(
+    silent: Silent, proxied: int, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]
+) -> None:
+    """Row 41: a black hole ends with the connect timeout, never before it, and is called by its name."""
+    proxy = make_proxy(silent.name, workers=proxied, connect_timeout=1)
+    before = descriptors()
+    times = times_together(proxy.address, 8)
+    assert min(times) >= 0.99
+    assert statistics.median(times) <= 1.1
+    eventually(lambda: sum(event.kind == "failed" for event in events) == 8)
+    assert {event.reason for event in events if event.kind == "failed"} == {"connect-timeout"}
+    eventually(lambda: descriptors() == before)
+
+
+@pytest.mark.parametrize("route", ["unreachable", "prohibit", "blackhole", "none"])
+def test_no_route(route: str, stack: contextlib.ExitStack, command: Callable[..., Command]) -> None:
+    """Row 42: an address that the system cannot reach fails at once, with the system's own reason."""
+    error = {
+        "unreachable": errno.EHOSTUNREACH,
+        "prohibit": errno.EACCES,
+        "blackhole": errno.EINVAL,
+        "none": errno.ENETUNREACH,
+    }[route]
+    namespace = stack.enter_context(contextlib.closing(Namespace()))
+    if route != "none":
+        namespace.ip("route", "add", route, "192.0.2.1/32")
+    process = command("192.0.2.1:9", wrapper=namespace.wrapper)
+    assert min(namespace.call(time_to_end, process.address) for _ in range(3)) < 0.05
+    eventually(lambda: len(process.stderr) == 3)
+    assert all(f"{os.strerror(error)} (os error {error})" in line for line in process.stderr)
+
+
+# --- several addresses ---
+
+
+def test_first_address_refuses(
+    hosts: Callable[..., tuple[str, ...]], command: Callable[..., Command], stack: contextlib.ExitStack
+) -> None:
+    """Row 43: the next address is tried at once, without waiting for the stagger."""
+    closed = stack.enter_context(contextlib.closing(Closed("127.0.0.4")))
+    stack.enter_context(contextlib.closing(Echo("127.0.0.5", closed.port)))
+    process = command(f"many.test:{closed.port}", wrapper=hosts(many_test=["127.0.0.4", "127.0.0.5"]))
+    time_to_echo(process.address)
+    assert min(time_to_echo(process.address) for _ in range(8)) < STAGGER / 2
+    assert process.stderr == []
+
+
+def test_first_address_is_silent(
+    hosts: Callable[..., tuple[str, ...]], command: Callable[..., Command], stack: contextlib.ExitStack
+) -> None:
+    """Row 43: the second attempt begins 250 ms after the first, and its connection is used."""
+    silent = stack.enter_context(contextlib.closing(Silent("127.0.0.4")))
+    stack.enter_context(contextlib.closing(Echo("127.0.0.5", silent.port)))
+    process = command("-d", f"many.test:{silent.port}", wrapper=hosts(many_test=["127.0.0.4", "127.0.0.5"]))
+    times = [time_to_echo(process.address) for _ in range(5)]
+    assert min(times) >= STAGGER * 0.95
+    assert min(times) < STAGGER * 1.3
+    # What lost is given up: nothing of it is left when the connections are over.
+    pid = process.process.pid
+    eventually(lambda: sum("Closed" in line for line in process.stderr) == 5)
+    assert sockets_in_state(pid, silent.port, "02") == 0
+
+
+def test_all_addresses_are_silent(
+    hosts: Callable[..., tuple[str, ...]], command: Callable[..., Command], stack: contextlib.ExitStack
+) -> None:
+    """Row 43: the connect timeout holds for all addresses together."""
+    silent = stack.enter_context(contextlib.closing(Silent("127.0.0.4")))
+    for host in ("127.0.0.5", "127.0.0.6"):
+        stack.enter_context(contextlib.closing(Silent(host, silent.port)))
+    wrapper = hosts(many_test=["127.0.0.4", "127.0.0.5", "127.0.0.6"])
+    process = command("--connect-timeout", "1s", f"many.test:{silent.port}", wrapper=wrapper)
+    times = times_together(process.address, 5)
+    assert min(times) >= 0.99
+    assert statistics.median(times) <= 1.1
+    eventually(lambda: len(process.stderr) == 5)
+    assert all(os.strerror(errno.ETIMEDOUT) in line for line in process.stderr)
+
+
+def test_a_later_address_refuses(
+    hosts: Callable[..., tuple[str, ...]], command: Callable[..., Command], stack: contextlib.ExitStack
+) -> None:
+    """Row 43: an attempt under way is not given up because a later one failed."""
+    silent = stack.enter_context(contextlib.closing(Silent("127.0.0.4")))
+    stack.enter_context(contextlib.closing(Closed("127.0.0.5", silent.port)))
+    process = command(f"many.test:{silent.port}", wrapper=hosts(many_test=["127.0.0.4", "127.0.0.5"]))
+    with connect(process.address) as client:
+        client.sendall(b"hello")
+        # Both have been tried when the proxy has been connecting for longer than the stagger.
+        assert not select.select([client], [], [], STAGGER * 2)[0]
+        silent.let_in()
+        with silent.accept() as server:
+            assert read_exactly(server, 5) == b"hello"
+    assert process.stderr == []
+
+
+def test_each_address_is_tried_once(
+    hosts: Callable[..., tuple[str, ...]],
+    command: Callable[..., Command],
+    stack: contextlib.ExitStack,
+    tmp_path: Path,
+) -> None:
+    """Rows 43, 52: no retry loop. A client costs one attempt an address, and the failure of all is one line."""
+    needs("strace")
+    closed = stack.enter_context(contextlib.closing(Closed("127.0.0.4")))
+    addresses = ["127.0.0.4", "127.0.0.5", "127.0.0.6"]
+    trace = tmp_path / "trace"
+    wrapper = ("strace", "-D", "-f", "-o", str(trace), "-e", "trace=connect", *hosts(many_test=addresses))
+    process = command(f"many.test:{closed.port}", wrapper=wrapper)
+    assert min(time_to_end(process.address) for _ in range(4)) < 0.1
+    eventually(lambda: len(process.stderr) == 4)
+    assert all(f"127.0.0.6:{closed.port}" in line for line in process.stderr)
+
+    def attempts() -> list[str]:
+        # Attempts of getaddrinfo to sort its answers are on datagram sockets, and succeed.
+        pattern = rf'connect\(.*htons\({closed.port}\).*"([\d.]+)".* = -1 (?:EINPROGRESS|ECONNREFUSED)'
+        return re.findall(pattern, trace.read_text())
+
+    eventually(lambda: len(attempts()) >= 12)
+    process.end()
+    assert attempts() == addresses * 4
+
+
+@pytest.mark.parametrize("listening", ["127.0.0.1", "::1"])
+def test_localhost(
+    listening: str,
+    hosts: Callable[..., tuple[str, ...]],
+    command: Callable[..., Command],
+    stack: contextlib.ExitStack,
+) -> None:
+    """Row 44: a name of both families reaches an upstream of either, at once."""
+    upstream = stack.enter_context(contextlib.closing(Echo(listening)))
+    process = command(f"localhost:{upstream.port}", wrapper=hosts(localhost=["127.0.0.1", "::1"]))
+    time_to_echo(process.address)
+    assert min(time_to_echo(process.address) for _ in range(8)) < STAGGER / 2
+    assert process.stderr == []
+
+
+def test_ipv6_is_silent(
+    hosts: Callable[..., tuple[str, ...]], command: Callable[..., Command], stack: contextlib.ExitStack
+) -> None:
+    """Row 44: IPv6 that leads nowhere costs 250 ms, not the connect timeout."""
+    silent = stack.enter_context(contextlib.closing(Silent("::1")))
+    stack.enter_context(contextlib.closing(Echo("127.0.0.1", silent.port)))
+    process = command(f"localhost:{silent.port}", wrapper=hosts(localhost=["127.0.0.1", "::1"]))
+    times = [time_to_echo(process.address) for _ in range(4)]
+    assert min(times) >= STAGGER * 0.95
+    assert min(times) < STAGGER * 1.3
+
+
+# --- the client, meanwhile ---
+
+
+def test_client_resets_while_connecting(
+    silent: Silent, proxied: int, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]
+) -> None:
+    """Row 45: nobody is left to connect for; the attempt ends at once and gives its descriptors back."""
+    proxy = make_proxy(silent.name, workers=proxied)
+    before = descriptors()
+    times = []
+    for request in (b"", b"request", b"", b"request", b""):
+        client = connect(proxy.address)
+        client.sendall(request)
+        eventually(lambda: [it.state for it in proxy.connections()] == ["connecting"])
+        start = time.monotonic()
+        reset(client)
+        eventually(lambda: proxy.stats().active == 0 and descriptors() == before)
+        times.append(time.monotonic() - start)
+    assert min(times) < 0.1
+    eventually(lambda: sum(event.kind == "end" for event in events) == 5)
+    assert {event.reason for event in events if event.kind == "end"} == {"client-reset"}
+    assert proxy.stats().failed == 0
+
+
+def test_client_closes_while_connecting(
+    silent: Silent, proxied: int, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]
+) -> None:
+    """Row 45: a client that has sent nothing and ends is waited for no longer than about a second."""
+    proxy = make_proxy(silent.name, workers=proxied)
+    before = descriptors()
+    clients = [connect(proxy.address) for _ in range(20)]
+    eventually(lambda: [it.state for it in proxy.connections()] == ["connecting"] * 20)
+    start = time.monotonic()
+    for client in clients:
+        client.close()
+    eventually(lambda: proxy.stats().active == 0)
+    assert 0.9 < time.monotonic() - start < 1.4
+    eventually(lambda: descriptors() == before)
+    eventually(lambda: sum(event.kind == "end" for event in events) == 20)
+    assert {event.reason for event in events if event.kind == "end"} == {"client-eof"}
+
+
+def test_workers_hear_of_each_other(silent: Silent, make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
+    """Row 45: what one worker hands to another, or Python asks of it, arrives at once, not with the next timer."""
+    for _ in range(30):
+        proxy = make_proxy(silent.name, workers=2, connect_timeout=4)
+        with contextlib.ExitStack() as clients:
+            for _ in range(20):
+                clients.enter_context(connect(proxy.address))
+            start = time.monotonic()
+            eventually(lambda proxy=proxy: len(proxy.connections()) == 20, 1)
+            assert time.monotonic() - start < 1
+        proxy.stop()
+
+
+def test_connect_timeout_shorter_than_that(silent: Silent, make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
+    """Rows 41, 45: the end of a client never makes the connect timeout longer."""
+    proxy = make_proxy(silent.name, connect_timeout=0.5)
+    start = time.monotonic()
+    connect(proxy.address).close()
+    eventually(lambda: proxy.stats().accepted == 1 and proxy.stats().active == 0)
+    assert time.monotonic() - start < 0.8
+
+
+@pytest.mark.parametrize("leave", [True, False], ids=["closed", "half-closed"])
+def test_request_and_end_while_connecting(
+    leave: bool, silent: Silent, proxied: int, make_proxy: Callable[..., tcpproxy.Proxy]
+) -> None:
+    """Row 45: a request with an end behind it waits for upstream, longer than a second, and arrives whole."""
+    proxy = make_proxy(silent.name, workers=proxied)
+    with connect(proxy.address) as client:
+        send_and_shut(client, b"request")
+        if leave:
+            client.close()
+        # Longer than the second that a client without a byte gets: so long, nothing must happen.
+        assert not select.select([] if leave else [client], [], [], 1.2)[0]
+        assert [it.state for it in proxy.connections()] == ["connecting"]
+        silent.let_in()
+        with silent.accept() as server:
+            assert read_all(server) == b"request"
+            if not leave:
+                send_and_shut(server, b"answer")
+                assert read_all(client) == b"answer"
+    eventually(lambda: proxy.stats().active == 0)
+
+
+def test_half_close_before_a_banner(
+    hosts: Callable[..., tuple[str, ...]], command: Callable[..., Command], stack: contextlib.ExitStack
+) -> None:
+    """Row 45: an end without a byte can also be a client that only listens; within the second it gets its banner."""
+    silent = stack.enter_context(contextlib.closing(Silent("127.0.0.4")))
+    upstream = stack.enter_context(contextlib.closing(Closed("127.0.0.5", silent.port)))
+    upstream.listen()
+    process = command(f"many.test:{silent.port}", wrapper=hosts(many_test=["127.0.0.4", "127.0.0.5"]))
+    with connect(process.address) as client:
+        client.shutdown(socket.SHUT_WR)
+        with upstream.accept() as server:
+            assert server.recv(1) == b""
+            send_and_shut(server, b"banner")
+            assert read_all(client) == b"banner"
+
+
+def test_bytes_before_upstream_is_connected(silent: Silent, command: Callable[..., Command]) -> None:
+    """Row 46: what a client sends meanwhile waits in the kernel, not in the proxy, and arrives whole and in order."""
+    process = command("--connect-timeout", "20s", silent.name)
+    data = payload(12 * MIB)
+    with connect(process.address) as client:
+        eventually(lambda: sockets_in_state(process.process.pid, silent.port, "02") == 1)
+        memory = resident(process.process.pid)
+        with in_background(send_and_shut, client, data) as sent:
+            eventually(lambda: unsent_at_rest(client), what="nothing stopped the client")
+            assert not sent
+            assert resident(process.process.pid) - memory < MIB // 2
+            assert cpu_while_asleep(process.process.pid, 0.5) <= 0.02
+            silent.let_in()
+            with silent.accept() as server:
+                received = read_all(server)
+                assert received == data
+                send_and_shut(server, b"answer")
+                assert read_all(client) == b"answer"
+
+
+# --- upstream's first moment ---
+
+
+def test_upstream_speaks_first(link: Link) -> None:
+    """Row 47: with the link turned round, it is the client that does."""
+    near, far = link.pair()
+    with near, far:
+        far.sendall(b"banner")
+        assert read_exactly(near, 6) == b"banner"
+        near.sendall(b"hello")
+        assert read_exactly(far, 5) == b"hello"
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2], ids=["direct", "1worker", "2workers"])
+def test_upstream_closes_at_once(
+    upstream: Upstream,
+    workers: int,
+    make_proxy: Callable[..., tcpproxy.Proxy],
+    events: list[tcpproxy.Event],
+) -> None:
+    """Row 48: the client sees the end of file; upstream sees one connection a client, not a second try."""
+    proxy = make_proxy(upstream.name, workers=workers) if workers else None
+    link = Link(upstream, proxy, False)
+    for _ in range(50):
+        client, server = link.pair()
+        server.close()
+        with client:
+            assert client.recv(1) == b""
+    assert_no_further_connection(upstream)
+    if proxy:
+        eventually(lambda: sum(event.kind == "end" for event in events) == 50)
+        assert {event.reason for event in events if event.kind == "end"} == {"upstream-eof"}
+        assert proxy.stats().failed == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2], ids=["direct", "1worker", "2workers"])
+def test_upstream_resets_at_once(
+    upstream: Upstream,
+    workers: int,
+    make_proxy: Callable[..., tcpproxy.Proxy],
+    events: list[tcpproxy.Event],
+) -> None:
+    """Row 48: also when it closes with a reset, perhaps before the proxy has seen that it is connected."""
+    proxy = make_proxy(upstream.name, workers=workers) if workers else None
+    address = proxy.address if proxy else (upstream.host, upstream.port)
+
+    def serve() -> None:
+        for _ in range(100):
+            reset(upstream.accept())
+
+    with in_background(serve):
+        for _ in range(100):
+            time_to_end(address)
+    assert_no_further_connection(upstream)
+    if proxy:
+        eventually(lambda: sum(event.kind == "end" for event in events) == 100)
+        assert {event.reason for event in events if event.kind == "end"} == {"upstream-reset"}
+        assert proxy.stats().failed == 0
+
+
+def assert_no_further_connection(upstream: Upstream) -> None:
+    upstream.socket.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        upstream.socket.accept()
+
+
+# --- when this machine has no port or no descriptor for it ---
+
+
+def test_no_local_port(stack: contextlib.ExitStack, command: Callable[..., Command]) -> None:
+    """Row 49: without a free port one client is closed, the others live, and a port that is free again is used."""
+    namespace = stack.enter_context(contextlib.closing(Namespace()))
+    upstream = stack.enter_context(contextlib.closing(namespace.call(Echo)))
+    process = command(upstream.name, wrapper=namespace.wrapper)
+    address = process.address
+    namespace.sysctl("net.ipv4.ip_local_port_range", "20000 20003")
+    ports = iter(range(10000, 10100))  # for the clients: the namespace's, so nobody else has them
+
+    def client() -> socket.socket:
+        return stack.enter_context(socket.create_connection(address, TIMEOUT, ("127.0.0.1", next(ports))))
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(b"hello")
+        assert read_exactly(connection, 5) == b"hello"
+
+    served = []
+    for _ in range(4):
+        served.append(namespace.call(client))
+        talk(served[-1])
+    for number in range(1, 3):
+        start = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            namespace.call(client).recv(1)
+        assert time.monotonic() - start < 0.5
+        eventually(lambda number=number: len(process.stderr) == number)
+    for line in process.stderr:
+        assert os.strerror(errno.EADDRNOTAVAIL) in line
+    for connection in served:
+        talk(connection)
+    reset(served.pop())
+    eventually(lambda: namespace.call(connections_to, upstream.port) == 3)
+    talk(namespace.call(client))
+    assert len(process.stderr) == 2
+
+
+@pytest.mark.parametrize("workers", ["1", "2"], ids=["1worker", "2workers"])
+def test_no_descriptor_for_upstream(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
+    """Row 50: with one descriptor left the client gets it and upstream none: the client is closed, the others live."""
+    process = command("--workers", workers, echo.name)
+    pid = process.process.pid
+
+    def failures() -> list[str]:
+        # A second worker may find no descriptor for a client either, and say that.
+        return [line for line in process.stderr if line.startswith("Error establishing upstream connection")]
+
+    with connect(process.address) as settled:
+        settled.sendall(b"hello")
+        assert read_exactly(settled, 5) == b"hello"
+        limit_descriptors(pid, 1)
+        for number in range(1, 4):
+            assert time_to_end(process.address) < 0.5
+            eventually(lambda number=number: len(failures()) == number)
+        assert all(os.strerror(errno.EMFILE) in line for line in failures())
+        settled.sendall(b"hello")
+        assert read_exactly(settled, 5) == b"hello"
+        limit_descriptors(pid, 2)
+        time_to_echo(process.address)
+    assert len(failures()) == 3
+
+
+# --- pointed at itself ---
+
+ITSELF = [
+    ("127.0.0.1", "127.0.0.1"),
+    ("127.0.0.1", "localhost"),
+    ("127.0.0.1", "0.0.0.0"),
+    ("127.0.0.1", "[::ffff:127.0.0.1]"),
+    ("0.0.0.0", "127.0.0.1"),
+    ("0.0.0.0", "127.0.0.5"),
+    ("0.0.0.0", "0.0.0.0"),
+    ("0.0.0.0", "[::ffff:127.0.0.1]"),
+    ("localhost", "localhost"),
+    ("localhost", "127.0.0.1"),
+    ("::1", "[::1]"),
+    ("::1", "[::]"),
+    ("::", "[::1]"),
+    ("::", "[::]"),
+    ("::", "127.0.0.1"),
+    ("::", "0.0.0.0"),
+    ("::", "localhost"),
+    ("::", "[::ffff:127.0.0.1]"),
+]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(("bind", "host"), ITSELF)
+def test_target_is_itself(bind: str, host: str) -> None:
+    """Row 51: refused at start, whatever the address is called; nothing is left that listens."""
+    port = free_port()
+    before = descriptors()
+    with pytest.raises(tcpproxy.UsageError, match="own address"):
+        tcpproxy.Proxy(f"{host}:{port}", bind=bind, port=port).start().stop()
+    assert descriptors() == before
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+@pytest.mark.parametrize(("bind", "host"), [("127.0.0.1", "127.0.0.5"), ("127.0.0.5", "localhost")])
+def test_target_is_a_neighbour(bind: str, host: str) -> None:
+    """Row 51: the same port at another address of this machine is somebody else."""
+    upstream_host = "127.0.0.1" if host == "localhost" else host
+    with socket.create_server((upstream_host, 0)) as listener:
+        port = listener.getsockname()[1]
+        with tcpproxy.Proxy(f"{host}:{port}", bind=bind, port=port) as proxy, connect(proxy.address) as client:
+            listener.settimeout(TIMEOUT)
+            server, _ = listener.accept()
+            with server:
+                client.sendall(b"hello")
+                assert read_exactly(server, 5) == b"hello"
+
+
+def test_command_with_itself_as_target(command: Callable[..., Command]) -> None:
+    """Row 51: a sentence and the exit code of a mistake in usage, before it says that it listens."""
+    port = free_port()
+    process = command("-l", str(port), f"localhost:{port}")
+    assert process.wait() == 2
+    assert process.stdout == []
+    assert "own address" in process.stderr[-1]
+
+
+def test_circle_of_two(make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
+    """Row 51: two proxies that forward to each other cannot know; max-connections bounds what one client starts."""
+    port = free_port()
+    first = make_proxy(f"127.0.0.1:{port}", max_connections=20)
+    second = make_proxy(f"127.0.0.1:{first.address[1]}", port=port, max_connections=20)
+    before = descriptors()
+    with connect(first.address) as client:
+        eventually(lambda: first.stats().active == second.stats().active == 20)
+        assert descriptors() - before <= 1 + 2 * 2 * 20
+        # Full, it is quiet: one look every 100 ms.
+        wakeups = first.stats().wakeups + second.stats().wakeups
+        assert cpu_while_asleep(os.getpid(), 1.0) < 0.1
+        assert first.stats().wakeups + second.stats().wakeups - wakeups < 60
+        assert first.stats().accepted + second.stats().accepted <= 40
+        reset(client)
+    start = time.monotonic()
+    first.stop()
+    second.stop()
+    assert time.monotonic() - start < 2
+
+
+# --- looking at a process from outside ---
+
+
+def sockets_of(pid: int) -> Iterator[tuple[int, str]]:
+    """(remote port, state) of the TCP sockets in the process's network namespace that are its own."""
+    own = set()
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            own.add(os.readlink(f"/proc/{pid}/fd/{number}"))
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if f"socket:[{fields[9]}]" in own:
+            yield int(fields[2].rpartition(":")[2], 16), fields[3]
+
+
+def sockets_in_state(pid: int, port: int, state: str) -> int:
+    """How many of its sockets to that remote port are in the state; 02 is SYN_SENT."""
+    return sum(it == (port, state) for it in sockets_of(pid))
+
+
+def connections_to(port: int) -> int:
+    """Sockets of this thread's network namespace that are connected to the port, whoever owns them."""
+    lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
+    return sum(int(line.split()[2].rpartition(":")[2], 16) == port for line in lines)
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has to itself."""
+    return int(re.findall(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0]) * 1024
+
+
+def unsent_at_rest(sock: socket.socket) -> bool:
+    """Does the socket take nothing, for a while?"""
+    return all(not select.select([], [sock], [], 0.1)[1] for _ in range(3))
+
+
+def cpu_while_asleep(pid: int, seconds: float) -> float:
+    """What a process uses while nothing happens for so long."""
+    before = cpu_seconds(pid)
+    select.select([], [], [], seconds)
+    return cpu_seconds(pid) - before

@@ -1,0 +1,770 @@
+"""The event loop: whatever comes in one batch, in whatever order, nothing is lost, mixed up, or done over and over."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import random
+import re
+import resource
+import select
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import (
+    Command,
+    Echo,
+    Link,
+    Upstream,
+    connect,
+    eventually,
+    fill,
+    in_background,
+    payload,
+    read_all,
+    read_exactly,
+    reset,
+    send_and_shut,
+)
+
+import tcpproxy
+import tcpproxy._core
+
+MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def frozen(process: Command) -> Iterator[None]:
+    """All that happens in the block comes to the process in one batch, after it."""
+    process.signal(signal.SIGSTOP)
+    eventually(lambda: Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    yield
+    process.signal(signal.SIGCONT)
+
+
+def sockets_of(process: Command) -> int:
+    """Open sockets of the process."""
+    count = 0
+    for entry in os.scandir(f"/proc/{process.process.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += os.readlink(entry.path).startswith("socket:")
+    return count
+
+
+def allow_descriptors(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        if hard != resource.RLIM_INFINITY and hard < count:
+            pytest.skip(f"only {hard} open files are allowed")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def strace(*options: str) -> tuple[str, ...]:
+    """What to put before a command to run it under strace; the process is the command, not strace."""
+    program = shutil.which("strace")
+    if not program:
+        pytest.skip("strace is missing")
+    return (program, "-D", "-f", "-qq", *options)
+
+
+def pause(seconds: float) -> None:
+    """For what must not happen: no event tells of that."""
+    threading.Event().wait(seconds)
+
+
+# --- one batch ---
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_everything_at_once(command: Callable[..., Command], upstream: Upstream, seed: int) -> None:
+    """Rows 65, 66: both sides of many connections end, fail and send, and new clients come, all in one batch.
+
+    The new connections get the descriptors that the old ones leave. Each has its own bytes, which nobody else may see.
+    """
+    chance = random.Random(seed)
+    proxy = command(upstream.name, "--quiet", "--workers", "1")
+    live = [(connect(proxy.address), upstream.accept()) for _ in range(20)]
+    baseline = sockets_of(proxy) - 40
+    for number in range(15):
+        with frozen(proxy):
+            leaving, live = live[:8], live[8:]
+            ends = [end for pair in leaving for end in pair]
+            if chance.random() < 0.5:  # else both ends of a connection are next to each other
+                chance.shuffle(ends)
+            clients = []
+            for end in ends:
+                if chance.random() < 0.5:
+                    with contextlib.suppress(OSError):  # the other end was reset before
+                        end.send(b"last words")
+                if chance.random() < 0.5:
+                    reset(end)
+                else:
+                    end.close()
+                if chance.random() < 0.5:
+                    clients.append(connect(proxy.address))
+            sent = {}
+            for client in clients:
+                mark = f"{number} {client.getsockname()[1]}".encode()
+                sent[mark] = client
+                client.sendall(mark)
+        for near, far in live:
+            near.sendall(b"still")
+            assert read_exactly(far, 5) == b"still"
+        while sent:
+            far = upstream.accept()
+            near = sent.pop(far.recv(100))
+            answer = b"to %d" % near.getsockname()[1]
+            far.sendall(answer)
+            assert near.recv(100) == answer
+            live.append((near, far))
+    for pair in live:
+        for end in pair:
+            end.close()
+    eventually(lambda: sockets_of(proxy) == baseline, what="sockets are left open")
+    assert proxy.process.poll() is None
+    assert proxy.stderr == []
+
+
+def test_descriptors_reused_while_connecting(command: Callable[..., Command], stack: contextlib.ExitStack) -> None:
+    """Row 65: clients leave by reset while upstream has not answered, in one batch with clients that come.
+
+    A client that is reset while its upstream is being connected is closed within the batch, and so are its attempts:
+    the next client accepted gets their numbers, while events of the old ones are still to come.
+    """
+    upstream = stack.enter_context(contextlib.closing(Upstream(backlog=2)))
+    proxy = command(upstream.name, "--quiet", "--workers", "1", "--connect-timeout", "30s")
+    clients = [connect(proxy.address) for _ in range(8)]  # a few get through, the others wait in SYN_SENT
+    baseline = len(clients)
+    eventually(lambda: sockets_of(proxy) >= 2 * baseline)
+    for number in range(5):
+        with frozen(proxy):
+            for client in clients:
+                reset(client)
+            while select.select([upstream.socket], [], [], 0)[0]:
+                upstream.accept().close()  # makes room: attempts under way succeed by their next SYN
+            clients = [connect(proxy.address) for _ in range(8)]
+            for client in clients:
+                client.sendall(b"%d" % number)
+    served = 0
+    while served < len(clients):
+        with upstream.accept() as far:
+            if (word := far.recv(100)) == b"4":
+                far.sendall(b"answer")
+                served += 1
+            else:
+                assert word in (b"", b"0", b"1", b"2", b"3")
+    for client in clients:
+        assert client.recv(100) == b"answer"
+        client.close()
+    assert proxy.process.poll() is None
+
+
+@pytest.mark.parametrize("size", [1, 65535, 65536, 65537, 262143, 262144, 262145, MIB])
+@pytest.mark.parametrize("end", ["eof", "reset"])
+def test_data_and_end_in_one_batch(
+    command: Callable[..., Command], upstream: Upstream, swapped: bool, size: int, end: str
+) -> None:
+    """Rows 65, 68: a read that comes back short must not hide the end that came with it; nor may a full one."""
+    data = payload(size)
+    proxy = command(upstream.name, "--quiet", "--workers", "1")
+    client, server = connect(proxy.address), upstream.accept()
+    near, far = (server, client) if swapped else (client, server)
+    with far:
+        near.sendall(b"!")
+        assert far.recv(1) == b"!"
+        with frozen(proxy):
+            near.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                near.sendall(data)  # what does not fit into the kernel is sent below
+            near.settimeout(20)
+            if end == "eof":
+                near.shutdown(socket.SHUT_WR)
+            else:
+                reset(near)
+        if end == "eof":
+            assert read_all(far) == data
+            near.close()
+        else:
+            with pytest.raises(ConnectionResetError):
+                read_all(far)
+
+
+def test_reset_before_upstream_is_connected(command: Callable[..., Command], upstream: Upstream) -> None:
+    """Rows 20, 65: a client is gone when its upstream answers, in one batch: upstream gets no clean end of file."""
+    proxy = command(upstream.name, "--quiet", "--workers", "1")
+    address = proxy.address
+    with frozen(proxy):
+        for _ in range(10):
+            client = connect(address)
+            client.sendall(b"not all of it")
+            reset(client)
+    with connect(address):  # accepted behind the others, so that all of them have been dealt with
+        while select.select([upstream.socket], [], [], 1)[0]:
+            with upstream.accept() as far:
+                if not select.select([far], [], [], 0.5)[0]:
+                    continue  # the last client's
+                with pytest.raises(ConnectionResetError):
+                    read_all(far)
+
+
+def test_data_that_waited_longer_than_the_idle_limit(command: Callable[..., Command], echo: Echo) -> None:
+    """Rows 65, 74: a proxy that was stopped (Ctrl-Z) finds bytes and a limit that is over: bytes are no idleness."""
+    proxy = command(echo.name, "--quiet", "--idle-timeout", "300ms")
+    with connect(proxy.address) as near:
+        near.sendall(b"one")
+        assert read_exactly(near, 3) == b"one"
+        with frozen(proxy):
+            near.sendall(b"two")
+            assert not select.select([near], [], [], 0.5)[0]
+        assert read_exactly(near, 3) == b"two"
+
+
+# --- edges ---
+
+
+def test_no_edge_is_lost(link: Link) -> None:
+    """Row 68: ping-pong of messages just around the sizes that matter; an edge that is lost stops it for ever."""
+    sizes = [1, 2, 1000, 65535, 65536, 65537, 131072, 262144, 262145]
+    chance = random.Random(7)
+    rounds = [chance.choice(sizes) for _ in range(600)]
+    near, far = link.pair()
+
+    def answer() -> None:
+        for size in rounds:
+            far.sendall(read_exactly(far, size))
+
+    with near, far, in_background(answer):
+        for size in rounds:
+            data = payload(size, size)
+            near.sendall(data)
+            assert read_exactly(near, size) == data
+
+
+def test_end_right_behind_the_last_byte(link: Link) -> None:
+    """Row 68: the end races with the read of the last bytes, a few hundred times."""
+    for number in range(300):
+        near, far = link.pair()
+        with near, far:
+            near.sendall(b"x" * (number + 1))
+            near.shutdown(socket.SHUT_WR)
+            assert read_all(far) == b"x" * (number + 1)
+            far.close()
+            assert read_all(near) == b""
+
+
+# --- wake-ups ---
+
+
+QUIET = 0.05
+"""Seconds without a byte that count as full here: a few bytes more or less make no other state."""
+
+
+def nothing_yet(near: socket.socket, far: socket.socket) -> None:
+    pass
+
+
+def half_closed(near: socket.socket, far: socket.socket) -> None:
+    near.sendall(b"last")
+    near.shutdown(socket.SHUT_WR)
+    assert read_all(far) == b"last"
+
+
+def blocked(near: socket.socket, far: socket.socket) -> None:
+    fill(near, QUIET)
+
+
+def blocked_both_ways(near: socket.socket, far: socket.socket) -> None:
+    fill(near, QUIET)
+    fill(far, QUIET)
+
+
+def end_behind_a_full_reader(near: socket.socket, far: socket.socket) -> None:
+    fill(near, QUIET)
+    near.shutdown(socket.SHUT_WR)
+
+
+def both_ends_behind_full_readers(near: socket.socket, far: socket.socket) -> None:
+    blocked_both_ways(near, far)
+    near.shutdown(socket.SHUT_WR)
+    far.shutdown(socket.SHUT_WR)
+
+
+def gone_behind_a_full_reader(near: socket.socket, far: socket.socket) -> None:
+    fill(near, QUIET)
+    near.close()
+
+
+def reset_behind_a_full_reader(near: socket.socket, far: socket.socket) -> None:
+    fill(near, QUIET)
+    reset(near)
+
+
+def reset_behind_a_slow_reader(near: socket.socket, far: socket.socket) -> None:
+    near.sendall(bytes(3 * MIB))  # all of it fits into the kernel, none of it is read
+    reset(near)
+
+
+def reset_after_half_close(near: socket.socket, far: socket.socket) -> None:
+    half_closed(near, far)
+    fill(far, QUIET)
+    reset(near)
+
+
+def urgent(near: socket.socket, far: socket.socket) -> None:
+    near.sendall(b"before")
+    near.send(b"!", socket.MSG_OOB)
+
+
+STATES = [
+    nothing_yet,
+    half_closed,
+    blocked,
+    blocked_both_ways,
+    end_behind_a_full_reader,
+    both_ends_behind_full_readers,
+    gone_behind_a_full_reader,
+    reset_behind_a_full_reader,
+    reset_behind_a_slow_reader,
+    reset_after_half_close,
+    urgent,
+]
+
+
+@pytest.mark.parametrize("workers", [1], ids=["1worker"])
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+def test_no_wakeups_in_any_state(link: Link, state: Callable[[socket.socket, socket.socket], None]) -> None:
+    """Row 69: a worker sleeps while nothing comes, whatever the state of a connection. At most 20 wake-ups a second."""
+    assert link.proxy
+    near, far = link.pair()
+    with near, far:
+        state(near, far)
+        pause(0.2)  # what is under way arrives
+        before = link.proxy.stats().wakeups
+        pause(0.5)
+        assert link.proxy.stats().wakeups - before <= 10
+
+
+@pytest.mark.parametrize("workers", [1], ids=["1worker"])
+@pytest.mark.parametrize("swapped", [False], ids=["client-to-upstream"])
+def test_no_wakeups_when_closed(link: Link) -> None:
+    """Row 69: connections that are over in all ways wake nobody."""
+    assert link.proxy
+    for state in STATES:
+        near, far = link.pair()
+        state(near, far)
+        for end in (near, far):
+            end.close()
+    eventually(lambda: link.proxy and link.proxy.stats().active == 0, 10)
+    before = link.proxy.stats().wakeups
+    pause(0.5)
+    assert link.proxy.stats().wakeups == before
+
+
+@pytest.mark.parametrize("workers", [1, 2], ids=["1worker", "2workers"])
+def test_wakeups_for_nothing_while_relaying(link: Link) -> None:
+    """Row 71: workers that are woken all the time, without any event, relay as before."""
+    assert link.proxy
+    near, far = link.pair()
+    data = payload(64 * MIB)
+    with near, far, in_background(send_and_shut, near, data):
+        received = bytearray()
+        while part := far.recv(MIB):
+            received += part
+            assert len(link.proxy.connections()) == 1  # asks the worker, which wakes it
+    assert received == data
+
+
+def test_events_of_a_client_that_is_not_relayed_yet(command: Callable[..., Command], upstream: Upstream) -> None:
+    """Row 71: a client that has sent, and ended, before its upstream is connected loses nothing of it."""
+    proxy = command(upstream.name, "--quiet", "--workers", "1")
+    address = proxy.address
+    with frozen(proxy):
+        clients = [connect(address) for _ in range(20)]
+        for number, client in enumerate(clients):
+            client.sendall(b"%d" % number)
+            if number % 2:
+                client.shutdown(socket.SHUT_WR)
+    words = set()
+    for _ in clients:
+        with upstream.accept() as far:
+            words.add(far.recv(100))
+            far.sendall(b"answer")
+    assert words == {b"%d" % number for number in range(20)}
+    for client in clients:
+        assert read_all(client) == b"answer"
+        client.close()
+
+
+# --- calls that are interrupted ---
+
+
+FAULTS = {
+    "interrupted": ["recvfrom,sendto,accept4,?epoll_wait,?epoll_pwait,?poll,?ppoll:error=EINTR:when=2+3"],
+    # One that another worker was faster for. Streams are left out: an edge-triggered poller never sees a would-block
+    # without an edge to follow.
+    "nothing-to-accept": ["accept4:error=EAGAIN:when=1+2"],
+    # A wait that comes back with nothing, before its time.
+    "woken-for-nothing": ["?epoll_wait,?epoll_pwait:retval=0:when=2+3"],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_invisible(command: Callable[..., Command], echo: Echo, tmp_path: Path, fault: str) -> None:
+    """Rows 39, 71: every third call fails in a way that means nothing.
+
+    Not connect: what a trace injects is a call that was not made, and an interrupted connect has been.
+    """
+    trace = tmp_path / "trace"
+    inject = [option for rule in FAULTS[fault] for option in ("-e", f"inject={rule}")]
+    names = ",".join(rule.partition(":")[0] for rule in FAULTS[fault])
+    wrapper = strace("-e", f"trace={names}", *inject, "-s", "0", "-o", str(trace))
+    proxy = command(echo.name, "-d", "--workers", "2", wrapper=wrapper)
+    data = payload(2 * MIB)
+    for _ in range(10):
+        with connect(proxy.address) as near, in_background(send_and_shut, near, data):
+            assert read_all(near) == data
+    whole = f"{2 * MIB} bytes"
+    eventually(lambda: sum(whole in line for line in proxy.stderr) == 20)
+    assert not [line for line in proxy.stderr if "rror" in line]
+    proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == 0
+    injected = {line.split()[1].partition("(")[0] for line in trace.read_text().splitlines() if "(INJECTED)" in line}
+    if fault == "interrupted":
+        assert injected >= {"recvfrom", "sendto", "accept4"}
+    if not injected:
+        pytest.skip("this build makes none of these calls")
+
+
+@pytest.mark.parametrize("workers", [1, 2], ids=["1worker", "2workers"])
+def test_signals_interrupt_the_workers(link: Link) -> None:
+    """Row 39: signals with a handler, sent to the relaying threads all the time."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("tcpproxy-worker")]
+    stop = threading.Event()
+
+    def storm() -> None:
+        while not stop.is_set():
+            for thread in threads:
+                signal.pthread_kill(thread.ident or 0, signal.SIGUSR1)
+
+    previous = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        data = payload(8 * MIB)
+        with in_background(storm):
+            try:
+                for _ in range(5):
+                    near, far = link.pair()
+                    with near, far, in_background(send_and_shut, near, data):
+                        assert read_all(far) == data
+            finally:
+                stop.set()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+# --- owners of descriptors ---
+
+
+def test_one_thread_owns_a_socket(command: Callable[..., Command], echo: Echo, tmp_path: Path) -> None:
+    """Row 72: from birth to close, all calls on a connection's socket come from one thread (but the accept itself)."""
+    trace = tmp_path / "trace"
+    calls = "trace=accept4,socket,recvfrom,sendto,shutdown,close"
+    proxy = command(echo.name, "--quiet", "--workers", "3", wrapper=strace("-e", calls, "-s", "0", "-o", str(trace)))
+    for _ in range(5):
+        nears = [connect(proxy.address) for _ in range(40)]
+        for near in nears:
+            near.sendall(b"hello")
+        for near in nears:
+            assert read_exactly(near, 5) == b"hello"
+        for near in nears[::2]:
+            reset(near)
+        for near in nears[1::2]:
+            near.close()
+    proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == 0
+    users: dict[int, set[str]] = {}
+    seen: list[set[str]] = []
+    for line in trace.read_text().splitlines():
+        thread, call = line.split(None, 1)
+        if born := re.search(r"(?:accept4|socket)\b.* = (\d+)$", call):
+            users[int(born.group(1))] = set()
+        elif (used := re.match(r"\w+\((\d+)", call)) and int(used.group(1)) in users:
+            users[int(used.group(1))].add(thread)
+            if call.startswith("close"):
+                seen.append(users.pop(int(used.group(1))))
+    assert len(seen) >= 400
+    assert all(len(threads) == 1 for threads in seen)
+    assert len(set.union(*seen)) >= 3
+
+
+@pytest.mark.parametrize("workers", [2, 4], ids=["2workers", "4workers"])
+def test_streams_beside_connections_that_come_and_go(link: Link, workers: int) -> None:
+    """Row 72: descriptors that are closed and reused all the time never carry bytes of another connection."""
+    assert link.proxy
+    streams = [link.pair() for _ in range(4)]
+    chance = random.Random(3)
+    with contextlib.ExitStack() as stack:
+        data = [payload(16 * MIB, seed) for seed in range(4)]
+        results = []
+        for (near, far), bytes_ in zip(streams, data, strict=True):
+            stack.enter_context(near)
+            stack.enter_context(far)
+            stack.enter_context(in_background(send_and_shut, near, bytes_))
+            results.append(stack.enter_context(in_background(read_all, far)))
+        for number in range(300):
+            near, far = link.pair()
+            near.sendall(b"%d" % number)
+            assert far.recv(100) == b"%d" % number
+            for end in chance.sample([near, far], 2):
+                chance.choice([reset, socket.socket.close])(end)
+    assert [result[0] for result in results] == data
+
+
+def test_descriptors_close_on_exec(command: Callable[..., Command], echo: Echo) -> None:
+    """Row 73: no descriptor but the standard ones would be inherited by a program that is started."""
+    proxy = command(echo.name, "--quiet", "--workers", "2")
+    with connect(proxy.address) as near:
+        near.sendall(b"x")
+        assert near.recv(1) == b"x"
+        kept = []
+        for number in map(int, os.listdir(f"/proc/{proxy.process.pid}/fd")):
+            info = Path(f"/proc/{proxy.process.pid}/fdinfo/{number}").read_text()
+            flags = int(re.search(r"flags:\s+(\d+)", info).group(1), 8)  # type: ignore[union-attr]
+            if number > 2 and not flags & os.O_CLOEXEC:
+                kept.append(os.readlink(f"/proc/{proxy.process.pid}/fd/{number}"))
+    assert kept == []
+
+
+FORKING = """
+import os, sys, tcpproxy
+with tcpproxy.Proxy(sys.argv[1], workers=2) as proxy:
+    print(proxy.address[1], flush=True)
+    sys.stdin.readline()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writer)
+        os.read(reader, 1)      # until the parent is gone
+        os._exit(0)
+    print("forked", flush=True)
+    sys.stdin.readline()
+    before = proxy.stats().wakeups
+    sys.stdin.readline()
+    print(proxy.stats().active, proxy.stats().wakeups - before, flush=True)
+    proxy.stop()
+    print("stopped", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_child_process_holds_nothing_back(upstream: Upstream, stack: contextlib.ExitStack) -> None:
+    """Row 73: a program forks; its child, which lives on, neither keeps connections alive nor the listener."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", FORKING, upstream.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    stack.callback(program.communicate)
+    stack.callback(program.kill)
+    assert program.stdin
+    assert program.stdout
+
+    def go_on() -> None:
+        program.stdin.write("\n")
+        program.stdin.flush()
+
+    address = ("127.0.0.1", int(program.stdout.readline()))
+    pairs = [(connect(address), upstream.accept()) for _ in range(10)]
+    go_on()
+    assert program.stdout.readline() == "forked\n"
+    for number, (near, far) in enumerate(pairs):
+        near.sendall(b"%d" % number)
+        assert far.recv(10) == b"%d" % number
+    for near, far in pairs[:5]:
+        near.close()
+        assert far.recv(1) == b""
+        far.close()
+    for near, far in pairs[5:]:
+        reset(far)
+        with pytest.raises(ConnectionResetError):
+            near.recv(1)
+        near.close()
+    go_on()
+    pause(0.3)
+    go_on()
+    active, wakeups = map(int, program.stdout.readline().split())
+    assert active == 0
+    assert wakeups <= 5
+    assert program.stdout.readline() == "stopped\n"
+    with pytest.raises(ConnectionRefusedError):
+        connect(address)
+
+
+# --- time ---
+
+
+def time_to_reset(sock: socket.socket) -> float:
+    start = time.monotonic()
+    with contextlib.suppress(ConnectionResetError):
+        sock.recv(1)
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("limit", [0.2, 1.0])
+def test_timers_are_accurate(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, limit: float) -> None:
+    """Row 74: never early, and at most 50 ms or a tenth late. Some connections, of which the middle one counts."""
+    proxy = make_proxy(echo.name, idle_timeout=limit)
+    times = []
+    for _ in range(3):
+        with connect(proxy.address) as near:
+            near.sendall(b"x")
+            near.recv(1)
+            times.append(time_to_reset(near))
+    assert min(times) > limit - 0.01  # the limit began when the byte passed, a little before it was here
+    assert statistics.median(times) < limit + max(0.05, limit / 10)
+
+
+JUMPING_CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/time.h>
+#include <time.h>
+static long jump(void) { static long n; return n++ % 2 ? 7200 : -7200; }
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real)
+        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int rc = real(clock, now);
+    if (clock == CLOCK_REALTIME)
+        now->tv_sec += jump();
+    return rc;
+}
+int gettimeofday(struct timeval *now, void *zone)
+{
+    struct timespec t;
+    (void)zone;
+    clock_gettime(CLOCK_REALTIME, &t);
+    now->tv_sec = t.tv_sec;
+    now->tv_usec = t.tv_nsec / 1000;
+    return 0;
+}
+time_t time(time_t *to)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    if (to)
+        *to = t.tv_sec;
+    return t.tv_sec;
+}
+"""
+
+
+def test_clock_that_jumps(command: Callable[..., Command], echo: Echo, tmp_path: Path) -> None:
+    """Row 74: the time of day jumps by hours, to and fro, and no limit or duration cares."""
+    compiler = shutil.which("cc")
+    if not compiler:
+        pytest.skip("a C compiler is missing")
+    (tmp_path / "clock.c").write_text(JUMPING_CLOCK)
+    library = tmp_path / "clock.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True)
+    env = {**os.environ, "LD_PRELOAD": str(library)}
+    probe = "import time; print(abs(time.time() - time.time()) > 9000)"
+    assert subprocess.check_output([sys.executable, "-c", probe], env=env, text=True) == "True\n"
+    proxy = command(echo.name, "-d", "--idle-timeout", "500ms", env=env)
+    times = []
+    for _ in range(3):
+        with connect(proxy.address) as near:
+            near.sendall(b"x")
+            near.recv(1)
+            times.append(time_to_reset(near))
+    assert 0.49 < statistics.median(times) < 0.56
+    eventually(lambda: len(proxy.stderr) == 9)
+    durations = re.findall(r"Closed \S+ after (\S+) s.*: idle", "\n".join(proxy.stderr))
+    assert len(durations) == 3
+    assert all(0.5 <= float(duration) < 1 for duration in durations)
+
+
+def test_two_thousand_timeouts_at_once(command: Callable[..., Command], upstream: Upstream) -> None:
+    """Row 75: none is early, and the last is at most 100 ms late, or 200 on a machine that is busy.
+
+    The best of three rounds.
+    """
+    allow_descriptors(6000)
+    limit = 2.0
+    proxy = command(upstream.name, "--quiet", "--workers", "1", "--idle-timeout", f"{limit}s")
+    late = []
+    for _ in range(3):
+        late.append(lateness_of_two_thousand(proxy, upstream, limit))
+        if late[-1] <= 0.1:
+            break
+    assert min(late) <= 0.2
+
+
+def lateness_of_two_thousand(proxy: Command, upstream: Upstream, limit: float) -> float:
+    clients, servers = [], []
+    with contextlib.ExitStack() as stack, select.epoll() as poller:
+        for number in range(2000):
+            clients.append(stack.enter_context(connect(proxy.address)))
+            servers.append(stack.enter_context(upstream.accept()))
+            if number % 500 == 0:
+                for client in clients:
+                    client.send(b"x")  # no time-out while the rest is being set up
+        with frozen(proxy):
+            for client in clients:
+                client.send(b"y")
+            resumed = time.monotonic()
+        for server in servers:
+            while server.recv(16)[-1:] != b"y":
+                pass
+        armed = time.monotonic()
+        for client in clients:
+            poller.register(client, select.EPOLLIN)
+        ends = []
+        while len(ends) < len(clients):
+            for fd, _ in poller.poll(10):
+                ends.append(time.monotonic())
+                poller.unregister(fd)
+        assert min(ends) >= resumed + limit - 0.001
+        return max(ends) - (armed + limit)
+
+
+# --- exceptions ---
+
+
+def test_no_exception_is_swallowed_in_the_command(command: Callable[..., Command], upstream: Upstream) -> None:
+    """Row 77: after connections of every kind and end, in development mode, stderr is empty.
+
+    An exception that nobody can catch, in a thread or in compiled code, would be printed there.
+    """
+    env = {**os.environ, "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
+    proxy = command(upstream.name, "--quiet", "--workers", "2", "--grace", "100ms", env=env)
+    for state in STATES:
+        for swapped in (False, True):
+            client, server = connect(proxy.address), upstream.accept()
+            near, far = (server, client) if swapped else (client, server)
+            state(near, far)
+            far.close()
+            near.close()
+    stuck = connect(proxy.address), upstream.accept()
+    fill(stuck[0])
+    proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == 0
+    assert proxy.stderr == []
+    for end in stuck:
+        end.close()
+
+
+@pytest.mark.parametrize("name", sorted(module.name for module in pkgutil.iter_modules(tcpproxy._core.__path__)))
+def test_compiled_code_cannot_swallow_an_exception(name: str) -> None:
+    """Row 77: no module of the core contains the call by which compiled code drops an exception it cannot raise."""
+    module = importlib.import_module(f"tcpproxy._core.{name}")
+    assert b"PyErr_WriteUnraisable" not in Path(module.__file__ or "").read_bytes()

@@ -1,0 +1,441 @@
+"""Events as lines: their words, their streams, what is held back, and what a stream that fails costs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tcpproxy import Event
+from tcpproxy.logs import BURST, KINDS, REASONS, Flood, Printer, clean, decode, to_logging, wanted
+
+CLIENT, UPSTREAM = "192.0.2.1:50000", "[2001:db8::1]:80"
+END = Event("end", "client-eof", 0, CLIENT, UPSTREAM, 12, 345, 1.23456, 0.0021)
+FAILED = Event("failed", "connect-refused", 111, CLIENT, UPSTREAM, text="Connection refused (os error 111)")
+
+LINES = {
+    "listening": (Event("listening", text="127.0.0.1:80"), ["Listening on 127.0.0.1:80"], []),
+    "new": (Event("new", client=CLIENT), [f"New connection from {CLIENT}"], []),
+    "end": (
+        END,
+        [],
+        [
+            f"Transferred 12 bytes from proxy client {CLIENT} to upstream server",
+            f"Transferred 345 bytes from upstream server to proxy client {CLIENT}",
+            f"Closed {CLIENT} after 1.235 s, connected in 2.1 ms: client-eof",
+        ],
+    ),
+    "end of one never connected": (
+        Event("end", "shutdown", 0, CLIENT, duration=0.5),
+        [],
+        [
+            f"Transferred 0 bytes from proxy client {CLIENT} to upstream server",
+            f"Transferred 0 bytes from upstream server to proxy client {CLIENT}",
+            f"Closed {CLIENT} after 0.500 s: shutdown",
+        ],
+    ),
+    "failed": (
+        FAILED,
+        [],
+        [f"Error establishing upstream connection: Connection refused (os error 111) ({UPSTREAM} for client {CLIENT})"],
+    ),
+    "failed without an address": (
+        Event("failed", "dns", client=CLIENT),
+        [],
+        [f"Error establishing upstream connection: dns (upstream for client {CLIENT})"],
+    ),
+    "accept-error": (
+        Event("accept-error", error=24, text="Too many open files (os error 24)"),
+        [],
+        ["Error accepting a connection: Too many open files (os error 24); trying again every 100 ms"],
+    ),
+    "limit": (Event("limit"), [], ["The limit of connections is reached; new ones wait"]),
+    "warning": (Event("warning", text="beware"), [], ["warning: beware"]),
+    "lost": (Event("lost", text="5 log records were dropped"), [], ["5 log records were dropped"]),
+}
+
+
+class Streams:
+    """Two pipes that take what a printer writes."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = zip(os.pipe(), os.pipe(), strict=True)
+        for end in self.reading:
+            os.set_blocking(end, False)
+
+    def printer(self, **options: bool) -> Printer:
+        return Printer(stdout=self.writing[0], stderr=self.writing[1], **options)
+
+    def taken(self) -> tuple[list[str], list[str]]:
+        """The lines on stdout and on stderr since the last call."""
+        out, err = (self._read(end).decode().splitlines() for end in self.reading)
+        return out, err
+
+    @staticmethod
+    def _read(end: int) -> bytes:
+        parts = []
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(end, 1 << 20):
+                parts.append(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        for end in (*self.reading, *self.writing):
+            with contextlib.suppress(OSError):
+                os.close(end)
+
+
+@pytest.fixture
+def streams() -> Iterator[Streams]:
+    with contextlib.closing(Streams()) as streams:
+        yield streams
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# --- words ---
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines(streams: Streams, name: str) -> None:
+    """Row 102: in the original's words, each on its stream."""
+    event, out, err = LINES[name]
+    streams.printer(debug=True)(event)
+    assert streams.taken() == (out, err)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_json_lines(streams: Streams, name: str) -> None:
+    """Row 102: one object a line, on the same stream, with what the event knows and the time."""
+    event, out, _ = LINES[name]
+    before = time.time()
+    streams.printer(debug=True, json=True)(event)
+    lines = streams.taken()[0 if out else 1]
+    assert len(lines) == 1
+    fields = json.loads(lines[0])
+    assert before - 0.001 <= fields.pop("time") <= time.time() + 0.001
+    assert fields.pop("kind") == event.kind
+    told = {key: value for key, value in fields.items() if value}
+    assert told == {key: value for key, value in event._asdict().items() if value and key != "kind"}
+    if event.kind == "end":
+        assert {"to_upstream", "to_client"} <= fields.keys(), "0 bytes are a fact too"
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        ({}, {"new"}),
+        ({"debug": True}, {"new", "end"}),
+        ({"quiet": True}, set()),
+        ({"quiet": True, "debug": True}, {"end"}),
+    ],
+)
+def test_kinds_that_have_a_line(options: dict[str, bool], kinds: set[str]) -> None:
+    """Trouble always has one."""
+    assert set(Printer(**options).kinds) == {"failed", "accept-error", "limit"} | kinds
+
+
+def test_mask_of_kinds() -> None:
+    assert wanted(()) == 0
+    assert wanted(("new",)) == 0b10
+    assert wanted(("end", "limit")) == 0b100100
+    assert wanted(KINDS[1:]) == 0b111110
+
+
+def test_names_of_the_core() -> None:
+    """Kinds and reasons are the core's, in its order."""
+    source = Path(__file__).parents[2] / "tcpproxy/_core/events.pxd"
+    if not source.exists():
+        pytest.skip("no source tree here")
+    found = {"EVENT": [""], "REASON": []}
+    for prefix, name in re.findall(r"^    (EVENT|REASON)_(\w+)", source.read_text(), re.MULTILINE):
+        found[prefix].append(name.lower())
+    long_names = {"accept": "accept-error", "refused": "connect-refused", "none": ""}
+    assert [long_names.get(name, name) for name in found["EVENT"]] == list(KINDS)
+    assert [long_names.get(name, name).replace("_", "-") for name in found["REASON"]] == list(REASONS)
+
+
+def test_decoded_record() -> None:
+    """What the core counted, and the system's or the look-up's words."""
+    refused = REASONS.index("connect-refused")
+    record = (KINDS.index("failed"), refused, errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25)
+    text = f"Connection refused (os error {errno.ECONNREFUSED})"
+    expected = Event("failed", "connect-refused", errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25, text)
+    assert decode(record, "unrelated") == expected
+    dns = (KINDS.index("failed"), REASONS.index("dns"), 0, CLIENT, "", 0, 0, 0.5, 0.0)
+    assert decode(dns, "no such host").text == "failed to lookup address information: no such host"
+    assert decode(dns, "").text == "failed to lookup address information: no answer in time"
+    assert decode((KINDS.index("end"), REASONS.index("idle"), 0, CLIENT, "", 0, 0, 0.5, 0.1), "").text == ""
+
+
+# --- injection ---
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("plain text, 100 % [::1]:80 \u00fc \u4e2d", "plain text, 100 % [::1]:80 \u00fc \u4e2d"),
+        ("a\nb\r\nc", "a\\nb\\r\\nc"),
+        ("a\tb\0c", "a\\tb\\x00c"),
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
+        ("\x7f\x9b2J", "\\x7f\\x9b2J"),
+        ("a\u2028b\u2029c\x85d", "a\\u2028b\\u2029c\\x85d"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("\udcff", "\\udcff"),
+        ("", ""),
+    ],
+)
+def test_clean(text: str, cleaned: str) -> None:
+    """Row 102: nothing begins a line, moves a cursor or turns the reading round."""
+    assert clean(text) == cleaned
+    assert clean(text).isprintable()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("kind", ["listening", "new", "end", "failed", "accept-error", "warning", "lost"])
+def test_one_line_whatever_it_says(streams: Streams, kind: str, as_json: bool) -> None:
+    """Row 102."""
+    evil = "x\nListening on 127.0.0.1:1\r\x1b[2J\u2028\udcff"
+    streams.printer(json=as_json)(Event(kind, "idle", 0, evil, evil, text=evil))
+    lines = [line for stream in streams.taken() for line in stream]
+    assert len(lines) == (3 if kind == "end" and not as_json else 1)
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("Listening on 127.0.0.1:1") for line in lines)
+
+
+# --- floods ---
+
+
+def test_flood_lets_a_burst_through_each_second() -> None:
+    """Row 103."""
+    clock = Clock()
+    flood = Flood(clock)
+    assert [flood.admit("a", 3) for _ in range(5)] == [True] * 3 + [False] * 2
+    clock.now += 0.999
+    assert not flood.admit("a", 3)
+    assert flood.overdue() == {}
+    clock.now += 0.001
+    assert flood.overdue() == {"a": 3}
+    assert [flood.admit("a", 3) for _ in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_flood_tells_each_count_once() -> None:
+    """Row 103."""
+    clock = Clock()
+    flood = Flood(clock)
+    for _ in range(10):
+        flood.admit("a", 1)
+    assert flood.pending
+    clock.now += 60
+    assert flood.pending
+    assert flood.overdue() == {"a": 9}
+    assert not flood.pending
+    assert flood.overdue() == {}
+
+
+def test_flood_of_one_kind_holds_back_no_other() -> None:
+    """Row 103."""
+    clock = Clock()
+    flood = Flood(clock)
+    for _ in range(10):
+        flood.admit("a", 2)
+    assert flood.admit("b", 2)
+    clock.now += 0.5
+    assert flood.admit("c", 1)
+    assert not flood.admit("c", 1)
+    clock.now += 0.5
+    assert flood.overdue() == {"a": 8}
+    assert flood.pending, "c is not over yet"
+    clock.now += 0.5
+    assert flood.overdue() == {"c": 1}
+
+
+def test_no_flood_nothing_to_tell() -> None:
+    """Row 103."""
+    clock = Clock()
+    flood = Flood(clock)
+    for _ in range(100):
+        assert flood.admit("a", 1)
+        assert not flood.pending
+        clock.now += 1
+        assert flood.overdue() == {}
+
+
+def with_clock(printer: Printer) -> Clock:
+    clock = Clock()
+    printer._flood = Flood(clock)
+    return clock
+
+
+def test_printer_holds_back_a_flood_and_says_so(streams: Streams) -> None:
+    """Row 103: failed connections; later, in one line, how many there were more."""
+    printer = streams.printer()
+    clock = with_clock(printer)
+    for _ in range(100):
+        printer(FAILED)
+    assert len(streams.taken()[1]) == BURST
+    assert printer.settle(), "it has to be called again: there is something left to say"
+    assert streams.taken() == ([], [])
+    clock.now += 1
+    assert not printer.settle()
+    assert streams.taken() == ([], [f"{100 - BURST} more lines of the kind failed (connect-refused) were not shown"])
+
+
+def test_printer_counts_each_reason(streams: Streams) -> None:
+    """Row 103."""
+    printer = streams.printer()
+    with_clock(printer)
+    for reason in "dns", "connect-refused", "unreachable":
+        for _ in range(BURST + 5):
+            printer(FAILED._replace(reason=reason))
+    assert len(streams.taken()[1]) == 3 * BURST
+
+
+def test_count_comes_before_the_next_line(streams: Streams) -> None:
+    """Row 103: lines stay in order."""
+    printer = streams.printer()
+    clock = with_clock(printer)
+    for _ in range(BURST + 1):
+        printer(FAILED)
+    streams.taken()
+    clock.now += 1
+    printer(Event("warning", text="later"))
+    assert streams.taken()[1] == [
+        "1 more lines of the kind failed (connect-refused) were not shown",
+        "warning: later",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["accept-error", "limit"])
+def test_trouble_with_accepting_is_one_line_a_second(streams: Streams, kind: str) -> None:
+    """Rows 53, 103."""
+    printer = streams.printer()
+    clock = with_clock(printer)
+    for _ in range(30):  # 3 seconds
+        printer(Event(kind, error=24, text="Too many open files"))
+        clock.now += 0.1
+    lines = [line for line in streams.taken()[1] if "not shown" not in line]
+    assert 3 <= len(lines) <= 4
+
+
+def test_connections_are_never_held_back(streams: Streams) -> None:
+    """A new connection has its line, however many there are."""
+    printer = streams.printer(debug=True)
+    with_clock(printer)
+    for _ in range(100):
+        printer(Event("new", client=CLIENT))
+        printer(END)
+    out, err = streams.taken()
+    assert (len(out), len(err)) == (100, 300)
+
+
+# --- streams that fail ---
+
+
+def test_reader_gone(streams: Streams) -> None:
+    """Row 101: lines are counted, the other stream goes on."""
+    os.close(streams.reading[0])
+    printer = streams.printer(debug=True)
+    for _ in range(3):
+        printer(Event("new", client=CLIENT))
+    assert printer.unwritten == 3
+    printer(END)
+    assert printer.unwritten == 3
+    assert len(Streams._read(streams.reading[1]).splitlines()) == 3
+
+
+def test_closed_stream(streams: Streams) -> None:
+    """Row 101: every line of an event counts."""
+    os.close(streams.writing[1])
+    printer = streams.printer(debug=True)
+    printer(END)
+    assert printer.unwritten == 3
+    printer(Event("new", client=CLIENT))
+    assert printer.unwritten == 3
+    assert streams.taken()[0] == [f"New connection from {CLIENT}"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_full_disk() -> None:
+    """Row 101."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        printer = Printer(stdout=full, stderr=full)
+        printer(Event("new", client=CLIENT))
+        printer(FAILED)
+        assert printer.unwritten == 2
+    finally:
+        os.close(full)
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes of a fixed size")
+def test_full_pipe_that_does_not_block(streams: Streams) -> None:
+    """Row 101: a stream that somebody made non-blocking; every line is either counted or there, once there is room."""
+    os.set_blocking(streams.writing[0], False)
+    fcntl.fcntl(streams.writing[0], fcntl.F_SETPIPE_SZ, 4096)
+    printer = streams.printer()
+    for _ in range(1000):
+        printer(Event("new", client=CLIENT))
+    whole = [line for line in streams.taken()[0] if line == f"New connection from {CLIENT}"]
+    assert printer.unwritten > 0
+    assert len(whole) + printer.unwritten == 1000
+    printer(Event("new", client=CLIENT))
+    assert streams.taken()[0] == [f"New connection from {CLIENT}"]
+
+
+# --- in a program ---
+
+
+@pytest.mark.parametrize(
+    ("event", "level"),
+    [
+        (Event("listening", text="127.0.0.1:80"), logging.INFO),
+        (Event("new", client=CLIENT), logging.DEBUG),
+        (END, logging.DEBUG),
+        (FAILED, logging.WARNING),
+        (Event("warning", text="beware"), logging.WARNING),
+        (Event("accept-error", error=24, text="Too many open files"), logging.WARNING),
+        (Event("limit"), logging.WARNING),
+        (Event("lost", text="5 log records"), logging.WARNING),
+    ],
+)
+def test_default_sink(caplog: pytest.LogCaptureFixture, event: Event, level: int) -> None:
+    """The logger `tcpproxy`; every fact of the event is in the message."""
+    with caplog.at_level(logging.DEBUG, "tcpproxy"):
+        to_logging(event)
+    assert [(record.name, record.levelno) for record in caplog.records] == [("tcpproxy", level)]
+    for part in (event.kind, event.reason, event.client, event.text):
+        assert part in caplog.records[0].getMessage()
+
+
+def test_default_sink_keeps_lines_clean(caplog: pytest.LogCaptureFixture) -> None:
+    """Row 102."""
+    to_logging(Event("warning", text="a\nb %s \x1b[2J"))
+    assert caplog.records[0].getMessage().isprintable()
+
+
+def test_default_sink_survives_its_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 101: a handler that raises is the program's trouble, not the proxy's."""
+
+    def broken(record: logging.LogRecord) -> bool:
+        raise RuntimeError(record.getMessage())
+
+    logger = logging.getLogger("tcpproxy")
+    handled: list[Callable[[logging.LogRecord], bool]] = [broken]
+    monkeypatch.setattr(logger, "filters", handled)
+    to_logging(Event("warning", text="beware"))
