@@ -66,12 +66,12 @@ def command(
         proxy = Proxy(remote, port=0 if local_port is None else local_port, on_event=printer, **options)  # type: ignore[arg-type]
         serve(proxy)
     except TcpProxyError as error:
-        click.echo(f"tcpproxy: {error}", err=True)
+        logs.last_words(f"tcpproxy: {error}")
         sys.exit(error.exit_code)
     if printer.unwritten:
-        click.echo(f"{printer.unwritten} log lines could not be written", err=True)
+        logs.last_words(f"{printer.unwritten} log lines could not be written")
     if proxy.failure:
-        click.echo(f"tcpproxy: {proxy.failure}", err=True)
+        logs.last_words(f"tcpproxy: {proxy.failure}")
         sys.exit(proxy.failure.exit_code)
 
 

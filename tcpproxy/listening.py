@@ -110,8 +110,17 @@ def _is_local(family: int, host: str) -> bool:
     return False
 
 
+def where(listener: socket.socket) -> tuple[str, int]:
+    """(host, port), the host with its scope where it needs one."""
+    host, port, *more = listener.getsockname()
+    if more and more[1] and "%" not in host:
+        host = f"{host}%{socket.if_indextoname(more[1])}"
+    return host, port
+
+
 def address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
+    """As it is written in front of people."""
+    host, port = where(listener)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

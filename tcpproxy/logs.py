@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -86,17 +87,17 @@ class Flood:
         self._seconds: dict[str, tuple[float, int, int]] = {}  # when it began, lines in it, how many may pass
 
     def admit(self, key: str, burst: int, *, told: bool = True) -> bool:
-        """May this line pass? Ask `overdue` first: a second that is over is forgotten here. `told`: `overdue` counts it."""
+        """May this line pass? Ask `overdue` first: here a second that is over is forgotten. `told`: it will be counted."""
         start, count, _ = self._seconds.get(key, (-1.0, 0, burst))
         if self._clock() - start >= 1:
             start, count = self._clock(), 0
         self._seconds[key] = (start, count + 1, burst if told else count + 1)
         return count < burst
 
-    def overdue(self) -> dict[str, int]:
-        """How many lines were held back in seconds that are over, by kind; each is told once."""
+    def overdue(self, final: bool = False) -> dict[str, int]:
+        """How many lines were held back in seconds that are over (`final`: in any), by kind; each is told once."""
         now = self._clock()
-        over = {key: count - burst for key, (start, count, burst) in self._seconds.items() if now - start >= 1}
+        over = {key: count - burst for key, (start, count, burst) in self._seconds.items() if final or now - start >= 1}
         for key in over:
             del self._seconds[key]
         return {key: count for key, count in over.items() if count > 0}
@@ -141,9 +142,9 @@ class Printer:
         for target, group in itertools.groupby(filter(self._admitted, events), self._target):
             self._write(target, [line for event in group for line in self._lines(event)])
 
-    def settle(self) -> bool:
+    def settle(self, final: bool = False) -> bool:
         """Says how many lines were held back in the last seconds. Returns whether it has to be called once more."""
-        for key, count in self._flood.overdue().items():
+        for key, count in self._flood.overdue(final).items():
             lost = Event("lost", text=f"{count} more lines of the kind {key} were not shown")
             self._write(self._target(lost), self._lines(lost))
         return self._flood.pending
@@ -202,12 +203,23 @@ class Printer:
         return json.dumps(fields)
 
 
-def to_logging(event: Event) -> None:
+def logging_sink() -> Callable[[Event], None]:
     """The default sink of a Proxy in a program: the logger `tcpproxy`, connections at DEBUG, trouble at WARNING."""
-    import logging
+    import logging  # not above: the command does without; and not in the log thread, where it could meet an exit
 
     logger = logging.getLogger("tcpproxy")
-    level = {"listening": logging.INFO, "new": logging.DEBUG, "end": logging.DEBUG}.get(event.kind, logging.WARNING)
-    if logger.isEnabledFor(level):
-        with contextlib.suppress(Exception):  # a handler of the program's must not end the log thread
+    levels = {"listening": logging.INFO, "new": logging.DEBUG, "end": logging.DEBUG}
+
+    def sink(event: Event) -> None:
+        level = levels.get(event.kind, logging.WARNING)
+        if logger.isEnabledFor(level):
             logger.log(level, "%s", " ".join(clean(str(part)) for part in event if part))
+
+    return sink
+
+
+def last_words(text: str) -> None:
+    """A line on stderr at the very end: not written where that would fail or wait."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [2], [], 1)[1]:
+            os.write(2, f"{clean(text)}\n".encode("utf-8", "backslashreplace"))

@@ -18,7 +18,7 @@ from . import logs
 from ._core.worker import Worker
 from .config import Config
 from .errors import StartError, WorkerError
-from .listening import address, connection_limit, is_public, listen
+from .listening import address, connection_limit, is_public, listen, where
 from .logs import Event
 from .resolver import Address, Resolver, numeric
 
@@ -135,7 +135,7 @@ class Proxy:
         """What it listens on, as (host, port)."""
         self.failure: WorkerError | None = None
         """Why it ended by itself, if it did."""
-        self._sink = on_event or logs.to_logging
+        self._sink = logs.logging_sink() if on_event is None else on_event
         self._notes: collections.deque[Event] = collections.deque()
         self._resolver: Resolver | None = None
         self._workers: list[Worker] = []
@@ -161,20 +161,20 @@ class Proxy:
             if self._started:
                 raise RuntimeError("a Proxy starts once; make another one")
             self._started = True
-        target = self._find_target()
-        listeners = listen(self.config, target)
-        try:
-            self._prepare(listeners, target)
-        except BaseException as error:
-            self._discard(listeners)
-            if isinstance(error, OSError):
-                raise StartError(f"cannot start a proxy for {self.config.remote}", error) from error
-            raise
-        for thread in (*self._threads, self._logger, self._namer):
-            if thread:
-                thread.start()
-        _hook()
-        _live.add(self)
+            target = self._find_target()
+            listeners = listen(self.config, target)
+            try:
+                self._prepare(listeners, target)
+                for thread in (*self._threads, self._logger, self._namer):
+                    if thread:
+                        thread.start()
+            except BaseException as error:
+                self._discard(listeners)
+                if isinstance(error, OSError):
+                    raise StartError(f"cannot start a proxy for {self.config.remote}", error) from error
+                raise
+            _hook()
+            _live.add(self)
         return self
 
     def _find_target(self) -> list[Address]:
@@ -192,7 +192,8 @@ class Proxy:
 
     def _prepare(self, listeners: list[socket.socket], target: list[Address]) -> None:
         config = self.config
-        self._bells = [*socket.socketpair(), *socket.socketpair()]
+        for _ in range(2):
+            self._bells += socket.socketpair()
         for bell in (self._bells[1], self._bells[3]):
             bell.setblocking(False)
         limit, warning = connection_limit(config)
@@ -213,12 +214,13 @@ class Proxy:
             self._workers.append(worker)
             for listener in listeners:
                 worker.listen(os.dup(listener.fileno()), 0)
-            worker.want_events(logs.wanted(getattr(self._sink, "kinds", logs.KINDS[1:])))
+            kinds = self._sink.kinds if isinstance(self._sink, logs.Printer) else logs.KINDS[1:]
+            worker.want_events(logs.wanted(kinds))
             if target:
                 worker.set_addresses(0, target, None if self._resolver is None else 5.0)
             self._threads.append(_thread(f"tcpproxy-worker-{number}", self._run, worker))
         Worker.link(self._workers, limit=limit)
-        self.addresses = [listener.getsockname()[:2] for listener in listeners]
+        self.addresses = [where(listener) for listener in listeners]
         for listener in listeners:
             self._note("listening", address(listener))
             if is_public(listener):
@@ -231,10 +233,15 @@ class Proxy:
     def stop(self, grace: float | None = None) -> None:
         """Stops listening, lets connections end for `grace` seconds (None: as configured), resets the rest.
 
-        From any thread, any number of times; returns when all is over.
+        From any thread, any number of times; returns when all is over. Called by `on_event` it does not wait, and
+        without a `grace` it gives none.
         """
-        if not self._started or threading.current_thread() in (*self._threads, self._logger):
+        if threading.current_thread() in (self._logger, self._namer):  # by a callback: nobody can wait for himself
+            self.drain() if grace else self.abort()
             return
+        with self._lock:  # not in the middle of a start
+            if not self._threads:
+                return
         deadline = time.monotonic() + (self.config.grace if grace is None else grace)
         self.drain()
         for thread in self._threads:
@@ -254,7 +261,7 @@ class Proxy:
             worker.stop(abort=False)
 
     def abort(self) -> None:
-        """Resets all connections and stops. Does not wait; may be called by a signal handler."""
+        """Resets all connections and stops. Does not wait."""
         self._stopping.set()
         for worker in self._workers:
             worker.stop(abort=True)
@@ -265,6 +272,8 @@ class Proxy:
 
     def _clean_up(self) -> None:
         _live.discard(self)
+        for worker in self._workers:
+            worker.close()
         self._ring(0)
         if self._resolver:
             self._resolver.close()
@@ -280,7 +289,8 @@ class Proxy:
 
     def _ring(self, bell: int) -> None:
         with contextlib.suppress(OSError):
-            self._bells[bell + 1].send(b"s")
+            for writer in self._bells[bell + 1 : bell + 2]:  # none, after a start that failed early
+                writer.send(b"s")
 
     def _close_bells(self) -> None:
         for bell in self._bells:
@@ -288,6 +298,12 @@ class Proxy:
 
     def _discard(self, listeners: list[socket.socket]) -> None:
         """Undoes what a start had done when it failed."""
+        self.abort()
+        for thread in self._threads:
+            _join(thread, None)
+        for worker in self._workers:
+            worker.close()
+        self._ring(0)
         self._workers.clear()
         self._threads.clear()
         self._logger = self._namer = None
@@ -303,8 +319,10 @@ class Proxy:
             bell.close()
         self._workers, self._threads, self._logger, self._namer = [], [], None, None
         self._lock = threading.Lock()
-        self._started = False
+        # A thread of the parent's may have held their locks at the fork.
+        self._stopping, self._stopped = threading.Event(), threading.Event()
         self._stopping.set()
+        self._stopped.set()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -344,7 +362,7 @@ class Proxy:
     def _log(self) -> None:
         """Takes event records out of the workers and gives them to the sink, until the workers are over."""
         lost = 0
-        settle: Callable[[], bool] = getattr(self._sink, "settle", lambda: False)
+        printer = self._sink if isinstance(self._sink, logs.Printer) else None
         while True:
             last = not any(thread.is_alive() for thread in self._threads)
             busy = self._log_some()
@@ -355,11 +373,13 @@ class Proxy:
             if busy:
                 self._stopped.wait(0.01)  # gathers what comes meanwhile, so that a flood rings no bell per record
             elif last:
+                if printer:
+                    printer.settle(final=True)
                 return
             else:
                 nothing = [worker.await_events() for worker in self._workers]  # each of them rings from now on
                 if all(nothing) and not self._notes:
-                    self._bells[0].settimeout(1.0 if settle() else None)
+                    self._bells[0].settimeout(1.0 if printer and printer.settle() else None)
                     with contextlib.suppress(TimeoutError):
                         self._bells[0].recv(4096)
 
@@ -378,7 +398,7 @@ class Proxy:
         for event in events:
             try:
                 self._sink(event)
-            except Exception:  # a callback of the program's: its mistake must not end the log
+            except BaseException:  # a callback of the program's: its mistake must not end the log
                 import logging
 
                 logging.getLogger("tcpproxy").exception("on_event failed")

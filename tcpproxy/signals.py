@@ -43,4 +43,9 @@ def serve(proxy: Proxy) -> None:
             proxy.abort()
         else:
             proxy.drain()
-    # The socket stays open: a late signal writes into it rather than into whatever got its number.
+    # All is over: a late signal must not make the exit look like a death.
+    for number in CAUGHT:
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+    reader.close()
+    writer.close()

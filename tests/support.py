@@ -1,4 +1,4 @@
-"""What tests share: peers with real sockets, a link between two of them (direct or proxied), the command as a process."""
+"""What tests share: peers with real sockets, links between two of them (direct or proxied), the command as a process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,13 +185,13 @@ def choke(sock: socket.socket) -> int:
     """Like `fill`, but to the last byte: also the room that is left when a poller no longer says "writable"."""
     total = refusals = 0
     sock.setblocking(False)
-    while refusals < 4:
+    while refusals < 10:
         try:
             total += sock.send(bytes(1 << 16))
             refusals = 0
         except BlockingIOError:
             refusals += 1
-            threading.Event().wait(0.03)  # the peer's kernel may still make room
+            threading.Event().wait(0.04)  # a window probe, 200 ms later, finds room that was too little to announce
     sock.settimeout(TIMEOUT)
     return total
 
@@ -224,7 +225,7 @@ def sockets() -> int:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
-    fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

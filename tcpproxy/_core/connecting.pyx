@@ -1,7 +1,7 @@
 # Reaching upstream: the model is in connecting.pxd.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_close, net_connect, net_open, net_take_error, \
+from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_close, net_connect, net_open, net_reset, net_take_error, \
     net_was_connected
 from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
 
@@ -35,7 +35,7 @@ cdef void _give_up(Connecting *connecting, Poller *poller, uint32_t number) noex
     if watch.fd == NET_NONE:
         return
     poller_remove(poller, watch, WATCH_STREAM)
-    net_close(watch.fd)
+    net_reset(watch.fd)         # it may be connected by now: upstream must not take that for a client with nothing to say
     watch.fd = NET_NONE
     connecting.pending -= 1
 

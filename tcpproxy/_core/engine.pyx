@@ -29,6 +29,7 @@ cdef int engine_run(Engine *engine) noexcept nogil:
     while True:
         _obey(engine)
         _run_queue(engine)
+        _timers(engine)                         # after the turns: bytes that have come are no idle time
         _bury(engine)
         stop = sync_peek(&engine.stop)
         if stop and sync_load(&engine.loop.counters.active) == 0:
@@ -38,7 +39,6 @@ cdef int engine_run(Engine *engine) noexcept nogil:
         if count < 0:
             break
         _events(engine, count)
-        _timers(engine)
     _finish(engine)
     return count if count < 0 else 0
 

@@ -35,9 +35,7 @@ cdef struct Side:               # one socket of a relay and what is known of it
     bint hinted                 # an end or an urgent mark was announced: a short read no longer means "drained"
     bint ended                  # its EOF was read
     bint shut                   # the other side's EOF was passed on to it
-    # Options cost a system call each, a seventh of a short connection; accepted sockets inherit them, others wait for need:
-    bint no_delay               # set, or not needed yet: Nagle holds nothing back before the second send
-    bint keeps_urgent           # set, or not needed yet: no urgent mark was announced, and no read follows another unasked
+    bint no_delay               # TCP_NODELAY is set; it costs a system call, and Nagle holds back no first send
 
 cdef struct Half:
     Buffer buffer

@@ -2,7 +2,7 @@
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t
 from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
-from tcpproxy._core.net cimport net_keep_urgent, net_no_delay, net_recv, net_send, net_shut_write, net_would_block
+from tcpproxy._core.net cimport net_no_delay, net_recv, net_send, net_shut_write, net_would_block
 from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
 from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_read, pipe_take, splice_refused
 from tcpproxy._core.sync cimport sync_bump
@@ -108,10 +108,6 @@ cdef int64_t _recv(Half *half, Side *source, Pump *pump) noexcept nogil:
         # urgent mark, where recv stops early, and not when an end is pending, of which no further event would tell.
         if got < <int64_t> pump.size and not source.hinted:
             _not_ready(source, READY_IN, pump)
-        elif not source.keeps_urgent:
-            # The next read may begin right at an urgent mark that nobody has announced yet, and would skip the byte.
-            net_keep_urgent(source.watch.fd)
-            source.keeps_urgent = True
         _judge(half, got, pump)
         return got
     if got == 0:
@@ -133,9 +129,6 @@ cdef int64_t _splice(Half *half, Side *source, Pump *pump) noexcept nogil:
     if pipe == NULL:
         half.confirm = True             # by copying, this time
         return 0
-    if not source.keeps_urgent:
-        net_keep_urgent(source.watch.fd)
-        source.keeps_urgent = True
     got = pipe_fill(pipe, source.watch.fd)
     if got > 0:
         half.pipe = pipe
@@ -174,7 +167,7 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
             else:
                 result |= _drain_pipe(half, sink, pump)
         elif half.state == HALF_DRAINING:
-            if not (sink.ended and source.shut):    # else both are closed in a moment, which says the same
+            if not (source.ended and sink.ended and source.shut):    # else both are closed in a moment, which says the same
                 net_shut_write(sink.watch.fd)
             sink.shut = True
             half.state = HALF_SHUT

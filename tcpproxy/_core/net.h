@@ -238,6 +238,7 @@ static inline int net_open(const net_addr *to)
 #ifdef SO_NOSIGPIPE
     net_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
 #endif
+    net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
     return fd;
 }
 

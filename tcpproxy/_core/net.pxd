@@ -41,4 +41,4 @@ cdef extern from "net.h" nogil:
     bint net_was_connected(int error)
 
 cdef extern from "<errno.h>" nogil:
-    int EINPROGRESS, EADDRNOTAVAIL, ECONNREFUSED, ETIMEDOUT, ENOMEM, EINVAL
+    int EINPROGRESS, EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ETIMEDOUT, ENOMEM, EINVAL

@@ -173,7 +173,8 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     if n < 0:
         return 0 if errno == EINTR else -errno
     if n > 0 and poller.fds[0].revents:
-        read(poller.wake_reader, drain, sizeof(drain))
+        while read(poller.wake_reader, drain, sizeof(drain)) == sizeof(drain):
+            pass
         n -= 1
         events[0].tag = <uint64_t> -1
         events[0].bits = 0

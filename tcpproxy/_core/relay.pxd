@@ -47,7 +47,7 @@ cdef struct Relay:
     uint8_t number          # of the attempt that won: upstream events come under it
     uint8_t target          # which upstream
     bint queued
-    bint alarmed            # an error was announced for a side, perhaps behind bytes still unread
+    uint8_t alarmed         # bit 1 << side: an error was announced for it, perhaps behind bytes still unread
 
 cdef struct Upstream:
     AddressList *list       # the latest answer, or NULL

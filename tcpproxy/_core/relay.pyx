@@ -7,14 +7,14 @@ from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CL
     REASON_REFUSED, REASON_SHUTDOWN, REASON_UNREACHABLE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET, EventRecord, \
     ring_claim, ring_publish
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, half_break, half_pump
-from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOMEM, ETIMEDOUT, NET_NONE, net_close, net_exhausted, \
-    net_keep_alive, net_keep_urgent, net_peek, net_recv, net_reset, net_send, net_unsent, net_would_block
+from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_close, net_exhausted, \
+    net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
     poller_add, poller_rearm, poller_remove
 from tcpproxy._core.sync cimport sync_bump, sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_LINGER, TIMER_NONE, TIMER_SETTLED, TIMER_STAGGER, timers_arm, timers_cancel
+    TIMER_LINGER, TIMER_NONE, TIMER_SETTLED, TIMER_STAGGER, TIMER_STUCK, timers_arm, timers_cancel
 
 
 cdef void _enqueue(Loop *loop, Relay *relay) noexcept nogil:
@@ -45,7 +45,7 @@ cdef void relay_start(Loop *loop, net_socket fd, const net_addr *client, int tar
         return
     sync_bump(&loop.counters.accepted, 1)
     relay.sides[CLIENT].ready = READY_OUT
-    relay.sides[CLIENT].no_delay = relay.sides[CLIENT].keeps_urgent = True      # inherited
+    relay.sides[CLIENT].no_delay = True          # inherited
     relay.sides[UPSTREAM].watch.fd = NET_NONE
     relay.client = client[0]
     relay.target = <uint8_t> target
@@ -129,9 +129,6 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) n
     upstream.error = relay.connecting.error
     upstream.ready = bits & (READY_IN | READY_OUT)
     upstream.hinted = bits & (READY_EOF | READY_URGENT) != 0
-    if bits & READY_URGENT:
-        net_keep_urgent(upstream.watch.fd)
-        upstream.keeps_urgent = True
     connecting_free(relay.connecting, loop.pump.poller)
     relay.connecting = NULL
     relay.connected_ns = loop.now_ns
@@ -161,40 +158,42 @@ cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) 
     side.ready |= bits & (READY_IN | READY_OUT)
     if bits & (READY_EOF | READY_URGENT):
         side.hinted = True
-    if bits & READY_URGENT and not side.keeps_urgent:
-        net_keep_urgent(side.watch.fd)
-        side.keeps_urgent = True
     if relay.state < RELAY_RELAYING:
         _client_left(loop, relay, bits)
         return
-    if bits & READY_ERROR and not relay.alarmed:
-        relay.alarmed = True                    # its last bytes may be stuck behind a peer that does not read
-        _touch(loop, relay, False)
+    if bits & READY_ERROR:
+        relay.alarmed |= 1 << (UPSTREAM if number else CLIENT)
+        _touch(loop, relay, False)              # its last bytes may be stuck behind a peer that does not read
     _enqueue(loop, relay)
 
 
 cdef void _client_left(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
     """An event of a client whose upstream is not there yet. Its bytes stay in the kernel until then."""
     cdef char byte
-    if bits & READY_ERROR:
-        relay.reason = REASON_CLIENT_RESET
-        _close(loop, relay, True)
-    elif bits & READY_EOF and net_peek(relay.sides[CLIENT].watch.fd, &byte, 1) == 0:
-        # Closed without a byte: gone, or a half-close that waits for a banner. It gets a second to be the latter.
+    cdef bint reset = bits & READY_ERROR != 0
+    if not reset and not bits & READY_EOF:
+        return
+    if (net_peek(relay.sides[CLIENT].watch.fd, &byte, 1) > 0) == reset:
+        # Closed without a byte: gone, or a half-close that waits for a banner. Reset behind some bytes: upstream would
+        # have seen them. Both get a second for it; a request and a half-close have the whole time.
+        relay.alarmed |= reset
         if relay.deadline.kind == TIMER_CONNECT \
                 and relay.deadline.due_ns > loop.now_ns + loop.timers.lists[TIMER_ABANDONED].length_ns:
             timers_arm(&loop.timers, &relay.deadline, TIMER_ABANDONED, loop.now_ns)
+    elif reset:
+        relay.reason = REASON_CLIENT_RESET
+        _close(loop, relay, True)
 
 
 cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
     if kind == TIMER_STAGGER:
         _next_attempt(loop, relay)
-    elif kind == TIMER_FLUSH:
+    elif kind == TIMER_FLUSH or kind == TIMER_STUCK:
         _reset_when_sent(loop, relay)
     elif kind == TIMER_SETTLED:
         net_keep_alive(relay.sides[UPSTREAM].watch.fd, &loop.tuning)
     elif kind == TIMER_ABANDONED:
-        relay.reason = REASON_CLIENT_EOF
+        relay.reason = REASON_CLIENT_RESET if relay.alarmed else REASON_CLIENT_EOF
         _close(loop, relay, True)
     elif kind == TIMER_CONNECT:
         if relay.state == RELAY_CONNECTING and relay.connecting.started:
@@ -204,6 +203,8 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         relay.reason = REASON_IDLE if kind == TIMER_IDLE else REASON_HALF_CLOSE_TIMEOUT
         _cut(loop, relay)
     else:                                       # TIMER_LINGER: it had its time
+        if relay.reason == REASON_NONE:
+            relay.reason = REASON_CLIENT_RESET if relay.alarmed & 1 << CLIENT else REASON_UPSTREAM_RESET
         _close(loop, relay, relay.state != RELAY_LINGERING)
 
 
@@ -261,6 +262,9 @@ cdef void _settle(Loop *loop, Relay *relay) noexcept nogil:
         elif relay.sides[UPSTREAM].ended:
             relay.reason = REASON_UPSTREAM_EOF
     for side in range(2):
+        if relay.alarmed & 1 << side and relay.sides[side].ended and not relay.sides[side].error:
+            # Reset after its end of file: nobody reads it any more, so nothing else would tell.
+            relay.sides[side].error = net_take_error(relay.sides[side].watch.fd) or ECONNRESET
         if relay.sides[side].error and _failed(loop, relay, side):
             return
     if relay.halves[CLIENT].state == HALF_SHUT and relay.halves[UPSTREAM].state == HALF_SHUT:
@@ -279,7 +283,7 @@ cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
     if relay.reason != REASON_CLIENT_RESET and relay.reason != REASON_UPSTREAM_RESET:
         relay.reason = REASON_CLIENT_RESET if side == CLIENT else REASON_UPSTREAM_RESET
         relay.error = relay.sides[side].error
-        relay.alarmed = True
+        relay.alarmed |= 1 << side
         # The kernel still has what the side sent before; a failed send told us of the end too early.
         relay.sides[side].ready |= READY_IN
         _enqueue(loop, relay)
@@ -313,7 +317,9 @@ cdef void _reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
     if unsent != relay.unsent:
         relay.unsent = unsent
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
-    timers_arm(&loop.timers, &relay.step, TIMER_FLUSH, loop.now_ns)
+        timers_arm(&loop.timers, &relay.step, TIMER_FLUSH, loop.now_ns)
+    elif relay.step.kind == TIMER_NONE:
+        timers_arm(&loop.timers, &relay.step, TIMER_STUCK, loop.now_ns)
 
 
 cdef void _discard(Loop *loop, Relay *relay) noexcept nogil:

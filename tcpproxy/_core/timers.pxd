@@ -12,6 +12,7 @@ cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_HALF_CLOSE        # no byte since one direction ended
     TIMER_LINGER            # last bytes to a peer, after a reset or a forced end
     TIMER_FLUSH             # look again whether the kernel has sent what a reset would destroy
+    TIMER_STUCK             # the same, where the last look saw no change
     TIMER_KINDS
 
 cdef struct Timer:

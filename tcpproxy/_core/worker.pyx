@@ -6,7 +6,7 @@ from tcpproxy._core.connecting cimport ADDRESSES, AddressList, addresses_release
 from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, WORKERS, Engine, Group, View, ViewItem, engine_run, \
     engine_view
 from tcpproxy._core.events cimport EventRecord, ring_empty, ring_free, ring_init, ring_sleep, ring_take
-from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
+from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, half_break
 from tcpproxy._core.handoff cimport Handed, handoff_init, handoff_pop
 from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, net_now_ns, net_pack, net_tune
 from tcpproxy._core.poller cimport poller_free, poller_name, poller_new, poller_wake
@@ -17,9 +17,10 @@ from tcpproxy._core.splice cimport pipes_free
 from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_LINGER, TIMER_SETTLED, TIMER_STAGGER
+    TIMER_LINGER, TIMER_SETTLED, TIMER_STAGGER, TIMER_STUCK
 
 import os
+import threading
 
 POLLER = poller_name().decode()
 
@@ -49,6 +50,7 @@ cdef class Worker:
     cdef Engine *engine
     cdef _Group together
     cdef bint running
+    cdef object door                # between threads that wake, view or close: one at a time
 
     def __cinit__(self, *, int bell, int names_bell, int buffer_size, double connect_timeout, double half_close_timeout,
                   double idle_timeout, int keepalive, str zero_copy, int busy_poll_us):
@@ -80,6 +82,8 @@ cdef class Worker:
         loop.timers.lists[<int> TIMER_SETTLED].length_ns = SECOND
         loop.timers.lists[<int> TIMER_LINGER].length_ns = 5 * <uint64_t> SECOND
         loop.timers.lists[<int> TIMER_FLUSH].length_ns = SECOND // 200
+        loop.timers.lists[<int> TIMER_STUCK].length_ns = SECOND // 10
+        self.door = threading.Lock()
 
     def __dealloc__(self):
         if self.engine == NULL:
@@ -147,7 +151,21 @@ cdef class Worker:
         """From any thread: accept no more and end with the last relay, or (abort) reset all relays and end."""
         if sync_load(&self.engine.stop) != ABORT:
             sync_store(&self.engine.stop, ABORT if abort else DRAIN)
-        poller_wake(self.engine.loop.pump.poller)
+        self._wake()
+
+    def close(self):
+        """Gives its descriptors back, once no worker of its group runs any more. What it counted can still be asked."""
+        with self.door:
+            self._close_rest()
+            pipes_free(&self.engine.loop.pump.pipes)
+            if self.engine.loop.pump.poller != NULL:
+                poller_free(self.engine.loop.pump.poller)
+                self.engine.loop.pump.poller = NULL
+
+    cdef void _wake(self):
+        with self.door:
+            if self.engine.loop.pump.poller != NULL:
+                poller_wake(self.engine.loop.pump.poller)
 
     # --- names ---
 
@@ -172,7 +190,7 @@ cdef class Worker:
                 raise ValueError(f"not a raw IP address: {ip!r}")
             answer.count += 1
         free(sync_swap_pointer(&self.engine.loop.upstreams[target].incoming, answer))
-        poller_wake(self.engine.loop.pump.poller)
+        self._wake()
 
     # --- events ---
 
@@ -210,10 +228,14 @@ cdef class Worker:
 
     def connections(self):
         """Live relays: (client, upstream, state, to_upstream, to_client, age). Empty when the worker does not run."""
+        with self.door:
+            if not self.running or self.engine.loop.pump.poller == NULL:
+                return []
+            return self._look()
+
+    cdef list _look(self):
         cdef View view
         cdef uint64_t i
-        if not self.running:
-            return []
         view.room = sync_peek(&self.engine.loop.counters.active) + 64
         while True:
             view.items = <ViewItem *> malloc(view.room * sizeof(ViewItem))
@@ -243,18 +265,18 @@ cdef class Worker:
             if relay.client.length == 0:
                 continue
             for side in range(2):
-                if relay.sides[side].watch.fd > 0:
+                if relay.sides[side].watch.fd != NET_NONE:
                     net_close(relay.sides[side].watch.fd)
                     relay.sides[side].watch.fd = NET_NONE
+                half_break(&relay.halves[side], &self.engine.loop.pump)
             if relay.connecting != NULL:
                 for number in range(relay.connecting.started):
                     if relay.connecting.attempts[number].fd != NET_NONE:
                         net_close(relay.connecting.attempts[number].fd)
                         relay.connecting.attempts[number].fd = NET_NONE
-        self._close_rest()
         sync_store(&self.engine.finished, 1)
-        poller_free(self.engine.loop.pump.poller)
-        self.engine.loop.pump.poller = NULL
+        self.door = threading.Lock()                # a thread that is not in this process may hold the old one
+        self.close()
 
 
 cdef str _state(int state):

@@ -160,7 +160,7 @@ def test_without_connections_grace_is_not_waited_for(command: Start, echo: Echo)
 def test_a_second_signal_ends_it_at_once(
     command: Start, upstream: Upstream, first: signal.Signals, second: signal.Signals
 ) -> None:
-    """Rows 98, 99: connections are reset within 100 ms, with a busy worker; exit code 0, no traceback. Best of three."""
+    """Rows 98, 99: connections are reset within 100 ms, with a busy worker; exit code 0, no traceback. Best of 3."""
     times = []
     while len(times) < 3 and min(times, default=1.0) > 0.1:
         process = command(upstream.name, "--grace", "1h", "--workers", "2")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tcpproxy import Event
-from tcpproxy.logs import BURST, KINDS, REASONS, Flood, Printer, clean, decode, to_logging, wanted
+from tcpproxy.logs import BURST, KINDS, REASONS, Flood, Printer, clean, decode, logging_sink, wanted
 
 CLIENT, UPSTREAM = "192.0.2.1:50000", "[2001:db8::1]:80"
 END = Event("end", "client-eof", 0, CLIENT, UPSTREAM, 12, 345, 1.23456, 0.0021)
@@ -417,7 +417,7 @@ def test_full_pipe_that_does_not_block(streams: Streams) -> None:
 def test_default_sink(caplog: pytest.LogCaptureFixture, event: Event, level: int) -> None:
     """The logger `tcpproxy`; every fact of the event is in the message."""
     with caplog.at_level(logging.DEBUG, "tcpproxy"):
-        to_logging(event)
+        logging_sink()(event)
     assert [(record.name, record.levelno) for record in caplog.records] == [("tcpproxy", level)]
     for part in (event.kind, event.reason, event.client, event.text):
         assert part in caplog.records[0].getMessage()
@@ -425,7 +425,7 @@ def test_default_sink(caplog: pytest.LogCaptureFixture, event: Event, level: int
 
 def test_default_sink_keeps_lines_clean(caplog: pytest.LogCaptureFixture) -> None:
     """Row 102."""
-    to_logging(Event("warning", text="a\nb %s \x1b[2J"))
+    logging_sink()(Event("warning", text="a\nb %s \x1b[2J"))
     assert caplog.records[0].getMessage().isprintable()
 
 
@@ -438,4 +438,4 @@ def test_default_sink_survives_its_handlers(monkeypatch: pytest.MonkeyPatch) -> 
     logger = logging.getLogger("tcpproxy")
     handled: list[Callable[[logging.LogRecord], bool]] = [broken]
     monkeypatch.setattr(logger, "filters", handled)
-    to_logging(Event("warning", text="beware"))
+    logging_sink()(Event("warning", text="beware"))
