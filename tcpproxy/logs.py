@@ -87,7 +87,7 @@ class Flood:
         self._seconds: dict[str, tuple[float, int, int]] = {}  # when it began, lines in it, how many may pass
 
     def admit(self, key: str, burst: int, *, told: bool = True) -> bool:
-        """May this line pass? Ask `overdue` first: here a second that is over is forgotten. `told`: it will be counted."""
+        """May this line pass? Ask `overdue` first: here a second that is over is forgotten. `told`: it is counted."""
         start, count, _ = self._seconds.get(key, (-1.0, 0, burst))
         if self._clock() - start >= 1:
             start, count = self._clock(), 0
@@ -213,7 +213,8 @@ def logging_sink() -> Callable[[Event], None]:
     def sink(event: Event) -> None:
         level = levels.get(event.kind, logging.WARNING)
         if logger.isEnabledFor(level):
-            logger.log(level, "%s", " ".join(clean(str(part)) for part in event if part))
+            with contextlib.suppress(Exception):  # a handler's mistake is not the proxy's
+                logger.log(level, "%s", " ".join(clean(str(part)) for part in event if part))
 
     return sink
 

@@ -135,7 +135,7 @@ class Proxy:
         """What it listens on, as (host, port)."""
         self.failure: WorkerError | None = None
         """Why it ended by itself, if it did."""
-        self._sink = logs.logging_sink() if on_event is None else on_event
+        self._sink = on_event
         self._notes: collections.deque[Event] = collections.deque()
         self._resolver: Resolver | None = None
         self._workers: list[Worker] = []
@@ -192,6 +192,8 @@ class Proxy:
 
     def _prepare(self, listeners: list[socket.socket], target: list[Address]) -> None:
         config = self.config
+        if self._sink is None:
+            self._sink = logs.logging_sink()
         for _ in range(2):
             self._bells += socket.socketpair()
         for bell in (self._bells[1], self._bells[3]):
@@ -395,6 +397,7 @@ class Proxy:
         if isinstance(self._sink, logs.Printer):
             self._sink.many(events)
             return
+        assert self._sink is not None  # since the start
         for event in events:
             try:
                 self._sink(event)

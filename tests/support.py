@@ -1,4 +1,4 @@
-"""What tests share: peers with real sockets, links between two of them (direct or proxied), the command as a process."""
+"""What tests share: peers with real sockets, links between two of them (direct or proxied), the command, namespaces."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def payload(size: int, seed: int = 1) -> bytes:
 
 @contextlib.contextmanager
 def in_background(function: Callable[..., object], *args: object) -> Iterator[list[object]]:
-    """Runs a function in a thread while the block runs; joins it, raises what it raised; yields a list for its result."""
+    """Runs a function in a thread beside the block; joins it, raises what it raised; yields a list for its result."""
     result: list[object] = []
     trouble: list[BaseException] = []
 

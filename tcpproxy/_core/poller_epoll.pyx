@@ -117,8 +117,11 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
         ms = (timeout_ns + 999999) // 1000000
         timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
     n = epoll_wait(poller.epfd, poller.batch, room if room < BATCH else BATCH, timeout_ms)
-    if n < 0:
-        return 0 if errno == EINTR else -errno
+    while n < 0:
+        if errno != EINTR:
+            return -errno
+        # Look without waiting: after a stop and a continue the timers are due, and so may be bytes that disarm them.
+        n = epoll_wait(poller.epfd, poller.batch, room if room < BATCH else BATCH, 0)
     for i in range(n):
         events[i].tag = poller.batch[i].data.u64
         events[i].bits = 0 if events[i].tag == WAKE_TAG else _bits(poller.batch[i].events)

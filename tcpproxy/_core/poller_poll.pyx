@@ -170,8 +170,10 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
         ms = (timeout_ns + 999999) // 1000000
         timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
     n = poll(poller.fds, poller.count, timeout_ms)
-    if n < 0:
-        return 0 if errno == EINTR else -errno
+    while n < 0:
+        if errno != EINTR:
+            return -errno
+        n = poll(poller.fds, poller.count, 0)       # see poller_epoll.pyx
     if n > 0 and poller.fds[0].revents:
         while read(poller.wake_reader, drain, sizeof(drain)) == sizeof(drain):
             pass
