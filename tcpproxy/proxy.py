@@ -389,7 +389,7 @@ class Proxy:
         while self._notes:
             self._emit([self._notes.popleft()])
         problem = self._resolver.problem if self._resolver else ""
-        taken = [logs.decode(record, problem) for worker in self._workers for record in worker.take_events(1000)]
+        taken = [logs.decode(record, problem) for worker in self._workers for record in worker.take_events(256)]
         self._emit(taken)
         return bool(taken)
 

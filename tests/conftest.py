@@ -11,6 +11,12 @@ from support import Command, Echo, Link, Upstream
 import tcpproxy
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--zero-copy", default="auto", help="run the proxies so: auto, off, or always (from the first byte)"
+    )
+
+
 @pytest.fixture
 def stack() -> Iterator[contextlib.ExitStack]:
     """Closes what is entered or pushed here when the test is over."""
@@ -35,22 +41,25 @@ def events() -> list[tcpproxy.Event]:
 
 
 @pytest.fixture
-def make_proxy(stack: contextlib.ExitStack, events: list[tcpproxy.Event]) -> Callable[..., tcpproxy.Proxy]:
+def make_proxy(
+    request: pytest.FixtureRequest, stack: contextlib.ExitStack, events: list[tcpproxy.Event]
+) -> Callable[..., tcpproxy.Proxy]:
     """Starts a Proxy; its events are gathered in `events`."""
 
     def make(remote: str, **options: object) -> tcpproxy.Proxy:
         options.setdefault("on_event", events.append)
+        options.setdefault("zero_copy", request.config.getoption("--zero-copy"))
         return stack.enter_context(tcpproxy.Proxy(remote, **options))  # type: ignore[arg-type]
 
     return make
 
 
 @pytest.fixture
-def command(stack: contextlib.ExitStack) -> Callable[..., Command]:
+def command(request: pytest.FixtureRequest, stack: contextlib.ExitStack) -> Callable[..., Command]:
     """Starts the command."""
 
     def start(*args: str, **popen: object) -> Command:
-        process = Command(*args, **popen)  # type: ignore[arg-type]
+        process = Command(f"--zero-copy={request.config.getoption('--zero-copy')}", *args, **popen)  # type: ignore[arg-type]
         stack.callback(process.end)
         return process
 

@@ -32,10 +32,10 @@ cdef struct Side:               # one socket of a relay and what is known of it
     Watch watch
     int32_t error               # errno that ended it; 0: alive
     uint8_t ready               # READY_IN, READY_OUT: the next call may succeed
-    bint hinted                 # an end or an urgent mark was announced: a short read no longer means "drained"
-    bint ended                  # its EOF was read
-    bint shut                   # the other side's EOF was passed on to it
-    bint no_delay               # TCP_NODELAY is set; it costs a system call, and Nagle holds back no first send
+    uint8_t hinted              # an end or an urgent mark was announced: a short read no longer means "drained"
+    uint8_t ended               # its EOF was read
+    uint8_t shut                # the other side's EOF was passed on to it
+    uint8_t no_delay            # TCP_NODELAY is set; it costs a system call, and Nagle holds back no first send
 
 cdef struct Half:
     Buffer buffer
@@ -44,7 +44,7 @@ cdef struct Half:
     uint8_t state
     uint8_t mode
     uint8_t streak              # reads in a row that speak for the other mode
-    bint confirm                # the last splice has probably emptied the source: ask with a recv
+    uint8_t confirm             # the last splice has probably emptied the source: ask with a recv
 
 cdef struct Pump:               # what all halves of a worker share
     Poller *poller

@@ -22,7 +22,7 @@ cdef struct Pipes:          # those of one worker
     bint refused            # the system has said no to pipes or to splice: do not ask again and again
 
 cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil                      # NULL: none to be had, copy instead
-cdef void pipe_give(Pipes *pipes, Pipe *pipe) noexcept nogil           # closed if it is not empty: those bytes are nobody else's
+cdef void pipe_give(Pipes *pipes, Pipe *pipe) noexcept nogil           # kept or closed; always closed with bytes in it
 cdef void pipes_free(Pipes *pipes) noexcept nogil                      # the idle ones
 cdef int64_t pipe_fill(Pipe *pipe, net_socket source) noexcept nogil   # an empty pipe: bytes, 0: perhaps the end, or -errno
 cdef int64_t pipe_drain(Pipe *pipe, net_socket sink) noexcept nogil    # bytes that the sink took, or -errno

@@ -20,6 +20,7 @@ cdef extern from "net.h" nogil:
     Py_ssize_t splice(int source, void *no_offset, int sink, void *no_offset_either, size_t size, unsigned int flags)
 
 cdef enum:
+    IDLE = 4                # pipes kept for the next bulk read; the turns of a worker need one at a time
     USABLE = 65536          # an unprivileged user beyond its quota gets pipes of 8 KiB: copying is faster than those
 
 
@@ -51,7 +52,7 @@ cdef void _close(Pipe *pipe) noexcept nogil:
 
 
 cdef void pipe_give(Pipes *pipes, Pipe *pipe) noexcept nogil:
-    if pipe.held == 0:
+    if pipe.held == 0 and pipes.idle_count < IDLE:
         pipes.idle[pipes.idle_count] = pipe
         pipes.idle_count += 1
     else:

@@ -25,7 +25,7 @@ import threading
 POLLER = poller_name().decode()
 
 cdef enum:
-    EVENT_ROOM = 4096           # records; a reader that sleeps 10 ms loses none below 400,000 a second
+    EVENT_ROOM = 1024           # records; a reader that sleeps 10 ms loses none below 100,000 a second
     SECOND = 1000000000
 
 
