@@ -287,7 +287,8 @@ def test_pipes_go_back(make_proxy: MakeProxy, upstream: Upstream) -> None:
         "splice:error=ENOSYS",
         "splice:error=EINVAL:when=5+7",
         "splice:error=EINTR:when=1+3",
-        f"pipe2:error=EMFILE:when={1 if POLLER == 'epoll' else 2}+",  # the poll poller has a pipe of its own
+        # the poll poller has a pipe of its own, without which it would not start
+        *(["pipe2:error=EMFILE"] if POLLER == "epoll" else []),
     ],
 )
 def test_faults_fall_back_to_copying(command: Callable[..., Command], fault: str, tmp_path: Path) -> None:
@@ -296,7 +297,6 @@ def test_faults_fall_back_to_copying(command: Callable[..., Command], fault: str
     trace = tmp_path / "trace"
     process = command(
         "--zero-copy=always",
-        "--workers=1",
         upstream.name,
         wrapper=(
             "strace",
