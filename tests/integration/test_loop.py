@@ -570,7 +570,11 @@ with tcpproxy.Proxy(sys.argv[1], workers=2) as proxy:
 def test_child_process_holds_nothing_back(upstream: Upstream, stack: contextlib.ExitStack) -> None:
     """Row 73: a program forks; its child, which lives on, neither keeps connections alive nor the listener."""
     program = subprocess.Popen(
-        [sys.executable, "-c", FORKING, upstream.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", FORKING, upstream.name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
     )
     stack.callback(program.communicate)
     stack.callback(program.kill)
