@@ -698,12 +698,12 @@ def test_clock_that_jumps(command: Callable[..., Command], echo: Echo, tmp_path:
 
 
 def test_two_thousand_timeouts_at_once(command: Callable[..., Command], upstream: Upstream) -> None:
-    """Row 75: none is early, and the last is at most 100 ms late, or 200 on a machine that is busy.
+    """Row 75: none is early, and all come. The best of three rounds: the last is at most 100 ms late.
 
-    The best of three rounds.
+    On a machine that is busy it may be 200.
     """
     allow_descriptors(6000)
-    limit = 2.0
+    limit = 3.0
     proxy = command(upstream.name, "--quiet", "--workers", "1", "--idle-timeout", f"{limit}s")
     late = []
     for _ in range(3):
@@ -714,25 +714,35 @@ def test_two_thousand_timeouts_at_once(command: Callable[..., Command], upstream
 
 
 def lateness_of_two_thousand(proxy: Command, upstream: Upstream, limit: float) -> float:
-    clients, servers = [], []
+    clients: list[socket.socket] = []
+    servers: list[socket.socket] = []
+
+    def send_to_all(byte: bytes) -> float:
+        for client in clients:
+            client.send(byte)
+        return time.monotonic()
+
+    def wait_for_all(byte: bytes) -> None:
+        for server in servers:
+            while server.recv(1000)[-1:] != byte:
+                pass
+
     with contextlib.ExitStack() as stack, select.epoll() as poller:
-        for number in range(2000):
+        sent = time.monotonic()
+        while len(clients) < 2000:
             clients.append(stack.enter_context(connect(proxy.address)))
             servers.append(stack.enter_context(upstream.accept()))
-            if number % 500 == 0:
-                for client in clients:
-                    client.send(b"x")  # no time-out while the rest is being set up
+            if time.monotonic() - sent > limit / 10:  # no time-out while the rest is being set up, however slowly
+                sent = send_to_all(b"x")
+        send_to_all(b"y")
+        wait_for_all(b"y")  # a proxy that is frozen within a batch goes on with the time of its beginning
         with frozen(proxy):
-            for client in clients:
-                client.send(b"y")
-            resumed = time.monotonic()
-        for server in servers:
-            while server.recv(16)[-1:] != b"y":
-                pass
+            resumed = send_to_all(b"z")
+        wait_for_all(b"z")
         armed = time.monotonic()
         for client in clients:
             poller.register(client, select.EPOLLIN)
-        ends = []
+        ends: list[float] = []
         while len(ends) < len(clients):
             for fd, _ in poller.poll(10):
                 ends.append(time.monotonic())
