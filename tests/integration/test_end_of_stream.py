@@ -14,6 +14,7 @@ import pytest
 from support import (
     Link,
     Upstream,
+    bounds,
     connect,
     eventually,
     fill,
@@ -240,7 +241,8 @@ def test_end_behind_bytes_that_wait(link: Link) -> None:
 
 
 @proxied
-def test_half_close_timeout(make_link: Callable[..., Link], events: list[tcpproxy.Event]) -> None:
+@bounds(4, 1.1)
+def test_half_close_timeout(make_link: Callable[..., Link], events: list[tcpproxy.Event], bound: float) -> None:
     """Row 11: several connections end one direction and fall silent. None is closed too early, and, as the machine may
     be busy, at least one in time (10 %).
     """
@@ -264,8 +266,8 @@ def test_half_close_timeout(make_link: Callable[..., Link], events: list[tcpprox
                 # A stream that was cut must not look like one that is complete.
                 with pytest.raises(ConnectionResetError):
                     near.recv(1)
-    assert 0.9 <= min(took) <= 1.1, took
-    assert max(took) < 3, took
+    assert 0.9 <= min(took) <= bound, took
+    assert max(took) < 5, took
     eventually(lambda: idle(link) and sum(event.kind == "end" for event in events) == 5)
     assert {event.reason for event in events if event.kind == "end"} == {"half-close-timeout"}
 
@@ -273,19 +275,19 @@ def test_half_close_timeout(make_link: Callable[..., Link], events: list[tcpprox
 @proxied
 def test_half_close_timeout_is_for_inactivity(make_link: Callable[..., Link]) -> None:
     """Row 11: every byte arms it anew, so a slow answer may take longer than the time-out in all."""
-    link = make_link(half_close_timeout=0.8)
+    link = make_link(half_close_timeout=1.5)
     near, far = link.pair()
     with near, far:
         near.shutdown(socket.SHUT_WR)
         assert far.recv(1) == b""
-        for _ in range(6):
-            pause(0.2)
+        for _ in range(5):
+            pause(0.4)
             far.sendall(b"x")
             assert near.recv(1) == b"x"
         last = time.monotonic()
         with pytest.raises(ConnectionResetError):
             near.recv(1)
-        assert 0.72 <= time.monotonic() - last < 3
+        assert 1.4 <= time.monotonic() - last < 5
 
 
 @proxied
@@ -310,7 +312,7 @@ def test_first_end_closes_both(make_link: Callable[..., Link], events: list[tcpp
         assert read_all(far) == b"question"
         begin = time.monotonic()
         assert near.recv(1) == b""
-        assert time.monotonic() - begin < 2, "it waited for the other peer to close"
+        assert time.monotonic() - begin < 4, "it waited for the other peer to close"
     eventually(lambda: idle(link))
     eventually(lambda: sockets() <= before)
     eventually(lambda: events[-1].kind == "end")
@@ -329,7 +331,7 @@ def test_first_end_closes_both_behind_all_bytes(make_link: Callable[..., Link]) 
         assert read_slowly(far, 256 * KIB) == data[:sent]
         begin = time.monotonic()
         assert near.recv(1) == b""
-        assert time.monotonic() - begin < 2, "it waited for the other peer to close"
+        assert time.monotonic() - begin < 4, "it waited for the other peer to close"
 
 
 @proxied

@@ -326,7 +326,7 @@ def test_stop_with_a_grace(upstream: Upstream) -> None:
     with Proxy(upstream.name, grace=20) as proxy, connect(proxy.address) as client, upstream.accept():
         began = time.monotonic()
         proxy.stop(grace=0.3)
-        assert 0.25 < time.monotonic() - began < 2
+        assert 0.25 < time.monotonic() - began < 5
         with pytest.raises(ConnectionResetError):
             client.recv(1)
 

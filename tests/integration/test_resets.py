@@ -26,6 +26,7 @@ from support import (
     Link,
     Namespace,
     Upstream,
+    bounds,
     connect,
     cpu_seconds,
     eventually,
@@ -96,7 +97,8 @@ def ends(events: list[tcpproxy.Event], count: int = 1) -> list[tcpproxy.Event]:
 # --- idle ---
 
 
-def test_reset_while_idle(link: Link, swapped: bool, events: list[tcpproxy.Event]) -> None:
+@bounds(1, 0.010)
+def test_reset_while_idle(link: Link, swapped: bool, events: list[tcpproxy.Event], bound: float) -> None:
     """Rows 16, 17: the other side hears of it in less than 10 ms (median), and it is not reported as trouble."""
     before = sockets()
     took = []
@@ -110,7 +112,7 @@ def test_reset_while_idle(link: Link, swapped: bool, events: list[tcpproxy.Event
             with pytest.raises(ConnectionResetError):
                 far.recv(1)
             took.append(time.monotonic() - begin)
-    assert statistics.median(took) < 0.010, took
+    assert statistics.median(took) < bound, took
     eventually(lambda: idle(link))
     eventually(lambda: sockets() <= before)
     if not link.direct:
@@ -288,7 +290,7 @@ def test_both_reset_with_bytes_on_the_way(link: Link, events: list[tcpproxy.Even
             fill(near)
         reset(near)
         reset(far)
-    eventually(lambda: idle(link), within=2, what="still relaying")
+    eventually(lambda: idle(link), within=4, what="still relaying")
     eventually(lambda: sockets() <= before)
     if not link.direct:
         assert {event.reason for event in ends(events, 2)} <= {"client-reset", "upstream-reset"}
@@ -311,8 +313,8 @@ def test_reset_while_the_writer_is_blocked(link: Link, swapped: bool, events: li
     with in_background(write) as ended:
         begin = time.monotonic()
         reset(far)
-    assert ended[0] - begin < 2
-    eventually(lambda: idle(link), within=2, what="still relaying")
+    assert ended[0] - begin < 4
+    eventually(lambda: idle(link), within=4, what="still relaying")
     eventually(lambda: sockets() <= before)
     if not link.direct:
         assert ends(events)[0].reason == ("client-reset" if swapped else "upstream-reset")
@@ -337,7 +339,7 @@ def test_reset_mid_transfer(link: Link, events: list[tcpproxy.Event]) -> None:
             far.sendall(bytes(10_000))
             read_exactly(far, size)
             reset(far)
-    eventually(lambda: idle(link), within=2, what="still relaying")
+    eventually(lambda: idle(link), within=4, what="still relaying")
     eventually(lambda: sockets() <= before)
     if not link.direct:
         assert len(ends(events, 4)) == 4
@@ -440,7 +442,7 @@ def test_client_resets_while_connecting(
     eventually(lambda: [item.state for item in proxy.connections()] == ["connecting"] * 10)
     for client in clients:
         reset(client)
-    eventually(lambda: proxy.stats().active == 0 and sockets() <= before, within=2)
+    eventually(lambda: proxy.stats().active == 0 and sockets() <= before, within=4)
     assert {event.reason for event in ends(events, 10)} == {"client-reset"}
 
 

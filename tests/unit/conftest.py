@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import pathlib
 import resource
 import shutil
@@ -31,7 +32,18 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     if not shutil.which(compiler):
         pytest.skip(f"needs a C compiler, and there is no {compiler}")
-    return _load(_build(tmp_path_factory.mktemp("door")))
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _load(_build(tmp_path_factory.mktemp("door")))
+    import fcntl  # not on Windows
+
+    folder = tmp_path_factory.getbasetemp().parent  # all processes of this run share it: the first one compiles
+    with open(folder / "door.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        built = list((folder / "door").glob("door*" + sysconfig.get_config_var("EXT_SUFFIX")))
+        if not built:
+            (folder / "door").mkdir(exist_ok=True)
+            built = [_build(folder / "door")]
+    return _load(built[0])
 
 
 def _build(folder: pathlib.Path) -> pathlib.Path:

@@ -19,7 +19,7 @@ Pair = tuple[socket.socket, socket.socket]
 IN, OUT = 1, 2
 WAIT, MORE, MOVED = 0, 1, 2
 OPEN, DRAINING, SHUT, BROKEN = range(4)
-SOON = 2_000_000_000
+SOON = 5_000_000_000
 SIZE, BUDGET = 1000, 4000
 
 

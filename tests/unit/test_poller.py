@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import pytest
-from support import TIMEOUT, choke, descriptors, in_background, payload, reset
+from support import TIMEOUT, at_best, choke, descriptors, in_background, payload, reset
 
 from tcpproxy._core.worker import POLLER
 
@@ -23,7 +23,7 @@ MakePair = Callable[[], Pair]
 IN, OUT, EOF, ERROR, URGENT = 1, 2, 4, 8, 16
 WAKE_UP = [((1 << 64) - 1, 0)]
 MS = 1_000_000
-SOON = 2000 * MS
+SOON = 5000 * MS
 """Nanoseconds in which an event that is due must have come."""
 
 
@@ -580,13 +580,13 @@ def test_a_busy_socket_does_not_hide_the_others(
 @pytest.mark.parametrize("timeout_ns", [1, 400_000, 1_200_000, 2_900_000, 20 * MS])
 def test_a_time_out_is_never_early(poller: object, timeout_ns: int) -> None:
     """Row 74: nor much too late."""
-    took = []
-    for _ in range(15):
+
+    def time_to_return() -> int:
         start = time.monotonic_ns()
         assert poller.wait(timeout_ns) == []
-        took.append(time.monotonic_ns() - start)
-    assert min(took) >= timeout_ns
-    assert min(took) < timeout_ns + 20 * MS
+        return time.monotonic_ns() - start
+
+    assert min(at_best(time_to_return, timeout_ns + 20 * MS, tries=15)) >= timeout_ns
 
 
 def test_a_time_out_is_rounded_up_not_to_nothing(poller: object) -> None:
@@ -598,12 +598,12 @@ def test_a_time_out_is_rounded_up_not_to_nothing(poller: object) -> None:
 
 
 def test_a_time_out_of_zero_does_not_wait(poller: object) -> None:
-    took = []
-    for _ in range(20):
+    def time_to_return() -> int:
         start = time.monotonic_ns()
         assert poller.wait(0) == []
-        took.append(time.monotonic_ns() - start)
-    assert min(took) < MS // 2
+        return time.monotonic_ns() - start
+
+    at_best(time_to_return, MS // 2)
 
 
 @pytest.mark.parametrize("timeout_ns", [-1, 1 << 40, (1 << 63) - 1_000_000], ids=["for ever", "long", "longest"])

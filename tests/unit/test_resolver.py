@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from support import TIMEOUT, at_best
 
 from tcpproxy import resolver
 from tcpproxy.resolver import FRESH, PATIENCE, Address, Resolver, numeric, resolve
 
-TIMEOUT = 20.0
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
 
@@ -253,10 +253,14 @@ def test_recent_answer_stands_in_for_a_slow_look_up(system: System, shared: Reso
     for _ in range(2):
         began = time.monotonic()
         assert shared.lookup() == ([v4(1)], PATIENCE)
-        assert PATIENCE * 0.9 < time.monotonic() - began < PATIENCE + 1
-    began = time.monotonic()
-    assert shared.lookup(0.05) == ([v4(1)], PATIENCE)
-    assert time.monotonic() - began < PATIENCE
+        assert PATIENCE * 0.9 < time.monotonic() - began < PATIENCE + 5
+
+    def time_to_look_up() -> float:
+        began = time.monotonic()
+        assert shared.lookup(0.05) == ([v4(1)], PATIENCE)
+        return time.monotonic() - began
+
+    at_best(time_to_look_up, PATIENCE)
     assert system.calls == 2
     with waiting(1, shared.lookup) as results:
         system.open.set()
@@ -269,7 +273,7 @@ def test_patience_of_the_caller(system: System, shared: Resolver) -> None:
     system.open.clear()
     began = time.monotonic()
     assert shared.lookup(0.2) == ([], 0.0)
-    assert 0.18 < time.monotonic() - began < 1.2
+    assert 0.18 < time.monotonic() - began < 5
     assert shared.problem == "", "it has not failed, it is only slow"
 
 
