@@ -145,7 +145,9 @@ def test_out_of_descriptors(workers: str, echo: Echo, command: Callable[..., Com
 
 def test_descriptors_come_back_by_themselves(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
     """Row 53: without anybody's help: connections end, and within a pause the one that waits has their descriptors."""
-    process = command("-q", "--workers", workers, echo.name)
+    process = command(
+        "-q", "--zero-copy", "auto", "--workers", workers, echo.name
+    )  # no pipes, which may stay for later
     pid, address = process.process.pid, process.address
     at_rest = open_descriptors(pid)
 
@@ -387,7 +389,7 @@ def test_more_clients_than_the_queue_holds(stack: contextlib.ExitStack, command:
 def test_thousands_held(many_descriptors: int, busy_echo: str, command: Callable[..., Command]) -> None:
     """Row 62: 9,900 connections, or what the descriptors allow, alive at once; little memory each, none left over."""
     count = min(9900, (many_descriptors - 200) // 2)
-    process = command("-q", "--workers", "2", busy_echo)
+    process = command("-q", "--zero-copy", "auto", "--workers", "2", busy_echo)  # no pipes, which may stay for later
     pid, address = process.process.pid, process.address
     descriptors_before = open_descriptors(pid)
     time_to_echo(address)

@@ -873,7 +873,7 @@ def mixed_batch(process: Command, upstream: Upstream) -> None:
 @pytest.mark.parametrize("options", [("-q",), ("-d",)], ids="".join)
 def test_ten_thousand_mixed_connections(command: Start, upstream: Upstream, options: tuple[str, ...]) -> None:
     """Row 106, scaled to 10,000: descriptors as before, at most 1 MiB more memory."""
-    process = command(upstream.name, *options)
+    process = command(upstream.name, "--zero-copy", "auto", *options)  # no pipes, which may stay for later
     handles = Path(f"/proc/{process.process.pid}/fd")
 
     def count() -> int:

@@ -365,7 +365,7 @@ def test_aborted_read_is_no_error(command: Callable[..., Command], upstream: Ups
     needs("strace")
     # In each thread the fifth read fails; no thread but the worker reads so often when there is nothing to print.
     inject = ("strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "inject=recvfrom:error=ECONNABORTED:when=5")
-    process = command("-q", "--workers", "1", upstream.name, wrapper=inject)
+    process = command("-q", "--zero-copy", "auto", "--workers", "1", upstream.name, wrapper=inject)
     client = connect(process.address)
     with client, upstream.accept() as server:
         for _ in range(4):

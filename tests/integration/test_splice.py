@@ -153,7 +153,7 @@ def test_question_and_answer_when_forced(make_proxy: MakeProxy, upstream: Upstre
 
 def test_bulk_and_small_take_turns(make_proxy: MakeProxy, upstream: Upstream, swapped: bool) -> None:
     """Rows 78, 84: bulk, then questions and answers, then bulk: each at its own pace, every byte in its place."""
-    link = Link(upstream, make_proxy(upstream.name), swapped)
+    link = Link(upstream, make_proxy(upstream.name, zero_copy="auto"), swapped)
     near, far = link.pair()
     bulk = payload(20 * MIB)
     with near, far:
