@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
+from networks import Namespace, Silent
 from support import Command, Echo, Link, Upstream
 
 import tcpproxy
@@ -32,6 +33,17 @@ def upstream(stack: contextlib.ExitStack) -> Upstream:
 @pytest.fixture
 def echo(stack: contextlib.ExitStack) -> Echo:
     return stack.enter_context(contextlib.closing(Echo()))
+
+
+@pytest.fixture
+def silent(stack: contextlib.ExitStack) -> Silent:
+    return stack.enter_context(contextlib.closing(Silent()))
+
+
+@pytest.fixture
+def namespaces(stack: contextlib.ExitStack) -> Callable[[], Namespace]:
+    """Makes network namespaces."""
+    return lambda: stack.enter_context(contextlib.closing(Namespace()))
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""What tests share: peers with real sockets, links between two of them (direct or proxied), the command, namespaces."""
+"""What tests share: peers with real sockets, links between two of them (direct or proxied), the command."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import os
 import resource
@@ -17,9 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -311,44 +308,10 @@ def needs(*programs: str) -> None:
             pytest.skip(f"needs the command {program}")
 
 
-class Namespace:
-    """A network namespace of the test's own, with loopback up, in which commands run and sockets are made."""
-
-    def __init__(self) -> None:
-        needs("ip")
-        self.name = f"tcpproxy-{os.getpid()}-{time.monotonic_ns()}"
-        made = subprocess.run(["ip", "netns", "add", self.name], capture_output=True, text=True, check=False)
-        if made.returncode:
-            pytest.skip(f"no network namespaces here: {made.stderr.strip()}")
-        self.wrapper = ("ip", "netns", "exec", self.name)
-        """Makes a Command run in here."""
-        self._thread = ThreadPoolExecutor(1, initializer=self._enter)
-        self.ip("link", "set", "lo", "up")
-
-    def _enter(self) -> None:
-        # Moves only the calling thread; a socket belongs to the namespace of the thread that makes it.
-        with open(f"/run/netns/{self.name}") as handle:
-            if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), 0):
-                raise OSError(ctypes.get_errno(), "setns")
-
-    def call(self, function: Callable[..., object], *args: object) -> Any:
-        """Calls it in a thread that is in here."""
-        return self._thread.submit(function, *args).result(TIMEOUT)
-
-    def ip(self, *args: str) -> None:
-        subprocess.run(["ip", "-n", self.name, *args], check=True, capture_output=True)
-
-    def sysctl(self, name: str, value: str) -> None:
-        self.call(self._write, f"/proc/sys/{name.replace('.', '/')}", value)
-
-    @staticmethod
-    def _write(path: str, text: str) -> None:
-        with open(path, "w") as file:
-            file.write(text)
-
-    def close(self) -> None:
-        self._thread.shutdown()
-        subprocess.run(["ip", "netns", "del", self.name], check=True)
+def strace(*options: str) -> tuple[str, ...]:
+    """What to put before a command to run it under strace; the process is the command, not strace."""
+    needs("strace")
+    return ("strace", "-D", "-f", "-qq", *options)
 
 
 def lowest_free_descriptor(pid: int) -> int:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
+from networks import Namespace
 from support import (
     Command,
     Echo,
@@ -244,35 +243,23 @@ def test_abbreviated_ipv4(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo)
 
 
 @pytest.fixture
-def link_local() -> Iterator[Callable[[str], dict[str, object]]]:
+def link_local(namespaces: Callable[[], Namespace]) -> Callable[[str], dict[str, object]]:
     """Runs a program where fe80::1 is the address of an interface `here`. It prints JSON."""
-    if not shutil.which("ip"):
-        pytest.skip("ip is not installed")
-    name = f"tcpproxy-test-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no network namespace here: {made.stderr.strip()}")
+    namespace = namespaces()
+    namespace.ip("link", "add", "here", "type", "veth", "peer", "name", "there")
+    namespace.ip("link", "set", "there", "up")
     try:
-        for line in (
-            "link set lo up",
-            "link add here type veth peer name there",
-            "link set here up",
-            "link set there up",
-            "address add fe80::1/64 dev here nodad",
-        ):
-            done = subprocess.run(["ip", "-n", name, *line.split()], capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"no interface with a link-local address: {done.stderr.strip()}")
+        namespace.address("here", "fe80::1/64", "nodad")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no interface with a link-local address: {error.stderr}")
 
-        def run(program: str) -> dict[str, object]:
-            argv = ["ip", "netns", "exec", name, sys.executable, "-c", textwrap.dedent(program)]
-            done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=30)
-            assert done.returncode == 0, done.stderr
-            return json.loads(done.stdout)
+    def run(program: str) -> dict[str, object]:
+        argv = [*namespace.wrapper, sys.executable, "-c", textwrap.dedent(program)]
+        done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=30)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
-        yield run
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
+    return run
 
 
 def test_scope_id(link_local: Callable[[str], dict[str, object]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import select
-import shutil
 import signal
 import socket
 import threading
@@ -27,6 +26,7 @@ from support import (
     read_all,
     read_exactly,
     send_and_shut,
+    strace,
 )
 
 import tcpproxy
@@ -221,11 +221,8 @@ def test_reads_of_odd_sizes(link: Link) -> None:
 
 def test_short_writes(command: Callable[..., Command], upstream: Upstream, tmp_path: Path) -> None:
     """Row 38: a send that the kernel took a part of, as seen in the trace, is continued with the rest."""
-    strace = shutil.which("strace")
-    if not strace:
-        pytest.skip("strace is missing")
     trace = tmp_path / "trace"
-    tracer = (strace, "-D", "-f", "-qq", "-e", "trace=sendto", "-s", "0", "-o", str(trace))
+    tracer = strace("-e", "trace=sendto", "-s", "0", "-o", str(trace))
     proxy = command(upstream.name, "--quiet", "--zero-copy", "off", "--buffer-size", "1MiB", wrapper=tracer)
     near = connect(proxy.address)
     far = upstream.accept()

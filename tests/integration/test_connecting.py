@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from networks import Closed, Namespace, Silent
 from support import (
     TIMEOUT,
     Command,
     Echo,
     Link,
-    Namespace,
     Upstream,
     at_best,
     bounds,
@@ -38,6 +38,7 @@ from support import (
     read_exactly,
     reset,
     send_and_shut,
+    strace,
 )
 
 import tcpproxy
@@ -45,59 +46,6 @@ import tcpproxy
 MIB = 1 << 20
 STAGGER = 0.25
 """Seconds between two attempts, RFC 8305, section 5."""
-
-
-class Closed:
-    """An address that refuses connections, until somebody listens there."""
-
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        self.socket.bind((host, port))
-        self.host, self.port = self.socket.getsockname()[:2]
-        self.name = f"{host}:{self.port}"
-
-    def listen(self) -> None:
-        self.socket.listen()
-        self.socket.settimeout(TIMEOUT)
-
-    def accept(self) -> socket.socket:
-        connection, _ = self.socket.accept()
-        connection.settimeout(TIMEOUT)
-        return connection
-
-    def close(self) -> None:
-        self.socket.close()
-
-
-class Silent(Closed):
-    """An address that answers nothing: its queue of connections is full, so the kernel drops every SYN."""
-
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        super().__init__(host, port)
-        self.socket.listen(0)
-        self.socket.settimeout(TIMEOUT)
-        self._fillers: list[socket.socket] = []
-        while True:
-            filler = socket.socket(self.socket.family)
-            filler.setblocking(False)
-            filler.connect_ex((self.host, self.port))
-            if not select.select([], [filler], [], 0.2)[1]:
-                filler.close()  # its SYN was dropped: full
-                break
-            self._fillers.append(filler)
-
-    def let_in(self) -> None:
-        """Takes connections again. Who waits gets in with his next SYN, within about a second."""
-        self.socket.listen(64)
-        for filler in self._fillers:
-            self.accept().close()
-            filler.close()
-        self._fillers.clear()
-
-    def close(self) -> None:
-        for filler in self._fillers:
-            filler.close()
-        super().close()
 
 
 @pytest.fixture(params=[1, 2], ids=["1worker", "2workers"])
@@ -109,11 +57,6 @@ def proxied(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def closed(stack: contextlib.ExitStack) -> Closed:
     return stack.enter_context(contextlib.closing(Closed()))
-
-
-@pytest.fixture
-def silent(stack: contextlib.ExitStack) -> Silent:
-    return stack.enter_context(contextlib.closing(Silent()))
 
 
 @pytest.fixture
@@ -310,11 +253,10 @@ def test_each_address_is_tried_once(
     tmp_path: Path,
 ) -> None:
     """Rows 43, 52: no retry loop. A client costs one attempt an address, and the failure of all is one line."""
-    needs("strace")
     closed = stack.enter_context(contextlib.closing(Closed("127.0.0.4")))
     addresses = ["127.0.0.4", "127.0.0.5", "127.0.0.6"]
     trace = tmp_path / "trace"
-    wrapper = ("strace", "-D", "-f", "-o", str(trace), "-e", "trace=connect", *hosts(many_test=addresses))
+    wrapper = (*strace("-o", str(trace), "-e", "trace=connect"), *hosts(many_test=addresses))
     process = command(f"many.test:{closed.port}", wrapper=wrapper)
     count = len(at_best(lambda: time_to_end(process.address), 0.1, tries=4))
     eventually(lambda: len(process.stderr) == count)

@@ -37,6 +37,7 @@ from support import (
     read_exactly,
     reset,
     send_and_shut,
+    strace,
 )
 
 import tcpproxy
@@ -69,14 +70,6 @@ def allow_descriptors(count: int) -> None:
         if hard != resource.RLIM_INFINITY and hard < count:
             pytest.skip(f"only {hard} open files are allowed")
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-
-
-def strace(*options: str) -> tuple[str, ...]:
-    """What to put before a command to run it under strace; the process is the command, not strace."""
-    program = shutil.which("strace")
-    if not program:
-        pytest.skip("strace is missing")
-    return (program, "-D", "-f", "-qq", *options)
 
 
 def pause(seconds: float) -> None:

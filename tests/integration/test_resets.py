@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable
 
 import pytest
+from networks import Namespace, Silent
 from support import (
     TIMEOUT,
     Command,
     Link,
-    Namespace,
     Upstream,
     bounds,
     connect,
@@ -32,13 +32,13 @@ from support import (
     eventually,
     fill,
     in_background,
-    needs,
     pause,
     payload,
     read_exactly,
     reset,
     send_until_full,
     sockets,
+    strace,
 )
 
 import tcpproxy
@@ -362,9 +362,8 @@ def test_answer_behind_a_reset(link: Link) -> None:
 
 def test_aborted_read_is_no_error(command: Callable[..., Command], upstream: Upstream) -> None:
     """Row 22: ECONNABORTED from a read ends the connection like a reset, without a line, and no other connection."""
-    needs("strace")
     # In each thread the fifth read fails; no thread but the worker reads so often when there is nothing to print.
-    inject = ("strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "inject=recvfrom:error=ECONNABORTED:when=5")
+    inject = strace("-o", "/dev/null", "-e", "inject=recvfrom:error=ECONNABORTED:when=5")
     process = command("-q", "--zero-copy", "auto", "--workers", "1", upstream.name, wrapper=inject)
     client = connect(process.address)
     with client, upstream.accept() as server:
@@ -418,25 +417,12 @@ def test_no_signal_in_an_embedding_program(upstream: Upstream) -> None:
 # --- connecting ---
 
 
-@pytest.fixture
-def stuck(stack: contextlib.ExitStack) -> Upstream:
-    """A listener that answers no SYN: its queue of connections not accepted yet is full."""
-    upstream = stack.enter_context(contextlib.closing(Upstream(backlog=0)))
-    for _ in range(10):
-        waiting = stack.enter_context(socket.socket())
-        waiting.setblocking(False)
-        waiting.connect_ex((upstream.host, upstream.port))
-        if not select.select([], [waiting], [], 0.3)[1]:
-            return upstream
-    pytest.skip("this kernel takes every connection, whatever the backlog")
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_client_resets_while_connecting(
-    stuck: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], workers: int, events: list[tcpproxy.Event]
+    silent: Silent, make_proxy: Callable[..., tcpproxy.Proxy], workers: int, events: list[tcpproxy.Event]
 ) -> None:
     """Row 20: upstream has not answered yet when the client resets; nothing is left of either."""
-    proxy = make_proxy(stuck.name, workers=workers)
+    proxy = make_proxy(silent.name, workers=workers)
     before = sockets()
     clients = [connect(proxy.address) for _ in range(10)]
     eventually(lambda: [item.state for item in proxy.connections()] == ["connecting"] * 10)
@@ -446,9 +432,9 @@ def test_client_resets_while_connecting(
     assert {event.reason for event in ends(events, 10)} == {"client-reset"}
 
 
-def test_no_wake_up_loop_while_connecting(stuck: Upstream, command: Callable[..., Command]) -> None:
+def test_no_wake_up_loop_while_connecting(silent: Silent, command: Callable[..., Command]) -> None:
     """Rows 25, 26: a connect under way, also of clients that have sent something or have ended, costs nothing."""
-    process = command("--workers", "1", stuck.name)
+    process = command("--workers", "1", silent.name)
     with contextlib.ExitStack() as stack:
         quiet, talking, ended = (stack.enter_context(connect(process.address)) for _ in range(3))
         talking.sendall(b"hello")
@@ -560,19 +546,18 @@ HERE, THERE = "192.0.2.1", "192.0.2.2"
 
 
 @pytest.fixture
-def here(stack: contextlib.ExitStack) -> Namespace:
+def here(namespaces: Callable[[], Namespace]) -> Namespace:
     """A network namespace for the proxy and the peers that stay, so that the machine's own network is left alone."""
-    return stack.enter_context(contextlib.closing(Namespace()))
+    return namespaces()
 
 
 @pytest.fixture
-def there(stack: contextlib.ExitStack, here: Namespace) -> Namespace:
+def there(namespaces: Callable[[], Namespace], here: Namespace) -> Namespace:
     """A network namespace for the peers that vanish, linked to `here`."""
-    there = stack.enter_context(contextlib.closing(Namespace()))
-    here.ip("link", "add", "v", "type", "veth", "peer", "name", "v", "netns", there.name)
-    for namespace, ip in ((here, HERE), (there, THERE)):
-        namespace.ip("addr", "add", f"{ip}/30", "dev", "v")
-        namespace.ip("link", "set", "v", "up")
+    there = namespaces()
+    here.join(there)
+    here.address("v", f"{HERE}/30")
+    there.address("v", f"{THERE}/30")
     return there
 
 

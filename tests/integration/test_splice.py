@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from support import (
     read_exactly,
     reset,
     send_and_shut,
+    strace,
 )
 
 import tcpproxy
@@ -279,7 +279,6 @@ def test_pipes_go_back(make_proxy: MakeProxy, upstream: Upstream) -> None:
     assert idle_descriptors(proxy) <= before + 4
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -298,18 +297,7 @@ def test_faults_fall_back_to_copying(command: Callable[..., Command], fault: str
     process = command(
         "--zero-copy=always",
         upstream.name,
-        wrapper=(
-            "strace",
-            "-D",
-            "-f",
-            "-qq",
-            "-o",
-            str(trace),
-            "-e",
-            "trace=splice,pipe2,fcntl",
-            "-e",
-            f"inject={fault}",
-        ),
+        wrapper=strace("-o", str(trace), "-e", "trace=splice,pipe2,fcntl", "-e", f"inject={fault}"),
     )
     data = payload(3 * MIB)
     with contextlib.closing(upstream):

@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import os
-import shutil
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from networks import Namespace
 from support import (
     TIMEOUT,
     Command,
@@ -308,33 +304,6 @@ def test_writes_of_all_small_sizes(link: Link) -> None:
         assert read_all(far) == data
 
 
-class Namespace:
-    """A network namespace of the test's own, in which commands run and sockets are made."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-        if made.returncode:
-            pytest.skip(f"no network namespaces here: {made.stderr.strip()}")
-        self._thread = ThreadPoolExecutor(1, initializer=self._enter)
-
-    def _enter(self) -> None:
-        # Moves only the calling thread; a socket belongs to the namespace of the thread that makes it.
-        with open(f"/run/netns/{self.name}") as handle:
-            if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), 0):
-                raise OSError(ctypes.get_errno(), "setns")
-
-    def call(self, function: Callable[..., object], *args: object) -> object:
-        return self._thread.submit(function, *args).result(TIMEOUT)
-
-    def ip(self, *args: str) -> None:
-        subprocess.run(["ip", "-n", self.name, *args], check=True, capture_output=True)
-
-    def close(self) -> None:
-        self._thread.shutdown()
-        subprocess.run(["ip", "netns", "del", self.name], check=True)
-
-
 def switch_offload_off(interface: str) -> None:
     """TSO, GSO and GRO off, as ethtool -K would: what is sent as small segments is received as such."""
     siocethtool, commands = 0x8946, (0x1F, 0x24, 0x2C)
@@ -346,18 +315,15 @@ def switch_offload_off(interface: str) -> None:
 
 
 @pytest.fixture
-def narrow(stack: contextlib.ExitStack) -> tuple[Namespace, Namespace]:
+def narrow(namespaces: Callable[[], Namespace]) -> tuple[Namespace, Namespace]:
     """Two namespaces, 10.0.0.1 and 10.0.0.2, with an MTU of 600 between them."""
-    if not sys.platform.startswith("linux") or not shutil.which("ip"):
-        pytest.skip("needs the ip command of Linux")
-    names = [f"tcpproxy-{side}-{os.getpid()}" for side in "ab"]
-    pair = [stack.enter_context(contextlib.closing(Namespace(name))) for name in names]
-    pair[0].ip("link", "add", "v", "type", "veth", "peer", "name", "v", "netns", names[1])
+    pair = namespaces(), namespaces()
+    pair[0].join(pair[1])
     for number, namespace in enumerate(pair, 1):
-        namespace.ip("address", "add", f"10.0.0.{number}/24", "dev", "v")
-        namespace.ip("link", "set", "v", "mtu", "600", "up")
+        namespace.address("v", f"10.0.0.{number}/24")
+        namespace.ip("link", "set", "v", "mtu", "600")
         namespace.call(switch_offload_off, "v")
-    return pair[0], pair[1]
+    return pair
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2], ids=["direct", "1worker", "2workers"])
@@ -376,7 +342,7 @@ def test_mtu_600_without_offload(
     address = ("10.0.0.2", upstream.port)
     if workers:
         options = ("-b", "10.0.0.2", "--workers", str(workers), upstream.name)
-        address = command(*options, wrapper=("ip", "netns", "exec", middle.name)).address
+        address = command(*options, wrapper=middle.wrapper).address
     for urgently in (False, True):
         client = peers.call(connect, address)
         assert isinstance(client, socket.socket)
