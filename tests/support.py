@@ -314,6 +314,15 @@ def strace(*options: str) -> tuple[str, ...]:
     return ("strace", "-D", "-f", "-qq", *options)
 
 
+def allow_descriptors(count: int) -> None:
+    """Lets this process open so many files, or skips the test."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        if hard != resource.RLIM_INFINITY and hard < count:
+            pytest.skip(f"only {hard} open files are allowed")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
 def lowest_free_descriptor(pid: int) -> int:
     """The number that the next descriptor of a process will get."""
     taken = {int(number) for number in os.listdir(f"/proc/{pid}/fd")}

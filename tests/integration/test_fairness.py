@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import select
 import socket
 import statistics
@@ -14,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import Link, Upstream, bounds, connect, eventually, in_background, payload, read_exactly
+from support import Link, Upstream, allow_descriptors, bounds, connect, eventually, in_background, payload, read_exactly
 
 import tcpproxy
 
@@ -127,14 +126,6 @@ def bulk(pairs: list[tuple[socket.socket, socket.socket]]) -> Iterator[Callable[
             yield lambda: moved
         finally:
             stop.set()
-
-
-def allow_descriptors(count: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count:
-        if hard != resource.RLIM_INFINITY and hard < count:
-            pytest.skip(f"only {hard} open files are allowed")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def no_delay(*ends: socket.socket) -> None:

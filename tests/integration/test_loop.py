@@ -8,7 +8,6 @@ import os
 import pkgutil
 import random
 import re
-import resource
 import select
 import shutil
 import signal
@@ -27,6 +26,7 @@ from support import (
     Echo,
     Link,
     Upstream,
+    allow_descriptors,
     bounds,
     connect,
     eventually,
@@ -62,14 +62,6 @@ def sockets_of(process: Command) -> int:
         with contextlib.suppress(FileNotFoundError):
             count += os.readlink(entry.path).startswith("socket:")
     return count
-
-
-def allow_descriptors(count: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count:
-        if hard != resource.RLIM_INFINITY and hard < count:
-            pytest.skip(f"only {hard} open files are allowed")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def pause(seconds: float) -> None:
