@@ -46,7 +46,7 @@ cdef struct Engine:
     Group *group
     Listener listeners[LISTENERS]
     int listener_count
-    int accepts             # to do in a row
+    int accepts             # four times the number to do in a row
     bint accepted           # the last batch had connections too
     bint listening          # the listeners are watched
     uint64_t resume_ns      # when to watch them again, 0: nothing planned

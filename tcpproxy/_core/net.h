@@ -131,6 +131,14 @@ static inline uint64_t net_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* Processor time of the calling thread. */
+static inline uint64_t net_cpu_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 static inline int net_set_int(net_socket fd, int level, int name, int value)
 {
     return setsockopt(fd, level, name, &value, sizeof value) == 0 ? 0 : -errno;
@@ -142,6 +150,27 @@ static inline void net_no_delay(net_socket fd) { net_set_int(fd, IPPROTO_TCP, TC
 
 /* The urgent byte stays in the stream, where the other peer would have found it. */
 static inline void net_keep_urgent(net_socket fd) { net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1); }
+
+/* The last packet of the handshake with upstream can wait for the client's first bytes and go with them: a packet, and a
+ * wake-up of upstream, less (5 % of the processor time of a short connection). The kernel would wait up to 200 ms, so when
+ * there are no such bytes, net_ack_now has to send it. */
+static inline void net_ack_late(net_socket fd)
+{
+#ifdef TCP_QUICKACK
+    net_set_int(fd, IPPROTO_TCP, TCP_QUICKACK, 0);
+#else
+    (void)fd;
+#endif
+}
+
+static inline void net_ack_now(net_socket fd)
+{
+#ifdef TCP_QUICKACK
+    net_set_int(fd, IPPROTO_TCP, TCP_QUICKACK, 1);
+#else
+    (void)fd;
+#endif
+}
 
 static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
 {
@@ -238,6 +267,7 @@ static inline int net_open(const net_addr *to)
 #ifdef SO_NOSIGPIPE
     net_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
 #endif
+    net_ack_late(fd);
     net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
     return fd;
 }

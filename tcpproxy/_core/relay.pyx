@@ -7,8 +7,8 @@ from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CL
     REASON_REFUSED, REASON_SHUTDOWN, REASON_UNREACHABLE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET, EventRecord, \
     ring_claim, ring_publish
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, half_break, half_pump
-from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_close, \
-    net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, net_would_block
+from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_ack_now, \
+    net_close, net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
     poller_add, poller_rearm, poller_remove
 from tcpproxy._core.sync cimport sync_bump, sync_store, sync_sub
@@ -133,6 +133,8 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) n
     relay.connecting = NULL
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
+    if not relay.sides[CLIENT].ready & READY_IN:
+        net_ack_now(upstream.watch.fd)          # no bytes to go with it
     timers_arm(&loop.timers, &relay.step, TIMER_SETTLED, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)
     _enqueue(loop, relay)

@@ -1,8 +1,9 @@
 # Adaptive busy polling: after a batch a worker may ask the poller again and again without sleeping, when recent gaps say
-# that the next event comes soon. A sleep and a wake-up cost more processor time than a short poll, and far more latency.
+# that the next event comes soon. A sleep and a wake-up cost latency, and processor time of their own.
 #
-# It must never cost a busy machine: between two polls the processor is offered to whoever wants it (sched_yield), and if
-# somebody took it, polling rests, longer each time. An idle worker does not poll at all: a gap beyond the limit is slept.
+# It must never cost a busy machine, so it is tried: some batches without it, some with it, and it stays only if batches
+# came clearly faster, for not much more processor time. Between two polls the processor is offered to whoever wants it
+# (sched_yield); if that takes long, others are hungry, and polling rests, longer each time. An idle worker never polls.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.poller cimport Poller, Ready
 
@@ -16,7 +17,14 @@ cdef struct Spin:
     uint64_t limit_ns
     uint64_t gap_ns[2]      # what to expect after an event of a client, and after one of an upstream
     uint64_t rest_until_ns  # no polling before
-    uint32_t contended      # times in a row that somebody wanted the processor
+    uint32_t contended      # times in a row that others kept the processor long
+    uint8_t phase           # PHASE_ of spin.pyx
+    uint8_t pays            # the verdict
+    int64_t left            # events until the phase ends
+    uint64_t waited_ns      # in this phase, where polling might be worth it
+    uint64_t began_cpu_ns   # processor time of the thread when the phase began
+    uint64_t slept_ns       # the wait for an event in PHASE_SLEEP
+    uint64_t slept_cpu_ns   # and the processor time
     uint64_t hits           # polls that brought something, for tests and benchmarks
     uint64_t misses
 
