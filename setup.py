@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -15,14 +16,32 @@ DIRECTIVES = {
     "cdivision": True,
     "autotestdict": False,
     "auto_pickle": False,
+    "freethreading_compatible": True,
 }
+
+SYSTEM = sysconfig.get_platform().split("-")[0]
+"""What is compiled for, which sys.platform is not in a cross build: linux, macosx, win, freebsd, ..."""
+
+STABLE_ABI = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp311"}
+"""One wheel for every Python from 3.11 on; a free-threaded Python has no stable ABI that goes back so far."""
+
+CFLAGS = (
+    "-O2 -g0 -DNDEBUG -fwrapv -Wall -Werror=implicit-function-declaration"
+    " -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
+)
+LDFLAGS = "" if SYSTEM == "macosx" else "-Wl,-z,relro,-z,now,-z,noexecstack"
 
 
 def poller():
     """The one poller of this platform; TCPPROXY_POLLER names another one for tests."""
-    name = os.environ.get("TCPPROXY_POLLER") or POLLERS.get(sys.platform)
+    name = os.environ.get("TCPPROXY_POLLER") or POLLERS.get(SYSTEM)
+    if name is None:
+        sys.exit(
+            f"tcpproxy has no poller of its own for {sysconfig.get_platform()}: it knows {', '.join(POLLERS)}. "
+            "Where there is poll(2), this builds it all the same: TCPPROXY_POLLER=poll pip install tcpproxy"
+        )
     if name not in ("epoll", "poll"):
-        sys.exit(f"tcpproxy: no poller {name or 'for ' + sys.platform!r}, expected TCPPROXY_POLLER=epoll or poll")
+        sys.exit(f"tcpproxy has no poller {name!r}: TCPPROXY_POLLER is epoll or poll")
     return f"poller_{name}"
 
 
@@ -32,17 +51,25 @@ def extension(module, source):
         [f"tcpproxy/_core/{source}.pyx"],
         include_dirs=["tcpproxy/_core"],
         depends=["tcpproxy/_core/net.h", "tcpproxy/_core/sync.h"],
-        extra_compile_args=["-O2", "-Wall", "-Werror=implicit-function-declaration"],
+        define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
+        py_limited_api=bool(STABLE_ABI),
     )
 
 
+# In front of what the environment says, which is so the last word. A compiler that is not like GCC does not read these.
+for variable, flags in (("CFLAGS", CFLAGS), ("LDFLAGS", LDFLAGS)):
+    os.environ[variable] = f"{flags} {os.environ.get(variable, '')}"
+
 setup(
-    # A tree for each poller: the second build of a checkout must not take over modules of the first.
-    options={"build": {"build_base": f"build/{poller()}"}},
+    options={
+        # A tree for each poller: the second build of a checkout must not take over modules of the first.
+        "build": {"build_base": f"build/{poller()}"},
+        "bdist_wheel": STABLE_ABI,
+    },
     ext_modules=cythonize(
         [extension(module, module) for module in MODULES]
         + [extension("poller", poller())]
-        + [extension("splice", "splice_linux" if sys.platform == "linux" else "splice_none")],
+        + [extension("splice", "splice_linux" if SYSTEM == "linux" else "splice_none")],
         build_dir=f"build/{poller()}",
         compiler_directives=DIRECTIVES,
         show_all_warnings=False,

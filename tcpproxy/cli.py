@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 
 from . import __version__, logs
-from ._core.worker import POLLER
+from ._core.worker import FEATURES, POLLER
 from .errors import TcpProxyError
 from .listening import raise_descriptor_limit
 from .proxy import Proxy
@@ -50,7 +50,9 @@ def _option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of all lines."
 )
 @click.option("-q", "--quiet", is_flag=True, help="No line for a new connection.")
-@click.version_option(__version__, "-V", "--version", message=f"tcpproxy {__version__} ({POLLER})")
+@click.version_option(
+    __version__, "-V", "--version", message=f"tcpproxy {__version__} ({', '.join([POLLER, *FEATURES])})"
+)
 def command(
     remote: str, local_port: str | None, debug: bool, log_format: str, quiet: bool, **options: str | None
 ) -> None:

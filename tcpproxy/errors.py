@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 
 class TcpProxyError(Exception):
@@ -38,3 +39,23 @@ class WorkerError(TcpProxyError, OSError):
 
     def __str__(self) -> str:
         return f"the relay has stopped: {self.strerror} ({self.filename})"
+
+
+def not_compiled(error: ImportError) -> ImportError | SystemExit:
+    """What to raise when the compiled core cannot be imported: in a program an ImportError, in the command its end.
+
+    Args:
+        error: what the import said.
+    """
+    import sysconfig  # not above: a start that goes well does without
+
+    folder = os.path.dirname(__file__)
+    text = (
+        f"tcpproxy: {folder} holds no compiled core that this Python {sys.version.split()[0]} for "
+        f"{sysconfig.get_platform()} can load ({error}). If that is a source tree, compile it with "
+        f"`{sys.executable} -m pip install {os.path.dirname(folder)}`, which needs a C compiler (with -e if that is "
+        "how it was installed). If not, `pip install --force-reinstall tcpproxy`."
+    )
+    # "-m" stands there while `python -m` looks for the module that it will run.
+    command = os.path.splitext(os.path.basename(sys.argv[0]))[0] in ("-m", "tcpproxy")
+    return SystemExit(text) if command else ImportError(text, name="tcpproxy")

@@ -115,13 +115,18 @@ static inline void net_nap_us(long us)
     nanosleep(&t, NULL);
 }
 
-/* In the calling thread alone, so that the program around us keeps its own way with the signal. */
+/* In the calling thread alone, so that the program around us keeps its own way with the signal. On Linux sigprocmask is
+ * the same call, while the symbol pthread_sigmask would ask for glibc 2.32 wherever a newer one was compiled with. */
 static inline void net_block_sigpipe(void)
 {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGPIPE);
+#ifdef __linux__
+    sigprocmask(SIG_BLOCK, &set, NULL);
+#else
     pthread_sigmask(SIG_BLOCK, &set, NULL);
+#endif
 }
 
 static inline uint64_t net_now_ns(void)

@@ -200,7 +200,8 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
 
 cdef void poller_wake(Poller *handle) noexcept nogil:
     cdef Poll *poller = <Poll *> handle
-    write(poller.wake_writer, "w", 1)               # a full pipe (EAGAIN) wakes as well
+    if write(poller.wake_writer, "w", 1) < 0:
+        pass                        # a full pipe (EAGAIN) wakes as well
 
 
 cdef const char *poller_name() noexcept nogil:

@@ -21,6 +21,7 @@ cdef struct Pipes:          # those of one worker
     int count               # idle or with a half
     bint refused            # the system has said no to pipes or to splice: do not ask again and again
 
+cdef bint splice_here() noexcept nogil                                  # compiled in? The system may still refuse it
 cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil                      # NULL: none to be had, copy instead
 cdef void pipe_give(Pipes *pipes, Pipe *pipe) noexcept nogil           # kept or closed; always closed with bytes in it
 cdef void pipes_free(Pipes *pipes) noexcept nogil                      # the idle ones

@@ -24,6 +24,10 @@ cdef enum:
     USABLE = 65536          # an unprivileged user beyond its quota gets pipes of 8 KiB: copying is faster than those
 
 
+cdef bint splice_here() noexcept nogil:
+    return True
+
+
 cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil:
     cdef Pipe *pipe
     cdef int ends[2]

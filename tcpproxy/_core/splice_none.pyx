@@ -3,6 +3,10 @@ from libc.errno cimport ENOSYS
 from libc.stdint cimport int64_t, uint32_t
 
 
+cdef bint splice_here() noexcept nogil:
+    return False
+
+
 cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil:
     return NULL
 

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from typing import Self, final
 
 POLLER: str
+FEATURES: tuple[str, ...]
 
 @final
 class Worker:

@@ -13,7 +13,7 @@ from tcpproxy._core.poller cimport poller_free, poller_name, poller_new, poller_
 from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
     Counters, Relay
 from tcpproxy._core.spin cimport spin_init
-from tcpproxy._core.splice cimport pipes_free
+from tcpproxy._core.splice cimport pipes_free, splice_here
 from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
@@ -23,6 +23,7 @@ import os
 import threading
 
 POLLER = poller_name().decode()
+FEATURES = ("splice",) if splice_here() else ()
 
 cdef enum:
     EVENT_ROOM = 1024           # records; a reader that sleeps 10 ms loses none below 100,000 a second
