@@ -25,11 +25,12 @@ SYSTEM = sysconfig.get_platform().split("-")[0]
 STABLE_ABI = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp311"}
 """One wheel for every Python from 3.11 on; a free-threaded Python has no stable ABI that goes back so far."""
 
-CFLAGS = (
-    "-O2 -g0 -DNDEBUG -fwrapv -Wall -Werror=implicit-function-declaration"
-    " -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
-)
-LDFLAGS = "" if SYSTEM == "macosx" else "-Wl,-z,relro,-z,now,-z,noexecstack"
+CFLAGS = "-O2 -g0 -DNDEBUG -fwrapv -Wall -Werror=implicit-function-declaration"
+LDFLAGS = ""
+if SYSTEM != "win":
+    CFLAGS += " -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2"
+if SYSTEM not in ("win", "macosx"):  # ELF
+    LDFLAGS += "-Wl,-z,relro,-z,now,-z,noexecstack"
 
 
 def poller():

@@ -16,7 +16,8 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-MODULES = "connecting engine events half handoff poller relay spin splice table timers worker".split()
+MODULES = ["connecting", "engine", "events", "half", "handoff", "poller"]
+MODULES += ["relay", "spin", "splice", "table", "timers", "worker"]
 MOST = 400_000
 """Bytes of a wheel."""
 
@@ -57,8 +58,10 @@ def _version_faults(path: Path, wheel: zipfile.ZipFile) -> Iterator[str]:
 
 
 def binary_faults(files: Mapping[str, bytes]) -> Iterator[str]:
-    """What hardening the ELF files among these compiled modules lack. By itself a module may have nothing to protect, so
-    that stack protector and checked calls are looked for in all of them together."""
+    """What hardening the ELF files among these compiled modules lack.
+
+    A single module may have nothing to protect: stack protector and checked calls are looked for in all together.
+    """
     images = {name: ELFFile(io.BytesIO(data)) for name, data in files.items() if data.startswith(b"\x7fELF")}
     imported: set[str] = set()
     libraries: set[str] = set()

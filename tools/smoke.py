@@ -1,4 +1,7 @@
-"""Relays with the tcpproxy that this Python finds: bytes both ways, a half-close, the command. One line when all is well."""
+"""Relays with the tcpproxy that this Python finds, after a half-close too, and runs the command.
+
+One line when all is well.
+"""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     pip install '.[wheels]' && python tools/wheels.py --out dist [--python PATH]... [TARGET]...
 
-A target is one of TARGETS below (default: all), compiled by the machine's own compiler (host) or by zig. Each --python is
-one more interpreter that the wheels are tried on; a free-threaded one gets a wheel of its own. The wheels of a release come
-from native machines (.github/workflows/wheels.yml); these show beforehand that the set can be built, and what is in it.
+A target is one of TARGETS below (default: all), compiled by the machine's own compiler (host) or by zig. Each --python
+is one more interpreter to try the wheels on; a free-threaded one gets a wheel of its own. The wheels of a release come
+from native machines (.github/workflows/wheels.yml); these show beforehand that they can be built, and what is in them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def make_sdist(out: Path) -> Path:
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, ROOT)
     (sdist,) = out.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        generated = [name for name in archive.getnames() if name.endswith((".c", ".so", ".o"))]
+        generated = [name for name in archive.getnames() if re.search(r"/tcpproxy/.*\.c$|\.so$|\.o$|/build/", name)]
     if generated:
         sys.exit(f"generated files in the sdist: {generated}")
     return sdist
@@ -94,7 +95,7 @@ def build(tree: Path, target: Target, out: Path) -> Path:
     run(
         *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, tree),
         CC=target.compiler,
-        LDSHARED=f"{target.compiler} -shared",  # instead of what this Python was linked with, its library path above all
+        LDSHARED=f"{target.compiler} -shared",  # without the library path that this Python may have been linked with
         LDFLAGS=target.link,
         TCPPROXY_POLLER=target.poller,
         _PYTHON_HOST_PLATFORM=target.platform,
