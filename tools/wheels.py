@@ -1,10 +1,13 @@
 """Builds the wheels that this machine can build, from a fresh sdist, audits them and tries them out. On Linux x86_64:
 
-    pip install '.[wheels]' && python tools/wheels.py --out dist [--python PATH]... [TARGET]...
+    pip install '.[wheels]' && python tools/wheels.py --out dist [--python PATH]... [--on TARGET=COMMAND]... [TARGET]...
 
-A target is one of TARGETS below (default: all), compiled by the machine's own compiler (host) or by zig. Each --python
-is one more interpreter to try the wheels on; a free-threaded one gets a wheel of its own. The wheels of a release come
-from native machines (.github/workflows/wheels.yml); these show beforehand that they can be built, and what is in them.
+A target is one of TARGETS below (default: all), compiled by the compiler of this machine (host) or by zig. Each
+--python is one more interpreter to try the wheels on; a free-threaded one gets a wheel of its own. --on gives an interpreter for
+another machine, such as "aarch64=qemu-aarch64-static -L ROOT ROOT/usr/bin/python3.11", where ROOT is a folder with the
+unpacked arm64 packages of Debian's Python, or "musl-x86_64=ROOT/bin/python3.11", made from its source by musl-gcc.
+The wheels of a release come from native machines (.github/workflows/wheels.yml); these show beforehand that they can be
+built, and what is in them.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +170,14 @@ def try_out(wheel: Path, python: Path) -> None:
         print(f"        {run(python, SMOKE, PYTHONPATH=folder).strip()}", flush=True)
 
 
+def try_on(command: str, wheel: Path) -> None:
+    """Relays with the wheel's modules, as they are, in an interpreter that pip cannot serve."""
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        print(f"        {run(*shlex.split(command), SMOKE, '--library-only', PYTHONPATH=folder).strip()}", flush=True)
+
+
 def is_free_threaded(python: Path) -> bool:
     code = "import sysconfig; print(bool(sysconfig.get_config_var('Py_GIL_DISABLED')))"
     return run(python, "-c", code).strip() == "True"
@@ -175,7 +188,9 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET", default=list(TARGETS), help=", ".join(TARGETS))
     parser.add_argument("--out", type=Path, default=Path("dist"), help="where the wheels go (default: dist)")
     parser.add_argument("--python", type=Path, action="append", default=[], help="an interpreter to try the wheels on")
+    parser.add_argument("--on", metavar="TARGET=COMMAND", action="append", default=[], help="an emulated interpreter")
     options = parser.parse_args()
+    emulated = dict(word.split("=", 1) for word in options.on)
     options.out.mkdir(parents=True, exist_ok=True)
     # Of the last commit, like the workflow's; a tree without history: of its newest change log.
     git = subprocess.run(["git", "log", "-1", "--pretty=%ct"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -188,6 +203,8 @@ def main() -> None:
             built = build(tree, target, Path(temporary) / "raw")
             wheel = repair(built, target, options.out)
             audit(wheel)
+            if name in emulated:
+                try_on(emulated[name], wheel)
             if name == "host":
                 check_reproducible(sdist, built)
                 for python in (Path(sys.executable), *options.python):
