@@ -2,8 +2,8 @@
 
     pip install '.[wheels]' && python tools/wheels.py --out dist [--python PATH]... [--on TARGET=COMMAND]... [TARGET]...
 
-A target is one of TARGETS below (default: all), compiled by the compiler of this machine (host) or by zig. Each
---python is one more interpreter to try the wheels on; a free-threaded one gets a wheel of its own. --on gives an interpreter for
+A target is one of TARGETS below (default: all), compiled by the compiler of this machine (host) or by zig. --python is
+one more interpreter to try the wheels on; a free-threaded one gets a wheel of its own. --on gives an interpreter for
 another machine, such as "aarch64=qemu-aarch64-static -L ROOT ROOT/usr/bin/python3.11", where ROOT is a folder with the
 unpacked arm64 packages of Debian's Python, or "musl-x86_64=ROOT/bin/python3.11", made from its source by musl-gcc.
 The wheels of a release come from native machines (.github/workflows/wheels.yml); these show beforehand that they can be
