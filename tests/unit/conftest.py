@@ -20,7 +20,13 @@ from support import TIMEOUT
 ROOT = pathlib.Path(__file__).parents[2]
 """The source tree: the door needs its .pxd and .h files, the compiled modules are those of the installed package."""
 
-DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "freethreading_compatible": True,
+}
 """As in setup.py, where they matter."""
 
 Pair = tuple[socket.socket, socket.socket]

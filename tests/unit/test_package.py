@@ -53,7 +53,8 @@ def test_hardening_would_be_missed(tmp_path: Path) -> None:
 def test_free_threading() -> None:
     """Importing the core does not bring the lock back, and leaves it as it was."""
     code = "import sys, tcpproxy; print(getattr(sys, '_is_gil_enabled', lambda: True)())"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    argv = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(argv, cwd="/", capture_output=True, text=True, check=True)  # not the source tree's package
     assert done.stdout.strip() == str(not sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
