@@ -154,7 +154,8 @@ def idle(bench: Bench, peer: Peer) -> Figures:
         assert target.pid
         private, _ = memory(target.pid)
         with client(bench.client("hold", target.port, held), bench.scratch):
-            settle(target.pid, quiet=0.3, patience=3.0)  # a line for each new connection may still be in the writing
+            # A line for each new connection may still be in the writing; ours sets keepalive after a second of life.
+            settle(target.pid, quiet=1.1, patience=5.0)
             more, resident = memory(target.pid)
             seconds, before = bench.seconds(4, 0.5), target.cpu()
             time.sleep(seconds)

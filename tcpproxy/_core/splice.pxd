@@ -9,7 +9,7 @@ from tcpproxy._core.net cimport net_socket
 
 cdef enum:
     PIPES = 32              # of one worker at a time: two descriptors each, and up to PIPE_SIZE of kernel memory
-    PIPE_SIZE = 1048576     # bytes; see bench/README.md
+    PIPE_SIZE = 524288      # bytes, also of one splice; see bench/README.md
 
 cdef struct Pipe:
     int reader, writer
