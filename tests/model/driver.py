@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from support import Command, Upstream, payload, reset
 
-from .schedule import Abort, Frozen, Pause, Read, Schedule, Send, Settle, Shut, Step
+from .schedule import Abort, Frozen, Pause, Read, Schedule, Send, Settle, Shut, Step, Talk
 
 STREAM = 24 << 20
 """The most that one end can send."""
@@ -293,6 +293,11 @@ class Run:
             self._settle()
         elif isinstance(step, Pause):
             time.sleep(0.001)
+        elif isinstance(step, Talk):
+            for _ in range(step.times):
+                for half, size in zip(self.halves, step.sizes, strict=True):
+                    if not half.aborted:
+                        half.send(Send(half.number, size))
         elif not self.halves[step.end].aborted:
             self._act(self.halves[step.end], step)
 
