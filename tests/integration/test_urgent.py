@@ -23,11 +23,11 @@ from support import (
     cpu_seconds,
     eventually,
     in_background,
-    needs,
     payload,
     read_all,
     read_exactly,
     send_and_shut,
+    strace,
 )
 
 MIB = 1 << 20
@@ -262,12 +262,9 @@ def test_both_ends_urgent_and_ended_in_one_batch(process: Process) -> None:
 
 def test_would_block_at_an_urgent_mark(command: Callable[..., Command], upstream: Upstream, tmp_path: Path) -> None:
     """Row 86: with a signal pending (a stop, say), recv says so at a mark, and no event tells of the bytes there."""
-    needs("strace")
     trace = tmp_path / "trace"
     fault = "inject=recvfrom:error=EAGAIN:when=7+7"  # beyond what the log's thread receives
-    process = command(
-        upstream.name, wrapper=("strace", "-D", "-f", "-o", str(trace), "-e", "trace=recvfrom", "-e", fault)
-    )
+    process = command(upstream.name, wrapper=strace("-o", str(trace), "-e", "trace=recvfrom", "-e", fault))
     near, far = Process(upstream, process, swapped=False).pair()
     far.settimeout(3)
     with near, far:
