@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,11 +12,31 @@ from support import Command, Echo, Link, Upstream
 
 import tcpproxy
 
+FIXED_SEED = 20240817
+"""Of the first half of the schedules in tests/model; the other half differs from run to run."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--zero-copy", default="auto", help="run the proxies so: auto, off, or always (from the first byte)"
     )
+    parser.addoption("--schedules", type=int, default=1000, help="how many schedules tests/model plays")
+    parser.addoption("--schedule-seed", type=int, default=None, help="the seed of the second half of them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.schedule_seed is None:
+        config.option.schedule_seed = int.from_bytes(os.urandom(4), "big")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"schedules: {config.option.schedules}, seeds {FIXED_SEED} and {config.option.schedule_seed}"
+
+
+@pytest.fixture
+def schedule_seeds(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """The same one always, and the one of this run."""
+    return FIXED_SEED, request.config.option.schedule_seed
 
 
 @pytest.fixture

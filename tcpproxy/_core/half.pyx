@@ -2,7 +2,8 @@
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t
 from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
-from tcpproxy._core.net cimport net_no_delay, net_recv, net_send, net_shut_write, net_would_block
+from tcpproxy._core.net cimport net_exhausted, net_no_delay, net_recv, net_send, net_shut_write, net_unread, \
+    net_would_block
 from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
 from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_read, pipe_take, splice_refused
 from tcpproxy._core.sync cimport sync_bump
@@ -115,7 +116,9 @@ cdef int64_t _recv(Half *half, Side *source, Pump *pump) noexcept nogil:
         # After a failed send the pending error is used up, and recv says 0 where it means reset.
         half.state = HALF_BROKEN if source.error else HALF_DRAINING
     elif net_would_block(got):
-        _not_ready(source, READY_IN, pump)
+        # At an urgent mark recv says so with bytes queued, if a signal is pending: a SIGSTOP, say. No event would follow.
+        if not source.hinted or net_unread(source.watch.fd) == 0:
+            _not_ready(source, READY_IN, pump)
     else:
         source.error = <int> -got
         half.state = HALF_BROKEN
@@ -138,13 +141,12 @@ cdef int64_t _splice(Half *half, Side *source, Pump *pump) noexcept nogil:
         _judge(half, got, pump)
         return got
     pipe_give(&pump.pipes, pipe)
-    if got == 0 or net_would_block(got):
-        half.confirm = True
-    elif splice_refused(got):
+    if splice_refused(got):
         half.mode = MODE_REFUSED
-    else:
-        source.error = <int> -got
-        half.state = HALF_BROKEN
+        return 0
+    if got < 0 and not net_would_block(got) and not net_exhausted(got):
+        source.error = <int> -got       # a reset hides the bytes behind an urgent mark from splice, not from recv
+    half.confirm = True
     return 0
 
 

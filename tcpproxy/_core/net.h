@@ -304,6 +304,13 @@ static inline int64_t net_peek(net_socket fd, void *to, size_t size)
     return n < 0 ? -errno : n;
 }
 
+/* Bytes that a recv would find now. */
+static inline int net_unread(net_socket fd)
+{
+    int bytes = 0;
+    return ioctl(fd, FIONREAD, &bytes) < 0 ? 0 : bytes;
+}
+
 static inline int64_t net_send(net_socket fd, const void *from, size_t size)
 {
     ssize_t n;

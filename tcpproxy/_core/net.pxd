@@ -36,6 +36,7 @@ cdef extern from "net.h" nogil:
     void net_shut_write(net_socket fd)
     void net_close(net_socket fd)
     void net_reset(net_socket fd)
+    int net_unread(net_socket fd)
     int net_unsent(net_socket fd)
     bint net_would_block(int64_t rc)
     bint net_exhausted(int64_t rc)

@@ -27,6 +27,7 @@ from support import (
     read_all,
     read_exactly,
     send_and_shut,
+    strace,
 )
 
 MIB = 1 << 20
@@ -257,6 +258,20 @@ def test_both_ends_urgent_and_ended_in_one_batch(process: Process) -> None:
                 sock.shutdown(socket.SHUT_WR)
         assert read_all(far) == b"before!after"
         assert read_all(near) == b"before!after"
+
+
+def test_would_block_at_an_urgent_mark(command: Callable[..., Command], upstream: Upstream, tmp_path: Path) -> None:
+    """Row 86: with a signal pending (a stop, say), recv says so at a mark, and no event tells of the bytes there."""
+    trace = tmp_path / "trace"
+    fault = "inject=recvfrom:error=EAGAIN:when=7+7"  # beyond what the log's thread receives
+    process = command(upstream.name, wrapper=strace("-o", str(trace), "-e", "trace=recvfrom", "-e", fault))
+    near, far = Process(upstream, process, swapped=False).pair()
+    far.settimeout(3)
+    with near, far:
+        for number in range(100):
+            near.send(bytes([number]), socket.MSG_OOB)
+            assert far.recv(10) == bytes([number])
+    assert trace.read_text().count("INJECTED") > 10
 
 
 # --- small segments ---

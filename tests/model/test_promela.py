@@ -1,0 +1,57 @@
+"""Every interleaving of one half with its peers, by the model checker spin: relay.pml."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import needs
+
+MODEL = Path(__file__).with_name("relay.pml")
+LOST, HUNG = "assertion violated", "acceptance cycle"
+
+
+def check(folder: Path, mistake: str = "", claim: bool = True) -> str:
+    """What the checker says: with the claim about liveness, or without it about safety and states without a way out."""
+    needs("spin", "gcc")
+    macro = [f"-D{mistake}"] if mistake else []
+    compiling = [] if claim else ["-DSAFETY", "-DNOCLAIM"]
+    checking = ["-a", "-f"] if claim else []
+    for argv in (
+        ["spin", *macro, "-a", str(MODEL)],
+        ["gcc", "-O2", "-w", *compiling, "-o", "pan", "pan.c"],
+        ["./pan", *checking, "-m100000"],
+    ):
+        ran = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=True)
+    return ran.stdout
+
+
+def errors(report: str) -> int:
+    found = re.search(r"errors: (\d+)", report)
+    assert found, report
+    assert "search depth too small" not in report
+    return int(found[1])
+
+
+@pytest.mark.parametrize("claim", [False, True], ids=["safety", "liveness"])
+def test_no_interleaving_loses_a_byte_or_hangs(claim: bool, tmp_path: Path) -> None:
+    """Rows 10, 67, 68, 79, 82, 86, 87."""
+    report = check(tmp_path, claim=claim)
+    assert errors(report) == 0, report
+    states = re.search(r"(\d+) states, stored", report)
+    assert states
+    assert int(states[1]) > 10_000
+    assert re.search(r"unreached in proctype Half\n\s+\(0 of", report), report
+
+
+@pytest.mark.parametrize(
+    ("mistake", "symptom"),
+    [("URGENT", HUNG), ("FULL", HUNG), ("EARLY", LOST), ("RESET", LOST), ("SIGNAL", HUNG)],
+)
+def test_mistakes_are_found(mistake: str, symptom: str, tmp_path: Path) -> None:
+    """The same mistakes as in mutants.py, and that of a signal at an urgent mark."""
+    report = check(tmp_path, mistake)
+    assert errors(report) == 1
+    assert symptom in report, report
