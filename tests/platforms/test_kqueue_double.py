@@ -325,7 +325,7 @@ def test_ones_own_shutdown_sets_ev_eof_on_the_write_filter(kq: Kqueue, make_pair
 
 
 def test_a_reset_sets_ev_eof_and_the_error_on_both_filters(kq: Kqueue, make_pair: Callable[[], Pair]) -> None:
-    """Manual: "... sets EV_EOF in flags, and returns the socket error (if any) in fflags"; it goes on until it was taken."""
+    """Manual: "... sets EV_EOF in flags, and returns the socket error (if any) in fflags", until it was taken."""
     ours, peer = make_pair()
     kq.change(*both(ours))
     kq.settle()
@@ -399,7 +399,7 @@ def test_a_trigger_ends_a_wait_of_another_thread(kq: Kqueue) -> None:
 
 
 def test_closing_a_descriptor_removes_its_filters(kq: Kqueue, make_pair: Callable[[], Pair]) -> None:
-    """Manual: "Calling close() on a file descriptor will remove any kevents that reference the descriptor": copies or not."""
+    """Manual: "close() on a file descriptor will remove any kevents that reference the descriptor", copies or not."""
     ours, peer = make_pair()
     kq.change(*both(ours))
     kq.settle()
