@@ -206,6 +206,23 @@ def test_each_filter_has_an_edge_of_its_own(kq: Kqueue, make_pair: Callable[[], 
     assert filters == {WRITE}
 
 
+def test_a_restless_one_reports_room_to_send_with_every_byte(
+    library: ctypes.CDLL, make_pair: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where every acknowledgement is an edge of the write filter."""
+    monkeypatch.setenv("KQUEUE_DOUBLE", "restless")
+    ours, peer = make_pair()
+    with contextlib.closing(Kqueue(library)) as kq:
+        kq.change(*both(ours))
+        kq.settle()
+        for _ in range(3):
+            peer.sendall(b"x")
+            assert [event.filter for event in kq.wait()] == [READ, WRITE]
+            assert kq.quiet()
+        peer.sendall(b"x")
+        assert [event.filter for event in kq.wait(room=1)] == [READ]
+
+
 def test_a_listener_is_readable_as_long_as_a_connection_waits(kq: Kqueue, stack: contextlib.ExitStack) -> None:
     """Manual: "return when there is an incoming connection pending"."""
     listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))

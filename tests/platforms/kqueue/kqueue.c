@@ -5,6 +5,8 @@
  *   - Reading and writing are two events, each with an edge of its own. There is an epoll for either: with one, bytes that
  *     come would also report room to send, and who forgot a report would be told again.
  *   - Which filter comes first changes from call to call.
+ *   - With KQUEUE_DOUBLE=restless in the environment what can be sent to is reported with all that can be read, as where
+ *     every acknowledgement does that.
  *   - EVFILT_WRITE reports EV_EOF after the caller's own shutdown. A state change of a connection reports room to send again.
  *   - Every change takes over udata, that of a mere NOTE_TRIGGER too.
  *   - Closing a descriptor drops its filters, whatever copies of it live on. A forked child has no kqueue.
@@ -50,6 +52,7 @@ struct kqueue {
     int epoll[FILTERS]; /* the first one's number is that of the kqueue */
     int bell;           /* eventfd: readable while a user event is triggered */
     int first;          /* the filter to report first next time */
+    int restless;       /* room to send is reported more often than it becomes true */
     uint32_t serial;
     struct knote *notes[FILTERS]; /* by descriptor */
     int size;
@@ -101,6 +104,8 @@ int kqueue(void)
     if (!it)
         return -1;
     pthread_once(&once, prepare);
+    const char *mood = getenv("KQUEUE_DOUBLE");
+    it->restless = mood && !strcmp(mood, "restless");
     for (int filter = 0; filter < FILTERS; filter++)
         it->epoll[filter] = epoll_create1(EPOLL_CLOEXEC);
     it->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -246,28 +251,35 @@ static int send_ended(int fd, uint32_t events)
     return 0;
 }
 
+static void report(struct kqueue *it, int filter, int fd, uint32_t events, struct kevent *event)
+{
+    struct knote *note = &it->notes[filter][fd];
+    int ended = filter == READ ? (events & (EPOLLRDHUP | EPOLLHUP)) != 0 : send_ended(fd, events);
+    event->ident = (uintptr_t)fd;
+    event->filter = filter == READ ? EVFILT_READ : EVFILT_WRITE;
+    event->flags = (note->flags & EV_CLEAR) | (ended ? EV_EOF : 0);
+    event->fflags = ended && events & EPOLLERR ? ECONNRESET : 0;
+    event->data = RUBBISH;
+    event->udata = note->udata;
+}
+
 static int collect_files(struct kqueue *it, int filter, struct kevent *to, int room)
 {
     struct epoll_event found[BATCH];
     int count = 0, n = epoll_wait(it->epoll[filter], found, room < BATCH ? room : BATCH, 0);
     for (int i = 0; i < n; i++) {
         int fd = (int)(uint32_t)found[i].data.u64;
-        struct knote *note = &it->notes[filter][fd];
-        uint32_t events = found[i].events;
-        if (note->serial != found[i].data.u64 >> 32)
+        if (it->notes[filter][fd].serial != found[i].data.u64 >> 32)
             continue;
         if (fcntl(fd, F_GETFD) < 0) { /* closed, but a copy of it lives on */
-            note->serial = 0;
+            it->notes[filter][fd].serial = 0;
             continue;
         }
-        int ended = filter == READ ? (events & (EPOLLRDHUP | EPOLLHUP)) != 0 : send_ended(fd, events);
-        struct kevent *event = &to[count++];
-        event->ident = (uintptr_t)fd;
-        event->filter = filter == READ ? EVFILT_READ : EVFILT_WRITE;
-        event->flags = (note->flags & EV_CLEAR) | (ended ? EV_EOF : 0);
-        event->fflags = ended && events & EPOLLERR ? ECONNRESET : 0;
-        event->data = RUBBISH;
-        event->udata = note->udata;
+        report(it, filter, fd, found[i].events, &to[count++]);
+        struct pollfd writable = {fd, POLLOUT, 0};
+        if (it->restless && filter == READ && it->notes[WRITE][fd].serial && count + n - i - 1 < room
+            && poll(&writable, 1, 0) > 0)
+            report(it, WRITE, fd, (uint32_t)writable.revents, &to[count++]);
     }
     return count;
 }
