@@ -8,7 +8,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["connecting", "engine", "events", "half", "handoff", "relay", "spin", "table", "timers", "worker"]
-POLLERS = {"linux": "epoll"}
+POLLERS = {"linux": "epoll", **dict.fromkeys(("macosx", "freebsd", "openbsd", "netbsd", "dragonfly"), "kqueue")}
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -21,6 +21,9 @@ DIRECTIVES = {
 
 SYSTEM = sysconfig.get_platform().split("-")[0]
 """What is compiled for, which sys.platform is not in a cross build: linux, macosx, win, freebsd, ..."""
+
+DOUBLE = "tests/platforms/kqueue"
+"""A kqueue for Linux, with which the kqueue poller is tested there; that build also does without what macOS has not."""
 
 STABLE_ABI = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp311"}
 """One wheel for every Python from 3.11 on; a free-threaded Python has no stable ABI that goes back so far."""
@@ -41,18 +44,26 @@ def poller():
             f"tcpproxy has no poller of its own for {sysconfig.get_platform()}: it knows {', '.join(POLLERS)}. "
             "Where there is poll(2), this builds it all the same: TCPPROXY_POLLER=poll pip install tcpproxy"
         )
-    if name not in ("epoll", "poll"):
-        sys.exit(f"tcpproxy has no poller {name!r}: TCPPROXY_POLLER is epoll or poll")
+    if name not in ("epoll", "kqueue", "poll"):
+        sys.exit(f"tcpproxy has no poller {name!r}: TCPPROXY_POLLER is epoll, kqueue or poll")
+    if name == "kqueue" and SYSTEM == "linux" and not os.path.exists(f"{DOUBLE}/kqueue.c"):
+        sys.exit(f"tcpproxy: on Linux TCPPROXY_POLLER=kqueue is for tests, and needs {DOUBLE} of the source tree")
     return f"poller_{name}"
 
 
-def extension(module, source):
+DOUBLED = SYSTEM == "linux" and poller() == "poller_kqueue"
+
+
+def extension(module, source, *more):
     return Extension(
         f"tcpproxy._core.{module}",
-        [f"tcpproxy/_core/{source}.pyx"],
-        include_dirs=["tcpproxy/_core"],
+        [f"tcpproxy/_core/{source}.pyx", *more],
+        include_dirs=["tcpproxy/_core", *([DOUBLE] if DOUBLED else [])],
         depends=["tcpproxy/_core/net.h", "tcpproxy/_core/sync.h"],
-        define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
+        define_macros=[
+            *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else []),
+            *([("NET_AS_ON_MACOS", None)] if DOUBLED else []),
+        ],
         py_limited_api=bool(STABLE_ABI),
     )
 
@@ -69,8 +80,8 @@ setup(
     },
     ext_modules=cythonize(
         [extension(module, module) for module in MODULES]
-        + [extension("poller", poller())]
-        + [extension("splice", "splice_linux" if SYSTEM == "linux" else "splice_none")],
+        + [extension("poller", poller(), *([f"{DOUBLE}/kqueue.c"] if DOUBLED else []))]
+        + [extension("splice", "splice_linux" if SYSTEM == "linux" and not DOUBLED else "splice_none")],
         build_dir=f"build/{poller()}",
         compiler_directives=DIRECTIVES,
         show_all_warnings=False,

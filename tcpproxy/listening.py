@@ -130,12 +130,21 @@ def is_public(listener: socket.socket) -> bool:
 
 
 def raise_descriptor_limit() -> None:
-    """Lifts the soft limit of open files to the hard one, for the whole process, where the platform has such limits."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
+    """Lifts the soft limit of open files towards the hard one, for the process, where the platform has such limits."""
+    try:
         import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft in (hard, resource.RLIM_INFINITY):
+        return
+    # macOS calls the hard limit infinite and refuses what is above a number of its own, nowhere below OPEN_MAX (10240).
+    for limit in (hard, *(1 << bits for bits in range(20, 13, -1)), 10240):
+        if limit != hard and limit <= soft:
+            return
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            return
 
 
 def connection_limit(config: Config) -> tuple[int, str]:

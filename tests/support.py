@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import tcpproxy
+from tcpproxy._core.worker import POLLER
 
 TIMEOUT = 20.0
 """Seconds after which a peer that waits for something fails its test; nothing waits this long on purpose."""
@@ -228,7 +229,7 @@ def bounds(loose: float, tight: float) -> pytest.MarkDecorator:
 
 def descriptors() -> int:
     """Open descriptors of this process."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(os.listdir("/dev/fd"))
 
 
 def sockets() -> int:
@@ -299,6 +300,11 @@ class Command:
         for stream in (self.process.stdout, self.process.stderr):
             if stream:
                 stream.close()
+
+
+needs_splice = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or POLLER == "kqueue", reason="a build without splice, as on macOS and BSD"
+)
 
 
 def needs(*programs: str) -> None:

@@ -20,6 +20,7 @@ cdef struct Connecting:
     int32_t error               # errno of the attempt that failed last
     uint32_t last               # its address
     Watch attempts[ADDRESSES]   # one per address; fd NET_NONE: not under way
+    uint8_t ready[ADDRESSES]    # READY_ bits reported so far: what is read first may come before "connected"
 
 cdef enum:                      # what the calls below return: the number of the attempt that has won, or
     CONNECTING_PENDING = -1

@@ -1,5 +1,5 @@
 # Reaching upstream: the model is in connecting.pxd.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_close, net_connect, net_open, net_reset, net_take_error, \
     net_was_connected
@@ -84,6 +84,7 @@ cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t numbe
     cdef int error = 0
     if number >= connecting.started or connecting.attempts[number].fd == NET_NONE:
         return CONNECTING_PENDING               # an old event, of an attempt that was given up in this batch
+    connecting.ready[number] |= <uint8_t> ready
     if ready & READY_ERROR:
         # The hint is not trusted: only the socket knows, and an attempt still under way has no error to give.
         error = net_take_error(connecting.attempts[number].fd)
@@ -92,7 +93,7 @@ cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t numbe
             connecting.last = number
             _give_up(connecting, poller, number)
             return CONNECTING_FAILED
-    if error == 0 and not ready & READY_OUT:
+    if error == 0 and not connecting.ready[number] & READY_OUT:
         return CONNECTING_PENDING
     connecting.error = error
     connecting.last = number

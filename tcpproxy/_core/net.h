@@ -6,7 +6,8 @@
 #ifndef TCPPROXY_NET_H
 #define TCPPROXY_NET_H
 
-#if !defined(__linux__) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__NetBSD__) && !defined(__OpenBSD__)
+#if !defined(__linux__) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__NetBSD__) && !defined(__OpenBSD__) \
+    && !defined(__DragonFly__)
 #error "tcpproxy has no socket layer for this platform yet: see net.h"
 #endif
 
@@ -32,8 +33,17 @@
 #ifdef __linux__
 #include <linux/sockios.h>
 #endif
+#ifdef __APPLE__ /* an SDK may know MSG_NOSIGNAL, older systems do not: SO_NOSIGPIPE is set on each socket instead */
+#undef MSG_NOSIGNAL
+#endif
 #ifndef MSG_NOSIGNAL
-#define MSG_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE is set on each socket instead */
+#define MSG_NOSIGNAL 0
+#endif
+
+/* Sockets that are non-blocking and close-on-exec from their making: not on macOS. NET_AS_ON_MACOS makes Linux do as macOS
+ * does, so that the tests of the kqueue poller run through those lines as well. */
+#if defined(SOCK_NONBLOCK) && !defined(__APPLE__) && !defined(NET_AS_ON_MACOS)
+#define NET_ACCEPT4
 #endif
 
 #ifdef POLLRDHUP
@@ -153,6 +163,15 @@ static inline int net_set_int(net_socket fd, int level, int name, int value)
  * peer that vanished). Without TCP_NODELAY on both legs a write-write-read round costs 25 ms and more. */
 static inline void net_no_delay(net_socket fd) { net_set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1); }
 
+static inline void net_no_sigpipe(net_socket fd) /* where send cannot be told */
+{
+#ifdef __APPLE__
+    net_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
+#else
+    (void)fd;
+#endif
+}
+
 /* The urgent byte stays in the stream, where the other peer would have found it. */
 static inline void net_keep_urgent(net_socket fd) { net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1); }
 
@@ -229,7 +248,7 @@ static inline int net_accept(net_socket listener, net_addr *from)
     int fd;
     do {
         length = sizeof peer;
-#if defined(SOCK_NONBLOCK) && !defined(__APPLE__)
+#ifdef NET_ACCEPT4
         fd = accept4(listener, (struct sockaddr *)&peer, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
 #else
         fd = accept(listener, (struct sockaddr *)&peer, &length);
@@ -237,12 +256,13 @@ static inline int net_accept(net_socket listener, net_addr *from)
     } while (fd < 0 && errno == EINTR);
     if (fd < 0)
         return -errno;
-#if !defined(SOCK_NONBLOCK) || defined(__APPLE__)
-    int rc = net_prepare(fd);
+#ifndef NET_ACCEPT4
+    int rc = length ? net_prepare(fd) : -ECONNABORTED; /* no address: it is gone already, and every call would fail */
     if (rc < 0) {
         close(fd);
         return rc;
     }
+    net_no_sigpipe(fd);
 #endif
     memset(from, 0, sizeof *from);
     if (length <= sizeof from->bytes) {
@@ -256,7 +276,7 @@ static inline int net_accept(net_socket listener, net_addr *from)
 static inline int net_open(const net_addr *to)
 {
     int family = ((const struct sockaddr *)(const void *)to->bytes)->sa_family;
-#if defined(SOCK_NONBLOCK) && !defined(__APPLE__)
+#ifdef NET_ACCEPT4
     int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
@@ -269,9 +289,7 @@ static inline int net_open(const net_addr *to)
         return rc;
     }
 #endif
-#ifdef SO_NOSIGPIPE
-    net_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
-#endif
+    net_no_sigpipe(fd);
     net_ack_late(fd);
     net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
     return fd;
@@ -342,12 +360,19 @@ static inline void net_reset(net_socket fd) /* closes with RST */
  * Not SIOCOUTQ: that counts sent bytes too, which a delayed ACK keeps there for 40 ms. 0 where it cannot be asked. */
 static inline int net_unsent(net_socket fd)
 {
-#ifdef SIOCOUTQNSD
     int bytes = 0;
+#if defined(SIOCOUTQNSD) && !defined(NET_AS_ON_MACOS)
     return ioctl(fd, SIOCOUTQNSD, &bytes) < 0 ? 0 : bytes;
+#elif defined(SO_NWRITE) /* macOS; this and the next count sent bytes too: there is nothing better */
+    socklen_t length = sizeof bytes;
+    return getsockopt(fd, SOL_SOCKET, SO_NWRITE, &bytes, &length) < 0 ? 0 : bytes;
+#elif defined(FIONWRITE) /* FreeBSD, NetBSD, DragonFly */
+    return ioctl(fd, FIONWRITE, &bytes) < 0 ? 0 : bytes;
+#elif defined(SIOCOUTQ)
+    return ioctl(fd, SIOCOUTQ, &bytes) < 0 ? 0 : bytes;
 #else
     (void)fd;
-    return 0;
+    return bytes;
 #endif
 }
 

@@ -1,7 +1,7 @@
 # THE POLLER CONTRACT
 #
-# A poller tells one worker which of its sockets are worth a system call. poller_epoll.pyx, poller_poll.pyx (and others
-# to come) implement the functions below, all of them, in this order; setup.py compiles one of them as this module.
+# A poller tells one worker which of its sockets are worth a system call. poller_epoll.pyx, poller_kqueue.pyx and
+# poller_poll.pyx implement the functions below, all of them, in this order; setup.py compiles one of them as this module.
 #
 # Watching. `poller_add` is called once in the life of a socket. The owner fills `fd` and `tag`; `slot` belongs to the
 # poller. The Watch stays at its address until `poller_move` or `poller_remove`, which is called right before the socket

@@ -121,8 +121,9 @@ cdef uint8_t _failure(int error) noexcept nogil:
     return REASON_UNREACHABLE
 
 
-cdef void _connected(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil:
+cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     cdef Side *upstream = &relay.sides[UPSTREAM]
+    cdef uint32_t bits = relay.connecting.ready[number]
     connecting_take(relay.connecting, loop.pump.poller, number, &upstream.watch)
     relay.upstream = relay.connecting.list.addresses[number]
     relay.number = <uint8_t> (number + 1)
@@ -150,7 +151,7 @@ cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) 
         if relay.state == RELAY_CONNECTING:
             won = connecting_event(relay.connecting, loop.pump.poller, number - 1, bits)
             if won >= 0:
-                _connected(loop, relay, <uint32_t> won, bits)
+                _connected(loop, relay, <uint32_t> won)
             elif won == CONNECTING_FAILED:
                 _next_attempt(loop, relay)
             return

@@ -176,8 +176,8 @@ def test_descriptors_come_back_by_themselves(workers: str, echo: Echo, command: 
 def test_out_of_something(error: str, echo: Echo, command: Callable[..., Command], tmp_path: Path) -> None:
     """Rows 53, 54: accept pauses, says so in a line, and tries again by itself, no more often than every 100 ms."""
     trace = tmp_path / "trace"
-    inject = f"inject=accept4:error={error}:when=1..4"
-    wrapper = strace("-r", "-o", str(trace), "-e", "trace=accept4", "-e", inject)
+    inject = f"inject=accept,accept4:error={error}:when=1..4"
+    wrapper = strace("-r", "-o", str(trace), "-e", "trace=accept,accept4", "-e", inject)
     process = command("-q", "--workers", "1", echo.name, wrapper=wrapper)
     address = process.address
     took = time_to_echo(address)
@@ -196,8 +196,8 @@ def test_out_of_something(error: str, echo: Echo, command: Callable[..., Command
 def test_next_one_is_accepted_at_once(error: str, echo: Echo, command: Callable[..., Command], tmp_path: Path) -> None:
     """Rows 55, 56: what concerns one connection, or nothing, is no reason to pause, nor to say a word."""
     trace = tmp_path / "trace"
-    inject = f"inject=accept4:error={error}:when=1+2"
-    wrapper = strace("-o", str(trace), "-e", "trace=accept4", "-e", inject)
+    inject = f"inject=accept,accept4:error={error}:when=1+2"
+    wrapper = strace("-o", str(trace), "-e", "trace=accept,accept4", "-e", inject)
     process = command("-q", "--workers", "1", echo.name, wrapper=wrapper)
     at_best(lambda: statistics.median(time_to_echo(process.address) for _ in range(15)), PAUSE / 2)
     assert process.stderr == []

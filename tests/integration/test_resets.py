@@ -367,12 +367,10 @@ def test_aborted_read_is_no_error(command: Callable[..., Command], upstream: Ups
     process = command("-q", "--zero-copy", "auto", "--workers", "1", upstream.name, wrapper=inject)
     client = connect(process.address)
     with client, upstream.accept() as server:
-        for _ in range(4):
-            client.sendall(b"x")
-            assert server.recv(1) == b"x"
-        client.sendall(b"x")
         with pytest.raises(ConnectionResetError):
-            server.recv(1)
+            for _ in range(5):  # with kqueue it may be the third: that one reads until it would block
+                client.sendall(b"x")
+                assert server.recv(1) == b"x"
         with pytest.raises(ConnectionResetError):
             client.recv(1)
     with connect(process.address) as client, upstream.accept() as server:

@@ -21,6 +21,7 @@ from support import (
     eventually,
     fill,
     in_background,
+    needs_splice,
     payload,
     read_all,
     read_exactly,
@@ -32,7 +33,7 @@ from support import (
 import tcpproxy
 from tcpproxy._core.worker import POLLER
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="splice is a Linux system call")
+pytestmark = needs_splice
 
 MIB = 1 << 20
 PIPES = 32

@@ -5,12 +5,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memset
 from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_drop, buffer_fill
+from tcpproxy._core.connecting cimport CONNECTING_PENDING, AddressList, Connecting, addresses_release, \
+    connecting_event, connecting_free, connecting_new, connecting_next
 from tcpproxy._core.events cimport EventRecord, EventRing, ring_claim, ring_empty, ring_free, ring_init, ring_publish, \
     ring_sleep, ring_take
 from tcpproxy._core.half cimport HALF_BROKEN, HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_WAIT, \
     ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, half_break, half_pump
 from tcpproxy._core.handoff cimport HANDOFF_ROOM, Handed, Handoff, handoff_init, handoff_pop, handoff_push
-from tcpproxy._core.net cimport net_addr, net_nap_us
+from tcpproxy._core.net cimport net_addr, net_nap_us, net_pack
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_LISTENER, \
     WATCH_STREAM, Poller, Ready, Watch, poller_add, poller_free, poller_move, poller_name, poller_new, poller_rearm, \
     poller_remove, poller_wait, poller_wake
@@ -276,6 +278,41 @@ cdef class HalfDoor:
     @property
     def ended(self):
         return bool(self.source.ended)
+
+
+cdef class ConnectingDoor:
+    """One attempt to connect to an IPv4 address; its events are made up by the caller."""
+    cdef Poller *poller
+    cdef AddressList *addresses
+    cdef Connecting *it
+
+    def __cinit__(self, bytes ip, int port):
+        self.poller = poller_new()
+        self.addresses = <AddressList *> calloc(1, sizeof(AddressList))
+        if self.poller == NULL or self.addresses == NULL:
+            raise MemoryError
+        self.addresses.users = self.addresses.count = 1
+        if net_pack(&self.addresses.addresses[0], <const char *> ip, len(ip), port, 0) < 0:
+            raise ValueError(ip)
+        self.it = connecting_new(self.addresses)
+        if self.it == NULL or connecting_next(self.it, self.poller, 0) != CONNECTING_PENDING:
+            raise OSError("connecting_next")
+
+    def __dealloc__(self):
+        if self.it != NULL:
+            connecting_free(self.it, self.poller)
+        addresses_release(self.addresses)
+        if self.poller != NULL:
+            poller_free(self.poller)
+
+    def event(self, uint32_t bits):
+        """The number of the attempt that is connected, or what is negative."""
+        return connecting_event(self.it, self.poller, 0, bits)
+
+    @property
+    def ready(self):
+        """Bits that the connection begins with."""
+        return self.it.ready[0]
 
 
 cdef class TimersDoor:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
-from support import TIMEOUT, choke, eventually, in_background, payload, read_all, read_exactly, reset
+from support import TIMEOUT, choke, eventually, in_background, needs_splice, payload, read_all, read_exactly, reset
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -203,6 +203,7 @@ def test_what_the_sink_does_not_take_is_kept_and_nothing_more_is_read(it: Direct
     assert it.half.kept == (None, None)
 
 
+@needs_splice
 @pytest.mark.parametrize("zero_copy", ["always"])
 def test_what_the_sink_does_not_take_stays_in_the_pipe(it: Direction) -> None:
     """Rows 67, 79, 85: nothing more is read, and the pipe is nobody else's until it is empty."""
@@ -410,6 +411,7 @@ def relay_some(it: Direction, sizes: list[int]) -> bytes:
     return received
 
 
+@needs_splice
 @pytest.mark.parametrize("zero_copy", ["auto"])
 def test_splices_while_reads_are_large_and_copies_while_they_are_small(make: Callable[..., Direction]) -> None:
     """Row 78."""
@@ -428,6 +430,7 @@ def test_splices_while_reads_are_large_and_copies_while_they_are_small(make: Cal
     assert it.half.spliced == few, "it copies again"
 
 
+@needs_splice
 @pytest.mark.parametrize("zero_copy", ["always"])
 def test_splices_from_the_first_byte_if_told_to(it: Direction) -> None:
     assert relay_some(it, [5000]) == payload(5000, 0)
@@ -435,6 +438,7 @@ def test_splices_from_the_first_byte_if_told_to(it: Direction) -> None:
     assert it.half.pipes == (1, 1)
 
 
+@needs_splice
 @pytest.mark.parametrize("zero_copy", ["always"])
 def test_copies_when_no_pipe_is_to_be_had(it: Direction, stack: contextlib.ExitStack) -> None:
     """Row 63: out of descriptors, and back to splicing when there are some."""
@@ -450,6 +454,7 @@ def test_copies_when_no_pipe_is_to_be_had(it: Direction, stack: contextlib.ExitS
     assert it.half.spliced == 5000
 
 
+@needs_splice
 @pytest.mark.parametrize("zero_copy", ["always"])
 def test_the_pipes_of_a_worker_are_bounded_and_used_again(door: ModuleType, it: Direction) -> None:
     """Rows 63, 85."""

@@ -51,6 +51,11 @@ def wait_for(poller: object, tag: int, bits: int) -> int:
     return seen
 
 
+def plain(events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Without URGENT, which a poller that cannot know says with every IN."""
+    return [(tag, bits & ~URGENT) for tag, bits in events]
+
+
 def quiet(poller: object, timeout_ms: int = 20) -> bool:
     """Is there nothing to report?"""
     return poller.wait(timeout_ms * MS) == []  # type: ignore[attr-defined]
@@ -251,7 +256,7 @@ def test_a_listener_reports_as_long_as_a_connection_waits(
         stack.enter_context(socket.create_connection(listener.getsockname(), TIMEOUT))
     for _ in range(2):
         for _ in range(5):
-            assert poller.wait(SOON) == [(15, IN)]
+            assert plain(poller.wait(SOON)) == [(15, IN)]
         stack.enter_context(listener.accept()[0])
     assert quiet(poller)
 
@@ -265,7 +270,7 @@ def test_one_of_several_pollers_is_woken(
 
     def wait(it: object) -> None:
         if events := it.wait(SOON):  # type: ignore[attr-defined]
-            found.append(events)
+            found.append(plain(events))
             woken.set()
 
     for it in (poller, other):
@@ -287,7 +292,7 @@ def test_a_listener_that_was_removed_is_silent_and_may_come_back(
     stack.enter_context(socket.create_connection(listener.getsockname(), TIMEOUT))
     for _ in range(3):
         assert poller.add(listener.fileno(), 15, 1) == 0
-        assert poller.wait(SOON) == [(15, IN)]
+        assert plain(poller.wait(SOON)) == [(15, IN)]
         poller.remove(15, 1)
         assert quiet(poller)
 
@@ -409,6 +414,7 @@ def test_urgent_byte_in_the_middle_of_a_stream(poller: object, make_pair: MakePa
 def test_one_cause_one_report(poller: object, make_pair: MakePair, cause: str) -> None:
     """Row 69: an owner that leaves them lying is not woken again."""
     ours, peer = make_pair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     poller.add(ours.fileno(), 1)
     wait_for(poller, 1, OUT)
     if cause == "urgent":
@@ -523,10 +529,14 @@ def test_sockets_outlive_their_poller(door: ModuleType, make_pair: MakePair) -> 
 # --- "poller_new: NULL: no descriptors" ---
 
 
-@pytest.mark.parametrize("free", [0, 1])
-def test_no_poller_without_descriptors(door: ModuleType, stack: contextlib.ExitStack, free: int) -> None:
+@pytest.mark.parametrize("missing", [1, 2])
+def test_no_poller_without_descriptors(door: ModuleType, stack: contextlib.ExitStack, missing: int) -> None:
     """Row 57: and what it had got until then is given back."""
     before = descriptors()
+    with contextlib.closing(door.PollerDoor()):
+        free = descriptors() - before - missing
+    if free < 0:
+        pytest.skip(f"this poller needs fewer than {missing} descriptors")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with open("/dev/null") as lowest:
         number = lowest.fileno()
@@ -699,4 +709,4 @@ def test_events_hide_no_wake_up(poller: object, make_pair: MakePair) -> None:
 
 def test_it_says_which_one_it_is(door: ModuleType) -> None:
     assert door.POLLER == POLLER
-    assert POLLER in ("epoll", "poll")
+    assert POLLER in ("epoll", "kqueue", "poll")
