@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from campaigns import campaign
@@ -15,6 +16,7 @@ from traffic import Server, Traffic
 
 import tcpproxy
 
+SUPPRESSIONS = Path(__file__).parents[2] / "tools" / "suppressions" / "valgrind.txt"
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 
 
@@ -67,7 +69,8 @@ def test_under_valgrind(server: Server, command: Callable[..., Command], rounds:
     reports = os.environ.get("VALGRIND_REPORTS")
     if not reports:
         pytest.skip("runs by tools/sanitize.py valgrind")
-    wrapper = ("valgrind", "--quiet", f"--log-file={reports}/report.%p", "--error-exitcode=66", "--num-callers=30")
+    log, known = f"--log-file={reports}/report.%p", f"--suppressions={SUPPRESSIONS}"
+    wrapper = ("valgrind", "--quiet", "--sim-hints=lax-ioctls", log, known, "--error-exitcode=66", "--num-callers=30")
     for workers, zero_copy in (("1", "off"), ("2", "always")):
         proxy = command("--quiet", f"--workers={workers}", f"--zero-copy={zero_copy}", server.name, wrapper=wrapper)
         traffic = Traffic(server, proxy.address, together=4)
