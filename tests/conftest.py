@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--zero-copy", default="auto", help="run the proxies so: auto, off, or always (from the first byte)"
     )
+    parser.addoption("--rounds", type=int, default=1, help="how many times as long campaigns are (1: as in CI)")
     parser.addoption("--schedules", type=int, default=1000, help="how many schedules tests/model plays")
     parser.addoption("--schedule-seed", type=int, default=None, help="the seed of the second half of them")
 

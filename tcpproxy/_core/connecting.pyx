@@ -1,7 +1,7 @@
 # Reaching upstream: the model is in connecting.pxd.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_close, net_connect, net_open, net_reset, net_take_error, \
+from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_connect, net_open, net_reset, net_take_error, \
     net_was_connected
 from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
 
@@ -54,7 +54,7 @@ cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_
         watch.tag = tag + number + 1
         rc = poller_add(poller, watch, WATCH_STREAM)
     if rc < 0:
-        net_close(fd)
+        net_reset(fd)           # as in _give_up
         watch.fd = NET_NONE
         return rc
     connecting.pending += 1

@@ -1,9 +1,9 @@
 # The ring of event records: the model is in events.pxd.
 from libc.errno cimport ENOMEM
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from tcpproxy._core.net cimport net_send
+from tcpproxy._core.net cimport net_send, net_would_block
 from tcpproxy._core.sync cimport sync_bump, sync_load, sync_peek, sync_store, sync_swap
 
 
@@ -36,8 +36,11 @@ cdef EventRecord *ring_claim(EventRing *ring, int kind) noexcept nogil:
 cdef void ring_publish(EventRing *ring) noexcept nogil:
     # swap, not store: a reader that falls asleep looks once more after saying so, and one of the two must see the other
     sync_swap(&ring.written, sync_peek(&ring.written) + 1)
+    cdef int64_t rc
     if sync_peek(&ring.asleep) and sync_swap(&ring.asleep, 0):
-        net_send(ring.bell, <const char *> "e", 1)     # a full socket (EAGAIN) is a bell that already rings
+        rc = net_send(ring.bell, <const char *> "e", 1)
+        if rc < 0 and not net_would_block(rc):          # a full socket is a bell that already rings
+            sync_store(&ring.asleep, 1)                 # no memory: the next record tries again
 
 
 cdef bint ring_take(EventRing *ring, EventRecord *record) noexcept nogil:

@@ -88,6 +88,18 @@ cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
     return result
 
 
+cdef void _pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
+    cdef int rc = 0
+    if not (source.ended and sink.ended and source.shut):    # else both are closed in a moment, which says the same
+        rc = net_shut_write(sink.watch.fd)
+    if rc < 0:
+        sink.error = -rc                # or the sink would wait for its end of file
+        half_break(half, pump)
+        return
+    sink.shut = True
+    half.state = HALF_SHUT
+
+
 # --- in ---
 
 cdef void _judge(Half *half, int64_t got, Pump *pump) noexcept nogil:
@@ -169,10 +181,7 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
             else:
                 result |= _drain_pipe(half, sink, pump)
         elif half.state == HALF_DRAINING:
-            if not (source.ended and sink.ended and source.shut):    # else both are closed in a moment, which says the same
-                net_shut_write(sink.watch.fd)
-            sink.shut = True
-            half.state = HALF_SHUT
+            _pass_on_end(half, source, sink, pump)
             return result | PUMP_MOVED
         elif not source.ready & READY_IN:
             return result

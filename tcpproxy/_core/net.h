@@ -346,13 +346,18 @@ static inline int net_take_error(net_socket fd)
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 ? errno : error;
 }
 
-static inline void net_shut_write(net_socket fd) { shutdown(fd, SHUT_WR); }
+static inline int net_shut_write(net_socket fd) { return shutdown(fd, SHUT_WR) == 0 ? 0 : -errno; }
 static inline void net_close(net_socket fd) { close(fd); } /* never again on EINTR: Linux has freed the number */
 
 static inline void net_reset(net_socket fd) /* closes with RST */
 {
     struct linger now = {1, 0};
-    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    struct sockaddr nobody;
+    if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now) < 0) {
+        memset(&nobody, 0, sizeof nobody); /* a mere close would look like a proper end; this resets too, on Linux */
+        nobody.sa_family = AF_UNSPEC;
+        connect(fd, &nobody, sizeof nobody);
+    }
     close(fd);
 }
 

@@ -76,12 +76,13 @@ cdef void _turn_away(Loop *loop, net_socket fd, const net_addr *client) noexcept
 cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
     """Connects with addresses that are fresh; else asks for new ones, once for all who wait."""
     cdef Upstream *upstream = &loop.upstreams[relay.target]
+    cdef int64_t rung
     if upstream.list != NULL and upstream.list.count and loop.now_ns < upstream.list.expires_ns:
         _connect(loop, relay)
     elif not upstream.waiting:
-        upstream.waiting = True
         sync_store(&upstream.asked, 1)
-        net_send(loop.names_bell, <const char *> "n", 1)
+        rung = net_send(loop.names_bell, <const char *> "n", 1)
+        upstream.waiting = rung > 0 or net_would_block(rung)    # else, without memory, the next client rings again
 
 
 cdef void relay_answered(Loop *loop, Relay *relay) noexcept nogil:
@@ -295,12 +296,16 @@ cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
         _close(loop, relay, True)
         return True
     if rest.state < HALF_SHUT:
-        return False
+        if relay.sides[side].ready & READY_IN or rest.buffer.memory != NULL or rest.pipe != NULL:
+            return False
+        # All was read and delivered, and no error came of it: sending failed for a reason that the peer will never hear.
+        half_break(rest, &loop.pump)
     if rest.state == HALF_SHUT and peer.ended:
         _close(loop, relay, False)              # the peer had said and heard everything: it keeps its end of file
     else:
         relay.state = RELAY_RESETTING
         relay.unsent = 0
+        _drop(loop, &relay.sides[side], True)   # its peer may be alive, and need not wait for the other one
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
         _reset_when_sent(loop, relay)
     return True
@@ -403,23 +408,26 @@ cdef void _report(Loop *loop, Relay *relay, int kind) noexcept nogil:
     ring_publish(&loop.events)
 
 
+cdef void _drop(Loop *loop, Side *side, bint reset) noexcept nogil:
+    if side.watch.fd == NET_NONE:
+        return
+    poller_remove(loop.pump.poller, &side.watch, WATCH_STREAM)
+    if reset:
+        net_reset(side.watch.fd)
+    else:
+        net_close(side.watch.fd)
+    side.watch.fd = NET_NONE
+
+
 cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstream) noexcept nogil:
     cdef int side
-    cdef Side *it
     if relay.connecting != NULL:
         connecting_free(relay.connecting, loop.pump.poller)
         relay.connecting = NULL
     for side in range(2):
-        it = &relay.sides[side]
         half_break(&relay.halves[side], &loop.pump)
-        if it.watch.fd == NET_NONE:
-            continue
-        poller_remove(loop.pump.poller, &it.watch, WATCH_STREAM)
-        if reset_client if side == CLIENT else reset_upstream:
-            net_reset(it.watch.fd)
-        else:
-            net_close(it.watch.fd)
-        it.watch.fd = NET_NONE
+    _drop(loop, &relay.sides[CLIENT], reset_client)
+    _drop(loop, &relay.sides[UPSTREAM], reset_upstream)
     timers_cancel(&loop.timers, &relay.deadline)
     timers_cancel(&loop.timers, &relay.step)
     relay.state = RELAY_DEAD                    # events of this batch may still name it, and the run queue hold it

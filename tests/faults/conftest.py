@@ -1,0 +1,19 @@
+"""Fixtures of the campaigns."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from traffic import Server
+
+
+@pytest.fixture
+def server(stack: contextlib.ExitStack) -> Server:
+    return stack.enter_context(contextlib.closing(Server()))
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    """How much of a campaign: CI's share, or so many times as much."""
+    return request.config.getoption("--rounds")

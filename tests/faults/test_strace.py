@@ -1,0 +1,165 @@
+"""System calls of the workers fail, injected by strace, while checked traffic runs.
+
+Rows 39, 49, 50, 53-55, 63, 80, 81. What strace injects is a call that was not made. So a would-block is injected only
+where it promises no edge (accept4); an interrupted connect and a failing close, which both have happened, are the
+business of test_shim.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from campaigns import Holdings, campaign
+from support import TIMEOUT, Command, eventually, needs
+from traffic import Server, Traffic
+
+WORKERS = 2
+
+HARMLESS = {
+    "accept4": "EAGAIN ECONNABORTED EINTR EMFILE ENETDOWN ENFILE ENOBUFS ENOMEM EPERM EPROTO",
+    "recvfrom": "EINTR",
+    "sendto": "EINTR",
+    "splice": "EINTR EINVAL ENOSYS EOPNOTSUPP EPERM",
+    "pipe2": "EMFILE ENFILE ENOMEM EPERM",
+    "fcntl": "EBUSY EINVAL ENOMEM EPERM",
+    "?epoll_wait,?epoll_pwait,?epoll_pwait2,?poll,?ppoll": "EINTR",
+    "setsockopt": "EACCES EDOM EINVAL ENOBUFS ENOMEM ENOPROTOOPT EPERM",
+    "ioctl": "EINVAL ENOTTY EPERM",
+}
+"""Errors that no peer may notice."""
+
+FATAL = {
+    "socket": "EACCES EAFNOSUPPORT EMFILE ENFILE ENOBUFS ENOMEM EPERM EPROTONOSUPPORT",
+    "connect": "EACCES EADDRNOTAVAIL EAGAIN ECONNREFUSED EHOSTUNREACH ENETUNREACH ENOBUFS EPERM ETIMEDOUT",
+    "recvfrom": "ECONNABORTED ECONNRESET EHOSTUNREACH EIO ENETDOWN ENOBUFS ENOMEM EPIPE ETIMEDOUT",
+    "sendto": "ECONNRESET EHOSTUNREACH ENETDOWN ENETUNREACH ENOBUFS ENOMEM EPERM EPIPE ETIMEDOUT",
+    "splice": "ECONNRESET EIO ENOMEM EPIPE ETIMEDOUT",
+    "epoll_ctl": "ENOMEM ENOSPC EPERM",
+    "shutdown": "EIO ENOBUFS ENOMEM ENOTCONN EPERM",
+}
+"""Errors that may end the connection which they hit; then by a reset."""
+
+PATTERNS = ("1+2", "2+3", "3+5", "7+11")
+RARE = ("9+40", "20+30", "31+50")
+"""For what ends connections: each must get somewhere first."""
+
+
+class Tracer:
+    """strace, attached to the worker threads of a running command."""
+
+    def __init__(self, process: Command, inject: str, record: Path) -> None:
+        pid = process.process.pid
+        # In the order of their start: the main thread, the workers, then those for logs and names.
+        self.threads = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))[1 : 1 + WORKERS]
+        attach = [option for thread in self.threads for option in ("-p", str(thread))]
+        calls = inject.partition(":")[0]
+        argv = [
+            "strace",
+            "-qq",
+            "-s",
+            "0",
+            "-o",
+            str(record),
+            "-e",
+            f"trace={calls}",
+            "-e",
+            f"inject={inject}",
+            *attach,
+        ]
+        self._pid, self._record = pid, record
+        self._process = subprocess.Popen(argv, stderr=subprocess.PIPE)
+
+    def __enter__(self) -> Tracer:
+        eventually(self._attached, TIMEOUT, "strace does not attach")
+        return self
+
+    def _attached(self) -> bool:
+        if self._process.poll() is not None:
+            assert self._process.stderr
+            pytest.skip(f"strace ended: {self._process.stderr.read().decode().strip()}")
+        return all(self._tracer(thread) for thread in self.threads)
+
+    def _tracer(self, thread: int) -> bool:
+        status = Path(f"/proc/{self._pid}/task/{thread}/status").read_text()
+        return "TracerPid:\t0\n" not in status
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGINT)  # it lets go of the threads, which go on
+        self._process.communicate(timeout=TIMEOUT)
+
+    def injected(self) -> int:
+        return self._record.read_text().count("(INJECTED)")
+
+
+PIPES = ("splice", "pipe2", "fcntl")
+"""Calls that are only made for pipes; few are made at all once a worker has some to keep."""
+
+CASES = [(calls, errors, False) for calls, errors in HARMLESS.items()]
+CASES += [(calls, errors, True) for calls, errors in FATAL.items()]
+
+
+@pytest.mark.parametrize(
+    ("calls", "errors", "fatal"), CASES, ids=lambda value: str(value).replace("?", "").split(",")[0]
+)
+def test_calls_that_fail(
+    calls: str,
+    errors: str,
+    fatal: bool,
+    command: Callable[..., Command],
+    server: Server,
+    tmp_path: Path,
+    rounds: int,
+) -> None:
+    """Some calls of a kind fail, with one error after the other."""
+    needs("strace")
+    zero_copy = "always" if calls in PIPES else "auto"
+    proxy = command("--quiet", f"--workers={WORKERS}", f"--zero-copy={zero_copy}", server.name)
+    numbers = itertools.count(1)
+    traffic = Traffic(server, proxy.address, together=16)
+    if calls not in PIPES:
+        traffic.run(itertools.islice(numbers, 20))
+    holdings = Holdings(proxy)
+    injected = 0
+    patterns = itertools.cycle(RARE if fatal and calls in ("recvfrom", "sendto", "splice", "setsockopt") else PATTERNS)
+    for _ in range(rounds):
+        for error in errors.split():
+            inject = f"{calls}:error={error}:when={next(patterns)}"
+            with Tracer(proxy, inject, tmp_path / "record") as tracer:
+                traffic.run(itertools.islice(numbers, 16), fatal)
+            injected += tracer.injected()
+    traffic.run(itertools.islice(numbers, 20))
+    campaign(f"strace {calls} {'fatal' if fatal else 'harmless'}", injected, traffic)
+    holdings.check()
+    assert traffic.troubles == []
+    if "?" not in calls:
+        assert injected
+
+
+def test_getsockopt_fails(command: Callable[..., Command], tmp_path: Path, rounds: int) -> None:
+    """It is asked why a connect has failed, and must not be needed for that."""
+    needs("strace")
+    with socket.socket() as reserved, contextlib.closing(Server()) as server:
+        reserved.bind(("127.0.0.1", 0))  # nobody listens
+        proxy = command("--quiet", f"--workers={WORKERS}", f"127.0.0.1:{reserved.getsockname()[1]}")
+        traffic = Traffic(server, proxy.address)
+        traffic.run(range(20), fatal=True)
+        holdings = Holdings(proxy)
+        injected = 0
+        for error in ("EACCES", "EINVAL", "ENOBUFS", "ENOMEM", "ENOPROTOOPT"):
+            with Tracer(proxy, f"getsockopt:error={error}:when=1+2", tmp_path / "record") as tracer:
+                traffic.run(range(10 * rounds), fatal=True)
+            injected += tracer.injected()
+        campaign("strace getsockopt", injected, traffic)
+        holdings.check()
+        assert traffic.troubles == []
+        assert traffic.ends["eof"] == traffic.ends["hung"] == 0
+        assert injected

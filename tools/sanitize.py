@@ -1,0 +1,149 @@
+"""Runs tests on a core that is watched: `python tools/sanitize.py asan|tsan|valgrind [PYTEST ARGUMENTS]`.
+
+    asan        AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer
+    tsan        ThreadSanitizer
+    valgrind    the ordinary build, with the command under valgrind
+
+Each builds a copy of the tree, with a virtual environment of its own, in build/sanitize/NAME. Its `python` is a small
+program that holds the sanitizer's runtime: nothing is preloaded, so that other programs which tests start run as they
+are. What a sanitizer has to say goes to files; the run fails if one is a report, or if a test fails.
+
+Without arguments the tests are the suite (but for a few, see below), a thousand checked
+conversations and 200 starts and stops under load; valgrind: 50 conversations.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+FLAGS = {
+    "asan": "-fsanitize=address,undefined -fno-omit-frame-pointer -g",
+    "tsan": "-fsanitize=thread -fno-omit-frame-pointer -g",
+    "valgrind": "-g",
+}
+
+PROGRAMS_LEFT_OUT = {"strace"}
+"""A leak check does not work in a traced process. Tests that need these skip."""
+
+TESTS_LEFT_OUT = "not could_not_be_kept and not without_memory"
+"""Those limit the address space, of which a sanitizer takes terabytes."""
+
+TESTS = {
+    "asan": ["tests/unit", "tests/integration", "tests/faults/test_steady.py", "--rounds=10"],
+    "tsan": ["tests/unit", "tests/integration", "tests/faults/test_steady.py", "--rounds=10"],
+    "valgrind": ["tests/faults/test_steady.py"],
+}
+
+REPORT = re.compile(r"ERROR: |WARNING: |runtime error|^==\d+==    at 0x", re.MULTILINE)
+"""Not a mere remark, as LeakSanitizer makes about the threads that a fork has not copied."""
+
+LAUNCHER = """
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+int main(int argc, char **argv) { return Py_BytesMain(argc, argv); }
+"""
+
+
+def main() -> int:
+    name, *arguments = sys.argv[1:] or sys.exit(__doc__)
+    if name not in FLAGS:
+        sys.exit(__doc__)
+    place = ROOT / "build" / "sanitize" / name
+    python = build(name, place)
+    reports = place / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    environment = {**os.environ, **options(name, reports), "CFLAGS": FLAGS[name], "LDFLAGS": FLAGS[name]}
+    if name == "asan":
+        environment["PATH"] = str(programs(place / "bin"))
+    if all(argument.startswith("-") for argument in arguments):
+        arguments += TESTS[name]
+    selected = ["-m", "not timed", "-k", TESTS_LEFT_OUT, *arguments]
+    command = [str(python), "-P", "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", *selected]
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    found = [file for file in sorted(reports.iterdir()) if REPORT.search(file.read_text(errors="replace"))]
+    for file in found[:20]:
+        print(f"\n== {file}\n{file.read_text(errors='replace')[:6000]}")
+    print(f"{name}: {len(found)} reports")
+    return 1 if found else code
+
+
+def build(name: str, place: Path) -> Path:
+    """The interpreter for this sanitizer, with tcpproxy built for it."""
+    tree, environment = place / "tree", place / "venv"
+    python = environment / "bin" / "python"
+    if not environment.exists():
+        venv.create(environment, with_pip=True, symlinks=True)
+        run(environment / "bin" / "python3", "-m", "pip", "install", "-q", "setuptools>=77", "Cython>=3.1,<4")
+    plain = environment / "bin" / "python3"
+    if plain.is_symlink() and os.readlink(plain) == "python":  # the name that becomes the launcher's
+        base = os.path.realpath(plain)
+        plain.unlink()
+        plain.symlink_to(base)
+    left_out = shutil.ignore_patterns("build", ".git", ".venv", "*.so", "tests", "*.egg-info")
+    shutil.copytree(ROOT, tree, ignore=left_out, dirs_exist_ok=True)  # with its times: what is old is not built again
+    variables = {"CFLAGS": FLAGS[name], "LDFLAGS": FLAGS[name], "ASAN_OPTIONS": "detect_leaks=0"}
+    run(plain, "-m", "pip", "install", "-q", "--no-build-isolation", f"{tree}[test]", **variables)
+    if name != "valgrind":
+        modules = list(environment.glob("lib/*/site-packages/tcpproxy/_core/*.so"))
+        assert modules
+        assert all(f"__{name}_".encode() in module.read_bytes() for module in modules), "built without the sanitizer"
+        python.unlink()
+        compile_launcher(name, place, python)
+    return python
+
+
+def compile_launcher(name: str, place: Path, python: Path) -> None:
+    source = place / "launcher.c"
+    source.write_text(LAUNCHER)
+    variable = sysconfig.get_config_var
+    library = f"-lpython{variable('LDVERSION')}"
+    where = variable("LIBDIR") if variable("Py_ENABLE_SHARED") else variable("LIBPL")
+    link = [f"-L{where}", f"-Wl,-rpath,{where}", library, *str(variable("LIBS")).split(), "-lm", "-ldl"]
+    compiler = str(variable("CC")).split()[0]
+    include = f"-I{sysconfig.get_path('include')}"
+    run(compiler, *FLAGS[name].split(), include, source, "-o", python, "-rdynamic", *link)
+
+
+def options(name: str, reports: Path) -> dict[str, str]:
+    common = f"log_path={reports}/report:exitcode=66"
+    if name == "asan":
+        return {
+            "PYTHONMALLOC": "malloc",  # CPython's own allocator would hide what it hands out
+            "ASAN_OPTIONS": f"{common}:detect_leaks=1:allocator_may_return_null=1:malloc_context_size=2",
+            "LSAN_OPTIONS": f"suppressions={Path(__file__).with_name('suppressions')}/leaks.txt:print_suppressions=0",
+            "UBSAN_OPTIONS": f"{common}:print_stacktrace=1",
+        }
+    if name == "tsan":
+        # CPython is not instrumented: calls of its own, on objects that its lock guards, would be false alarms.
+        only_ours = "ignore_noninstrumented_modules=1:die_after_fork=0"
+        return {"TSAN_OPTIONS": f"{common}:history_size=4:{only_ours}"}
+    return {"PYTHONMALLOC": "malloc", "VALGRIND_REPORTS": str(reports)}
+
+
+def programs(folder: Path) -> Path:
+    """A folder for PATH with all programs but those left out."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for place in os.get_exec_path():
+        for file in Path(place).glob("*"):
+            if file.name not in PROGRAMS_LEFT_OUT and not (folder / file.name).is_symlink():
+                (folder / file.name).symlink_to(file)
+    return folder
+
+
+def run(*command: object, **variables: str) -> None:
+    subprocess.run([str(word) for word in command], check=True, env={**os.environ, **variables}, cwd=ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
