@@ -44,6 +44,7 @@ def _option(
 @_option("--workers", shown="usable CPUs", metavar="N", text="Threads that relay.")
 @_option("--max-connections", shown="from the open files limit", metavar="N", text="At one time; more wait.")
 @_option("--buffer-size", default="64KiB", metavar="SIZE", text="Read at once, and kept for a slow receiver.")
+@_option("--socket-buffer", default="off", metavar="SIZE", text="Bound the kernel's buffers, of each socket and way.")
 @_option("--zero-copy", default="auto", metavar="auto|off", text="Move bulk bytes inside the kernel (Linux).")
 @_option("--busy-poll", default="auto", metavar="auto|off|USEC", text="Poll before sleeping: lower latency.")
 @click.option(

@@ -45,6 +45,8 @@ class Config:
     grace: float
     max_connections: int | None
     buffer_size: int
+    socket_buffer: int
+    """0: the system's own choice."""
     zero_copy: str
     busy_poll: int
 
@@ -63,6 +65,7 @@ class Config:
         grace: float | str = 0,
         max_connections: int | str | None = None,
         buffer_size: int | str = 65536,
+        socket_buffer: int | str | None = None,
         zero_copy: str = "auto",
         busy_poll: int | str = "auto",
     ) -> Config:
@@ -85,6 +88,7 @@ class Config:
             if max_connections is None
             else parse_number("max-connections", max_connections, 1, 10**6),
             buffer_size=parse_size("buffer-size", buffer_size, 1024, 16 * 1024**2),
+            socket_buffer=parse_size("socket-buffer", socket_buffer, 4096, 1024**3, off=True),
             # "always", from the first byte on, is for tests
             zero_copy=parse_word("zero-copy", zero_copy, ("auto", "off"), ("always",)),
             busy_poll=parse_busy_poll(busy_poll),
@@ -237,15 +241,22 @@ def parse_word(what: str, value: str, words: tuple[str, ...], unsaid: tuple[str,
     return value
 
 
-def parse_size(what: str, value: int | str, least: int, most: int) -> int:
-    """Bytes, from a number or a text like `64KiB`, `100kB`, `1M`. UsageError outside `least` to `most`."""
+def parse_size(what: str, value: int | str | None, least: int, most: int, *, off: bool = False) -> int:
+    """Bytes, from a number or a text like `64KiB`, `100kB`, `1M`. UsageError outside `least` to `most`.
+
+    With `off`, the word `off` or None is 0.
+    """
+    word = " or off" if off else ""
+    if off and value in (None, "off"):
+        return 0
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match and len(match[1]) <= 12:
         size = int(match[1]) * _BYTES[match[2]]
     elif isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
-        raise UsageError(f"{what} {shown(value)} is not a size, expected bytes or a number with KiB or MiB, like 64KiB")
+        expected = f"expected bytes or a number with KiB or MiB, like 64KiB{word}"
+        raise UsageError(f"{what} {shown(value)} is not a size, {expected}")
     if not least <= size <= most:
-        raise UsageError(f"{what} {shown(value)} is out of range, expected {least} to {most} bytes")
+        raise UsageError(f"{what} {shown(value)} is out of range, expected {least} to {most} bytes{word}")
     return size

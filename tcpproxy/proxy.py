@@ -18,7 +18,7 @@ from . import logs
 from ._core.worker import Worker
 from .config import Config
 from .errors import StartError, WorkerError
-from .listening import address, connection_limit, is_public, listen, where
+from .listening import address, connection_limit, is_public, listen, small_buffers, where
 from .logs import Event
 from .resolver import Address, Resolver, numeric
 
@@ -88,6 +88,8 @@ class Proxy:
         grace: how long `stop` lets connections end by themselves.
         max_connections: at one time; more wait. None: what the limit of open files allows.
         buffer_size: the most that is read at once, and kept of a direction whose receiver is slow.
+        socket_buffer: size of the kernel's buffers, of each socket and direction, so that a stalled direction holds no
+            more than a known amount there; None: the system's choice, up to several MiB.
         zero_copy: `auto` moves bulk bytes inside the kernel where the platform can (splice on Linux), `off` copies.
         busy_poll: microseconds that a worker polls on after an event before it sleeps; `auto`: only when recent
             gaps say that it pays; `off`.
@@ -112,6 +114,7 @@ class Proxy:
         grace: float | str = 0,
         max_connections: int | str | None = None,
         buffer_size: int | str = 65536,
+        socket_buffer: int | str | None = None,
         zero_copy: str = "auto",
         busy_poll: int | str = "auto",
         on_event: Callable[[Event], None] | None = None,
@@ -128,6 +131,7 @@ class Proxy:
             grace=grace,
             max_connections=max_connections,
             buffer_size=buffer_size,
+            socket_buffer=socket_buffer,
             zero_copy=zero_copy,
             busy_poll=busy_poll,
         )
@@ -210,6 +214,7 @@ class Proxy:
                 half_close_timeout=config.half_close_timeout,
                 idle_timeout=config.idle_timeout,
                 keepalive=config.keepalive,
+                socket_buffer=config.socket_buffer,
                 zero_copy=config.zero_copy,
                 busy_poll_us=config.busy_poll,
             )
@@ -227,6 +232,8 @@ class Proxy:
             self._note("listening", address(listener))
             if is_public(listener):
                 self._note("warning", f"listening on {address(listener)}, which other machines may reach")
+            if warning := small_buffers(listener, config):
+                self._note("warning", warning)
             listener.close()  # each worker has its own copy
         self._logger = _thread("tcpproxy-log", self._log)
         if self._resolver:

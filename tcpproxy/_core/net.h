@@ -51,9 +51,10 @@ typedef struct {
     uint8_t bytes[28];
 } net_addr;
 
-/* What each stream socket of ours is given; durations in seconds, 0: keepalive off. */
+/* What each stream socket of ours is given; durations in seconds, 0: keepalive off; a size of 0: the system's choice. */
 typedef struct {
     int keepalive_idle, keepalive_interval, keepalive_count;
+    int socket_buffer;
 } net_tuning;
 
 /* From a raw IPv4 (4) or IPv6 (16) address of `size` bytes, port in host order: 0, or -EINVAL. */
@@ -193,12 +194,22 @@ static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
 #endif
 }
 
+/* The kernel's part of what a stalled direction holds. Before the handshake, which settles how the window is counted. */
+static inline void net_bound_buffers(net_socket fd, const net_tuning *tuning)
+{
+    if (tuning->socket_buffer <= 0)
+        return;
+    net_set_int(fd, SOL_SOCKET, SO_SNDBUF, tuning->socket_buffer);
+    net_set_int(fd, SOL_SOCKET, SO_RCVBUF, tuning->socket_buffer);
+}
+
 /* All of them, for a listener: what it accepts inherits them. */
 static inline void net_tune(net_socket fd, const net_tuning *tuning)
 {
     net_no_delay(fd);
     net_keep_urgent(fd);
     net_keep_alive(fd, tuning);
+    net_bound_buffers(fd, tuning);
 }
 
 static inline int net_prepare(net_socket fd) /* where socket() and accept() cannot do it in one call */
@@ -253,7 +264,7 @@ static inline int net_accept(net_socket listener, net_addr *from)
 }
 
 /* A stream socket fit to reach that address, or -errno. */
-static inline int net_open(const net_addr *to)
+static inline int net_open(const net_addr *to, const net_tuning *tuning)
 {
     int family = ((const struct sockaddr *)(const void *)to->bytes)->sa_family;
 #if defined(SOCK_NONBLOCK) && !defined(__APPLE__)
@@ -274,6 +285,7 @@ static inline int net_open(const net_addr *to)
 #endif
     net_ack_late(fd);
     net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
+    net_bound_buffers(fd, tuning);
     return fd;
 }
 

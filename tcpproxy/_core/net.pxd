@@ -13,6 +13,7 @@ cdef extern from "net.h" nogil:
         int keepalive_idle          # seconds; 0: off
         int keepalive_interval      # seconds
         int keepalive_count
+        int socket_buffer           # bytes, of each direction; 0: the system's choice
 
     int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
     void net_format(const net_addr *addr, char *text)      # text: 80 bytes
@@ -22,7 +23,7 @@ cdef extern from "net.h" nogil:
     uint64_t net_now_ns()
     uint64_t net_cpu_ns()
     int net_accept(net_socket listener, net_addr *peer)
-    int net_open(const net_addr *to)
+    int net_open(const net_addr *to, const net_tuning *tuning)
     void net_no_delay(net_socket fd)
     void net_keep_urgent(net_socket fd)
     void net_ack_now(net_socket fd)

@@ -94,7 +94,7 @@ cdef void relay_answered(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
-    relay.connecting = connecting_new(loop.upstreams[relay.target].list)
+    relay.connecting = connecting_new(loop.upstreams[relay.target].list, &loop.tuning)
     if relay.connecting == NULL:
         _fail(loop, relay, REASON_LIMIT, ENOMEM)
         return

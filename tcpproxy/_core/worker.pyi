@@ -16,6 +16,7 @@ class Worker:
         half_close_timeout: float,
         idle_timeout: float,
         keepalive: int,
+        socket_buffer: int,
         zero_copy: str,
         busy_poll_us: int,
     ) -> Self: ...

@@ -54,7 +54,7 @@ cdef class Worker:
     cdef object door                # between threads that wake, view or close: one at a time
 
     def __cinit__(self, *, int bell, int names_bell, int buffer_size, double connect_timeout, double half_close_timeout,
-                  double idle_timeout, int keepalive, str zero_copy, int busy_poll_us):
+                  double idle_timeout, int keepalive, int socket_buffer, str zero_copy, int busy_poll_us):
         self.engine = <Engine *> calloc(1, sizeof(Engine))
         if self.engine == NULL:
             raise MemoryError
@@ -75,6 +75,7 @@ cdef class Worker:
         loop.tuning.keepalive_idle = keepalive
         loop.tuning.keepalive_interval = max(1, keepalive // 6)
         loop.tuning.keepalive_count = 3
+        loop.tuning.socket_buffer = socket_buffer
         loop.timers.lists[<int> TIMER_CONNECT].length_ns = <uint64_t> (connect_timeout * SECOND)
         loop.timers.lists[<int> TIMER_HALF_CLOSE].length_ns = <uint64_t> (half_close_timeout * SECOND)
         loop.timers.lists[<int> TIMER_IDLE].length_ns = <uint64_t> (idle_timeout * SECOND)

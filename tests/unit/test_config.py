@@ -417,6 +417,14 @@ GOOD = "127.0.0.1:9"
         (["--grace", "10 apples", GOOD], "grace '10 apples' is not a duration, expected "),
         (["--buffer-size", "64GiB", GOOD], "buffer-size '64GiB' is not a size, expected "),
         (["--buffer-size", "99999999999999999999", GOOD], "buffer-size '99999999999999999999' is not a size, "),
+        (
+            ["--socket-buffer", "no", GOOD],
+            "socket-buffer 'no' is not a size, expected bytes or a number with KiB or MiB, ",
+        ),
+        (
+            ["--socket-buffer", "1KiB", GOOD],
+            "socket-buffer '1KiB' is out of range, expected 4096 to 1073741824 bytes or ",
+        ),
         (["1.2.3.999:80"], "remote '1.2.3.999:80' has '1.2.3.999', which is not an IPv4 address, expected "),
         (["--workers", "9" * 5000, GOOD], "workers '" + "9" * 79 + "... (5002 characters) is not a whole number "),
         (["--buffer-size", "1", GOOD], "buffer-size '1' is out of range, expected 1024 to 16777216 bytes"),
