@@ -43,6 +43,9 @@ def _option(
 @_option("--grace", default="10s", metavar="TIME", text="For connections to end by themselves after SIGTERM or SIGINT.")
 @_option("--workers", shown="usable CPUs", metavar="N", text="Threads that relay.")
 @_option("--max-connections", shown="from the open files limit", metavar="N", text="At one time; more wait.")
+@_option(
+    "--max-connections-per-source", shown="any number", metavar="N", text="Of an IPv4 address or IPv6 /64; more: reset."
+)
 @_option("--buffer-size", default="64KiB", metavar="SIZE", text="Read at once, and kept for a slow receiver.")
 @_option("--socket-buffer", default="off", metavar="SIZE", text="Bound the kernel's buffers, of each socket and way.")
 @_option("--zero-copy", default="auto", metavar="auto|off", text="Move bulk bytes inside the kernel (Linux).")

@@ -44,6 +44,8 @@ class Config:
     keepalive: int
     grace: float
     max_connections: int | None
+    max_connections_per_source: int
+    """0: any number."""
     buffer_size: int
     socket_buffer: int
     """0: the system's own choice."""
@@ -64,6 +66,7 @@ class Config:
         keepalive: float | str | None = 60,
         grace: float | str = 0,
         max_connections: int | str | None = None,
+        max_connections_per_source: int | str | None = None,
         buffer_size: int | str = 65536,
         socket_buffer: int | str | None = None,
         zero_copy: str = "auto",
@@ -87,6 +90,9 @@ class Config:
             max_connections=None
             if max_connections is None
             else parse_number("max-connections", max_connections, 1, 10**6),
+            max_connections_per_source=0
+            if max_connections_per_source is None
+            else parse_number("max-connections-per-source", max_connections_per_source, 1, 10**6),
             buffer_size=parse_size("buffer-size", buffer_size, 1024, 16 * 1024**2),
             socket_buffer=parse_size("socket-buffer", socket_buffer, 4096, 1024**3, off=True),
             # "always", from the first byte on, is for tests

@@ -39,6 +39,8 @@ class Stats:
     ended: int
     failed: int
     """Connections among `ended` whose upstream was not reached."""
+    refused: int
+    """Clients turned away at once, not among `accepted`: too many of their source, or no memory for another one."""
     bytes_to_upstream: int
     bytes_to_client: int
     bytes_spliced: int
@@ -87,6 +89,8 @@ class Proxy:
             that time again); None: never.
         grace: how long `stop` lets connections end by themselves.
         max_connections: at one time; more wait. None: what the limit of open files allows.
+        max_connections_per_source: at one time of one source, which is an IPv4 address or the /64 of an IPv6 address;
+            more are reset at once. None: any number.
         buffer_size: the most that is read at once, and kept of a direction whose receiver is slow.
         socket_buffer: size of the kernel's buffers, of each socket and direction, so that a stalled direction holds no
             more than a known amount there; None: the system's choice, up to several MiB.
@@ -113,6 +117,7 @@ class Proxy:
         keepalive: float | str | None = 60,
         grace: float | str = 0,
         max_connections: int | str | None = None,
+        max_connections_per_source: int | str | None = None,
         buffer_size: int | str = 65536,
         socket_buffer: int | str | None = None,
         zero_copy: str = "auto",
@@ -130,6 +135,7 @@ class Proxy:
             keepalive=keepalive,
             grace=grace,
             max_connections=max_connections,
+            max_connections_per_source=max_connections_per_source,
             buffer_size=buffer_size,
             socket_buffer=socket_buffer,
             zero_copy=zero_copy,
@@ -226,7 +232,7 @@ class Proxy:
             if target:
                 worker.set_addresses(0, target, None if self._resolver is None else 5.0)
             self._threads.append(_thread(f"tcpproxy-worker-{number}", self._run, worker))
-        Worker.link(self._workers, limit=limit)
+        Worker.link(self._workers, limit=limit, per_source=config.max_connections_per_source)
         self.addresses = [where(listener) for listener in listeners]
         for listener in listeners:
             self._note("listening", address(listener))

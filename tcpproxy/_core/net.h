@@ -108,6 +108,25 @@ static inline void net_format(const net_addr *from, char text[80])
     }
 }
 
+/* What a limit per source counts: IPv4 by address, also behind a dual-stack listener; IPv6 by its /64. */
+static inline uint64_t net_source(const net_addr *from)
+{
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    uint64_t source = 0;
+    int i, end;
+    if (from->length == sizeof v4) {
+        memcpy(&v4, from->bytes, sizeof v4);
+        source = (uint64_t)0xffff << 32 | ntohl(v4.sin_addr.s_addr);
+    } else if (from->length == sizeof v6) {
+        memcpy(&v6, from->bytes, sizeof v6);
+        i = IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr) ? 10 : 0;
+        for (end = i ? 16 : 8; i < end; i++)
+            source = source << 8 | v6.sin6_addr.s6_addr[i];
+    }
+    return source;
+}
+
 static inline void net_yield(void) { sched_yield(); }
 
 static inline void net_nap_us(long us)

@@ -17,6 +17,7 @@ cdef extern from "net.h" nogil:
 
     int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
     void net_format(const net_addr *addr, char *text)      # text: 80 bytes
+    uint64_t net_source(const net_addr *addr)
     void net_nap_us(long us)
     void net_yield()
     void net_block_sigpipe()

@@ -11,6 +11,7 @@ from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM,
     net_close, net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
     poller_add, poller_rearm, poller_remove
+from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_bump, sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
@@ -39,7 +40,8 @@ cdef void relay_start(Loop *loop, net_socket fd, const net_addr *client, int tar
         relay.sides[CLIENT].watch.fd = fd
         relay.sides[CLIENT].watch.tag = table_tag(relay)
     if relay == NULL or poller_add(loop.pump.poller, &relay.sides[CLIENT].watch, WATCH_STREAM) < 0:
-        _turn_away(loop, fd, client)
+        sources_leave(loop.sources, client)
+        relay_turn_away(loop, fd, client, ENOMEM)
         if relay != NULL:
             table_release(&loop.table, relay)
         return
@@ -60,16 +62,16 @@ cdef void relay_start(Loop *loop, net_socket fd, const net_addr *client, int tar
     _resolve(loop, relay)
 
 
-cdef void _turn_away(Loop *loop, net_socket fd, const net_addr *client) noexcept nogil:
-    """No memory for so much as a relay."""
+cdef void relay_turn_away(Loop *loop, net_socket fd, const net_addr *client, int error) noexcept nogil:
+    """No relay for it: no memory, or (`error` 0) its source has as many as it may. Counted in `active` so far."""
     cdef EventRecord *record = ring_claim(&loop.events, EVENT_FAILED)
     if record != NULL:
         record.reason = REASON_LIMIT
-        record.error = ENOMEM
+        record.error = error
         record.client = client[0]
         ring_publish(&loop.events)
     net_reset(fd)
-    sync_bump(&loop.counters.failed, 1)
+    sync_bump(&loop.counters.refused, 1)
     sync_sub(&loop.counters.active, 1)
 
 
@@ -424,5 +426,6 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
     relay.state = RELAY_DEAD                    # events of this batch may still name it, and the run queue hold it
     relay.next_dead = loop.dead
     loop.dead = relay
+    sources_leave(loop.sources, &relay.client)
     sync_bump(&loop.counters.ended, 1)
     sync_sub(&loop.counters.active, 1)

@@ -12,6 +12,7 @@ from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, net_n
 from tcpproxy._core.poller cimport poller_free, poller_name, poller_new, poller_wake
 from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
     Counters, Relay
+from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport pipes_free, splice_here
 from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
@@ -37,8 +38,11 @@ cdef object _text(const net_addr *address):
 
 
 cdef class _Group:
-    """The workers of one proxy, and their common limit."""
+    """The workers of one proxy, and their common limits."""
     cdef Group group
+
+    def __dealloc__(self):
+        sources_free(&self.group.sources)
 
 
 cdef class Worker:
@@ -113,18 +117,25 @@ cdef class Worker:
         self.engine.listener_count = 0
 
     @staticmethod
-    def link(workers, *, limit):
-        """Makes these workers share their connections, at most `limit` at a time. Before any of them runs."""
+    def link(workers, *, limit, per_source):
+        """Makes these workers share their connections, at most `limit` at a time. Before any of them runs.
+
+        A source (an IPv4 address, the /64 of an IPv6 address) may have `per_source` of them; 0: any number.
+        """
         cdef _Group together = _Group()
         cdef Worker worker
         if not 1 <= len(workers) <= WORKERS:
             raise ValueError(f"1 to {WORKERS} workers, not {len(workers)}")
         together.group.limit = limit
+        secret = int.from_bytes(os.urandom(8), "little")
+        if per_source and sources_init(&together.group.sources, limit, per_source, secret) < 0:
+            raise MemoryError
         for worker in workers:
             together.group.members[together.group.count] = worker.engine
             together.group.count += 1
             worker.together = together
             worker.engine.group = &together.group
+            worker.engine.loop.sources = &together.group.sources
 
     def listen(self, int fd, int target):
         """Accepts from this listening, non-blocking socket, which is the worker's own from now on, for that upstream."""
@@ -221,7 +232,8 @@ cdef class Worker:
         cdef Counters *it = &self.engine.loop.counters
         return {
             "accepted": sync_peek(&it.accepted), "active": sync_peek(&it.active), "ended": sync_peek(&it.ended),
-            "failed": sync_peek(&it.failed), "bytes_to_upstream": sync_peek(&it.to_upstream),
+            "failed": sync_peek(&it.failed), "refused": sync_peek(&it.refused),
+            "bytes_to_upstream": sync_peek(&it.to_upstream),
             "bytes_to_client": sync_peek(&it.to_client), "bytes_spliced": sync_peek(&self.engine.loop.pump.spliced),
             "accept_errors": sync_peek(&it.accept_errors),
             "events_lost": sync_peek(&self.engine.loop.events.lost), "wakeups": sync_peek(&it.wakeups),
