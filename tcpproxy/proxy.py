@@ -86,7 +86,7 @@ class Proxy:
             the other. 0: the first end closes both directions.
         idle_timeout: how long a connection may be without a byte; None: no limit.
         keepalive: idle time after which TCP asks whether the peer is still there (and gives up on it after about half
-            that time again); None: never.
+            that time again, also on Linux with bytes on their way to it); None: never.
         grace: how long `stop` lets connections end by themselves.
         max_connections: at one time; more wait. None: what the limit of open files allows.
         max_connections_per_source: at one time of one source, which is an IPv4 address or the /64 of an IPv6 address;

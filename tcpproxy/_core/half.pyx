@@ -116,6 +116,8 @@ cdef int64_t _recv(Half *half, Side *source, Pump *pump) noexcept nogil:
         half.state = HALF_BROKEN if source.error else HALF_DRAINING
     elif net_would_block(got):
         _not_ready(source, READY_IN, pump)
+        if source.error:                # given up, by us: nothing will come behind this
+            half.state = HALF_BROKEN
     else:
         source.error = <int> -got
         half.state = HALF_BROKEN

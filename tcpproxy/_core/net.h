@@ -32,6 +32,9 @@
 #ifdef __linux__
 #include <linux/sockios.h>
 #endif
+#if defined(__linux__) && !defined(TCP_RTO_MAX_MS)
+#define TCP_RTO_MAX_MS 44 /* since Linux 6.15, and later in the headers */
+#endif
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0 /* macOS: SO_NOSIGPIPE is set on each socket instead */
 #endif
@@ -371,6 +374,42 @@ static inline int net_unsent(net_socket fd)
     return ioctl(fd, SIOCOUTQNSD, &bytes) < 0 ? 0 : bytes;
 #else
     (void)fd;
+    return 0;
+#endif
+}
+
+/* Does something that was sent to this peer wait for its answer? 0: no; 1: it does; -ETIMEDOUT: and the peer is dead.
+ *
+ * While bytes wait, keepalive asks nothing: retransmissions go on for 15 minutes, probes of a closed window for 30.
+ * TCP_USER_TIMEOUT would end both, and with them a peer that answers every probe and merely does not read for so long
+ * (seen with 6.18: tcp_probe_timer counts since the window was closed), whom a direct connection keeps for ever.
+ * So keepalive's rule is applied here: silence for as long, and as many questions without an answer. Questions come at
+ * growing intervals, up to two minutes behind a long closed window, unless the kernel lets us bound them.
+ * `heard`: questions put up to the last sign of life; the caller keeps it, and calls every keepalive_interval. */
+static inline int net_waits(net_socket fd, const net_tuning *tuning, uint32_t *heard)
+{
+#ifdef __linux__
+    struct tcp_info info;
+    socklen_t length = sizeof info;
+    int bytes = 0, most = tuning->keepalive_idle < 240 ? tuning->keepalive_idle * 500 : 120000;
+    uint32_t silent, asked, interval = (uint32_t)tuning->keepalive_interval * 1000;
+    if (ioctl(fd, SIOCOUTQ, &bytes) < 0 || bytes == 0)
+        return 0;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
+        return 0;
+    silent = info.tcpi_last_ack_recv < info.tcpi_last_data_recv ? info.tcpi_last_ack_recv : info.tcpi_last_data_recv;
+    /* Three counts, since none has all: of retransmissions into a closed window, of those that find their predecessor
+     * still waiting for a neighbour's address (ARP), and of probes. An answer may set the latter two back to 0. */
+    asked = info.tcpi_total_retrans + info.tcpi_retransmits + info.tcpi_probes;
+    if (silent < interval + 100) /* it has answered since the last look */
+        *heard = asked;
+    else
+        net_set_int(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, most > 1000 ? most : 1000);
+    if ((int32_t)(asked - *heard) < tuning->keepalive_count)
+        return 1;
+    return silent < (uint32_t)tuning->keepalive_idle * 1000 + (uint32_t)tuning->keepalive_count * interval ? 1 : -ETIMEDOUT;
+#else
+    (void)fd, (void)tuning, (void)heard;
     return 0;
 #endif
 }

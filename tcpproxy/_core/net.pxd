@@ -39,6 +39,7 @@ cdef extern from "net.h" nogil:
     void net_close(net_socket fd)
     void net_reset(net_socket fd)
     int net_unsent(net_socket fd)
+    int net_waits(net_socket fd, const net_tuning *tuning, uint32_t *heard)
     bint net_would_block(int64_t rc)
     bint net_exhausted(int64_t rc)
     bint net_accept_again(int rc)

@@ -33,7 +33,7 @@ cdef struct Relay:
     Side sides[2]
     Half halves[2]
     Timer deadline          # connect, idle, half-close, linger: whichever applies
-    Timer step              # stagger while connecting, flush while resetting
+    Timer step              # stagger while connecting, settled and silence while relaying, flush while resetting
     Connecting *connecting  # while connecting
     uint64_t accepted_ns
     uint64_t connected_ns
@@ -42,6 +42,7 @@ cdef struct Relay:
     uint32_t index          # its slot in the table
     uint32_t generation     # how often the slot was used; in the tag, so that a stale event finds nobody
     int32_t error           # errno behind the reason
+    uint32_t heard[2]       # by each side: net_waits
     int32_t unsent          # while resetting: what the kernel had left at the last look
     uint8_t state
     uint8_t reason

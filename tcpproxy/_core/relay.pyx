@@ -8,14 +8,15 @@ from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CL
     ring_claim, ring_publish
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, half_break, half_pump
 from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_ack_now, \
-    net_close, net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, net_would_block
+    net_close, net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, \
+    net_waits, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
     poller_add, poller_rearm, poller_remove
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_bump, sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_LINGER, TIMER_NONE, TIMER_SETTLED, TIMER_STAGGER, TIMER_STUCK, timers_arm, timers_cancel
+    TIMER_LINGER, TIMER_NONE, TIMER_SETTLED, TIMER_SILENCE, TIMER_STAGGER, TIMER_STUCK, timers_arm, timers_cancel
 
 
 cdef void _enqueue(Loop *loop, Relay *relay) noexcept nogil:
@@ -196,6 +197,9 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         _reset_when_sent(loop, relay)
     elif kind == TIMER_SETTLED:
         net_keep_alive(relay.sides[UPSTREAM].watch.fd, &loop.tuning)
+        _look_after(loop, relay)
+    elif kind == TIMER_SILENCE:
+        _look_after(loop, relay)
     elif kind == TIMER_ABANDONED:
         relay.reason = REASON_CLIENT_RESET if relay.alarmed else REASON_CLIENT_EOF
         _close(loop, relay, True)
@@ -210,6 +214,22 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         if relay.reason == REASON_NONE:
             relay.reason = REASON_CLIENT_RESET if relay.alarmed & 1 << CLIENT else REASON_UPSTREAM_RESET
         _close(loop, relay, relay.state != RELAY_LINGERING)
+
+
+cdef void _look_after(Loop *loop, Relay *relay) noexcept nogil:
+    """Is a peer dead that has not taken all we sent? Looks again as long as something waits, or as soon as bytes move."""
+    cdef int side, waits = 0, rc
+    if relay.state != RELAY_RELAYING or relay.alarmed or not loop.timers.lists[TIMER_SILENCE].length_ns:
+        return
+    for side in range(2):
+        rc = net_waits(relay.sides[side].watch.fd, &loop.tuning, &relay.heard[side])
+        if rc < 0:
+            relay.sides[side].error = -rc
+            _settle(loop, relay)
+            return
+        waits |= rc
+    if waits:
+        timers_arm(&loop.timers, &relay.step, TIMER_SILENCE, loop.now_ns)
 
 
 cdef void relay_abort(Loop *loop, Relay *relay) noexcept nogil:
@@ -358,6 +378,8 @@ cdef void _touch(Loop *loop, Relay *relay, bint moved) noexcept nogil:
             kind = TIMER_IDLE
     elif idle:
         kind = TIMER_IDLE
+    if moved and relay.step.kind == TIMER_NONE and loop.timers.lists[TIMER_SILENCE].length_ns:
+        timers_arm(&loop.timers, &relay.step, TIMER_SILENCE, loop.now_ns)
     if kind == TIMER_NONE:
         timers_cancel(&loop.timers, &relay.deadline)
     elif moved or kind != relay.deadline.kind:

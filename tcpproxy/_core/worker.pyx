@@ -18,7 +18,7 @@ from tcpproxy._core.splice cimport pipes_free, splice_here
 from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_LINGER, TIMER_SETTLED, TIMER_STAGGER, TIMER_STUCK
+    TIMER_LINGER, TIMER_SETTLED, TIMER_SILENCE, TIMER_STAGGER, TIMER_STUCK
 
 import os
 import threading
@@ -80,6 +80,8 @@ cdef class Worker:
         loop.tuning.keepalive_interval = max(1, keepalive // 6)
         loop.tuning.keepalive_count = 3
         loop.tuning.socket_buffer = socket_buffer
+        if keepalive:
+            loop.timers.lists[<int> TIMER_SILENCE].length_ns = loop.tuning.keepalive_interval * <uint64_t> SECOND
         loop.timers.lists[<int> TIMER_CONNECT].length_ns = <uint64_t> (connect_timeout * SECOND)
         loop.timers.lists[<int> TIMER_HALF_CLOSE].length_ns = <uint64_t> (half_close_timeout * SECOND)
         loop.timers.lists[<int> TIMER_IDLE].length_ns = <uint64_t> (idle_timeout * SECOND)
