@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 
-from . import __version__, logs
+from . import __version__, logs, sandbox
 from ._core.worker import FEATURES, POLLER
 from .errors import TcpProxyError
 from .listening import raise_descriptor_limit
@@ -53,12 +53,26 @@ def _option(
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of all lines."
 )
+@click.option(
+    "--sandbox",
+    "confine",
+    type=click.Choice(["auto", "off", "require"]),
+    default="auto",
+    show_default=True,
+    help="Give up rights that relaying does not need (Linux).",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No line for a new connection.")
 @click.version_option(
     __version__, "-V", "--version", message=f"tcpproxy {__version__} ({', '.join([POLLER, *FEATURES])})"
 )
 def command(
-    remote: str, local_port: str | None, debug: bool, log_format: str, quiet: bool, **options: str | None
+    remote: str,
+    local_port: str | None,
+    debug: bool,
+    log_format: str,
+    confine: str,
+    quiet: bool,
+    **options: str | None,
 ) -> None:
     """Forward TCP connections to REMOTE, which is HOST:PORT or [IPv6]:PORT.
 
@@ -70,6 +84,7 @@ def command(
         options["workers"] = str(min(_usable_cpus(), 64))
     try:
         proxy = Proxy(remote, port=0 if local_port is None else local_port, on_event=printer, **options)  # type: ignore[arg-type]
+        sandbox.enter(proxy.config, confine)  # before there are threads, which inherit it
         serve(proxy)
     except TcpProxyError as error:
         logs.last_words(f"tcpproxy: {error}")
