@@ -9,7 +9,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        from ._core import worker  # noqa: F401
+        from ._core.worker import POLLER  # noqa: F401
     except ImportError as error:
         from .errors import not_compiled
 
