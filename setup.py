@@ -7,7 +7,7 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["connecting", "engine", "events", "half", "handoff", "relay", "spin", "table", "timers", "worker"]
+MODULES = ["connecting", "engine", "events", "half", "handoff", "relay", "sources", "spin", "table", "timers", "worker"]
 POLLERS = {"linux": "epoll", **dict.fromkeys(("macosx", "freebsd", "openbsd", "netbsd", "dragonfly"), "kqueue")}
 DIRECTIVES = {
     "language_level": 3,

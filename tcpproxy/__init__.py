@@ -1,12 +1,27 @@
 """A TCP proxy for the one-time task: a command, and a library for tests and programs."""
 
-from .errors import StartError, TcpProxyError, UsageError, WorkerError, not_compiled
-
-try:
+TYPE_CHECKING = False  # typing's own costs the command milliseconds
+if TYPE_CHECKING:
+    from .errors import StartError, TcpProxyError, UsageError, WorkerError
+    from .logs import Event
     from .proxy import Connection, Proxy, Stats
-except ImportError as error:
-    raise not_compiled(error) from None
-from .logs import Event
 
 __version__ = "0.1.0"
 __all__ = ["Connection", "Event", "Proxy", "StartError", "Stats", "TcpProxyError", "UsageError", "WorkerError"]
+
+if not TYPE_CHECKING:  # a type checker takes it for a promise of any name at all
+
+    def __getattr__(name: str) -> object:
+        """Imports what is asked for first; the command needs a moment before that, for its signals."""
+        import importlib
+
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = "logs" if name == "Event" else "errors" if name.endswith("Error") else "proxy"
+        try:
+            module = importlib.import_module(f".{home}", __name__)
+        except ImportError as error:
+            from .errors import not_compiled
+
+            raise not_compiled(error) from None
+        return globals().setdefault(name, getattr(module, name))

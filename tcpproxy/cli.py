@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 
-from . import __version__, logs
+from . import __version__, logs, sandbox
 from ._core.worker import FEATURES, POLLER
 from .errors import TcpProxyError
 from .listening import raise_descriptor_limit
@@ -43,18 +43,36 @@ def _option(
 @_option("--grace", default="10s", metavar="TIME", text="For connections to end by themselves after SIGTERM or SIGINT.")
 @_option("--workers", shown="usable CPUs", metavar="N", text="Threads that relay.")
 @_option("--max-connections", shown="from the open files limit", metavar="N", text="At one time; more wait.")
+@_option(
+    "--max-connections-per-source", shown="any number", metavar="N", text="Of an IPv4 address or IPv6 /64; more: reset."
+)
 @_option("--buffer-size", default="64KiB", metavar="SIZE", text="Read at once, and kept for a slow receiver.")
+@_option("--socket-buffer", default="off", metavar="SIZE", text="Bound the kernel's buffers, of each socket and way.")
 @_option("--zero-copy", default="auto", metavar="auto|off", text="Move bulk bytes inside the kernel (Linux).")
 @_option("--busy-poll", default="auto", metavar="auto|off|USEC", text="Poll before sleeping: lower latency.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of all lines."
+)
+@click.option(
+    "--sandbox",
+    "confine",
+    type=click.Choice(["auto", "off", "require"]),
+    default="auto",
+    show_default=True,
+    help="Give up rights that relaying does not need (Linux).",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No line for a new connection.")
 @click.version_option(
     __version__, "-V", "--version", message=f"tcpproxy {__version__} ({', '.join([POLLER, *FEATURES])})"
 )
 def command(
-    remote: str, local_port: str | None, debug: bool, log_format: str, quiet: bool, **options: str | None
+    remote: str,
+    local_port: str | None,
+    debug: bool,
+    log_format: str,
+    confine: str,
+    quiet: bool,
+    **options: str | None,
 ) -> None:
     """Forward TCP connections to REMOTE, which is HOST:PORT or [IPv6]:PORT.
 
@@ -66,6 +84,7 @@ def command(
         options["workers"] = str(min(_usable_cpus(), 64))
     try:
         proxy = Proxy(remote, port=0 if local_port is None else local_port, on_event=printer, **options)  # type: ignore[arg-type]
+        sandbox.enter(proxy.config, confine)  # before there are threads, which inherit it
         serve(proxy)
     except TcpProxyError as error:
         logs.last_words(f"tcpproxy: {error}")

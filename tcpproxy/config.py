@@ -44,7 +44,11 @@ class Config:
     keepalive: int
     grace: float
     max_connections: int | None
+    max_connections_per_source: int
+    """0: any number."""
     buffer_size: int
+    socket_buffer: int
+    """0: the system's own choice."""
     zero_copy: str
     busy_poll: int
 
@@ -62,7 +66,9 @@ class Config:
         keepalive: float | str | None = 60,
         grace: float | str = 0,
         max_connections: int | str | None = None,
+        max_connections_per_source: int | str | None = None,
         buffer_size: int | str = 65536,
+        socket_buffer: int | str | None = None,
         zero_copy: str = "auto",
         busy_poll: int | str = "auto",
     ) -> Config:
@@ -84,7 +90,11 @@ class Config:
             max_connections=None
             if max_connections is None
             else parse_number("max-connections", max_connections, 1, 10**6),
+            max_connections_per_source=0
+            if max_connections_per_source is None
+            else parse_number("max-connections-per-source", max_connections_per_source, 1, 10**6),
             buffer_size=parse_size("buffer-size", buffer_size, 1024, 16 * 1024**2),
+            socket_buffer=parse_size("socket-buffer", socket_buffer, 4096, 1024**3, off=True),
             # "always", from the first byte on, is for tests
             zero_copy=parse_word("zero-copy", zero_copy, ("auto", "off"), ("always",)),
             busy_poll=parse_busy_poll(busy_poll),
@@ -99,26 +109,27 @@ def parse_endpoint(text: str) -> Endpoint:
     """
     expected = "expected HOST:PORT or [IPv6]:PORT"
     if not isinstance(text, str) or not text:
-        raise UsageError(f"remote {text!r} is empty, {expected}")
+        raise UsageError(f"remote {shown(text)} is empty, {expected}")
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket:
-            raise UsageError(f"remote {text!r} has a '[' without a ']', {expected}")
+            raise UsageError(f"remote {shown(text)} has a '[' without a ']', {expected}")
         if ":" not in host:
-            raise UsageError(f"remote {text!r} has {host!r} in brackets, which are for IPv6 addresses, {expected}")
+            what = f"{shown(host)} in brackets, which are for IPv6 addresses"
+            raise UsageError(f"remote {shown(text)} has {what}, {expected}")
         if not rest.startswith(":"):
-            raise UsageError(f"remote {text!r} has no port behind the ']', {expected}")
+            raise UsageError(f"remote {shown(text)} has no port behind the ']', {expected}")
         port = rest[1:]
     else:
         host, colon, port = text.rpartition(":")
         if not colon:
-            raise UsageError(f"remote {text!r} has no port, {expected}")
+            raise UsageError(f"remote {shown(text)} has no port, {expected}")
         if ":" in host:
-            raise UsageError(f"remote {text!r} has more than one ':', {expected} (an IPv6 address needs brackets)")
+            raise UsageError(f"remote {shown(text)} has more than one ':', {expected} (an IPv6 address needs brackets)")
     _check_host("remote", text, host, expected)
     if not port:
-        raise UsageError(f"remote {text!r} has an empty port, {expected}")
-    return Endpoint(host, parse_number(f"port of remote {text!r}:", port, 1, 65535))
+        raise UsageError(f"remote {shown(text)} has an empty port, {expected}")
+    return Endpoint(host, parse_number(f"port of remote {shown(text)}:", port, 1, 65535))
 
 
 def parse_bind(text: str) -> str:
@@ -129,32 +140,35 @@ def parse_bind(text: str) -> str:
     """
     expected = "expected a name, an IPv4 address or an IPv6 address"
     if not isinstance(text, str) or not text:
-        raise UsageError(f"bind {text!r} is empty, {expected}")
+        raise UsageError(f"bind {shown(text)} is empty, {expected}")
     host = text
     if text.startswith("[") or text.endswith("]"):
         host = text[1:-1]
         if not (text.startswith("[") and text.endswith("]")) or ":" not in host:
-            raise UsageError(f"bind {text!r} is not an IPv6 address in brackets, {expected}")
+            raise UsageError(f"bind {shown(text)} is not an IPv6 address in brackets, {expected}")
     _check_host("bind", text, host, expected)
     return host
 
 
 def _check_host(what: str, text: str, host: str, expected: str) -> None:
     if not host:
-        raise UsageError(f"{what} {text!r} has an empty host, {expected}")
+        raise UsageError(f"{what} {shown(text)} has an empty host, {expected}")
     if ":" in host:
         address, percent, scope = host.partition("%")
         if not is_ip(address) or (percent and not re.fullmatch(r"[\w.-]{1,15}", scope)):
-            raise UsageError(f"{what} {text!r} has {host!r}, which is not an IPv6 address, {expected}")
+            raise UsageError(f"{what} {shown(text)} has {shown(host)}, which is not an IPv6 address, {expected}")
         return
+    labels = host.removesuffix(".").split(".")
     if not host.isascii():
         try:
             host.encode("idna")
         except UnicodeError:
-            raise UsageError(f"{what} {text!r} has {host!r}, which cannot be a host name, {expected}") from None
-    labels = host.removesuffix(".").split(".")
+            labels = [""]
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise UsageError(f"{what} {text!r} has {host!r}, which cannot be a host name, {expected}")
+        raise UsageError(f"{what} {shown(text)} has {shown(host)}, which cannot be a host name, {expected}")
+    # No top-level domain is a number, so 1.2.3.999 is no name; and 010.0.0.1 is 8.0.0.1 to some, 10.0.0.1 to others.
+    if len(labels) > 3 and re.fullmatch(r"\d+", labels[-1], re.ASCII) and not is_ip(host):
+        raise UsageError(f"{what} {shown(text)} has {shown(host)}, which is not an IPv4 address, {expected}")
 
 
 def is_ip(host: str) -> bool:
@@ -168,12 +182,23 @@ def is_ip(host: str) -> bool:
     return False
 
 
+def shown(value: object) -> str:
+    """An argument as an error repeats it: a few lines at most, and also where Python refuses to write a number out."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "of more digits than can be shown"
+    return text if len(text) <= 500 else f"{text[:80]}... ({len(text)} characters)"
+
+
 def parse_number(what: str, value: int | str, least: int, most: int) -> int:
     """A whole number from `least` to `most`, as a number or in digits. UsageError otherwise."""
-    text = str(value).strip() if isinstance(value, (int, str)) and not isinstance(value, bool) else ""
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not least <= int(text) <= most:
-        raise UsageError(f"{what} {value!r} is not a whole number from {least} to {most}")
-    return int(text)
+    number = value
+    if isinstance(value, str):
+        number = int(value) if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII) else -1
+    if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
+        raise UsageError(f"{what} {shown(value)} is not a whole number from {least} to {most}")
+    return int(number)
 
 
 def parse_duration(
@@ -193,16 +218,16 @@ def parse_duration(
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         if not match:
-            raise UsageError(f"{what} {value!r} is not a duration, {expected}")
+            raise UsageError(f"{what} {shown(value)} is not a duration, {expected}")
         seconds = float(match[1]) * _SECONDS[match[2]]
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(min(value, 2 * _LONGEST))  # also for numbers that no float can hold
+        seconds = float(max(-1, min(value, 2 * _LONGEST)))  # also for numbers that no float can hold
     else:
-        raise UsageError(f"{what} {value!r} is not a duration, {expected}")
+        raise UsageError(f"{what} {shown(value)} is not a duration, {expected}")
     if off and seconds == 0:
         return 0.0
     if not least <= seconds <= most:  # also refuses nan
-        raise UsageError(f"{what} {value!r} is out of range, expected {least:g}s to {most:.0f}s{word}")
+        raise UsageError(f"{what} {shown(value)} is out of range, expected {least:g}s to {most:.0f}s{word}")
     return seconds
 
 
@@ -211,23 +236,33 @@ def parse_busy_poll(value: int | str) -> int:
     if value in ("auto", "off"):
         return -1 if value == "auto" else 0
     if isinstance(value, str) and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
-        raise UsageError(f"busy-poll {value!r} is unknown, expected auto, off or microseconds from 1 to 1000")
+        raise UsageError(f"busy-poll {shown(value)} is unknown, expected auto, off or microseconds from 1 to 1000")
     return parse_number("busy-poll", value, 1, 1000)
 
 
 def parse_word(what: str, value: str, words: tuple[str, ...], unsaid: tuple[str, ...] = ()) -> str:
     """One of the words, or of those that an error does not mention. UsageError otherwise."""
     if value not in (*words, *unsaid):
-        raise UsageError(f"{what} {value!r} is unknown, expected {' or '.join(words)}")
+        raise UsageError(f"{what} {shown(value)} is unknown, expected {' or '.join(words)}")
     return value
 
 
-def parse_size(what: str, value: int | str, least: int, most: int) -> int:
-    """Bytes, from a number or a text like `64KiB`, `100kB`, `1M`. UsageError outside `least` to `most`."""
-    match = _SIZE.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
-    if not match or len(match[1]) > 12:
-        raise UsageError(f"{what} {value!r} is not a size, expected bytes or a number with KiB or MiB, like 64KiB")
-    size = int(match[1]) * _BYTES[match[2]]
+def parse_size(what: str, value: int | str | None, least: int, most: int, *, off: bool = False) -> int:
+    """Bytes, from a number or a text like `64KiB`, `100kB`, `1M`. UsageError outside `least` to `most`.
+
+    With `off`, the word `off` or None is 0.
+    """
+    word = " or off" if off else ""
+    if off and value in (None, "off"):
+        return 0
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match and len(match[1]) <= 12:
+        size = int(match[1]) * _BYTES[match[2]]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        expected = f"expected bytes or a number with KiB or MiB, like 64KiB{word}"
+        raise UsageError(f"{what} {shown(value)} is not a size, {expected}")
     if not least <= size <= most:
-        raise UsageError(f"{what} {value!r} is out of range, expected {least} to {most} bytes")
+        raise UsageError(f"{what} {shown(value)} is out of range, expected {least} to {most} bytes{word}")
     return size

@@ -41,8 +41,8 @@ class WorkerError(TcpProxyError, OSError):
         return f"the relay has stopped: {self.strerror} ({self.filename})"
 
 
-def not_compiled(error: ImportError) -> ImportError | SystemExit:
-    """What to raise when the compiled core cannot be imported: in a program an ImportError, in the command its end.
+def not_compiled(error: ImportError) -> ImportError:
+    """What to raise when the compiled core cannot be imported; the command ends with its text.
 
     Args:
         error: what the import said.
@@ -56,6 +56,4 @@ def not_compiled(error: ImportError) -> ImportError | SystemExit:
         f"`{sys.executable} -m pip install {os.path.dirname(folder)}`, which needs a C compiler (with -e if that is "
         "how it was installed). If not, `pip install --force-reinstall tcpproxy`."
     )
-    # "-m" stands there while `python -m` looks for the module that it will run.
-    command = os.path.splitext(os.path.basename(sys.argv[0]))[0] in ("-m", "tcpproxy")
-    return SystemExit(text) if command else ImportError(text, name="tcpproxy")
+    return ImportError(text, name="tcpproxy")

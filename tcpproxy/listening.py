@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 
 from .config import Config
 from .errors import StartError, UsageError
@@ -127,6 +128,18 @@ def address(listener: socket.socket) -> str:
 def is_public(listener: socket.socket) -> bool:
     host = listener.getsockname()[0]
     return not (host.startswith("127.") or host == "::1")
+
+
+def small_buffers(listener: socket.socket, config: Config) -> str:
+    """A warning if the system gave this socket less than the buffers that were asked for."""
+    scale = 2 if sys.platform == "linux" else 1  # Linux doubles the number, for its own needs, and says so
+    names = (("sending", socket.SO_SNDBUF, "wmem_max"), ("receiving", socket.SO_RCVBUF, "rmem_max"))
+    for what, option, limit in names:
+        got = listener.getsockopt(socket.SOL_SOCKET, option) // scale
+        if got < config.socket_buffer:
+            hint = f" (net.core.{limit})" if scale == 2 else ""
+            return f"socket-buffer {config.socket_buffer} is more than the system allows for {what}: {got} bytes{hint}"
+    return ""
 
 
 def raise_descriptor_limit() -> None:

@@ -35,8 +35,8 @@ class Event(NamedTuple):
     """A fact about the proxy or one of its connections. Addresses are `host:port`, empty where there is none."""
 
     kind: str
-    """`new`, `end`, `failed` (upstream not reached), `accept-error`, `limit`; from the proxy itself `listening`,
-    `warning`, `lost` (lines or records that were left out)."""
+    """`new`, `end`, `failed` (upstream not reached, or the client turned away: its reason is `limit`), `accept-error`,
+    `limit`; from the proxy itself `listening`, `warning`, `lost` (lines or records that were left out)."""
     reason: str = ""
     """Why it ended or failed: one of REASONS."""
     error: int = 0
@@ -175,6 +175,8 @@ class Printer:
                 return [f"Listening on {event.text}"]
             case "new":
                 return [f"New connection from {event.client}"]
+            case "failed" if event.reason == "limit" and not event.error:
+                return [f"Refused {event.client}: its source has as many connections as it may"]
             case "failed":
                 where = f" ({event.upstream or 'upstream'} for client {event.client})"
                 return [f"Error establishing upstream connection: {event.text or event.reason}{where}"]

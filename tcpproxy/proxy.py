@@ -18,7 +18,7 @@ from . import logs
 from ._core.worker import Worker
 from .config import Config
 from .errors import StartError, WorkerError
-from .listening import address, connection_limit, is_public, listen, where
+from .listening import address, connection_limit, is_public, listen, small_buffers, where
 from .logs import Event
 from .resolver import Address, Resolver, numeric
 
@@ -39,6 +39,8 @@ class Stats:
     ended: int
     failed: int
     """Connections among `ended` whose upstream was not reached."""
+    refused: int
+    """Clients turned away at once, not among `accepted`: too many of their source, or no memory for another one."""
     bytes_to_upstream: int
     bytes_to_client: int
     bytes_spliced: int
@@ -84,10 +86,14 @@ class Proxy:
             the other. 0: the first end closes both directions.
         idle_timeout: how long a connection may be without a byte; None: no limit.
         keepalive: idle time after which TCP asks whether the peer is still there (and gives up on it after about half
-            that time again); None: never.
+            that time again, also on Linux with bytes on their way to it); None: never.
         grace: how long `stop` lets connections end by themselves.
         max_connections: at one time; more wait. None: what the limit of open files allows.
+        max_connections_per_source: at one time of one source, which is an IPv4 address or the /64 of an IPv6 address;
+            more are reset at once. None: any number.
         buffer_size: the most that is read at once, and kept of a direction whose receiver is slow.
+        socket_buffer: size of the kernel's buffers, of each socket and direction, so that a stalled direction holds no
+            more than a known amount there; None: the system's choice, up to several MiB.
         zero_copy: `auto` moves bulk bytes inside the kernel where the platform can (splice on Linux), `off` copies.
         busy_poll: microseconds that a worker polls on after an event before it sleeps; `auto`: only when recent
             gaps say that it pays; `off`.
@@ -111,7 +117,9 @@ class Proxy:
         keepalive: float | str | None = 60,
         grace: float | str = 0,
         max_connections: int | str | None = None,
+        max_connections_per_source: int | str | None = None,
         buffer_size: int | str = 65536,
+        socket_buffer: int | str | None = None,
         zero_copy: str = "auto",
         busy_poll: int | str = "auto",
         on_event: Callable[[Event], None] | None = None,
@@ -127,7 +135,9 @@ class Proxy:
             keepalive=keepalive,
             grace=grace,
             max_connections=max_connections,
+            max_connections_per_source=max_connections_per_source,
             buffer_size=buffer_size,
+            socket_buffer=socket_buffer,
             zero_copy=zero_copy,
             busy_poll=busy_poll,
         )
@@ -210,6 +220,7 @@ class Proxy:
                 half_close_timeout=config.half_close_timeout,
                 idle_timeout=config.idle_timeout,
                 keepalive=config.keepalive,
+                socket_buffer=config.socket_buffer,
                 zero_copy=config.zero_copy,
                 busy_poll_us=config.busy_poll,
             )
@@ -221,12 +232,14 @@ class Proxy:
             if target:
                 worker.set_addresses(0, target, None if self._resolver is None else 5.0)
             self._threads.append(_thread(f"tcpproxy-worker-{number}", self._run, worker))
-        Worker.link(self._workers, limit=limit)
+        Worker.link(self._workers, limit=limit, per_source=config.max_connections_per_source)
         self.addresses = [where(listener) for listener in listeners]
         for listener in listeners:
             self._note("listening", address(listener))
             if is_public(listener):
                 self._note("warning", f"listening on {address(listener)}, which other machines may reach")
+            if warning := small_buffers(listener, config):
+                self._note("warning", warning)
             listener.close()  # each worker has its own copy
         self._logger = _thread("tcpproxy-log", self._log)
         if self._resolver:

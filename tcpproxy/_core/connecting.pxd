@@ -1,7 +1,7 @@
 # Reaching upstream: every address of a list in turn, a new attempt each 250 ms or as soon as one has failed, the first
 # connection wins (RFC 8305, "Happy Eyeballs"). Exists only until the relay relays.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from tcpproxy._core.net cimport net_addr
+from tcpproxy._core.net cimport net_addr, net_tuning
 from tcpproxy._core.poller cimport Poller, Watch
 
 cdef enum:
@@ -15,6 +15,7 @@ cdef struct AddressList:        # one answer to "where is upstream?"; of one wor
 
 cdef struct Connecting:
     AddressList *list
+    const net_tuning *tuning    # of the worker
     uint32_t started            # addresses tried so far
     uint32_t pending            # attempts under way
     int32_t error               # errno of the attempt that failed last
@@ -26,7 +27,7 @@ cdef enum:                      # what the calls below return: the number of the
     CONNECTING_PENDING = -1
     CONNECTING_FAILED = -2      # all addresses tried: `error`, `last`
 
-cdef Connecting *connecting_new(AddressList *list) noexcept nogil      # NULL: no memory
+cdef Connecting *connecting_new(AddressList *list, const net_tuning *tuning) noexcept nogil      # NULL: no memory
 cdef void connecting_free(Connecting *connecting, Poller *poller) noexcept nogil    # closes every attempt under way
 cdef int connecting_next(Connecting *connecting, Poller *poller, uint64_t tag) noexcept nogil
 cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t number, uint32_t ready) noexcept nogil

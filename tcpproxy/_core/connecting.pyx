@@ -6,7 +6,7 @@ from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_connect, net_open, ne
 from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
 
 
-cdef Connecting *connecting_new(AddressList *list) noexcept nogil:
+cdef Connecting *connecting_new(AddressList *list, const net_tuning *tuning) noexcept nogil:
     cdef Connecting *connecting = <Connecting *> calloc(1, sizeof(Connecting))
     cdef uint32_t i
     if connecting == NULL:
@@ -15,6 +15,7 @@ cdef Connecting *connecting_new(AddressList *list) noexcept nogil:
         connecting.attempts[i].fd = NET_NONE
     addresses_keep(list)
     connecting.list = list
+    connecting.tuning = tuning
     return connecting
 
 
@@ -43,7 +44,7 @@ cdef void _give_up(Connecting *connecting, Poller *poller, uint32_t number) noex
 cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_t tag) noexcept nogil:
     """Starts one attempt: 0 if it is under way, or -errno. Even a connect that succeeds at once is seen by its event."""
     cdef Watch *watch = &connecting.attempts[number]
-    cdef int fd = net_open(&connecting.list.addresses[number])
+    cdef int fd = net_open(&connecting.list.addresses[number], connecting.tuning)
     cdef int rc
     if fd < 0:
         return fd

@@ -5,6 +5,7 @@ from tcpproxy._core.handoff cimport Handoff
 from tcpproxy._core.net cimport net_addr
 from tcpproxy._core.poller cimport Ready, Watch
 from tcpproxy._core.relay cimport Loop
+from tcpproxy._core.sources cimport Sources
 from tcpproxy._core.spin cimport Spin
 
 cdef enum:
@@ -24,6 +25,7 @@ cdef struct Listener:
 cdef struct Group:          # the workers of one proxy
     int count
     uint64_t limit          # connections at one time, all workers together
+    Sources sources
     Engine *members[WORKERS]
 
 cdef struct ViewItem:       # one live relay, as another thread sees it

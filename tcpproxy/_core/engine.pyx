@@ -7,7 +7,8 @@ from tcpproxy._core.net cimport net_accept, net_accept_again, net_block_sigpipe,
     net_nap_us, net_now_ns, net_reset, net_socket, net_would_block
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wait, poller_wake
 from tcpproxy._core.relay cimport CLIENT, RELAY_DEAD, RELAY_FREE, UPSTREAM, Relay, relay_abort, \
-    relay_answered, relay_event, relay_start, relay_timer, relay_turn
+    relay_answered, relay_event, relay_start, relay_timer, relay_turn, relay_turn_away
+from tcpproxy._core.sources cimport sources_enter, sources_leave
 from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
 from tcpproxy._core.sync cimport sync_add, sync_bump, sync_load, sync_load_pointer, sync_peek, sync_store, \
     sync_sub, sync_swap, sync_swap_pointer
@@ -50,6 +51,7 @@ cdef void _finish(Engine *engine) noexcept nogil:
     _bury(engine)
     while handoff_pop(&engine.inbox, &handed):
         net_reset(handed.fd)
+        sources_leave(engine.loop.sources, &handed.client)
         sync_sub(&engine.loop.counters.active, 1)
     sync_swap(&engine.finished, 1)              # before the last look at `view`: see engine_view
     _answer_view(engine)
@@ -227,6 +229,9 @@ cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
                 _pause(engine, EVENT_LIMIT, 0)
             return
         fd = net_accept(listener.watch.fd, &client)
+        if fd >= 0 and not sources_enter(engine.loop.sources, &client):
+            relay_turn_away(&engine.loop, fd, &client, 0)
+            continue
         if fd >= 0:
             _place(engine, fd, &client, listener.target)
             continue

@@ -36,6 +36,9 @@
 #ifdef __APPLE__ /* an SDK may know MSG_NOSIGNAL, older systems do not: SO_NOSIGPIPE is set on each socket instead */
 #undef MSG_NOSIGNAL
 #endif
+#if defined(__linux__) && !defined(TCP_RTO_MAX_MS)
+#define TCP_RTO_MAX_MS 44 /* since Linux 6.15, and later in the headers */
+#endif
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
 #endif
@@ -61,9 +64,10 @@ typedef struct {
     uint8_t bytes[28];
 } net_addr;
 
-/* What each stream socket of ours is given; durations in seconds, 0: keepalive off. */
+/* What each stream socket of ours is given; durations in seconds, 0: keepalive off; a size of 0: the system's choice. */
 typedef struct {
     int keepalive_idle, keepalive_interval, keepalive_count;
+    int socket_buffer;
 } net_tuning;
 
 /* From a raw IPv4 (4) or IPv6 (16) address of `size` bytes, port in host order: 0, or -EINVAL. */
@@ -115,6 +119,25 @@ static inline void net_format(const net_addr *from, char text[80])
                 snprintf(text, 80, "[%s]:%u", ip, ntohs(v6.sin6_port));
         }
     }
+}
+
+/* What a limit per source counts: IPv4 by address, also behind a dual-stack listener; IPv6 by its /64. */
+static inline uint64_t net_source(const net_addr *from)
+{
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    uint64_t source = 0;
+    int i, end;
+    if (from->length == sizeof v4) {
+        memcpy(&v4, from->bytes, sizeof v4);
+        source = (uint64_t)0xffff << 32 | ntohl(v4.sin_addr.s_addr);
+    } else if (from->length == sizeof v6) {
+        memcpy(&v6, from->bytes, sizeof v6);
+        i = IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr) ? 10 : 0;
+        for (end = i ? 16 : 8; i < end; i++)
+            source = source << 8 | v6.sin6_addr.s6_addr[i];
+    }
+    return source;
 }
 
 static inline void net_yield(void) { sched_yield(); }
@@ -212,12 +235,22 @@ static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
 #endif
 }
 
+/* The kernel's part of what a stalled direction holds. Before the handshake, which settles how the window is counted. */
+static inline void net_bound_buffers(net_socket fd, const net_tuning *tuning)
+{
+    if (tuning->socket_buffer <= 0)
+        return;
+    net_set_int(fd, SOL_SOCKET, SO_SNDBUF, tuning->socket_buffer);
+    net_set_int(fd, SOL_SOCKET, SO_RCVBUF, tuning->socket_buffer);
+}
+
 /* All of them, for a listener: what it accepts inherits them. */
 static inline void net_tune(net_socket fd, const net_tuning *tuning)
 {
     net_no_delay(fd);
     net_keep_urgent(fd);
     net_keep_alive(fd, tuning);
+    net_bound_buffers(fd, tuning);
 }
 
 static inline int net_prepare(net_socket fd) /* where socket() and accept() cannot do it in one call */
@@ -273,7 +306,7 @@ static inline int net_accept(net_socket listener, net_addr *from)
 }
 
 /* A stream socket fit to reach that address, or -errno. */
-static inline int net_open(const net_addr *to)
+static inline int net_open(const net_addr *to, const net_tuning *tuning)
 {
     int family = ((const struct sockaddr *)(const void *)to->bytes)->sa_family;
 #ifdef NET_ACCEPT4
@@ -292,6 +325,7 @@ static inline int net_open(const net_addr *to)
     net_no_sigpipe(fd);
     net_ack_late(fd);
     net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
+    net_bound_buffers(fd, tuning);
     return fd;
 }
 
@@ -378,6 +412,42 @@ static inline int net_unsent(net_socket fd)
 #else
     (void)fd;
     return bytes;
+#endif
+}
+
+/* Does something that was sent to this peer wait for its answer? 0: no; 1: it does; -ETIMEDOUT: and the peer is dead.
+ *
+ * While bytes wait, keepalive asks nothing: retransmissions go on for 15 minutes, probes of a closed window for 30.
+ * TCP_USER_TIMEOUT would end both, and with them a peer that answers every probe and merely does not read for so long
+ * (seen with 6.18: tcp_probe_timer counts since the window was closed), whom a direct connection keeps for ever.
+ * So keepalive's rule is applied here: silence for as long, and as many questions without an answer. Questions come at
+ * growing intervals, up to two minutes behind a long closed window, unless the kernel lets us bound them.
+ * `heard`: questions put up to the last sign of life; the caller keeps it, and calls every keepalive_interval. */
+static inline int net_waits(net_socket fd, const net_tuning *tuning, uint32_t *heard)
+{
+#ifdef __linux__
+    struct tcp_info info;
+    socklen_t length = sizeof info;
+    int bytes = 0, most = tuning->keepalive_idle < 240 ? tuning->keepalive_idle * 500 : 120000;
+    uint32_t silent, asked, interval = (uint32_t)tuning->keepalive_interval * 1000;
+    if (ioctl(fd, SIOCOUTQ, &bytes) < 0 || bytes == 0)
+        return 0;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
+        return 0;
+    silent = info.tcpi_last_ack_recv < info.tcpi_last_data_recv ? info.tcpi_last_ack_recv : info.tcpi_last_data_recv;
+    /* Three counts, since none has all: of retransmissions into a closed window, of those that find their predecessor
+     * still waiting for a neighbour's address (ARP), and of probes. An answer may set the latter two back to 0. */
+    asked = info.tcpi_total_retrans + info.tcpi_retransmits + info.tcpi_probes;
+    if (silent < interval + 100) /* it has answered since the last look */
+        *heard = asked;
+    else
+        net_set_int(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, most > 1000 ? most : 1000);
+    if ((int32_t)(asked - *heard) < tuning->keepalive_count)
+        return 1;
+    return silent < (uint32_t)tuning->keepalive_idle * 1000 + (uint32_t)tuning->keepalive_count * interval ? 1 : -ETIMEDOUT;
+#else
+    (void)fd, (void)tuning, (void)heard;
+    return 0;
 #endif
 }
 

@@ -13,16 +13,18 @@ cdef extern from "net.h" nogil:
         int keepalive_idle          # seconds; 0: off
         int keepalive_interval      # seconds
         int keepalive_count
+        int socket_buffer           # bytes, of each direction; 0: the system's choice
 
     int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
     void net_format(const net_addr *addr, char *text)      # text: 80 bytes
+    uint64_t net_source(const net_addr *addr)
     void net_nap_us(long us)
     void net_yield()
     void net_block_sigpipe()
     uint64_t net_now_ns()
     uint64_t net_cpu_ns()
     int net_accept(net_socket listener, net_addr *peer)
-    int net_open(const net_addr *to)
+    int net_open(const net_addr *to, const net_tuning *tuning)
     void net_no_delay(net_socket fd)
     void net_keep_urgent(net_socket fd)
     void net_ack_now(net_socket fd)
@@ -38,6 +40,7 @@ cdef extern from "net.h" nogil:
     void net_reset(net_socket fd)
     int net_unread(net_socket fd)
     int net_unsent(net_socket fd)
+    int net_waits(net_socket fd, const net_tuning *tuning, uint32_t *heard)
     bint net_would_block(int64_t rc)
     bint net_exhausted(int64_t rc)
     bint net_accept_again(int rc)

@@ -8,6 +8,7 @@ from tcpproxy._core.connecting cimport AddressList, Connecting
 from tcpproxy._core.events cimport EventRing
 from tcpproxy._core.half cimport Half, Pump, Side
 from tcpproxy._core.net cimport net_addr, net_socket, net_tuning
+from tcpproxy._core.sources cimport Sources
 from tcpproxy._core.timers cimport Timer, Timers
 
 cdef enum:                  # which side; halves[side] carries what that side sends
@@ -32,7 +33,7 @@ cdef struct Relay:
     Side sides[2]
     Half halves[2]
     Timer deadline          # connect, idle, half-close, linger: whichever applies
-    Timer step              # stagger while connecting, flush while resetting
+    Timer step              # stagger while connecting, settled and silence while relaying, flush while resetting
     Connecting *connecting  # while connecting
     uint64_t accepted_ns
     uint64_t connected_ns
@@ -41,6 +42,7 @@ cdef struct Relay:
     uint32_t index          # its slot in the table
     uint32_t generation     # how often the slot was used; in the tag, so that a stale event finds nobody
     int32_t error           # errno behind the reason
+    uint32_t heard[2]       # by each side: net_waits
     int32_t unsent          # while resetting: what the kernel had left at the last look
     uint8_t state
     uint8_t reason
@@ -59,6 +61,7 @@ cdef struct Counters:       # written by the worker alone, read by anybody
     uint64_t accepted
     uint64_t ended          # relays that are over, for whatever reason
     uint64_t failed         # those whose upstream was not reached
+    uint64_t refused        # turned away at once: no memory, or too many connections of that source
     uint64_t to_upstream    # bytes delivered
     uint64_t to_client
     uint64_t wakeups        # returns from poller_wait
@@ -79,6 +82,7 @@ cdef struct Loop:
     Upstream upstreams[UPSTREAMS]
     int upstream_count
     net_tuning tuning
+    Sources *sources        # of all workers together
     uint64_t now_ns         # read once a batch
     bint half_close         # False: the first end closes both directions (--half-close-timeout 0)
     net_socket names_bell   # a byte here wakes the resolver's thread
@@ -87,6 +91,7 @@ cdef struct Loop:
     Relay *dead
 
 cdef void relay_start(Loop *loop, net_socket fd, const net_addr *client, int target) noexcept nogil
+cdef void relay_turn_away(Loop *loop, net_socket fd, const net_addr *client, int error) noexcept nogil  # instead
 cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil
 cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil
 cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil           # from the run queue

@@ -8,13 +8,15 @@ from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CL
     ring_claim, ring_publish
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, half_break, half_pump
 from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_ack_now, \
-    net_close, net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, net_would_block
+    net_close, net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, \
+    net_waits, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
     poller_add, poller_rearm, poller_remove
+from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_bump, sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_LINGER, TIMER_NONE, TIMER_SETTLED, TIMER_STAGGER, TIMER_STUCK, timers_arm, timers_cancel
+    TIMER_LINGER, TIMER_NONE, TIMER_SETTLED, TIMER_SILENCE, TIMER_STAGGER, TIMER_STUCK, timers_arm, timers_cancel
 
 
 cdef void _enqueue(Loop *loop, Relay *relay) noexcept nogil:
@@ -39,7 +41,8 @@ cdef void relay_start(Loop *loop, net_socket fd, const net_addr *client, int tar
         relay.sides[CLIENT].watch.fd = fd
         relay.sides[CLIENT].watch.tag = table_tag(relay)
     if relay == NULL or poller_add(loop.pump.poller, &relay.sides[CLIENT].watch, WATCH_STREAM) < 0:
-        _turn_away(loop, fd, client)
+        sources_leave(loop.sources, client)
+        relay_turn_away(loop, fd, client, ENOMEM)
         if relay != NULL:
             table_release(&loop.table, relay)
         return
@@ -60,16 +63,16 @@ cdef void relay_start(Loop *loop, net_socket fd, const net_addr *client, int tar
     _resolve(loop, relay)
 
 
-cdef void _turn_away(Loop *loop, net_socket fd, const net_addr *client) noexcept nogil:
-    """No memory for so much as a relay."""
+cdef void relay_turn_away(Loop *loop, net_socket fd, const net_addr *client, int error) noexcept nogil:
+    """No relay for it: no memory, or (`error` 0) its source has as many as it may. Counted in `active` so far."""
     cdef EventRecord *record = ring_claim(&loop.events, EVENT_FAILED)
     if record != NULL:
         record.reason = REASON_LIMIT
-        record.error = ENOMEM
+        record.error = error
         record.client = client[0]
         ring_publish(&loop.events)
     net_reset(fd)
-    sync_bump(&loop.counters.failed, 1)
+    sync_bump(&loop.counters.refused, 1)
     sync_sub(&loop.counters.active, 1)
 
 
@@ -95,7 +98,7 @@ cdef void relay_answered(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
-    relay.connecting = connecting_new(loop.upstreams[relay.target].list)
+    relay.connecting = connecting_new(loop.upstreams[relay.target].list, &loop.tuning)
     if relay.connecting == NULL:
         _fail(loop, relay, REASON_LIMIT, ENOMEM)
         return
@@ -196,6 +199,9 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         _reset_when_sent(loop, relay)
     elif kind == TIMER_SETTLED:
         net_keep_alive(relay.sides[UPSTREAM].watch.fd, &loop.tuning)
+        _look_after(loop, relay)
+    elif kind == TIMER_SILENCE:
+        _look_after(loop, relay)
     elif kind == TIMER_ABANDONED:
         relay.reason = REASON_CLIENT_RESET if relay.alarmed else REASON_CLIENT_EOF
         _close(loop, relay, True)
@@ -210,6 +216,22 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         if relay.reason == REASON_NONE:
             relay.reason = REASON_CLIENT_RESET if relay.alarmed & 1 << CLIENT else REASON_UPSTREAM_RESET
         _close(loop, relay, relay.state != RELAY_LINGERING)
+
+
+cdef void _look_after(Loop *loop, Relay *relay) noexcept nogil:
+    """Is a peer dead that has not taken all we sent? Looks again as long as something waits, or as soon as bytes move."""
+    cdef int side, waits = 0, rc
+    if relay.state != RELAY_RELAYING or relay.alarmed or not loop.timers.lists[TIMER_SILENCE].length_ns:
+        return
+    for side in range(2):
+        rc = net_waits(relay.sides[side].watch.fd, &loop.tuning, &relay.heard[side])
+        if rc < 0:
+            relay.sides[side].error = -rc
+            _settle(loop, relay)
+            return
+        waits |= rc
+    if waits:
+        timers_arm(&loop.timers, &relay.step, TIMER_SILENCE, loop.now_ns)
 
 
 cdef void relay_abort(Loop *loop, Relay *relay) noexcept nogil:
@@ -362,6 +384,8 @@ cdef void _touch(Loop *loop, Relay *relay, bint moved) noexcept nogil:
             kind = TIMER_IDLE
     elif idle:
         kind = TIMER_IDLE
+    if moved and relay.step.kind == TIMER_NONE and loop.timers.lists[TIMER_SILENCE].length_ns:
+        timers_arm(&loop.timers, &relay.step, TIMER_SILENCE, loop.now_ns)
     if kind == TIMER_NONE:
         timers_cancel(&loop.timers, &relay.deadline)
     elif moved or kind != relay.deadline.kind:
@@ -433,5 +457,6 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
     relay.state = RELAY_DEAD                    # events of this batch may still name it, and the run queue hold it
     relay.next_dead = loop.dead
     loop.dead = relay
+    sources_leave(loop.sources, &relay.client)
     sync_bump(&loop.counters.ended, 1)
     sync_sub(&loop.counters.active, 1)

@@ -8,6 +8,7 @@ cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_ABANDONED         # a client that closed without a byte while we connect gets this long
     TIMER_STAGGER           # start the next connection attempt (RFC 8305)
     TIMER_SETTLED           # a connection has lasted long enough to be worth its keepalive options
+    TIMER_SILENCE           # look whether a peer that has to answer does, by the rule of keepalive
     TIMER_IDLE              # no byte in either direction
     TIMER_HALF_CLOSE        # no byte since one direction ended
     TIMER_LINGER            # last bytes to a peer, after a reset or a forced end

@@ -12,12 +12,13 @@ from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, net_n
 from tcpproxy._core.poller cimport poller_free, poller_name, poller_new, poller_wake
 from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
     Counters, Relay
+from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport pipes_free, splice_here
 from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_LINGER, TIMER_SETTLED, TIMER_STAGGER, TIMER_STUCK
+    TIMER_LINGER, TIMER_SETTLED, TIMER_SILENCE, TIMER_STAGGER, TIMER_STUCK
 
 import os
 import threading
@@ -37,8 +38,11 @@ cdef object _text(const net_addr *address):
 
 
 cdef class _Group:
-    """The workers of one proxy, and their common limit."""
+    """The workers of one proxy, and their common limits."""
     cdef Group group
+
+    def __dealloc__(self):
+        sources_free(&self.group.sources)
 
 
 cdef class Worker:
@@ -54,7 +58,7 @@ cdef class Worker:
     cdef object door                # between threads that wake, view or close: one at a time
 
     def __cinit__(self, *, int bell, int names_bell, int buffer_size, double connect_timeout, double half_close_timeout,
-                  double idle_timeout, int keepalive, str zero_copy, int busy_poll_us):
+                  double idle_timeout, int keepalive, int socket_buffer, str zero_copy, int busy_poll_us):
         self.engine = <Engine *> calloc(1, sizeof(Engine))
         if self.engine == NULL:
             raise MemoryError
@@ -75,6 +79,9 @@ cdef class Worker:
         loop.tuning.keepalive_idle = keepalive
         loop.tuning.keepalive_interval = max(1, keepalive // 6)
         loop.tuning.keepalive_count = 3
+        loop.tuning.socket_buffer = socket_buffer
+        if keepalive:
+            loop.timers.lists[<int> TIMER_SILENCE].length_ns = loop.tuning.keepalive_interval * <uint64_t> SECOND
         loop.timers.lists[<int> TIMER_CONNECT].length_ns = <uint64_t> (connect_timeout * SECOND)
         loop.timers.lists[<int> TIMER_HALF_CLOSE].length_ns = <uint64_t> (half_close_timeout * SECOND)
         loop.timers.lists[<int> TIMER_IDLE].length_ns = <uint64_t> (idle_timeout * SECOND)
@@ -112,18 +119,25 @@ cdef class Worker:
         self.engine.listener_count = 0
 
     @staticmethod
-    def link(workers, *, limit):
-        """Makes these workers share their connections, at most `limit` at a time. Before any of them runs."""
+    def link(workers, *, limit, per_source):
+        """Makes these workers share their connections, at most `limit` at a time. Before any of them runs.
+
+        A source (an IPv4 address, the /64 of an IPv6 address) may have `per_source` of them; 0: any number.
+        """
         cdef _Group together = _Group()
         cdef Worker worker
         if not 1 <= len(workers) <= WORKERS:
             raise ValueError(f"1 to {WORKERS} workers, not {len(workers)}")
         together.group.limit = limit
+        secret = int.from_bytes(os.urandom(8), "little")
+        if per_source and sources_init(&together.group.sources, limit, per_source, secret) < 0:
+            raise MemoryError
         for worker in workers:
             together.group.members[together.group.count] = worker.engine
             together.group.count += 1
             worker.together = together
             worker.engine.group = &together.group
+            worker.engine.loop.sources = &together.group.sources
 
     def listen(self, int fd, int target):
         """Accepts from this listening, non-blocking socket, which is the worker's own from now on, for that upstream."""
@@ -220,7 +234,8 @@ cdef class Worker:
         cdef Counters *it = &self.engine.loop.counters
         return {
             "accepted": sync_peek(&it.accepted), "active": sync_peek(&it.active), "ended": sync_peek(&it.ended),
-            "failed": sync_peek(&it.failed), "bytes_to_upstream": sync_peek(&it.to_upstream),
+            "failed": sync_peek(&it.failed), "refused": sync_peek(&it.refused),
+            "bytes_to_upstream": sync_peek(&it.to_upstream),
             "bytes_to_client": sync_peek(&it.to_client), "bytes_spliced": sync_peek(&self.engine.loop.pump.spliced),
             "accept_errors": sync_peek(&it.accept_errors),
             "events_lost": sync_peek(&self.engine.loop.events.lost), "wakeups": sync_peek(&it.wakeups),

@@ -344,6 +344,96 @@ def test_room_is_used_at_once(threads: int, upstream: Upstream, make_proxy: Call
     server.close()
 
 
+def echoes(client: socket.socket) -> bool:
+    """Is it served, or has it been reset at once?"""
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        client.sendall(b"x")
+        return client.recv(1) == b"x"
+    return False
+
+
+def refused(address: tuple[str, int], source: str) -> bool:
+    """Connects from there, for a moment, and says whether that was one connection too many."""
+    with contextlib.suppress(ConnectionResetError), socket.create_connection(address, TIMEOUT, (source, 0)) as client:
+        return not echoes(client)
+    return True
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bind", ["127.0.0.1", "::"])
+def test_max_connections_per_source(
+    threads: int, bind: str, echo: Echo, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]
+) -> None:
+    """Row 59: the fourth connection of one source is reset, others pass; one that ends makes room, however it ends."""
+    proxy = make_proxy(echo.name, bind=bind, max_connections_per_source=3, workers=threads)
+    address = ("127.0.0.1", proxy.address[1])
+    crowd = [connect(address) for _ in range(3)]
+    assert all(map(echoes, crowd))
+    for _ in range(20):
+        assert refused(address, "127.0.0.1")
+    assert not any(refused(address, f"127.0.0.{number}") for number in range(2, 50))
+    for end in (socket.socket.close, reset, lambda sock: sock.shutdown(socket.SHUT_WR)):
+        leaver = crowd.pop(0)
+        end(leaver)
+        eventually(lambda: proxy.stats().active == 2)
+        crowd.append(connect(address))
+        assert echoes(crowd[-1])
+        assert refused(address, "127.0.0.1")
+        leaver.close()
+    eventually(lambda: proxy.stats().active == 3)  # a worker counts before it asks whether anybody waits
+    stats = proxy.stats()
+    assert (stats.active, stats.accepted, stats.refused, stats.failed) == (3, 3 + 48 + 3, 23, 0)
+    eventually(lambda: sum(event.kind == "failed" for event in events) == 23)
+    assert {(event.reason, event.error) for event in events if event.kind == "failed"} == {("limit", 0)}
+    assert all(event.client.startswith("127.0.0.1:") for event in events if event.kind == "failed")
+    for sock in crowd:
+        sock.close()
+
+
+def test_source_of_a_client_that_never_gets_through(
+    stack: contextlib.ExitStack, make_proxy: Callable[..., tcpproxy.Proxy]
+) -> None:
+    """Row 59: those that fail leave the table too, so that a refusing upstream locks nobody out."""
+    closed = stack.enter_context(socket.socket())
+    closed.bind(("127.0.0.1", 0))  # but not listening
+    proxy = make_proxy(f"127.0.0.1:{closed.getsockname()[1]}", max_connections_per_source=1)
+    for number in range(50):
+        assert refused(proxy.address, "127.0.0.1")
+        eventually(lambda number=number: proxy.stats().failed == number + 1)
+    assert proxy.stats().refused == 0
+
+
+def test_sources_of_the_same_ipv6_network(stack: contextlib.ExitStack, command: Callable[..., Command]) -> None:
+    """Row 59: a /64 is one source. The command says what it refuses, ten times a second, and counts the rest."""
+    here = stack.enter_context(contextlib.closing(Namespace()))
+    for network in range(2):
+        for host in range(1, 5):
+            here.ip("addr", "add", f"2001:db8:0:{network}::{host}/128", "dev", "lo", "nodad")
+    echo = stack.enter_context(contextlib.closing(here.call(Echo)))
+    process = command("-q", "--max-connections-per-source", "2", "-b", "::", echo.name, wrapper=here.wrapper)
+    address = ("2001:db8::1", process.address[1])
+    held = []
+    for host in (1, 2):
+        held.append(here.call(socket.create_connection, address, TIMEOUT, (f"2001:db8::{host}", 0)))
+        assert echoes(stack.enter_context(held[-1]))
+    start = time.monotonic()
+    for _ in range(20):
+        for host in (1, 3, 4):
+            assert here.call(refused, address, f"2001:db8::{host}")
+    seconds = time.monotonic() - start
+    assert not here.call(refused, address, "2001:db8:0:1::1")
+    process.signal(signal.SIGTERM)
+    for sock in held:
+        sock.close()
+    assert process.wait() == 0
+    lines = [line for line in process.stderr if line.startswith("Refused ")]
+    assert len(lines) <= 10 * (seconds + 2)
+    assert lines[0].startswith("Refused [2001:db8::1]:")
+    assert lines[0].endswith(": its source has as many connections as it may")
+    more = [int(line.split()[0]) for line in process.stderr if "more lines of the kind failed (limit)" in line]
+    assert len(lines) + sum(more) == 60
+
+
 def test_at_the_limit_it_is_quiet(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
     """Row 58: clients that wait cost no CPU and no more than a line a second."""
     process = command("-q", "--max-connections", "2", "--workers", workers, echo.name)

@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from support import (
     Command,
     Link,
+    Namespace,
     Upstream,
     connect,
     cpu_seconds,
@@ -22,6 +24,7 @@ from support import (
     eventually,
     fill,
     in_background,
+    needs,
     payload,
     read_all,
     read_exactly,
@@ -80,6 +83,58 @@ def test_memory_is_bounded_by_the_buffer_size(command: Callable[..., Command], u
     growth = own_memory(proxy.process.pid) - before
     close(warm_up)
     assert growth <= 16 * 256 * KIB + 512 * KIB
+
+
+def in_the_kernel(namespace: Namespace, *ports: int) -> int:
+    """Bytes of memory that sockets with these numbers for their own or their peer's port hold in this namespace.
+
+    Not from /proc/net/sockstat: its memory figure is the whole machine's, in every namespace.
+    """
+    needs("ss")
+    which = " or ".join(f"{end} = :{port}" for port, end in zip(ports, ("sport", "dport"), strict=True))
+    argv = [*namespace.wrapper, "ss", "-tmnH", "state", "established", which]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return sum(int(size) for size in re.findall(r"[(,][rw](\d+),", said))
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["client-to-upstream", "upstream-to-client"])
+@pytest.mark.parametrize("zero_copy", ["off", "always"])
+def test_socket_buffer_bounds_the_kernel(
+    command: Callable[..., Command], stack: contextlib.ExitStack, zero_copy: str, swapped: bool
+) -> None:
+    """Row 29: what a stalled direction holds in the kernel, with and without a bound, as control."""
+    here = stack.enter_context(contextlib.closing(Namespace()))
+    held = []
+    for bound in ("64KiB", "off"):
+        upstream = stack.enter_context(contextlib.closing(here.call(Upstream)))
+        options = ("--socket-buffer", bound, "--zero-copy", zero_copy, "--quiet", "--workers", "1")
+        proxy = command(upstream.name, *options, wrapper=here.wrapper)
+        client = stack.enter_context(here.call(connect, proxy.address))
+        server = stack.enter_context(upstream.accept())
+        fill(server if swapped else client)
+        held.append(in_the_kernel(here, proxy.address[1], upstream.port))
+    bounded, free = held
+    # Two sockets with 64 KiB each, which Linux doubles for its own needs, and up to one packet of loopback's on top.
+    assert 64 * KIB < bounded <= 2 * 2 * 64 * KIB + 2 * 64 * KIB, held
+    assert free > 4 * bounded, held
+
+
+def test_socket_buffer_beyond_what_the_system_allows(command: Callable[..., Command], upstream: Upstream) -> None:
+    """It is said at the start, since the kernel takes less without a word."""
+    allowed = int(Path("/proc/sys/net/core/wmem_max").read_text())
+    if allowed >= 1000 * MIB:
+        pytest.skip("the system allows more than can be asked for")
+    proxy = command(upstream.name, "--socket-buffer", "1000MiB")
+    modest = command(upstream.name, "--socket-buffer", str(min(allowed, 65536)))
+    for process in (proxy, modest):
+        connect(process.address).close()
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    sentence = (
+        f"socket-buffer 1048576000 is more than the system allows for sending: {allowed} bytes (net.core.wmem_max)"
+    )
+    assert proxy.stderr == [f"warning: {sentence}"]
+    assert modest.stderr == []
 
 
 def test_no_processor_time_while_blocked(command: Callable[..., Command], upstream: Upstream) -> None:

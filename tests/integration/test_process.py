@@ -207,6 +207,39 @@ def test_a_burst_of_signals(command: Start, echo: Echo) -> None:
 # --- the same port again ---
 
 
+SIGNALLED_WHILE_IMPORTING = """
+import importlib.abc, os, signal, sys
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+module, sys.argv[1:] = sys.argv[1], ["--version"]
+from tcpproxy.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["tcpproxy.cli", "click", "tcpproxy._core.worker", "tcpproxy.signals"])
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
+def test_interrupted_while_it_is_imported(module: str, ignored: bool) -> None:
+    """A SIGINT before the command has its handlers ends it without a traceback; one that is ignored stays so."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:
+        argv = [sys.executable, "-c", SIGNALLED_WHILE_IMPORTING, module]
+        done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=TIMEOUT, check=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if ignored:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("tcpproxy ")
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_restart_at_once_on_the_same_port(command: Start, upstream: Upstream) -> None:
     """Row 105, as far as it goes: after a stop, with connections in TIME_WAIT, and after a kill amid connections."""
     process = command(upstream.name)

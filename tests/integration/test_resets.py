@@ -34,6 +34,7 @@ from support import (
     in_background,
     pause,
     payload,
+    read_all,
     read_exactly,
     reset,
     send_until_full,
@@ -545,6 +546,8 @@ def test_client_resets_just_after_connect(
 # --- a peer that vanishes ---
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
+TCP_RTO_MAX_MS = 44
+"""Of Linux 6.15 and later, and missing from Python."""
 
 
 @pytest.fixture
@@ -601,3 +604,78 @@ def test_vanished_peer(
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
         assert process.stderr[-1].endswith(f": {reason}")
+
+
+@pytest.mark.parametrize("window", ["open", "closed"])
+def test_vanished_peer_that_owes_an_answer(
+    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command], window: str
+) -> None:
+    """Row 24: with bytes on their way to it keepalive is silent; a peer that vanishes is found as soon all the same.
+
+    A connection of a proxy without keepalive, as control, stays.
+    """
+    upstream = stack.enter_context(contextlib.closing(here.call(Upstream)))
+    far_away = stack.enter_context(contextlib.closing(there.call(Upstream, THERE)))
+    from_there = command("-d", "--keepalive", "2", "-b", HERE, upstream.name, wrapper=here.wrapper)
+    to_there = command("-d", "--keepalive", "2", far_away.name, wrapper=here.wrapper)
+    control = command("--keepalive", "off", far_away.name, wrapper=here.wrapper)
+    here_is = []
+    for process, client_from, at in (
+        (from_there, there, upstream),
+        (to_there, here, far_away),
+        (control, here, far_away),
+    ):
+        client = stack.enter_context(client_from.call(connect, process.address))
+        server = stack.enter_context(at.accept())
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+        here_is.append(server if client_from is there else client)
+        if window == "closed":
+            fill(here_is[-1])
+    there.ip("link", "set", "v", "down")  # whatever is sent there is lost from now on
+    begin = time.monotonic()
+    if window == "open":
+        for sock in here_is:
+            sock.sendall(b"to nobody")
+    for sock in here_is[:2]:
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    # Two seconds and three times one; ticks of a second, and questions at growing intervals.
+    assert 3.5 < time.monotonic() - begin < 8.5
+    assert not select.select([here_is[2]], [], [], 0)[0]
+    for process, reason in ((from_there, "client-reset"), (to_there, "upstream-reset")):
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+        assert process.stderr[-1].endswith(f": {reason}")
+
+
+@pytest.mark.parametrize("room", [None, 2048], ids=["", "window that shrinks"])
+def test_a_peer_that_does_not_read_is_not_dead(
+    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command], room: int | None
+) -> None:
+    """Rows 24 and 30: one that answers every probe of its closed window is kept, for longer than a dead one would be.
+
+    When it dies then, probes have become rare, and it is found all the same.
+    """
+    far_away = stack.enter_context(contextlib.closing(there.call(Upstream, THERE)))
+    process = command("-d", "--keepalive", "1", far_away.name, wrapper=here.wrapper)
+    pairs = []
+    for _ in range(2):
+        client = stack.enter_context(here.call(connect, process.address))
+        server = stack.enter_context(far_away.accept())
+        if room:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        pairs.append((client, server, fill(client)))
+    assert not select.select([client for client, _, _ in pairs], [], [], 9)[0]  # a dead one has four seconds
+    client, server, stuck = pairs[0]
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(server) == bytes(stuck)
+    try:
+        client.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, 120000)
+    except OSError:
+        return  # probes cannot be bounded by this kernel: the dead peer would have minutes
+    there.ip("link", "set", "v", "down")
+    begin = time.monotonic()
+    with pytest.raises(ConnectionResetError):
+        pairs[1][0].recv(1)
+    assert time.monotonic() - begin < 10

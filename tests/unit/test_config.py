@@ -10,7 +10,16 @@ import pytest
 import tcpproxy
 from tcpproxy import UsageError
 from tcpproxy._core import worker
-from tcpproxy.config import Config, Endpoint, parse_bind, parse_duration, parse_endpoint, parse_number, parse_size
+from tcpproxy.config import (
+    Config,
+    Endpoint,
+    parse_bind,
+    parse_busy_poll,
+    parse_duration,
+    parse_endpoint,
+    parse_number,
+    parse_size,
+)
 
 # --- remote ---
 
@@ -95,6 +104,11 @@ BAD_REMOTES = {
     ".:80": "cannot be a host name",
     "a" * 64 + ":80": "cannot be a host name",
     ".".join(["a" * 49] * 6) + ":80": "cannot be a host name",
+    "1.2.3.999:80": "which is not an IPv4 address",
+    "256.0.0.1:80": "which is not an IPv4 address",
+    "010.0.0.1:80": "which is not an IPv4 address",
+    "1.2.3.4.5:80": "which is not an IPv4 address",
+    "1.2.3.4.:80": "which is not an IPv4 address",
     # what IDNA makes of it is longer than a label may be
     "\u00fc" * 60 + ":80": "cannot be a host name",
     # a byte that is no UTF-8, as the command line hands it over
@@ -165,6 +179,7 @@ BAD_BINDS = {
     "a" * 64: "cannot be a host name",
     "a/b": "cannot be a host name",
     "a\x1bb": "cannot be a host name",
+    "1.2.3.999": "which is not an IPv4 address",
 }
 
 
@@ -178,6 +193,23 @@ def test_bad_bind(text: str) -> None:
 
 
 # --- numbers, durations, sizes ---
+
+
+@pytest.mark.parametrize("value", [10**5000, -(10**5000), "9" * 5000], ids=["huge", "hugely negative", "long"])
+def test_number_that_python_does_not_write_out(value: int | str) -> None:
+    """Row 95: beyond 4,300 digits Python itself raises, also when a message repeats the number."""
+    for parse in (
+        lambda: parse_number("workers", value, 1, 100),
+        lambda: parse_size("buffer-size", value, 1024, 16 << 20),
+        lambda: parse_duration("grace", value),
+        lambda: parse_busy_poll(value),
+        lambda: Config.make("localhost:80", port=value),
+    ):
+        with pytest.raises(UsageError) as caught:
+            parse()
+        assert len(str(caught.value)) < 250
+    with pytest.raises(UsageError):
+        parse_endpoint(f"localhost:{'9' * 5000}")
 
 
 @pytest.mark.parametrize(("value", "number"), [(1, 1), ("1", 1), ("007", 7), (100, 100), ("100", 100)])
@@ -385,6 +417,16 @@ GOOD = "127.0.0.1:9"
         (["--grace", "10 apples", GOOD], "grace '10 apples' is not a duration, expected "),
         (["--buffer-size", "64GiB", GOOD], "buffer-size '64GiB' is not a size, expected "),
         (["--buffer-size", "99999999999999999999", GOOD], "buffer-size '99999999999999999999' is not a size, "),
+        (
+            ["--socket-buffer", "no", GOOD],
+            "socket-buffer 'no' is not a size, expected bytes or a number with KiB or MiB, ",
+        ),
+        (
+            ["--socket-buffer", "1KiB", GOOD],
+            "socket-buffer '1KiB' is out of range, expected 4096 to 1073741824 bytes or ",
+        ),
+        (["1.2.3.999:80"], "remote '1.2.3.999:80' has '1.2.3.999', which is not an IPv4 address, expected "),
+        (["--workers", "9" * 5000, GOOD], "workers '" + "9" * 79 + "... (5002 characters) is not a whole number "),
         (["--buffer-size", "1", GOOD], "buffer-size '1' is out of range, expected 1024 to 16777216 bytes"),
     ],
 )

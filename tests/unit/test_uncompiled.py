@@ -38,7 +38,7 @@ def is_the_paragraph(text: str, tree: Path) -> bool:
 
 def test_import(tree: Path) -> None:
     """An ImportError, whose text is the paragraph, and no error behind it."""
-    lines = run(tree, "-c", "import tcpproxy").stderr.splitlines()
+    lines = run(tree, "-c", "from tcpproxy import Proxy").stderr.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert sum("File " in line for line in lines) == 2, "the import, and the package"
     kind, _, text = lines[-1].partition(": ")
@@ -50,7 +50,7 @@ def test_import(tree: Path) -> None:
 def test_command(tree: Path, how: str) -> None:
     """A plain sentence and exit code 1, as `python -m tcpproxy` and as the installed script."""
     (tree / "bin").mkdir()
-    (tree / "bin" / "tcpproxy").write_text("from tcpproxy.cli import main\nmain()\n")
+    (tree / "bin" / "tcpproxy").write_text("from tcpproxy.__main__ import main\nmain()\n")
     done = run(tree, *(("-m", "tcpproxy") if how == "module" else ("bin/tcpproxy",)), "localhost:80")
     assert done.returncode == 1
     assert done.stdout == ""

@@ -1,0 +1,174 @@
+"""What the command gives up when it starts: seen in the running command, and from inside."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import TIMEOUT, Command, Echo, connect, eventually, needs
+
+import tcpproxy
+from tcpproxy import sandbox
+from tcpproxy.config import Config
+
+ABI = ctypes.CDLL(None).syscall(444, None, 0, 1) if sys.platform == "linux" else -1
+needs_landlock = pytest.mark.skipif(ABI < 4, reason=f"the kernel has no Landlock for TCP (version {ABI})")
+
+ATTEMPTS = """
+import json, os, signal, socket, subprocess, sys
+
+folder, other_port = sys.argv[1], int(sys.argv[2])
+del sys.argv[1:6]  # and "python -m tcpproxy"
+
+def attempt(what, *args):
+    try:
+        what(*args)
+    except OSError as error:
+        return error.strerror
+    return "done"
+
+def attempts(*_):
+    said = {
+        "write": attempt(open, folder + "/old", "r+"),
+        "make": attempt(open, folder + "/new", "w"),
+        "remove": attempt(os.unlink, folder + "/older"),
+        "cut": attempt(os.truncate, folder + "/old", 0),
+        "run": attempt(subprocess.run, ["/bin/true"]),
+        "signal": attempt(os.kill, os.getppid(), 0),
+        "connect": attempt(socket.create_connection, ("127.0.0.1", other_port)),
+        "read": attempt(open, folder + "/old"),
+        "look up": attempt(socket.getaddrinfo, "localhost", 80),
+    }
+    sys.stderr.write(json.dumps(said) + "\\n")
+    sys.stderr.flush()
+
+signal.signal(signal.SIGUSR1, attempts)
+from tcpproxy.__main__ import main
+main()
+"""
+
+
+def echoes(client: socket.socket) -> bool:
+    client.sendall(b"x")
+    return client.recv(1) == b"x"
+
+
+@pytest.fixture
+def attempts(
+    tmp_path: Path, stack: contextlib.ExitStack, echo: Echo, command: Callable[..., Command]
+) -> Callable[..., dict[str, str]]:
+    """Runs the command with a signal handler that tries what it should not need; returns what came of it."""
+
+    def run(*options: str) -> dict[str, str]:
+        for name in "old", "older":
+            (tmp_path / name).write_text(name)
+        other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        wrapper = (sys.executable, "-c", ATTEMPTS, str(tmp_path), str(other.getsockname()[1]))
+        process = command("-q", *options, echo.name.replace("127.0.0.1", "localhost"), wrapper=wrapper)
+        client = stack.enter_context(connect(process.address))
+        assert echoes(client)
+        process.signal(signal.SIGUSR1)
+        eventually(lambda: process.stderr, TIMEOUT)
+        assert echoes(client)
+        assert echoes(stack.enter_context(connect(process.address)))
+        client.close()
+        process.signal(signal.SIGTERM)
+        return json.loads(process.stderr[0])
+
+    return run
+
+
+def privileges(pid: int) -> set[str]:
+    """What /proc says of all its threads."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return {line for thread in threads for line in (thread / "status").read_text().splitlines() if "NoNewPrivs" in line}
+
+
+@pytest.mark.parametrize(("mode", "given_up"), [("auto", 1), ("off", 0)])
+def test_no_new_privileges(command: Callable[..., Command], echo: Echo, mode: str, given_up: int) -> None:
+    """In every thread of the command."""
+    process = command("--sandbox", mode, "--workers", "2", echo.name)
+    assert echoes(connect(process.address))
+    assert privileges(process.process.pid) == {f"NoNewPrivs:\t{given_up}"}
+
+
+@needs_landlock
+@pytest.mark.parametrize("mode", ["auto", "require"])
+def test_what_is_given_up(attempts: Callable[..., dict[str, str]], tmp_path: Path, mode: str) -> None:
+    """Nothing of it works any more while connections go on, and what relaying needs does."""
+    said = attempts("--sandbox", mode)
+    denied = {"write", "make", "remove", "cut", "run", "connect"} | ({"signal"} if ABI >= 6 else set())
+    assert {what for what, how in said.items() if how in ("Permission denied", "Operation not permitted")} == denied
+    assert {said["read"], said["look up"]} == {"done"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old": "old", "older": "older"}
+
+
+def test_what_is_kept_without_it(attempts: Callable[..., dict[str, str]]) -> None:
+    """The control: these attempts work."""
+    assert set(attempts("--sandbox", "off").values()) == {"done"}
+
+
+def without(call: str, trace: Path) -> tuple[str, ...]:
+    """Makes a command run on a kernel that does not know this call."""
+    needs("strace")
+    refused = f"inject={call}:error=ENOSYS"
+    return ("strace", "-D", "-f", "-e", f"trace={call}", "-e", refused, "-o", str(trace))
+
+
+@pytest.mark.parametrize("call", ["prctl", "landlock_create_ruleset", "landlock_restrict_self"])
+def test_a_system_without(command: Callable[..., Command], echo: Echo, tmp_path: Path, call: str) -> None:
+    """`auto` goes on without a word; `require` does not start, and says why in one sentence."""
+    if call != "prctl" and ABI < 4:
+        pytest.skip("the kernel has no Landlock anyway")
+    auto = command("-q", echo.name, wrapper=without(call, tmp_path / "auto"))
+    assert echoes(connect(auto.address))
+    auto.signal(signal.SIGTERM)
+    assert auto.wait() == 0
+    assert auto.stderr == []
+    require = command("--sandbox", "require", echo.name, wrapper=without(call, tmp_path / "require"))
+    assert require.wait() == 1
+    assert require.stdout == []
+    assert len(require.stderr) == 1
+    assert require.stderr[0].startswith("tcpproxy: cannot enter the sandbox that is required: ")
+    assert "ENOSYS" in (tmp_path / "require").read_text()
+
+
+@needs_landlock
+def test_a_library_restricts_nobody(echo: Echo) -> None:
+    """A Proxy leaves its program as it is."""
+    with tcpproxy.Proxy(echo.name) as proxy:
+        assert echoes(connect(proxy.address))
+        assert privileges(os.getpid()) == privileges(os.getppid())
+        subprocess.run([sys.executable, "-c", ""], check=True)
+
+
+@needs_landlock
+@pytest.mark.parametrize(
+    ("remote", "hosts", "ports"),
+    [
+        ("192.0.2.1:80", "nis", {80}),
+        ("[2001:db8::1]:80", "nis", {80}),
+        ("db.example:80", "files dns", {80, 53}),
+        ("db.example:80", "files mdns4_minimal [NOTFOUND=return] dns myhostname", {80, 53}),
+        ("db.example:80", "files nis dns", set()),
+        ("db.example:80", None, {80, 53}),
+    ],
+)
+def test_ports(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, remote: str, hosts: str | None, ports: set[int]
+) -> None:
+    """Where names come from decides which ports their look-up may need."""
+    switch = tmp_path / "nsswitch.conf"
+    if hosts:
+        switch.write_text(f"# hosts: nis\npasswd: files nis\nhosts: {hosts} # ldap\n")
+    monkeypatch.setattr(sandbox, "NSSWITCH", str(switch))
+    assert sandbox.ports_to_reach(Config.make(remote)) == ports
