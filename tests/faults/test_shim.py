@@ -77,6 +77,6 @@ def test_one_call_in_ten(
     counts = shim.counts()
     campaign(f"shim {zero_copy} {workers} worker(s), seed {SEED}, {counts}", sum(counts.values()), traffic)
     holdings.check()
-    assert traffic.troubles == []
+    assert traffic.troubles == [], proxy.stderr
     assert {name.partition(" ")[0] for name in counts} >= {"accept4", "recv", "send", "epoll_wait/poll", "close"}
     assert proxy.process.poll() is None

@@ -139,7 +139,7 @@ def test_calls_that_fail(
     traffic.run(itertools.islice(numbers, 20))
     campaign(f"strace {calls} {'fatal' if fatal else 'harmless'}", injected, traffic)
     holdings.check()
-    assert traffic.troubles == []
+    assert traffic.troubles == [], proxy.stderr
     if "?" not in calls:
         assert injected
 
@@ -160,6 +160,6 @@ def test_getsockopt_fails(command: Callable[..., Command], tmp_path: Path, round
             injected += tracer.injected()
         campaign("strace getsockopt", injected, traffic)
         holdings.check()
-        assert traffic.troubles == []
+        assert traffic.troubles == [], proxy.stderr
         assert traffic.ends["eof"] == traffic.ends["hung"] == 0
         assert injected

@@ -12,7 +12,7 @@ from tcpproxy._core.events cimport EventRecord, EventRing, ring_claim, ring_empt
 from tcpproxy._core.half cimport HALF_BROKEN, HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_WAIT, \
     ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, half_break, half_pump
 from tcpproxy._core.handoff cimport HANDOFF_ROOM, Handed, Handoff, handoff_init, handoff_pop, handoff_push
-from tcpproxy._core.net cimport net_addr, net_nap_us, net_pack
+from tcpproxy._core.net cimport net_addr, net_nap_us, net_pack, net_tuning
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_LISTENER, \
     WATCH_STREAM, Poller, Ready, Watch, poller_add, poller_free, poller_move, poller_name, poller_new, poller_rearm, \
     poller_remove, poller_wait, poller_wake
@@ -286,6 +286,7 @@ cdef class ConnectingDoor:
     cdef Poller *poller
     cdef AddressList *addresses
     cdef Connecting *it
+    cdef net_tuning tuning              # all off
 
     def __cinit__(self, bytes ip, int port):
         self.poller = poller_new()
@@ -295,7 +296,7 @@ cdef class ConnectingDoor:
         self.addresses.users = self.addresses.count = 1
         if net_pack(&self.addresses.addresses[0], <const char *> ip, len(ip), port, 0) < 0:
             raise ValueError(ip)
-        self.it = connecting_new(self.addresses)
+        self.it = connecting_new(self.addresses, &self.tuning)
         if self.it == NULL or connecting_next(self.it, self.poller, 0) != CONNECTING_PENDING:
             raise OSError("connecting_next")
 
