@@ -372,7 +372,16 @@ class Proxy:
             if any(asked):
                 found, lifetime = resolver.lookup()
                 for worker in self._workers:
-                    worker.set_addresses(0, found, lifetime)
+                    self._hand_over(worker, found, lifetime)
+
+    def _hand_over(self, worker: Worker, found: list[Address], lifetime: float | None) -> None:
+        """Gives a worker the answer that it waits for, even if memory is short just now: it would not ask again."""
+        while True:
+            try:
+                return worker.set_addresses(0, found, lifetime)
+            except MemoryError:
+                if self._stopping.wait(0.1):
+                    return
 
     def _log(self) -> None:
         """Takes event records out of the workers and gives them to the sink, until the workers are over."""
