@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import collections
 import contextlib
 import os
 import socket
@@ -14,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from . import logs
 from ._core.worker import Worker
 from .config import Config
 from .errors import StartError, WorkerError
 from .listening import address, connection_limit, is_public, listen, small_buffers, where
-from .logs import Event
+from .logs import Event, wanted
+from .reporter import Reporter
 from .resolver import Address, Resolver, numeric
 
 START_PATIENCE = 2.0
@@ -145,8 +144,7 @@ class Proxy:
         """What it listens on, as (host, port)."""
         self.failure: WorkerError | None = None
         """Why it ended by itself, if it did."""
-        self._sink = on_event
-        self._notes: collections.deque[Event] = collections.deque()
+        self._reporter = Reporter(on_event)
         self._resolver: Resolver | None = None
         self._workers: list[Worker] = []
         self._threads: list[threading.Thread] = []
@@ -197,20 +195,21 @@ class Proxy:
         found, _ = self._resolver.lookup(START_PATIENCE)
         if not found:
             why = self._resolver.problem or f"no answer within {START_PATIENCE:g} s"
-            self._note("warning", f"cannot resolve {remote.host} ({why}); it is looked up again for each connection")
+            self._reporter.note(
+                "warning", f"cannot resolve {remote.host} ({why}); it is looked up again for each connection"
+            )
         return found
 
     def _prepare(self, listeners: list[socket.socket], target: list[Address]) -> None:
         config = self.config
-        if self._sink is None:
-            self._sink = logs.logging_sink()
+        self._reporter.prepare()
         for _ in range(2):
             self._bells += socket.socketpair()
         for bell in (self._bells[1], self._bells[3]):
             bell.setblocking(False)
         limit, warning = connection_limit(config)
         if warning:
-            self._note("warning", warning)
+            self._reporter.note("warning", warning)
         for number in range(config.workers):
             worker = Worker(
                 bell=self._bells[1].fileno(),
@@ -227,21 +226,24 @@ class Proxy:
             self._workers.append(worker)
             for listener in listeners:
                 worker.listen(os.dup(listener.fileno()), 0)
-            kinds = self._sink.kinds if isinstance(self._sink, logs.Printer) else logs.KINDS[1:]
-            worker.want_events(logs.wanted(kinds))
+            worker.want_events(wanted(self._reporter.kinds))
             if target:
                 worker.set_addresses(0, target, None if self._resolver is None else 5.0)
             self._threads.append(_thread(f"tcpproxy-worker-{number}", self._run, worker))
         Worker.link(self._workers, limit=limit, per_source=config.max_connections_per_source)
         self.addresses = [where(listener) for listener in listeners]
         for listener in listeners:
-            self._note("listening", address(listener))
+            self._reporter.note("listening", address(listener))
             if is_public(listener):
-                self._note("warning", f"listening on {address(listener)}, which other machines may reach")
+                self._reporter.note("warning", f"listening on {address(listener)}, which other machines may reach")
             if warning := small_buffers(listener, config):
-                self._note("warning", warning)
+                self._reporter.note("warning", warning)
             listener.close()  # each worker has its own copy
-        self._logger = _thread("tcpproxy-log", self._log)
+        resolver = self._resolver
+        problem = (lambda: resolver.problem) if resolver else str
+        self._logger = _thread(
+            "tcpproxy-log", self._reporter.run, self._workers, self._threads, self._bells[0], self._stopped, problem
+        )
         if self._resolver:
             self._namer = _thread("tcpproxy-names", self._answer, self._resolver)
 
@@ -382,54 +384,6 @@ class Proxy:
             except MemoryError:
                 if self._stopping.wait(0.1):
                     return
-
-    def _log(self) -> None:
-        """Takes event records out of the workers and gives them to the sink, until the workers are over."""
-        lost = 0
-        printer = self._sink if isinstance(self._sink, logs.Printer) else None
-        while True:
-            last = not any(thread.is_alive() for thread in self._threads)
-            busy = self._log_some()
-            now_lost = sum(worker.counters()["events_lost"] for worker in self._workers)
-            if now_lost != lost:
-                self._emit([Event("lost", text=f"{now_lost - lost} log records were dropped: output is too slow")])
-                lost = now_lost
-            if busy:
-                self._stopped.wait(0.01)  # gathers what comes meanwhile, so that a flood rings no bell per record
-            elif last:
-                if printer:
-                    printer.settle(final=True)
-                return
-            else:
-                nothing = [worker.await_events() for worker in self._workers]  # each of them rings from now on
-                if all(nothing) and not self._notes:
-                    self._bells[0].settimeout(1.0 if printer and printer.settle() else None)
-                    with contextlib.suppress(TimeoutError):
-                        self._bells[0].recv(4096)
-
-    def _log_some(self) -> bool:
-        while self._notes:
-            self._emit([self._notes.popleft()])
-        problem = self._resolver.problem if self._resolver else ""
-        taken = [logs.decode(record, problem) for worker in self._workers for record in worker.take_events(256)]
-        self._emit(taken)
-        return bool(taken)
-
-    def _emit(self, events: list[Event]) -> None:
-        if isinstance(self._sink, logs.Printer):
-            self._sink.many(events)
-            return
-        assert self._sink is not None  # since the start
-        for event in events:
-            try:
-                self._sink(event)
-            except BaseException:  # a callback of the program's: its mistake must not end the log
-                import logging
-
-                logging.getLogger("tcpproxy").exception("on_event failed")
-
-    def _note(self, kind: str, text: str) -> None:
-        self._notes.append(Event(kind, text=text))
 
     # --- views ---
 
