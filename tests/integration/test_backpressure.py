@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from networks import Namespace
 from support import (
     Command,
     Link,
-    Namespace,
     Upstream,
     connect,
     cpu_seconds,

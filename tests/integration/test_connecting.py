@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import random
 import re
 import select
 import socket
@@ -579,8 +580,11 @@ ITSELF = [
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+    """A port that nothing uses; not one of those that the kernel gives to tests running at the same time (32768 on)."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @pytest.mark.parametrize(("bind", "host"), ITSELF)
