@@ -32,6 +32,7 @@ from support import (
     payload,
     read_exactly,
     reset,
+    resident,
     strace,
 )
 
@@ -109,11 +110,6 @@ def waits(client: socket.socket, seconds: float = 0.3) -> bool:
 
 def open_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that a process has in use."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # --- accept says no ---
