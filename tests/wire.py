@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import fcntl
 import heapq
 import json
 import os
@@ -101,6 +100,8 @@ class Direction:
 
 def plug(namespace: str) -> int:
     """Opens a TUN device in the namespace. It belongs to where the thread is that opens it."""
+    import fcntl  # not at the top, which Windows reads too
+
     with open(f"/run/netns/{namespace}") as handle:
         if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), 0):
             raise OSError(ctypes.get_errno(), "setns")

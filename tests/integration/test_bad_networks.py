@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import select
@@ -80,7 +81,7 @@ def test_conversations_over_a_bad_cable(
 ) -> None:
     """Rows 1 to 10, 15, 18, 88, 89: every pattern of conversation, with both legs of the relay over the cable."""
     impairment, mtu = (ORDERLY | LOSING)[network]
-    peers, middle, wire = plug(impairment, mtu)
+    peers, middle, wire = plug(dataclasses.replace(impairment, seed=SEED), mtu)
     resets = 0.2 if network in ORDERLY else 0.0
     where, host = (peers, "10.0.0.1") if workers else (middle, "10.0.0.2")
     server = stack.enter_context(contextlib.closing(where.call(Server, host, resets)))
