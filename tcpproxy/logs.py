@@ -124,6 +124,8 @@ class Printer:
         self._debug, self._quiet, self._json = debug, quiet, json
         self._stdout, self._stderr = stdout, stderr
         self._flood = Flood()
+        self._torn: dict[int, bool] = {}
+        """Of a descriptor: a disk became full amid its last line."""
         self.unwritten = 0
         """Lines that stdout or stderr would not take."""
 
@@ -163,11 +165,15 @@ class Printer:
 
     def _write(self, target: int, lines: list[str]) -> None:
         data = "".join([clean(line) + "\n" for line in lines]).encode("utf-8", "backslashreplace")
+        if self._torn.get(target):
+            data = b"\n" + data
         try:
             while data:
-                data = data[os.write(target, data) :]
+                size = os.write(target, data)
+                self._torn[target] = data[size - 1 : size] != b"\n"
+                data = data[size:]
         except OSError:
-            self.unwritten += data.count(b"\n")
+            self.unwritten += data.removeprefix(b"\n").count(b"\n")
 
     def _as_text(self, event: Event) -> list[str]:
         match event.kind:

@@ -41,6 +41,12 @@ def schedule_seeds(request: pytest.FixtureRequest) -> tuple[int, int]:
 
 
 @pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    """How much of a campaign: CI's share, or so many times as much."""
+    return request.config.getoption("--rounds")
+
+
+@pytest.fixture
 def stack() -> Iterator[contextlib.ExitStack]:
     """Closes what is entered or pushed here when the test is over."""
     with contextlib.ExitStack() as stack:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import json
 import os
 import select
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import wire
 from support import TIMEOUT, needs
 
 
@@ -116,3 +120,37 @@ class Namespace:
         """Gives an interface an address, and starts it."""
         self.ip("address", "add", address, "dev", interface, *options)
         self.ip("link", "set", interface, "up")
+
+    def nft(self, rules: str) -> None:
+        """Carries out commands of nft; skips the test where packets cannot be filtered."""
+        needs("nft")
+        argv = [*self.wrapper, "nft", rules]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"nft does not work here: {done.stderr.strip()}")
+
+
+class Wire:
+    """A bad cable between two namespaces, 10.0.0.1 and 10.0.0.2; wire.py says what it can do to packets."""
+
+    def __init__(self, one: Namespace, other: Namespace, impairment: wire.Impairment, mtu: int = 1500) -> None:
+        argv = [sys.executable, wire.__file__, one.name, other.name, json.dumps(dataclasses.asdict(impairment))]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        if (said := self._process.stdout.readline()) != "ready\n":
+            self._process.communicate()
+            pytest.skip(f"no TUN devices here: {said.strip()}")
+        for number, namespace in enumerate((one, other), 1):
+            namespace.ip("link", "set", wire.DEVICE, "mtu", str(mtu))
+            namespace.address(wire.DEVICE, f"10.0.0.{number}/24")
+
+    def unplug(self) -> dict[str, int]:
+        """Ends it. Returns how many packets there were, and how many of them had which fate."""
+        said, _ = self._process.communicate(timeout=TIMEOUT)
+        counts: dict[str, int] = json.loads(said)
+        return counts
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()

@@ -49,17 +49,20 @@ class Plan:
     resets: str
     """Who resets, after `reset_after` of its bytes; empty: both end their directions."""
     reset_after: int
+    abrupt: bool = False
+    """It does not reset, but closes in the middle: the kernel makes that an end, or a reset where bytes were unread."""
 
     @classmethod
-    def make(cls, number: int, resets: bool = True) -> Plan:
+    def make(cls, number: int, resets: float = 0.2, abrupt: float = 0.0) -> Plan:
+        """`resets`: the share of conversations that somebody cuts; `abrupt`: the share of these that are closes."""
         chance = random.Random(number)
         up, down = (cls._piece(chance) for _ in range(2))
         up = struct.pack(">Q", number) + up
-        who = chance.choice(["client", "server"]) if resets and chance.random() < 0.2 else ""
+        who = chance.choice(["client", "server"]) if chance.random() < resets else ""
         after = chance.randint(HEADER, len(up)) if who == "client" else chance.randint(0, len(down))
         waits = chance.choice(["", "", "client", "server"])
         late = chance.choice(["", "client", "server"]) if not waits else ""
-        return cls(number, up, down, waits, late, who, after)
+        return cls(number, up, down, waits, late, who, after, bool(who) and chance.random() < abrupt)
 
     @staticmethod
     def _piece(chance: random.Random) -> bytes:
@@ -90,7 +93,7 @@ def converse(sock: socket.socket, plan: Plan, who: str, outcome: Outcome) -> Non
             if error.errno not in GONE:
                 raise
             outcome.end = "reset"
-        if plan.resets == who:
+        if plan.resets == who and not plan.abrupt:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -133,8 +136,9 @@ def judge(plan: Plan, client: Outcome, server: Outcome | None, fatal: bool) -> s
             return f"{plan.number}: the {who} hung with {len(seen.received)} of {len(expected)} bytes"
         if plan.resets == who:
             continue
-        if seen.end == "eof" and (plan.resets or len(seen.received) < len(expected)):
-            return f"{plan.number}: the {who} got an end of file after {len(seen.received)} of {len(expected)} bytes"
+        sent = plan.reset_after if plan.abrupt else len(expected)
+        if seen.end == "eof" and (len(seen.received) < sent or (plan.resets and not plan.abrupt)):
+            return f"{plan.number}: the {who} got an end of file after {len(seen.received)} of {sent} bytes"
         if seen.end == "reset" and not plan.resets and not fatal:
             return f"{plan.number}: the {who} was reset after {len(seen.received)} of {len(expected)} bytes"
     return ""
@@ -143,9 +147,9 @@ def judge(plan: Plan, client: Outcome, server: Outcome | None, fatal: bool) -> s
 class Server(Upstream):
     """The upstream end of conversations."""
 
-    def __init__(self, resets: bool = True) -> None:
-        super().__init__()
-        self.resets = resets
+    def __init__(self, host: str = "127.0.0.1", resets: float = 0.2, abrupt: float = 0.0) -> None:
+        super().__init__(host)
+        self.resets, self.abrupt = resets, abrupt
         self.outcomes: dict[int, Outcome] = {}
         self.troubles: list[str] = []
         self._changed = threading.Condition()
@@ -154,6 +158,9 @@ class Server(Upstream):
         self.socket.settimeout(None)
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
+
+    def plan(self, number: int) -> Plan:
+        return Plan.make(number, self.resets, self.abrupt)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError, RuntimeError):  # closed
@@ -169,7 +176,7 @@ class Server(Upstream):
                 return
             with self._changed:
                 self._under_way.add(number)
-            plan = Plan.make(number, self.resets)
+            plan = self.plan(number)
             if plan.late == "server":
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
             outcome = Outcome(bytearray(plan.up[:HEADER]))
@@ -244,7 +251,7 @@ class Traffic:
         self.server.troubles.clear()
 
     def _hold(self, number: int, fatal: bool) -> tuple[Plan, Outcome, Outcome | None]:
-        plan = Plan.make(number, self.server.resets)
+        plan = self.server.plan(number)
         outcome = Outcome()
         start = time.monotonic()
         self._play(plan, outcome)

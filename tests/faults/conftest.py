@@ -11,9 +11,3 @@ from traffic import Server
 @pytest.fixture
 def server(stack: contextlib.ExitStack) -> Server:
     return stack.enter_context(contextlib.closing(Server()))
-
-
-@pytest.fixture
-def rounds(request: pytest.FixtureRequest) -> int:
-    """How much of a campaign: CI's share, or so many times as much."""
-    return request.config.getoption("--rounds")

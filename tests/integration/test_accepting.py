@@ -32,6 +32,7 @@ from support import (
     payload,
     read_exactly,
     reset,
+    resident,
     strace,
 )
 
@@ -111,16 +112,14 @@ def open_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory that a process has in use."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 # --- accept says no ---
 
 
-def test_out_of_descriptors(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
-    """Row 53: no CPU, at most one line a second, the others live; who waits is served once there are descriptors."""
+def test_out_of_descriptors(workers: str, echo: Echo, command: Callable[..., Command], rounds: int) -> None:
+    """Row 53: no CPU, at most one line a second, the others live; who waits is served once there are descriptors.
+
+    For three seconds a round.
+    """
     process = command("-q", "--workers", workers, echo.name)
     pid = process.process.pid
     with connect(process.address) as settled:
@@ -129,7 +128,7 @@ def test_out_of_descriptors(workers: str, echo: Echo, command: Callable[..., Com
         waiting = [connect(process.address) for _ in range(3)]
         eventually(lambda: process.stderr)
         cpu, start = cpu_seconds(pid), time.monotonic()
-        assert waits(waiting[0], 3)
+        assert waits(waiting[0], 3 * rounds)
         talk(settled)
         seconds = time.monotonic() - start
         assert cpu_seconds(pid) - cpu < 0.02 * seconds + 0.01  # the clock ticks in hundredths
@@ -475,8 +474,34 @@ def test_more_clients_than_the_queue_holds(stack: contextlib.ExitStack, command:
     assert process.stderr == []
 
 
+def begin_together(count: int, address: tuple[str, int]) -> list[socket.socket]:
+    """So many connections that are begun before one of them is looked at."""
+    clients = [socket.socket() for _ in range(count)]
+    for client in clients:
+        client.setblocking(False)
+        client.connect_ex(address)
+    for client in clients:
+        client.settimeout(TIMEOUT)
+    return clients
+
+
+def talk_together(clients: list[socket.socket]) -> None:
+    """Five times a page from each, all different, and all sent before the first is read."""
+    size = 4096
+    for turn in range(5):
+        data = payload(size * len(clients), turn)
+        pages = [data[start : start + size] for start in range(0, len(data), size)]
+        for client, page in zip(clients, pages, strict=True):
+            client.sendall(page)
+        for client, page in zip(clients, pages, strict=True):
+            assert read_exactly(client, size) == page
+
+
 def test_thousands_held(many_descriptors: int, busy_echo: str, command: Callable[..., Command]) -> None:
-    """Row 62: 9,900 connections, or what the descriptors allow, alive at once; little memory each, none left over."""
+    """Row 62: 9,900 connections, or what the descriptors allow, alive at once; little memory each, none left over.
+
+    The last 500 come in one burst; then 3,000 talk at the same time, a page at a time, and the others are idle.
+    """
     count = min(9900, (many_descriptors - 200) // 2)
     process = command("-q", "--zero-copy", "auto", "--workers", "2", busy_echo)  # no pipes, which may stay for later
     pid, address = process.process.pid, process.address
@@ -484,15 +509,15 @@ def test_thousands_held(many_descriptors: int, busy_echo: str, command: Callable
     time_to_echo(address)
     eventually(lambda: open_descriptors(pid) == descriptors_before)
     memory_before = resident(pid)
-    clients = []
-    for _ in range(count):
-        clients.append(socket.create_connection(address, TIMEOUT))
+    clients = [socket.create_connection(address, TIMEOUT) for _ in range(count - 500)]
+    clients += begin_together(500, address)
     for number, client in enumerate(clients):
         client.sendall(number.to_bytes(4, "big"))
     for number, client in enumerate(clients):
         assert read_exactly(client, 4) == number.to_bytes(4, "big")
     assert open_descriptors(pid) == descriptors_before + 2 * count
     assert (resident(pid) - memory_before) / count < 2048
+    talk_together(clients[:: max(1, count // 3000)][:3000])
     idle = []
     for _ in range(3):
         cpu = cpu_seconds(pid)

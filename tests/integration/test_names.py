@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import TIMEOUT, Command, Upstream, connect, eventually, read_all, read_exactly
+from support import TIMEOUT, Command, Upstream, allow_descriptors, bounds, connect, eventually, read_all, read_exactly
 
 NAME = "upstream.test"
 A, AAAA = 1, 28
@@ -123,7 +124,7 @@ class Greeter(Upstream):
     """Says its name to whoever connects, then sends everything back. Its address is 127.0.0.`number`."""
 
     def __init__(self, number: int, port: int = 0) -> None:
-        self.socket = socket.create_server((f"127.0.0.{number}", port))
+        self.socket = socket.create_server((f"127.0.0.{number}", port), backlog=4096)
         self.host, self.port = self.socket.getsockname()
         self.greeting = b"%d\n" % number
         threading.Thread(target=self._serve, daemon=True).start()
@@ -328,6 +329,38 @@ def test_waiting_clients_end_at_the_connect_timeout(start: Callable[..., Command
     eventually(lambda: says(proxy.stderr, message) == 8, what=str(proxy.stderr))
     assert nameserver.asked == 1
     assert says(proxy.stderr, f"warning: cannot resolve {NAME} (no answer within 2 s)") == 1
+
+
+@bounds(0.5, 0.005)
+def test_live_relay_beside_clients_that_wait(
+    start: Callable[..., Command], nameserver: Nameserver, greeters: tuple[Greeter, Greeter], bound: float
+) -> None:
+    """Row 92: round trips of a live relay while 600 clients wait for a server that is dead; then they are served."""
+    allow_descriptors(3000)
+    nameserver.addresses = [greeters[0].host]
+    proxy = start(greeters[0].port, "--workers", "2")
+    with contextlib.ExitStack() as clients:
+        early = clients.enter_context(client(proxy))
+        early.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assert read_exactly(early, 2) == greeters[0].greeting
+        nameserver.hold()
+        until_stale(proxy, nameserver)
+        answers = select.poll()
+        waiting = [clients.enter_context(socket.socket()) for _ in range(600)]
+        for connection in waiting:
+            connection.setblocking(False)
+            connection.connect_ex(proxy.address)
+            answers.register(connection, select.POLLIN)
+        trips = []
+        while not answers.poll(0):
+            began = time.monotonic()
+            early.sendall(b"ping")
+            assert read_exactly(early, 4) == b"ping"
+            trips.append(time.monotonic() - began)
+        assert sorted(trips)[len(trips) * 99 // 100] < bound
+        for connection in waiting:
+            connection.settimeout(TIMEOUT)
+            assert read_exactly(connection, 2) == greeters[0].greeting
 
 
 def test_unresolved_at_start(

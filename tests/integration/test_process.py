@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -616,6 +617,37 @@ def test_output_that_is_closed(command: Start, echo: Echo, closed: str) -> None:
     """Row 101: the numbers 0 to 2 are not given to sockets; else a log line would reach a peer."""
     process = command(echo.name, "-d", wrapper=("sh", "-c", f'exec "$@" {closed}', "sh"))
     assert_relays_and_ends(process)
+
+
+def test_disk_that_is_full_for_a_while(command: Start, echo: Echo, tmp_path: Path) -> None:
+    """Row 101: bytes flow; once there is room again lines are whole, and those that are not are counted."""
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = command(echo.name, "--workers", "1", stdout=file)
+    eventually(lambda: b"\n" in log.read_bytes(), TIMEOUT)
+    address = ("127.0.0.1", listening_port(process))
+    names = []
+
+    def relay(times: int) -> None:
+        for _ in range(times):
+            with connect(address) as client:
+                names.append(name_of(client))
+                assert echoes(client)
+
+    # The limit of a file's size does to writes what a full disk does: the last one is cut, the next ones fail.
+    pid, full = process.process.pid, log.stat().st_size + len(f"New connection from {address}") * 3 // 2
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (full, resource.RLIM_INFINITY))
+    relay(20)
+    eventually(lambda: log.stat().st_size == full)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    relay(5)
+    process.signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    lines = log.read_text().splitlines()
+    whole = [line for line in lines[1:] if line.removeprefix("New connection from ") in names]
+    assert whole[-5:] == [f"New connection from {name}" for name in names[-5:]]
+    assert len(lines) <= 1 + len(whole) + 1
+    assert process.stderr == [f"{25 - len(whole)} log lines could not be written"]
 
 
 def test_lines_that_nobody_reads_are_dropped_and_counted(

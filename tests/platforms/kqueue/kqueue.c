@@ -275,6 +275,8 @@ static int collect_files(struct kqueue *it, int filter, struct kevent *to, int r
             it->notes[filter][fd].serial = 0;
             continue;
         }
+        if (found[i].events == EPOLLERR) /* Linux's "unreachable" amid connect(), which goes on: no event there */
+            continue;
         report(it, filter, fd, found[i].events, &to[count++]);
         struct pollfd writable = {fd, POLLOUT, 0};
         if (it->restless && filter == READ && it->notes[WRITE][fd].serial && count + n - i - 1 < room
