@@ -307,6 +307,15 @@ class Command:
                 stream.close()
 
 
+@contextlib.contextmanager
+def frozen(process: Command) -> Iterator[None]:
+    """All that happens in the block comes to the process in one batch, after it."""
+    process.signal(signal.SIGSTOP)
+    eventually(lambda: Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    yield
+    process.signal(signal.SIGCONT)
+
+
 needs_splice = pytest.mark.skipif(
     not sys.platform.startswith("linux") or POLLER == "kqueue", reason="a build without splice, as on macOS and BSD"
 )

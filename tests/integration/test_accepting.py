@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
 import select
 import signal
@@ -27,6 +28,7 @@ from support import (
     connect,
     cpu_seconds,
     eventually,
+    frozen,
     limit_descriptors,
     needs,
     payload,
@@ -228,11 +230,10 @@ def test_clients_gone_before_they_are_accepted(workers: str, echo: Echo, command
     address = process.address
     with connect(address) as settled:
         talk(settled)
-        process.signal(signal.SIGSTOP)
-        for _ in range(50):
-            reset(connect(address))
-        last = connect(address)
-        process.signal(signal.SIGCONT)
+        with frozen(process):
+            for _ in range(50):
+                reset(connect(address))
+            last = connect(address)
         with last:
             talk(last)
         talk(settled)
@@ -427,7 +428,7 @@ def test_sources_of_the_same_ipv6_network(stack: contextlib.ExitStack, command: 
     assert process.wait() == 0
     lines = [line for line in process.stderr if line.startswith("Refused ")]
     assert len(lines) <= 10 * (seconds + 2)
-    assert lines[0].startswith("Refused [2001:db8::1]:")
+    assert re.match(r"Refused \[2001:db8::[134]\]:", lines[0])  # of two workers either may be first
     assert lines[0].endswith(": its source has as many connections as it may")
     more = [int(line.split()[0]) for line in process.stderr if "more lines of the kind failed (limit)" in line]
     assert len(lines) + sum(more) == 60
@@ -455,7 +456,6 @@ def test_more_clients_than_the_queue_holds(stack: contextlib.ExitStack, command:
     upstream = stack.enter_context(contextlib.closing(namespace.call(Echo)))
     process = command("-q", upstream.name, wrapper=namespace.wrapper)
     address = process.address
-    process.signal(signal.SIGSTOP)
 
     def begin() -> socket.socket:
         client = stack.enter_context(socket.socket())
@@ -463,10 +463,10 @@ def test_more_clients_than_the_queue_holds(stack: contextlib.ExitStack, command:
         client.connect_ex(address)
         return client
 
-    clients = [namespace.call(begin) for _ in range(60)]
-    connected = select.select([], clients, [], 0.3)[1]
-    assert 0 < len(connected) < 20, "the queue was to be too short for all"
-    process.signal(signal.SIGCONT)
+    with frozen(process):
+        clients = [namespace.call(begin) for _ in range(60)]
+        connected = select.select([], clients, [], 0.3)[1]
+        assert 0 < len(connected) < 20, "the queue was to be too short for all"
     for number, client in enumerate(clients):
         client.settimeout(TIMEOUT)
         assert select.select([], [client], [], TIMEOUT)[1]

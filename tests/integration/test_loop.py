@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from support import (
     connect,
     eventually,
     fill,
+    frozen,
     in_background,
     payload,
     read_all,
@@ -44,15 +45,6 @@ import tcpproxy
 import tcpproxy._core
 
 MIB = 1 << 20
-
-
-@contextlib.contextmanager
-def frozen(process: Command) -> Iterator[None]:
-    """All that happens in the block comes to the process in one batch, after it."""
-    process.signal(signal.SIGSTOP)
-    eventually(lambda: Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-    yield
-    process.signal(signal.SIGCONT)
 
 
 def sockets_of(process: Command) -> int:
