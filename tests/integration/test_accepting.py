@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import select
 import signal
 import socket
@@ -33,6 +32,7 @@ from support import (
     read_exactly,
     reset,
     resident,
+    resource,
     strace,
 )
 
@@ -83,6 +83,7 @@ def many_descriptors(stack: contextlib.ExitStack) -> int:
 @pytest.fixture
 def busy_echo(stack: contextlib.ExitStack) -> str:
     """The address of an upstream that is a process of its own."""
+    resource.RLIMIT_NOFILE  # noqa: B018  where there is none, the program would not start
     process = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY_ECHO], stdout=subprocess.PIPE))
     stack.callback(process.kill)
     assert process.stdout
