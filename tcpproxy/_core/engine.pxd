@@ -57,6 +57,8 @@ cdef struct Engine:
     uint64_t stop
     uint64_t finished       # the loop is over
     Spin spin
+    uint64_t moved          # bytes, up to the last wait
+    bint bulk               # the last batch that moved any moved many
     int after               # side of the last event: 0 client, 1 upstream
     void *view
     Ready ready[BATCH]

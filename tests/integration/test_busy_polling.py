@@ -10,7 +10,18 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support import Command, Echo, Upstream, at_best, connect, cpu_seconds, pause, read_exactly
+from support import (
+    Command,
+    Echo,
+    Upstream,
+    at_best,
+    connect,
+    cpu_seconds,
+    in_background,
+    pause,
+    read_exactly,
+    send_and_shut,
+)
 
 import tcpproxy
 
@@ -78,6 +89,16 @@ def test_long_pauses_are_slept_through(upstream: Upstream, make_proxy: Callable[
                 source.sendall(MESSAGE)
                 read_exactly(sink, len(MESSAGE))
         assert polls(proxy) == 0
+
+
+def test_bulk_is_no_conversation(upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
+    """Whoever sends bulk does not wait for an answer: the worker sleeps until there is more."""
+    proxy = make_proxy(upstream.name)
+    data = bytes(256 << 20)
+    with connect(proxy.address) as client, upstream.accept() as server, in_background(send_and_shut, client, data):
+        while server.recv(1 << 20):
+            pass
+        assert polls(proxy) < proxy.stats().wakeups / 10
 
 
 def test_an_upstream_hears_of_a_silent_client_at_once(

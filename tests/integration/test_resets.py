@@ -652,7 +652,8 @@ def test_vanished_peer_that_owes_an_answer(
         assert process.stderr[-1].endswith(f": {reason}")
 
 
-@pytest.mark.parametrize("room", [None, 2048], ids=["", "window that shrinks"])
+# Behind a window that shrank the kernel itself gives up after two seconds without an answer, at this keepalive.
+@pytest.mark.parametrize("room", [None, pytest.param(2048, id="window that shrinks", marks=pytest.mark.timed)])
 def test_a_peer_that_does_not_read_is_not_dead(
     here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command], room: int | None
 ) -> None:
