@@ -8,7 +8,11 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["connecting", "engine", "events", "half", "handoff", "relay", "sources", "spin", "table", "timers", "worker"]
-POLLERS = {"linux": "epoll", **dict.fromkeys(("macosx", "freebsd", "openbsd", "netbsd", "dragonfly"), "kqueue")}
+POLLERS = {
+    "linux": "epoll",
+    "win": "poll",
+    **dict.fromkeys(("macosx", "freebsd", "openbsd", "netbsd", "dragonfly"), "kqueue"),
+}
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -59,7 +63,8 @@ def extension(module, source, *more):
         f"tcpproxy._core.{module}",
         [f"tcpproxy/_core/{source}.pyx", *more],
         include_dirs=["tcpproxy/_core", *([DOUBLE] if DOUBLED else [])],
-        depends=["tcpproxy/_core/net.h", "tcpproxy/_core/sync.h"],
+        depends=["tcpproxy/_core/net.h", "tcpproxy/_core/net_windows.h", "tcpproxy/_core/sync.h"],
+        libraries=["ws2_32"] if SYSTEM == "win" else [],
         define_macros=[
             *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else []),
             *([("NET_AS_ON_MACOS", None)] if DOUBLED else []),

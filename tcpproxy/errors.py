@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+
+
+def describe(error: int) -> str:
+    """What the system says about an errno; of Winsock's, which strerror does not know, Python has a table."""
+    table: dict[int, str] = getattr(socket, "errorTab", {})
+    return table[error].rstrip(".") if error in table else os.strerror(error)
 
 
 class TcpProxyError(Exception):
@@ -27,7 +34,7 @@ class StartError(TcpProxyError, OSError):
     """
 
     def __init__(self, what: str, error: OSError) -> None:
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        reason = describe(error.errno) if error.errno else str(error)
         super().__init__(error.errno, f"{what}: {reason}")
 
     def __str__(self) -> str:

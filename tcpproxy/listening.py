@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 
@@ -68,7 +67,10 @@ def _bind(family: int, host: str, port: int, config: Config, target: list[Addres
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
-        if os.name == "posix":
+        # SO_REUSEADDR on Windows lets two listen on one port; what it does elsewhere, Windows does anyway.
+        if sys.platform == "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # [::] takes both families, as people expect; localhost and lists of addresses have a socket for each

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from .errors import describe
+
 REASONS = (
     "",
     "client-eof",
@@ -66,7 +68,7 @@ def decode(record: tuple[int, int, int, str, str, int, int, float, float], probl
     if REASONS[reason] == "dns":
         text = f"failed to lookup address information: {problem or 'no answer in time'}"
     elif error:
-        text = f"{os.strerror(error)} (os error {error})"
+        text = f"{describe(error)} (os error {error})"
     return Event(
         KINDS[kind], REASONS[reason], error, client, upstream, to_upstream, to_client, duration, connect_time, text
     )
@@ -230,5 +232,5 @@ def logging_sink() -> Callable[[Event], None]:
 def last_words(text: str) -> None:
     """A line on stderr at the very end: not written where that would fail or wait."""
     with contextlib.suppress(OSError, ValueError):
-        if select.select([], [2], [], 1)[1]:
+        if os.name == "nt" or select.select([], [2], [], 1)[1]:  # where only sockets can be asked
             os.write(2, f"{clean(text)}\n".encode("utf-8", "backslashreplace"))

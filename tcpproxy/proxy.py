@@ -15,7 +15,7 @@ from typing import Self
 
 from ._core.worker import Worker
 from .config import Config
-from .errors import StartError, WorkerError
+from .errors import StartError, WorkerError, describe
 from .listening import address, connection_limit, is_public, listen, small_buffers, where
 from .logs import Event, wanted
 from .reporter import Reporter
@@ -225,7 +225,7 @@ class Proxy:
             )
             self._workers.append(worker)
             for listener in listeners:
-                worker.listen(os.dup(listener.fileno()), 0)
+                worker.listen(listener.dup().detach(), 0)
             worker.want_events(wanted(self._reporter.kinds))
             if target:
                 worker.set_addresses(0, target, None if self._resolver is None else 5.0)
@@ -285,7 +285,14 @@ class Proxy:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until somebody stops the proxy, or a worker fails (see `failure`). False: the time was over before."""
-        return self._stopping.wait(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            rest = None if deadline is None else max(0.0, deadline - time.monotonic())
+            # Ctrl-C does not end a wait on Windows, but comes to its word between two.
+            if self._stopping.wait(rest if os.name != "nt" else min(0.2, 0.2 if rest is None else rest)):
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
 
     def _clean_up(self) -> None:
         _live.discard(self)
@@ -363,7 +370,7 @@ class Proxy:
         try:
             worker.run()
         except OSError as error:
-            self.failure = WorkerError(error.errno, error.strerror, error.filename)
+            self.failure = WorkerError(error.errno, describe(error.errno or 0), error.filename)
             self.abort()
 
     def _answer(self, resolver: Resolver) -> None:

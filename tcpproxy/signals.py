@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import sys
 import threading
 
 from .proxy import Proxy
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM)
+CAUGHT = [signal.SIGINT, signal.SIGTERM]
+if sys.platform == "win32":
+    CAUGHT.append(signal.SIGBREAK)  # Ctrl-Break, or the window is closed
 
 
 def serve(proxy: Proxy) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 from networks import Namespace, Silent
-from support import Command, Echo, Link, Upstream
+from support import Command, Echo, Link, Upstream, absent
 
 import tcpproxy
 
@@ -38,6 +38,26 @@ def pytest_report_header(config: pytest.Config) -> str:
 def schedule_seeds(request: pytest.FixtureRequest) -> tuple[int, int]:
     """The same one always, and the one of this run."""
     return FIXED_SEED, request.config.option.schedule_seed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    return (yield from skipping())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    return (yield from skipping())
+
+
+def skipping() -> Generator[None, object, object]:
+    """A test that needs what this platform does not have is skipped, and says what that is."""
+    try:
+        return (yield)
+    except BaseException as error:
+        if missing := absent(error):
+            pytest.skip(f"this platform has no {missing}")
+        raise
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import os
-import resource
+import re
 import select
 import shutil
 import signal
@@ -17,11 +19,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import tcpproxy
 from tcpproxy._core.worker import POLLER
+
+try:
+    import fcntl
+    import resource
+    import termios
+except ImportError:  # empty: see absent() for a test that uses them
+    fcntl, resource, termios = map(ModuleType, ("fcntl", "resource", "termios"))
+
 
 TIMEOUT = 20.0
 """Seconds after which a peer that waits for something fails its test; nothing waits this long on purpose."""
@@ -229,11 +240,14 @@ def bounds(loose: float, tight: float) -> pytest.MarkDecorator:
 
 def descriptors() -> int:
     """Open descriptors of this process."""
+    if os.name != "posix":
+        pytest.skip("needs /dev/fd")
     return len(os.listdir("/dev/fd"))
 
 
 def sockets() -> int:
     """Open sockets of this process; unlike `descriptors` without the pipes, a few of which a worker keeps for later."""
+    needs_proc()
     total = 0
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -243,6 +257,7 @@ def sockets() -> int:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
+    needs_proc()
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -252,13 +267,30 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+RUN = ("-m", "tcpproxy")
+if os.name == "nt":
+    # Ctrl-C reaches all processes of a console: each command has its own, and types it itself for a byte on stdin.
+    RUN = (
+        "-c",
+        """if True:
+        import ctypes, os, runpy, sys, threading
+        def type_ctrl_c():
+            while os.read(0, 1):
+                ctypes.windll.kernel32.GenerateConsoleCtrlEvent(0, 0)
+        threading.Thread(target=type_ctrl_c, daemon=True).start()
+        runpy.run_module("tcpproxy", run_name="__main__")""",
+    )
+
+
 class Command:
     """The `tcpproxy` command as a process. Lines of stdout and stderr are read as they come."""
 
     def __init__(self, *args: str, wrapper: tuple[str, ...] = (), **popen: object) -> None:
         popen.setdefault("stdout", subprocess.PIPE)
         popen.setdefault("stderr", subprocess.PIPE)
-        argv = [*wrapper, sys.executable, "-m", "tcpproxy", *args]
+        argv = [*wrapper, sys.executable, *RUN, *args]
+        if os.name == "nt":
+            popen = {"stdin": subprocess.PIPE, "creationflags": subprocess.CREATE_NEW_CONSOLE, **popen}
         # Away from the source tree, so that the installed package runs.
         self.process = subprocess.Popen(argv, cwd="/", **popen)  # type: ignore[call-overload]
         self.stdout: list[str] = []
@@ -273,7 +305,7 @@ class Command:
     @staticmethod
     def _read(stream: object, lines: list[str]) -> None:
         for line in stream:  # type: ignore[attr-defined]
-            lines.append(line.decode().rstrip("\n"))
+            lines.append(line.decode().rstrip("\r\n"))
 
     @property
     def address(self) -> tuple[str, int]:
@@ -286,7 +318,13 @@ class Command:
         return host.strip("[]"), int(port)
 
     def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        if os.name == "nt":
+            if number != signal.SIGINT:
+                pytest.skip(f"this platform has no {number.name} for another process")
+            self.process.stdin.write(b"c")  # type: ignore[union-attr]
+            self.process.stdin.flush()  # type: ignore[union-attr]
+        else:
+            self.process.send_signal(number)
 
     def wait(self, timeout: float = TIMEOUT) -> int:
         """Its exit code, once it has ended and all its output was read."""
@@ -298,7 +336,7 @@ class Command:
     def end(self) -> None:
         """Ends it, whatever state it is in."""
         if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, AttributeError):  # there is no SIGCONT on Windows
                 self.process.send_signal(signal.SIGCONT)
             self.process.kill()
         self.wait()
@@ -321,6 +359,44 @@ needs_splice = pytest.mark.skipif(
 )
 
 
+def absent(error: BaseException) -> str:
+    """What a test that failed so has asked of a platform that is not POSIX and does not have it; "": nothing like that.
+
+    Only what a test's own code asks for counts: the same mistake in the package is a failure.
+    """
+    if os.name == "posix":
+        return ""
+    if isinstance(error, pytest.fail.Exception) and "ConnectionResetError" in str(error) and not tells_resets():
+        return "news of a reset for a reader who comes later"
+    if isinstance(error, FileNotFoundError) and str(error.filename).replace("\\", "/").startswith("/proc/"):
+        return "/proc"
+    if found := re.fullmatch(r"(pass_fds|preexec_fn)( is)? not supported on Windows.*", str(error)):
+        return found[1]
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    if not last or not Path(last.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+        return ""
+    if isinstance(error, OSError) and error.errno == errno.ENOPROTOOPT:
+        return "such a socket option"
+    if isinstance(error, AttributeError) and error.obj in (fcntl, os, resource, signal, socket, termios):
+        return f"{error.obj.__name__}.{error.name}"
+    return ""
+
+
+@functools.cache
+def tells_resets() -> bool:
+    """Does recv fail on a connection that was reset before? Under wine it answers with an end of file."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as end:
+        reset(listener.accept()[0])
+        end.settimeout(TIMEOUT)
+        select.select([end], [], [])
+        try:
+            return bool(end.recv(1))
+        except ConnectionResetError:
+            return True
+
+
 def needs(*programs: str) -> None:
     """Skips the test where one of these programs is missing."""
     for program in programs:
@@ -334,6 +410,12 @@ def strace(*options: str) -> tuple[str, ...]:
     return ("strace", "-D", "-f", "-qq", *options)
 
 
+def needs_proc() -> None:
+    """Skips the test where there is no /proc to look at a process."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
+
+
 def allow_descriptors(count: int) -> None:
     """Lets this process open so many files, or skips the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -345,6 +427,7 @@ def allow_descriptors(count: int) -> None:
 
 def lowest_free_descriptor(pid: int) -> int:
     """The number that the next descriptor of a process will get."""
+    needs_proc()
     taken = {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
     return next(number for number in range(len(taken) + 1) if number not in taken)
 

@@ -1,7 +1,7 @@
 # Reaching upstream: the model is in connecting.pxd.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_connect, net_open, net_reset, net_take_error, \
+from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_connect, net_open, net_reset, net_socket, net_take_error, \
     net_was_connected
 from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
 
@@ -44,10 +44,11 @@ cdef void _give_up(Connecting *connecting, Poller *poller, uint32_t number) noex
 cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_t tag) noexcept nogil:
     """Starts one attempt: 0 if it is under way, or -errno. Even a connect that succeeds at once is seen by its event."""
     cdef Watch *watch = &connecting.attempts[number]
-    cdef int fd = net_open(&connecting.list.addresses[number], connecting.tuning)
+    cdef int64_t opened = net_open(&connecting.list.addresses[number], connecting.tuning)
+    cdef net_socket fd = <net_socket> opened
     cdef int rc
-    if fd < 0:
-        return fd
+    if opened < 0:
+        return <int> opened
     # Connect first, watch then: epoll reports a hang-up on a socket that was never connected.
     rc = net_connect(fd, &connecting.list.addresses[number])
     if rc == 0 or rc == -EINPROGRESS:

@@ -225,7 +225,8 @@ cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
     """Takes one connection, and more only if some batches in a row have had one: the call that finds none is worth
     avoiding (one in five while eight clients came and went, when each batch in a row doubled the number)."""
     cdef net_addr client
-    cdef int fd, _turn
+    cdef int64_t fd
+    cdef int _turn
     engine.accepts = engine.accepts + 1 if engine.accepted and engine.accepts < 4 * ACCEPTS else 4
     engine.accepted = True
     for _turn in range(engine.accepts // 4):
@@ -233,12 +234,12 @@ cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
             if _turn == 0:                      # later in a row it is not known whether anybody waits
                 _pause(engine, EVENT_LIMIT, 0)
             return
-        fd = net_accept(listener.watch.fd, &client)
+        fd = net_accept(listener.watch.fd, &client, &engine.loop.tuning)
         if fd >= 0 and not sources_enter(engine.loop.sources, &client):
-            relay_turn_away(&engine.loop, fd, &client, 0)
+            relay_turn_away(&engine.loop, <net_socket> fd, &client, 0)
             continue
         if fd >= 0:
-            _place(engine, fd, &client, listener.target)
+            _place(engine, <net_socket> fd, &client, listener.target)
             continue
         sync_sub(&engine.loop.counters.active, 1)
         if net_would_block(fd):
@@ -247,8 +248,8 @@ cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
         if net_exhausted(fd) and _turn > 0:     # Linux needs a descriptor before it looks whether anybody waits
             return
         sync_bump(&engine.loop.counters.accept_errors, 1)
-        if not net_accept_again(fd):
-            _pause(engine, EVENT_ACCEPT, -fd)
+        if not net_accept_again(<int> fd):
+            _pause(engine, EVENT_ACCEPT, <int> -fd)
             return
 
 

@@ -34,6 +34,7 @@ cdef struct Side:               # one socket of a relay and what is known of it
     uint8_t ready               # READY_IN, READY_OUT: the next call may succeed
     uint8_t hinted              # an end or an urgent mark was announced: a short read no longer means "drained"
     uint8_t ended               # its EOF was read
+    uint8_t alarmed             # an error was announced for it, perhaps behind bytes still unread
     uint8_t shut                # the other side's EOF was passed on to it
     uint8_t no_delay            # TCP_NODELAY is set; it costs a system call, and Nagle holds back no first send
 

@@ -2,8 +2,8 @@
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t
 from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
-from tcpproxy._core.net cimport net_exhausted, net_no_delay, net_recv, net_send, net_shut_write, net_unread, \
-    net_would_block
+from tcpproxy._core.net cimport ECONNRESET, NET_ERROR_FADES, net_exhausted, net_no_delay, net_recv, net_send, \
+    net_shut_write, net_unread, net_would_block
 from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
 from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_read, pipe_take, splice_refused
 from tcpproxy._core.sync cimport sync_bump
@@ -116,6 +116,8 @@ cdef void _judge(Half *half, int64_t got, Pump *pump) noexcept nogil:
 cdef int64_t _recv(Half *half, Side *source, Pump *pump) noexcept nogil:
     """Bytes now in the scratch; 0: none, for whatever reason (source.ready, half.state)."""
     cdef int64_t got = net_recv(source.watch.fd, pump.scratch, pump.size)
+    if got == 0 and source.alarmed and NET_ERROR_FADES:
+        got = -ECONNRESET
     if got > 0:
         # A read that leaves room has emptied the socket, which saves the call that would say so; but not at an
         # urgent mark, where recv stops early, and not when an end is pending, of which no further event would tell.

@@ -1,10 +1,18 @@
-/* The socket calls that the core may use, and the project's only platform #ifdef.
+/* The socket calls that the core may use, and the project's only platform #ifdef (net_windows.h is a part of it).
  *
  * Every call returns a value >= 0, or -errno. EINTR never leaves this file: an interrupted call is made again.
  * Sockets made here are non-blocking and close-on-exec from their first moment.
  */
 #ifndef TCPPROXY_NET_H
 #define TCPPROXY_NET_H
+
+#ifdef _WIN32
+#include "net_windows.h"
+/* POLLHUP says that the peer has ended its direction, and is reported for ever, asked for or not. */
+#define NET_HANGUP_LASTS 1
+/* Reporting an error may use it up: recv says 0 then, as if it were an end of file. */
+#define NET_ERROR_FADES 1
+#else
 
 #if !defined(__linux__) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__NetBSD__) && !defined(__OpenBSD__) \
     && !defined(__DragonFly__)
@@ -54,9 +62,103 @@
 #else
 #define NET_POLLRDHUP 0
 #endif
+#define NET_POLLPRI POLLPRI
+#define NET_HANGUP_LASTS 0
+#define NET_CONNECTING EINPROGRESS
+#define NET_POLL_NAME "poll"
+#define NET_ERROR_FADES 0
 
 typedef int net_socket;
 #define NET_NONE (-1)
+#define NET_LENGTH(size) (size)
+
+static inline int net_errno(void) { return errno; }
+static inline void net_yield(void) { sched_yield(); }
+
+static inline void net_nap_us(long us)
+{
+    struct timespec t = {us / 1000000, us % 1000000 * 1000};
+    nanosleep(&t, NULL);
+}
+
+/* In the calling thread alone, so that the program around us keeps its own way with the signal. On Linux sigprocmask is
+ * the same call, while the symbol pthread_sigmask would ask for glibc 2.32 wherever a newer one was compiled with. */
+static inline void net_block_sigpipe(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGPIPE);
+#ifdef __linux__
+    sigprocmask(SIG_BLOCK, &set, NULL);
+#else
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+#endif
+}
+
+static inline uint64_t net_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Processor time of the calling thread, in a unit of the platform's: for comparing two spans. Always 0: not known. */
+static inline uint64_t net_cpu_time(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Bytes that a recv would find now. */
+static inline int net_unread(net_socket fd)
+{
+    int bytes = 0;
+    return ioctl(fd, FIONREAD, &bytes) < 0 ? 0 : bytes;
+}
+
+static inline void net_close(net_socket fd) { close(fd); } /* never again on EINTR: Linux has freed the number */
+
+static inline int net_prepare(net_socket fd) /* where socket() and accept() cannot do it in one call */
+{
+    int on = 1;
+    return ioctl(fd, FIONBIO, &on) < 0 || ioctl(fd, FIOCLEX) < 0 ? -errno : 0;
+}
+
+/* Two ends that wake a poller: net_wake on one makes the other readable until net_drain; several may count as one. */
+static inline int net_wake_pair(net_socket *reader, net_socket *writer)
+{
+    int ends[2];
+    if (pipe(ends) < 0)
+        return -errno;
+    *reader = ends[0];
+    *writer = ends[1];
+    net_prepare(ends[0]);
+    net_prepare(ends[1]);
+    return 0;
+}
+
+static inline void net_wake(net_socket writer)
+{
+    if (write(writer, "w", 1) < 0) {
+        /* a full pipe (EAGAIN) wakes as well */
+    }
+}
+
+static inline void net_drain(net_socket reader)
+{
+    char bytes[64];
+    while (read(reader, bytes, sizeof bytes) == sizeof bytes) {
+    }
+}
+
+static inline int net_poll(struct pollfd *items, int count, int timeout_ms)
+{
+    int n = poll(items, (nfds_t)count, timeout_ms);
+    return n < 0 ? -errno : n;
+}
+
+#endif /* what follows is common to all */
 
 /* A socket address, small enough to sit in every relay. Opaque to the rest of the core. */
 typedef struct {
@@ -114,7 +216,7 @@ static inline void net_format(const net_addr *from, char text[80])
         } else {
             inet_ntop(AF_INET6, &v6.sin6_addr, ip, sizeof ip);
             if (v6.sin6_scope_id)
-                snprintf(text, 80, "[%s%%%u]:%u", ip, v6.sin6_scope_id, ntohs(v6.sin6_port));
+                snprintf(text, 80, "[%s%%%u]:%u", ip, (unsigned)v6.sin6_scope_id, ntohs(v6.sin6_port));
             else
                 snprintf(text, 80, "[%s]:%u", ip, ntohs(v6.sin6_port));
         }
@@ -140,46 +242,9 @@ static inline uint64_t net_source(const net_addr *from)
     return source;
 }
 
-static inline void net_yield(void) { sched_yield(); }
-
-static inline void net_nap_us(long us)
-{
-    struct timespec t = {us / 1000000, us % 1000000 * 1000};
-    nanosleep(&t, NULL);
-}
-
-/* In the calling thread alone, so that the program around us keeps its own way with the signal. On Linux sigprocmask is
- * the same call, while the symbol pthread_sigmask would ask for glibc 2.32 wherever a newer one was compiled with. */
-static inline void net_block_sigpipe(void)
-{
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGPIPE);
-#ifdef __linux__
-    sigprocmask(SIG_BLOCK, &set, NULL);
-#else
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
-#endif
-}
-
-static inline uint64_t net_now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* Processor time of the calling thread. */
-static inline uint64_t net_cpu_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static inline int net_set_int(net_socket fd, int level, int name, int value)
 {
-    return setsockopt(fd, level, name, &value, sizeof value) == 0 ? 0 : -errno;
+    return setsockopt(fd, level, name, (const char *)&value, sizeof value) == 0 ? 0 : -net_errno();
 }
 
 /* Options of a stream socket; best effort, since the relay works without each of them (only slower, or blind to a
@@ -253,32 +318,14 @@ static inline void net_tune(net_socket fd, const net_tuning *tuning)
     net_bound_buffers(fd, tuning);
 }
 
-static inline int net_prepare(net_socket fd) /* where socket() and accept() cannot do it in one call */
-{
-    int on = 1;
-    return ioctl(fd, FIONBIO, &on) < 0 || ioctl(fd, FIOCLEX) < 0 ? -errno : 0;
-}
-
-/* Two ends that wake a poller: a byte written to one makes the other readable. */
-static inline int net_wake_pair(net_socket *reader, net_socket *writer)
-{
-    int ends[2];
-    if (pipe(ends) < 0)
-        return -errno;
-    *reader = ends[0];
-    *writer = ends[1];
-    net_prepare(ends[0]);
-    net_prepare(ends[1]);
-    return 0;
-}
-
 /* The accepted socket, or -errno. It inherits the listener's options (net_tune) on Linux, BSD and macOS alike, which
- * saves up to six system calls a connection. */
-static inline int net_accept(net_socket listener, net_addr *from)
+ * saves up to six system calls a connection; Windows promises less, and is told again. */
+static inline int64_t net_accept(net_socket listener, net_addr *from, const net_tuning *tuning)
 {
     struct sockaddr_storage peer;
     socklen_t length;
-    int fd;
+    net_socket fd;
+    (void)tuning;
     do {
         length = sizeof peer;
 #ifdef NET_ACCEPT4
@@ -286,39 +333,43 @@ static inline int net_accept(net_socket listener, net_addr *from)
 #else
         fd = accept(listener, (struct sockaddr *)&peer, &length);
 #endif
-    } while (fd < 0 && errno == EINTR);
-    if (fd < 0)
-        return -errno;
+    } while (fd == NET_NONE && net_errno() == EINTR);
+    if (fd == NET_NONE)
+        return -net_errno();
 #ifndef NET_ACCEPT4
     int rc = length ? net_prepare(fd) : -ECONNABORTED; /* no address: it is gone already, and every call would fail */
     if (rc < 0) {
-        close(fd);
+        net_close(fd);
         return rc;
     }
     net_no_sigpipe(fd);
 #endif
+#ifdef _WIN32
+    net_tune(fd, tuning);
+#endif
     memset(from, 0, sizeof *from);
-    if (length <= sizeof from->bytes) {
-        from->length = length;
-        memcpy(from->bytes, &peer, length);
+    if ((size_t)length <= sizeof from->bytes) {
+        from->length = (uint32_t)length;
+        memcpy(from->bytes, &peer, (size_t)length);
     }
-    return fd;
+    return (int64_t)fd;
 }
 
 /* A stream socket fit to reach that address, or -errno. */
-static inline int net_open(const net_addr *to, const net_tuning *tuning)
+static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
 {
     int family = ((const struct sockaddr *)(const void *)to->bytes)->sa_family;
 #ifdef NET_ACCEPT4
-    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
+    net_socket fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd == NET_NONE)
+        return -net_errno();
 #else
-    int fd = socket(family, SOCK_STREAM, 0), rc;
-    if (fd < 0)
-        return -errno;
+    net_socket fd = socket(family, SOCK_STREAM, 0);
+    int rc;
+    if (fd == NET_NONE)
+        return -net_errno();
     if ((rc = net_prepare(fd)) < 0) {
-        close(fd);
+        net_close(fd);
         return rc;
     }
 #endif
@@ -326,50 +377,39 @@ static inline int net_open(const net_addr *to, const net_tuning *tuning)
     net_ack_late(fd);
     net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
     net_bound_buffers(fd, tuning);
-    return fd;
+    return (int64_t)fd;
 }
 
 /* 0: connected; -EINPROGRESS: under way; else why not. An interrupted connect goes on by itself, and asking again
  * would answer EALREADY: it counts as under way. */
 static inline int net_connect(net_socket fd, const net_addr *to)
 {
-    if (connect(fd, (const struct sockaddr *)(const void *)to->bytes, to->length) == 0)
+    int error;
+    if (connect(fd, (const struct sockaddr *)(const void *)to->bytes, (socklen_t)to->length) == 0)
         return 0;
-    return errno == EINTR ? -EINPROGRESS : -errno;
+    error = net_errno();
+    return error == EINTR || error == NET_CONNECTING ? -EINPROGRESS : -error;
 }
 
-static inline int64_t net_recv(net_socket fd, void *to, size_t size)
+static inline int64_t net_receive(net_socket fd, void *to, size_t size, int flags)
 {
-    ssize_t n;
+    int64_t n;
     do
-        n = recv(fd, to, size, 0);
-    while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : n;
+        n = recv(fd, (char *)to, NET_LENGTH(size), flags);
+    while (n < 0 && net_errno() == EINTR);
+    return n < 0 ? -net_errno() : n;
 }
 
-static inline int64_t net_peek(net_socket fd, void *to, size_t size)
-{
-    ssize_t n;
-    do
-        n = recv(fd, to, size, MSG_PEEK);
-    while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : n;
-}
-
-/* Bytes that a recv would find now. */
-static inline int net_unread(net_socket fd)
-{
-    int bytes = 0;
-    return ioctl(fd, FIONREAD, &bytes) < 0 ? 0 : bytes;
-}
+static inline int64_t net_recv(net_socket fd, void *to, size_t size) { return net_receive(fd, to, size, 0); }
+static inline int64_t net_peek(net_socket fd, void *to, size_t size) { return net_receive(fd, to, size, MSG_PEEK); }
 
 static inline int64_t net_send(net_socket fd, const void *from, size_t size)
 {
-    ssize_t n;
+    int64_t n;
     do
-        n = send(fd, from, size, MSG_NOSIGNAL);
-    while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : n;
+        n = send(fd, (const char *)from, NET_LENGTH(size), MSG_NOSIGNAL);
+    while (n < 0 && net_errno() == EINTR);
+    return n < 0 ? -net_errno() : n;
 }
 
 /* The pending error of a socket as a positive errno, 0 if there is none; asking takes it away. */
@@ -377,22 +417,21 @@ static inline int net_take_error(net_socket fd)
 {
     int error = 0;
     socklen_t length = sizeof error;
-    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 ? errno : error;
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, (char *)&error, &length) != 0 ? net_errno() : error;
 }
 
-static inline int net_shut_write(net_socket fd) { return shutdown(fd, SHUT_WR) == 0 ? 0 : -errno; }
-static inline void net_close(net_socket fd) { close(fd); } /* never again on EINTR: Linux has freed the number */
+static inline int net_shut_write(net_socket fd) { return shutdown(fd, SHUT_WR) == 0 ? 0 : -net_errno(); }
 
 static inline void net_reset(net_socket fd) /* closes with RST */
 {
     struct linger now = {1, 0};
     struct sockaddr nobody;
-    if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now) < 0) {
+    if (setsockopt(fd, SOL_SOCKET, SO_LINGER, (const char *)&now, sizeof now) != 0) {
         memset(&nobody, 0, sizeof nobody); /* a mere close would look like a proper end; this resets too, on Linux */
         nobody.sa_family = AF_UNSPEC;
         connect(fd, &nobody, sizeof nobody);
     }
-    close(fd);
+    net_close(fd);
 }
 
 /* Bytes that the kernel has accepted for this socket and not yet put on the wire; a reset would destroy them.
@@ -470,6 +509,9 @@ static inline int net_accept_again(int rc)
 }
 
 /* Did a connect that ends with this errno get as far as a connection? A reset in SYN_SENT is ECONNREFUSED. */
-static inline int net_was_connected(int error) { return error == ECONNRESET || error == EPIPE; }
+static inline int net_was_connected(int error)
+{
+    return error == ECONNRESET || error == ECONNABORTED || error == EPIPE;
+}
 
 #endif

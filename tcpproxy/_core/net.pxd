@@ -2,8 +2,9 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "net.h" nogil:
-    ctypedef int net_socket
+    ctypedef int net_socket         # or whatever the platform has, signed or not: compare it with NET_NONE alone
     net_socket NET_NONE
+    bint NET_ERROR_FADES            # recv may say 0 for a reset whose announcement used it up
 
     ctypedef struct net_addr:
         uint32_t length
@@ -22,9 +23,9 @@ cdef extern from "net.h" nogil:
     void net_yield()
     void net_block_sigpipe()
     uint64_t net_now_ns()
-    uint64_t net_cpu_ns()
-    int net_accept(net_socket listener, net_addr *peer)
-    int net_open(const net_addr *to, const net_tuning *tuning)
+    uint64_t net_cpu_time()
+    int64_t net_accept(net_socket listener, net_addr *peer, const net_tuning *tuning)     # a net_socket
+    int64_t net_open(const net_addr *to, const net_tuning *tuning)                        # a net_socket
     void net_no_delay(net_socket fd)
     void net_keep_urgent(net_socket fd)
     void net_ack_now(net_socket fd)
@@ -46,5 +47,5 @@ cdef extern from "net.h" nogil:
     bint net_accept_again(int rc)
     bint net_was_connected(int error)
 
-cdef extern from "<errno.h>" nogil:
+    # errno.h's, or the platform's numbers for them
     int EINPROGRESS, EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ETIMEDOUT, ENOMEM, EINVAL

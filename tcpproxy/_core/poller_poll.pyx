@@ -1,57 +1,63 @@
-# poll(2): the contract is in poller.pxd.
+# poll(2) and WSAPoll: the contract is in poller.pxd.
 #
 # poll reports levels, the contract wants edges: every bit of a stream is reported once and then left out of the set
 # until `poller_rearm` asks for it. Bits that poll reports unasked (POLLERR, POLLHUP) would make it return at once for ever,
 # so an entry with nothing armed leaves the set by a negative descriptor, and an error is reported once.
 #
+# WSAPoll has a hang-up of its own: POLLHUP as soon as the peer has ended its direction, while the other one goes on
+# (NET_HANGUP_LASTS). Such an entry is out of the set too, and looked at from time to time without waiting: for a reset, or
+# for room if we still send. WSAPoll refuses a set without a valid socket: the wake socket is always entry 0.
+#
 # Cost: the kernel walks all entries at each call, so this is for platforms without better, and for proving that the
-# contract is one. The wake pipe is always entry 0.
-from libc.errno cimport errno, EAGAIN, EINTR, ENOMEM
+# contract is one.
+from libc.errno cimport EAGAIN, EINTR, ENOMEM
 from libc.stdlib cimport calloc, free, realloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    short POLLIN, POLLOUT, POLLPRI, POLLERR, POLLHUP, POLLNVAL
-    int poll(pollfd *fds, unsigned long count, int timeout)
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int fd)
-    Py_ssize_t read(int fd, void *to, size_t size)
-    Py_ssize_t write(int fd, const void *data, size_t size)
+from tcpproxy._core.net cimport NET_NONE, net_close, net_nap_us, net_socket
 
 cdef extern from "net.h" nogil:
-    short NET_POLLRDHUP             # 0 where there is none
-    void net_nap_us(long us)
-    int net_wake_pair(int *reader, int *writer)
+    struct pollfd:
+        net_socket fd
+        short events
+        short revents
+    short POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL
+    short NET_POLLRDHUP, NET_POLLPRI        # 0 where there is none
+    bint NET_HANGUP_LASTS
+    const char *NET_POLL_NAME
+    int net_poll(pollfd *items, int count, int timeout_ms)
+    int net_wake_pair(net_socket *reader, net_socket *writer)
+    void net_wake(net_socket writer)
+    void net_drain(net_socket reader)
 
 cdef enum:
     EVERYTHING = READY_IN | READY_OUT | READY_EOF | READY_ERROR | READY_URGENT
+    NAP_MS = 64             # the longest time between two looks at those that have hung up
 
 cdef struct Entry:
     Watch *watch
     uint8_t armed           # READY_ bits still to be reported once; READY_ERROR: has not been reported yet
     uint8_t listener
+    uint8_t hung            # its hang-up was reported and would be for ever
 
 cdef struct Poll:
     pollfd *fds             # fds[i] belongs to entries[i]
     Entry *entries
     int count, room
     int start               # where the next search for events begins: a full batch must not favour low slots
-    int wake_reader, wake_writer
+    int hung                # entries that are
+    int nap_ms              # until the next look at them
+    net_socket wake_reader, wake_writer
 
 
 cdef Poller *poller_new() noexcept nogil:
     cdef Poll *poller = <Poll *> calloc(1, sizeof(Poll))
     if poller == NULL:
         return NULL
-    poller.wake_reader = poller.wake_writer = -1
+    poller.wake_reader = poller.wake_writer = NET_NONE
     if net_wake_pair(&poller.wake_reader, &poller.wake_writer) < 0 or _grow(poller) < 0:
         poller_free(<Poller *> poller)
         return NULL
+    poller.nap_ms = 1
     poller.fds[0].fd = poller.wake_reader
     poller.fds[0].events = POLLIN
     poller.count = 1
@@ -60,9 +66,9 @@ cdef Poller *poller_new() noexcept nogil:
 
 cdef void poller_free(Poller *handle) noexcept nogil:
     cdef Poll *poller = <Poll *> handle
-    if poller.wake_reader >= 0:
-        close(poller.wake_reader)
-        close(poller.wake_writer)
+    if poller.wake_reader != NET_NONE:
+        net_close(poller.wake_reader)
+        net_close(poller.wake_writer)
     free(poller.fds)
     free(poller.entries)
     free(poller)
@@ -83,7 +89,7 @@ cdef int _grow(Poll *poller) noexcept nogil:
 
 
 cdef inline void _ask(Poll *poller, int slot) noexcept nogil:
-    """Puts into the set what the entry is armed for; nothing armed: out of the set."""
+    """Puts into the set what the entry is armed for; nothing armed, or hung up: out of the set."""
     cdef Entry *entry = &poller.entries[slot]
     cdef pollfd *item = &poller.fds[slot]
     item.events = 0
@@ -94,8 +100,8 @@ cdef inline void _ask(Poll *poller, int slot) noexcept nogil:
     if entry.armed & READY_EOF:
         item.events |= NET_POLLRDHUP
     if entry.armed & READY_URGENT:
-        item.events |= POLLPRI
-    item.fd = entry.watch.fd if entry.armed else -1
+        item.events |= NET_POLLPRI
+    item.fd = entry.watch.fd if entry.armed and not entry.hung else NET_NONE
     item.revents = 0
 
 
@@ -108,6 +114,7 @@ cdef int poller_add(Poller *handle, Watch *watch, int kind) noexcept nogil:
     watch.slot = slot
     poller.entries[slot].watch = watch
     poller.entries[slot].listener = kind == WATCH_LISTENER
+    poller.entries[slot].hung = False
     poller.entries[slot].armed = READY_IN if kind == WATCH_LISTENER else EVERYTHING
     _ask(poller, slot)
     return 0
@@ -117,6 +124,7 @@ cdef void poller_rearm(Poller *handle, Watch *watch, uint32_t bits) noexcept nog
     cdef Poll *poller = <Poll *> handle
     poller.entries[watch.slot].armed |= bits & (READY_IN | READY_OUT)
     _ask(poller, watch.slot)
+    poller.nap_ms = 1
 
 
 cdef void poller_move(Poller *handle, Watch *watch, Watch *to) noexcept nogil:
@@ -129,6 +137,7 @@ cdef void poller_remove(Poller *handle, Watch *watch, int kind) noexcept nogil:
     cdef Poll *poller = <Poll *> handle
     cdef int slot = watch.slot, last = poller.count - 1
     poller.count = last
+    poller.hung -= poller.entries[slot].hung
     if slot != last:
         poller.fds[slot] = poller.fds[last]
         poller.entries[slot] = poller.entries[last]
@@ -147,40 +156,74 @@ cdef inline uint32_t _report(Poll *poller, int slot) noexcept nogil:
         bits |= READY_IN
     if seen & POLLOUT:
         bits |= READY_OUT
-    if seen & POLLPRI:
+    if seen & NET_POLLPRI:
         bits |= READY_IN | READY_URGENT
     if seen & NET_POLLRDHUP:
         bits |= READY_IN | READY_EOF
-    if seen & POLLHUP:
+    if seen & POLLHUP and not entry.hung:
         bits |= READY_IN | READY_OUT | READY_EOF
+        entry.hung = True
+        poller.hung += 1
     if seen & (POLLERR | POLLNVAL):
         bits |= READY_IN | READY_OUT | READY_EOF | READY_ERROR
-    # After a hang-up nothing new can come but what a rearm asks for: out of the set, or poll would never wait again.
-    entry.armed = 0 if seen & (POLLHUP | POLLERR | POLLNVAL) else entry.armed & ~bits
+    entry.armed &= ~bits
+    if seen & (POLLERR | POLLNVAL) or (entry.hung and not NET_HANGUP_LASTS):
+        # Nothing new can come but what a rearm asks for: out of the set, or poll would never wait again.
+        poller.hung -= entry.hung
+        entry.armed = entry.hung = 0
     _ask(poller, slot)
     return bits
+
+
+cdef int _look_at_hung(Poll *poller) noexcept nogil:
+    """The whole set without waiting, and what is new about those that have hung up."""
+    cdef int slot, n
+    for slot in range(1, poller.count):
+        if poller.entries[slot].hung:
+            poller.fds[slot].fd = poller.entries[slot].watch.fd
+    n = net_poll(poller.fds, poller.count, 0)
+    for slot in range(1, poller.count):
+        if poller.entries[slot].hung and (n < 0 or poller.fds[slot].revents & ~POLLHUP == 0):
+            n -= n > 0 and poller.fds[slot].revents != 0
+            poller.fds[slot].fd = NET_NONE
+    return n
+
+
+cdef int _poll(Poll *poller, int timeout_ms) noexcept nogil:
+    cdef int n, nap
+    if poller.hung == 0:
+        return net_poll(poller.fds, poller.count, timeout_ms)
+    while True:
+        n = _look_at_hung(poller)
+        if n != 0 or timeout_ms == 0:
+            return n
+        nap = poller.nap_ms if timeout_ms < 0 or timeout_ms > poller.nap_ms else timeout_ms
+        n = net_poll(poller.fds, poller.count, nap)
+        if n != 0:
+            return n
+        if timeout_ms > 0:
+            timeout_ms -= nap
+        poller.nap_ms = poller.nap_ms * 2 if poller.nap_ms * 2 < NAP_MS else NAP_MS
 
 
 cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns) noexcept nogil:
     cdef Poll *poller = <Poll *> handle
     cdef int i, n, slot, count = 0, timeout_ms = -1
     cdef int64_t ms
-    cdef char drain[64]
     cdef uint32_t bits
     if timeout_ns >= 0:
         ms = (timeout_ns + 999999) // 1000000
         timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
-    n = poll(poller.fds, poller.count, timeout_ms)
+    n = _poll(poller, timeout_ms)
     while n < 0:
-        if errno == ENOMEM or errno == EAGAIN:      # no memory for the set: it passes
+        if n == -ENOMEM or n == -EAGAIN:            # no memory for the set: it passes
             net_nap_us(1000)
             return 0
-        if errno != EINTR:
-            return -errno
-        n = poll(poller.fds, poller.count, 0)       # see poller_epoll.pyx
+        if n != -EINTR:
+            return n
+        n = _poll(poller, 0)                        # see poller_epoll.pyx
     if n > 0 and poller.fds[0].revents:
-        while read(poller.wake_reader, drain, sizeof(drain)) == sizeof(drain):
-            pass
+        net_drain(poller.wake_reader)
         n -= 1
         events[0].tag = <uint64_t> -1
         events[0].bits = 0
@@ -189,8 +232,8 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
         if n == 0 or count == room:
             break
         slot = 1 + (poller.start + i) % (poller.count - 1)
-        if poller.fds[slot].revents == 0:
-            continue
+        if poller.fds[slot].revents == 0 or poller.fds[slot].fd == NET_NONE:
+            continue                                # WSAPoll says POLLNVAL of who is not in the set
         n -= 1
         bits = _report(poller, slot)
         if bits:
@@ -203,10 +246,8 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
 
 
 cdef void poller_wake(Poller *handle) noexcept nogil:
-    cdef Poll *poller = <Poll *> handle
-    if write(poller.wake_writer, "w", 1) < 0:
-        pass                        # a full pipe (EAGAIN) wakes as well
+    net_wake((<Poll *> handle).wake_writer)
 
 
 cdef const char *poller_name() noexcept nogil:
-    return "poll"
+    return NET_POLL_NAME

@@ -49,7 +49,6 @@ cdef struct Relay:
     uint8_t number          # of the attempt that won: upstream events come under it
     uint8_t target          # which upstream
     uint8_t queued
-    uint8_t alarmed         # bit 1 << side: an error was announced for it, perhaps behind bytes still unread
 
 cdef struct Upstream:
     AddressList *list       # the latest answer, or NULL

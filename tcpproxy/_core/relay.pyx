@@ -169,7 +169,7 @@ cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) 
         _client_left(loop, relay, bits)
         return
     if bits & READY_ERROR:
-        relay.alarmed |= 1 << (UPSTREAM if number else CLIENT)
+        side.alarmed = True
         _touch(loop, relay, False)              # its last bytes may be stuck behind a peer that does not read
     _enqueue(loop, relay)
 
@@ -183,7 +183,7 @@ cdef void _client_left(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
     if (net_peek(relay.sides[CLIENT].watch.fd, &byte, 1) > 0) == reset:
         # Closed without a byte: gone, or a half-close that waits for a banner. Reset behind some bytes: upstream would
         # have seen them. Both get a second for it; a request and a half-close have the whole time.
-        relay.alarmed |= reset
+        relay.sides[CLIENT].alarmed |= reset
         if relay.deadline.kind == TIMER_CONNECT \
                 and relay.deadline.due_ns > loop.now_ns + loop.timers.lists[TIMER_ABANDONED].length_ns:
             timers_arm(&loop.timers, &relay.deadline, TIMER_ABANDONED, loop.now_ns)
@@ -203,7 +203,7 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
     elif kind == TIMER_SILENCE:
         _look_after(loop, relay)
     elif kind == TIMER_ABANDONED:
-        relay.reason = REASON_CLIENT_RESET if relay.alarmed else REASON_CLIENT_EOF
+        relay.reason = REASON_CLIENT_RESET if relay.sides[CLIENT].alarmed else REASON_CLIENT_EOF
         _close(loop, relay, True)
     elif kind == TIMER_CONNECT:
         if relay.state == RELAY_CONNECTING and relay.connecting.started:
@@ -214,14 +214,18 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         _cut(loop, relay)
     else:                                       # TIMER_LINGER: it had its time
         if relay.reason == REASON_NONE:
-            relay.reason = REASON_CLIENT_RESET if relay.alarmed & 1 << CLIENT else REASON_UPSTREAM_RESET
+            relay.reason = REASON_CLIENT_RESET if relay.sides[CLIENT].alarmed else REASON_UPSTREAM_RESET
         _close(loop, relay, relay.state != RELAY_LINGERING)
+
+
+cdef inline bint _alarmed(Relay *relay) noexcept nogil:
+    return relay.sides[CLIENT].alarmed or relay.sides[UPSTREAM].alarmed
 
 
 cdef void _look_after(Loop *loop, Relay *relay) noexcept nogil:
     """Is a peer dead that has not taken all we sent? Looks again as long as something waits, or as soon as bytes move."""
     cdef int side, waits = 0, rc
-    if relay.state != RELAY_RELAYING or relay.alarmed or not loop.timers.lists[TIMER_SILENCE].length_ns:
+    if relay.state != RELAY_RELAYING or _alarmed(relay) or not loop.timers.lists[TIMER_SILENCE].length_ns:
         return
     for side in range(2):
         rc = net_waits(relay.sides[side].watch.fd, &loop.tuning, &relay.heard[side])
@@ -288,7 +292,7 @@ cdef void _settle(Loop *loop, Relay *relay) noexcept nogil:
         elif relay.sides[UPSTREAM].ended:
             relay.reason = REASON_UPSTREAM_EOF
     for side in range(2):
-        if relay.alarmed & 1 << side and relay.sides[side].ended and not relay.sides[side].error:
+        if relay.sides[side].alarmed and relay.sides[side].ended and not relay.sides[side].error:
             # Reset after its end of file: nobody reads it any more, so nothing else would tell.
             relay.sides[side].error = net_take_error(relay.sides[side].watch.fd) or ECONNRESET
         if relay.sides[side].error and _failed(loop, relay, side):
@@ -309,7 +313,7 @@ cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
     if relay.reason != REASON_CLIENT_RESET and relay.reason != REASON_UPSTREAM_RESET:
         relay.reason = REASON_CLIENT_RESET if side == CLIENT else REASON_UPSTREAM_RESET
         relay.error = relay.sides[side].error
-        relay.alarmed |= 1 << side
+        relay.sides[side].alarmed = True
         # The kernel still has what the side sent before; a failed send told us of the end too early.
         relay.sides[side].ready |= READY_IN
         _enqueue(loop, relay)
@@ -376,7 +380,7 @@ cdef void _touch(Loop *loop, Relay *relay, bint moved) noexcept nogil:
     """Keeps the deadline that applies to a relaying relay, from its last byte on."""
     cdef int kind = TIMER_NONE
     cdef bint idle = loop.timers.lists[TIMER_IDLE].length_ns != 0
-    if relay.alarmed:
+    if _alarmed(relay):
         kind = TIMER_LINGER
     elif relay.halves[CLIENT].state == HALF_SHUT or relay.halves[UPSTREAM].state == HALF_SHUT:
         kind = TIMER_HALF_CLOSE if loop.half_close else TIMER_LINGER

@@ -22,9 +22,9 @@ cdef struct Spin:
     uint8_t pays            # the verdict
     int64_t left            # events until the phase ends
     uint64_t waited_ns      # in this phase, where polling might be worth it
-    uint64_t began_cpu_ns   # processor time of the thread when the phase began
+    uint64_t began_cpu      # processor time of the thread when the phase began
     uint64_t slept_ns       # the wait for an event in PHASE_SLEEP
-    uint64_t slept_cpu_ns   # and the processor time
+    uint64_t slept_cpu      # and the processor time
     uint64_t hits           # polls that brought something, for tests and benchmarks
     uint64_t misses
 

@@ -1,6 +1,6 @@
 # Adaptive busy polling: the model is in spin.pxd.
 from libc.stdint cimport int64_t, uint64_t
-from tcpproxy._core.net cimport net_cpu_ns, net_now_ns, net_yield
+from tcpproxy._core.net cimport net_cpu_time, net_now_ns, net_yield
 from tcpproxy._core.poller cimport poller_wait
 from tcpproxy._core.sync cimport sync_bump
 
@@ -44,22 +44,23 @@ cdef uint64_t _budget(Spin *spin, int after) noexcept nogil:
 
 cdef void _next_phase(Spin *spin) noexcept nogil:
     """The verdict is about the wait for each event, not for each batch: polling makes more batches of the same events."""
-    cdef uint64_t cpu_ns = net_cpu_ns()
+    cdef uint64_t cpu_time = net_cpu_time()
     cdef uint64_t events = TRIAL - spin.left
-    cdef uint64_t waited_ns = spin.waited_ns // events, used_ns = (cpu_ns - spin.began_cpu_ns) // events
+    cdef uint64_t waited_ns = spin.waited_ns // events, used = (cpu_time - spin.began_cpu) // events
     spin.left = TRIAL
     if spin.phase == PHASE_KEEP:
         spin.phase = PHASE_SLEEP
     elif spin.phase == PHASE_SLEEP:
         spin.phase = PHASE_POLL
         spin.slept_ns = waited_ns
-        spin.slept_cpu_ns = used_ns
+        spin.slept_cpu = used
     else:
         spin.phase = PHASE_KEEP
-        spin.pays = waited_ns * 5 < spin.slept_ns * 4 and used_ns * 2 < spin.slept_cpu_ns * 3
+        # Where the processor time is not known (0), it does not pay.
+        spin.pays = waited_ns * 5 < spin.slept_ns * 4 and used * 2 < spin.slept_cpu * 3
         spin.left = KEEP_POLLING if spin.pays else KEEP_SLEEPING
     spin.waited_ns = 0
-    spin.began_cpu_ns = cpu_ns
+    spin.began_cpu = cpu_time
 
 
 cdef void _learn(Spin *spin, int after, uint64_t gap, bint worth, int count) noexcept nogil:

@@ -8,7 +8,7 @@ from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, WORKERS, Engine, Gro
 from tcpproxy._core.events cimport EventRecord, ring_empty, ring_free, ring_init, ring_sleep, ring_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, half_break
 from tcpproxy._core.handoff cimport Handed, handoff_init, handoff_pop
-from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, net_now_ns, net_pack, net_tune
+from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, net_now_ns, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_free, poller_name, poller_new, poller_wake
 from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
     Counters, Relay
@@ -57,8 +57,9 @@ cdef class Worker:
     cdef bint running
     cdef object door                # between threads that wake, view or close: one at a time
 
-    def __cinit__(self, *, int bell, int names_bell, int buffer_size, double connect_timeout, double half_close_timeout,
-                  double idle_timeout, int keepalive, int socket_buffer, str zero_copy, int busy_poll_us):
+    def __cinit__(self, *, net_socket bell, net_socket names_bell, int buffer_size, double connect_timeout,
+                  double half_close_timeout, double idle_timeout, int keepalive, int socket_buffer, str zero_copy,
+                  int busy_poll_us):
         self.engine = <Engine *> calloc(1, sizeof(Engine))
         if self.engine == NULL:
             raise MemoryError
@@ -139,7 +140,7 @@ cdef class Worker:
             worker.engine.group = &together.group
             worker.engine.loop.sources = &together.group.sources
 
-    def listen(self, int fd, int target):
+    def listen(self, net_socket fd, int target):
         """Accepts from this listening, non-blocking socket, which is the worker's own from now on, for that upstream."""
         if self.engine.listener_count == LISTENERS:
             raise ValueError(f"at most {LISTENERS} listeners")

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import resource
 import select
 import signal
 import socket
@@ -35,6 +34,7 @@ from support import (
     read_exactly,
     reset,
     resident,
+    resource,
     strace,
 )
 
@@ -85,6 +85,7 @@ def many_descriptors(stack: contextlib.ExitStack) -> int:
 @pytest.fixture
 def busy_echo(stack: contextlib.ExitStack) -> str:
     """The address of an upstream that is a process of its own."""
+    resource.RLIMIT_NOFILE  # noqa: B018  where there is none, the program would not start
     process = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY_ECHO], stdout=subprocess.PIPE))
     stack.callback(process.kill)
     assert process.stdout

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from support import (
 )
 
 import tcpproxy
+from tcpproxy.errors import describe
 
 NOT_OURS = "203.0.113.1"
 """Reserved for documentation (RFC 5737), like 2001:db8::/32."""
@@ -151,7 +153,7 @@ def test_localhost_as_upstream(make_proxy: Callable[..., tcpproxy.Proxy], stack:
 def test_port_in_use(command: Callable[..., Command], stack: contextlib.ExitStack, echo: Echo, bind: str) -> None:
     """Row 96: one sentence with the address and what the system says, exit 1, errno for a program."""
     holder = stack.enter_context(contextlib.closing(Upstream(bind)))
-    sentence = f"cannot listen on {holder.name}: Address already in use"
+    sentence = f"cannot listen on {holder.name}: {describe(errno.EADDRINUSE)}"
     process = command("-b", bind, "-l", str(holder.port), echo.name)
     assert process.wait() == 1
     assert process.stdout == []
@@ -171,7 +173,7 @@ def test_second_proxy_on_one_port(
     port = first.address[1]
     before = descriptors()
     for _ in range(3):
-        with pytest.raises(tcpproxy.StartError, match="Address already in use"):
+        with pytest.raises(tcpproxy.StartError, match=describe(errno.EADDRINUSE)):
             tcpproxy.Proxy(echo.name, port=port, workers=workers).start()
     assert descriptors() == before
     process = command("-l", str(port), "--workers", str(workers), echo.name)
@@ -217,7 +219,7 @@ def test_loopback_without_a_warning(command: Callable[..., Command], echo: Echo)
     for bind in "127.0.0.1", "127.0.0.2", *(["::1", "localhost"] if has_ipv6() else []):
         process = command("-b", bind, echo.name)
         assert passes(process.address)
-        process.process.terminate()
+        process.signal(signal.SIGINT)
         assert process.wait() == 0
         assert process.stderr == []
 

@@ -23,6 +23,7 @@ from support import (
     payload,
     read_all,
     read_exactly,
+    reset,
     send_and_shut,
     send_until_full,
     sockets,
@@ -443,4 +444,17 @@ def test_both_ways_at_once(make_link: Callable[..., Link], buffer_size: int) -> 
         ):
             assert read_all(near) == back
         assert at_far == [forth]
+    eventually(lambda: idle(link))
+
+
+def test_a_reset_reaches_a_reader_that_waits(link: Link) -> None:
+    """Rows 16, 17: as on a direct connection, behind the bytes before it."""
+    near, far = link.pair()
+    far.settimeout(None)  # a recv that waits in the kernel, and for nothing else
+    with far:
+        near.sendall(b"last words")
+        assert read_exactly(far, 10) == b"last words"
+        with in_background(pytest.raises, ConnectionResetError, far.recv, 1):
+            pause(0.3)
+            reset(near)
     eventually(lambda: idle(link))

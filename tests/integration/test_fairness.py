@@ -13,7 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import Link, Upstream, allow_descriptors, bounds, connect, eventually, in_background, payload, read_exactly
+from support import (
+    Link,
+    Upstream,
+    allow_descriptors,
+    bounds,
+    connect,
+    eventually,
+    in_background,
+    payload,
+    read_exactly,
+)
 
 import tcpproxy
 

@@ -344,6 +344,7 @@ def test_no_wakeups_when_closed(link: Link) -> None:
         for end in (near, far):
             end.close()
     eventually(lambda: link.proxy and link.proxy.stats().active == 0, 10)
+    pause(0.1)  # behind the turn that closes the last one there may be another
     before = link.proxy.stats().wakeups
     pause(0.5)
     assert link.proxy.stats().wakeups == before
@@ -546,6 +547,7 @@ with tcpproxy.Proxy(sys.argv[1], workers=2) as proxy:
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_child_process_holds_nothing_back(upstream: Upstream, stack: contextlib.ExitStack) -> None:
     """Row 73: a program forks; its child, which lives on, neither keeps connections alive nor the listener."""
     program = subprocess.Popen(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import itertools
 import select
@@ -14,7 +13,6 @@ import statistics
 import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +28,7 @@ from support import (
     connect,
     cpu_seconds,
     eventually,
+    fcntl,
     fill,
     in_background,
     pause,
@@ -40,12 +39,16 @@ from support import (
     send_until_full,
     sockets,
     strace,
+    tells_resets,
+    termios,
 )
 
 import tcpproxy
 
 KIB = 1 << 10
 MIB = 1 << 20
+
+pytestmark = pytest.mark.skipif(not tells_resets(), reason="needs a system that tells a later reader of a reset")
 
 both_ways = pytest.mark.parametrize("workers", [0, 1, 2], ids=["direct", "1worker", "2workers"])
 """For tests that make their own connections."""

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from support import TIMEOUT, Command, Upstream, eventually, in_background, needs, payload, read_all
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs of POSIX systems")
+
 MIB = 1 << 20
 
 Through = Callable[[int], str]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import signal
 import socket
 import struct
@@ -22,6 +21,7 @@ from support import (
     connect,
     cpu_seconds,
     eventually,
+    fcntl,
     in_background,
     payload,
     read_all,

@@ -60,7 +60,7 @@ MUTANTS = {
     # The end of file is passed on as soon as it is seen, with bytes still in the pipe.
     "end-before-the-pipe-is-empty": Mutant(
         (
-            ("half.pyx", "import net_exhausted, ", "import net_exhausted, net_peek, "),
+            ("half.pyx", " net_exhausted, ", " net_exhausted, net_peek, "),
             (
                 "half.pyx",
                 "            used += <uint32_t> _splice(half, source, pump)\n",

@@ -196,6 +196,8 @@ cdef class HalfDoor:
             side.ready |= events[i].bits & (READY_IN | READY_OUT)
             if events[i].bits & (READY_EOF | READY_URGENT):
                 side.hinted = True
+            if events[i].bits & READY_ERROR:
+                side.alarmed = True
         return count > 0
 
     def turn(self, *, bint without_memory=False):
@@ -472,7 +474,7 @@ cdef class TableDoor:
         """Gives a relay a state, and something in its first and last field."""
         relay = table_at(&self.it, index)
         relay.next_dead = relay
-        relay.alarmed = True
+        relay.target = 1
         relay.state = state
 
     def set_generation(self, uint32_t index, uint32_t generation):

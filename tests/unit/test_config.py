@@ -372,7 +372,8 @@ main()
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     # Away from the source tree, so that the installed package runs.
-    return subprocess.run([sys.executable, "-c", GUARDED, *args], capture_output=True, text=True, cwd="/", timeout=30)
+    argv = [sys.executable, "-X", "utf8", "-c", GUARDED, *args]
+    return subprocess.run(argv, capture_output=True, encoding="utf-8", cwd="/", timeout=30)
 
 
 def test_guard() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -14,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import fcntl
 
 from tcpproxy import Event
+from tcpproxy.errors import describe
 from tcpproxy.logs import BURST, KINDS, REASONS, Flood, Printer, clean, decode, logging_sink, wanted
 
 CLIENT, UPSTREAM = "192.0.2.1:50000", "[2001:db8::1]:80"
@@ -65,38 +66,33 @@ LINES = {
 
 
 class Streams:
-    """Two pipes that take what a printer writes."""
+    """Two files that take what a printer writes; unlike pipes they can be read everywhere without waiting."""
 
-    def __init__(self) -> None:
-        self.reading, self.writing = zip(os.pipe(), os.pipe(), strict=True)
-        for end in self.reading:
-            os.set_blocking(end, False)
+    def __init__(self, folder: Path) -> None:
+        names = [folder / "out", folder / "err"]
+        binary = getattr(os, "O_BINARY", 0)  # Windows
+        self.writing = [os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | binary) for name in names]
+        self._files = [name.open("rb") for name in names]
 
     def printer(self, **options: bool) -> Printer:
         return Printer(stdout=self.writing[0], stderr=self.writing[1], **options)
 
     def taken(self) -> tuple[list[str], list[str]]:
         """The lines on stdout and on stderr since the last call."""
-        out, err = (self._read(end).decode().splitlines() for end in self.reading)
+        out, err = (file.read().decode().splitlines() for file in self._files)
         return out, err
 
-    @staticmethod
-    def _read(end: int) -> bytes:
-        parts = []
-        with contextlib.suppress(BlockingIOError):
-            while part := os.read(end, 1 << 20):
-                parts.append(part)
-        return b"".join(parts)
-
     def close(self) -> None:
-        for end in (*self.reading, *self.writing):
+        for file in self._files:
+            file.close()
+        for end in self.writing:
             with contextlib.suppress(OSError):
                 os.close(end)
 
 
 @pytest.fixture
-def streams() -> Iterator[Streams]:
-    with contextlib.closing(Streams()) as streams:
+def streams(tmp_path: Path) -> Iterator[Streams]:
+    with contextlib.closing(Streams(tmp_path)) as streams:
         yield streams
 
 
@@ -174,7 +170,7 @@ def test_decoded_record() -> None:
     """What the core counted, and the system's or the look-up's words."""
     refused = REASONS.index("connect-refused")
     record = (KINDS.index("failed"), refused, errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25)
-    text = f"Connection refused (os error {errno.ECONNREFUSED})"
+    text = f"{describe(errno.ECONNREFUSED)} (os error {errno.ECONNREFUSED})"
     expected = Event("failed", "connect-refused", errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25, text)
     assert decode(record, "unrelated") == expected
     dns = (KINDS.index("failed"), REASONS.index("dns"), 0, CLIENT, "", 0, 0, 0.5, 0.0)
@@ -349,14 +345,16 @@ def test_connections_are_never_held_back(streams: Streams) -> None:
 
 def test_reader_gone(streams: Streams) -> None:
     """Row 101: lines are counted, the other stream goes on."""
-    os.close(streams.reading[0])
-    printer = streams.printer(debug=True)
+    reader, writer = os.pipe()
+    os.close(reader)
+    printer = Printer(debug=True, stdout=writer, stderr=streams.writing[1])
     for _ in range(3):
         printer(Event("new", client=CLIENT))
     assert printer.unwritten == 3
     printer(END)
     assert printer.unwritten == 3
-    assert len(Streams._read(streams.reading[1]).splitlines()) == 3
+    assert len(streams.taken()[1]) == 3
+    os.close(writer)
 
 
 def test_closed_stream(streams: Streams) -> None:
@@ -384,18 +382,21 @@ def test_full_disk() -> None:
 
 
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes of a fixed size")
-def test_full_pipe_that_does_not_block(streams: Streams) -> None:
+def test_full_pipe_that_does_not_block(stack: contextlib.ExitStack) -> None:
     """Row 101: a stream that somebody made non-blocking; every line is either counted or there, once there is room."""
-    os.set_blocking(streams.writing[0], False)
-    fcntl.fcntl(streams.writing[0], fcntl.F_SETPIPE_SZ, 4096)
-    printer = streams.printer()
+    reader, writer = os.pipe()
+    stack.callback(os.close, reader)
+    stack.callback(os.close, writer)
+    os.set_blocking(writer, False)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    printer = Printer(stdout=writer)
     for _ in range(1000):
         printer(Event("new", client=CLIENT))
-    whole = [line for line in streams.taken()[0] if line == f"New connection from {CLIENT}"]
+    whole = [line for line in os.read(reader, 4096).decode().splitlines() if line == f"New connection from {CLIENT}"]
     assert printer.unwritten > 0
     assert len(whole) + printer.unwritten == 1000
     printer(Event("new", client=CLIENT))
-    assert streams.taken()[0] == [f"New connection from {CLIENT}"]
+    assert os.read(reader, 4096).decode() == f"New connection from {CLIENT}\n"
 
 
 # --- in a program ---

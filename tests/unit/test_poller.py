@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import ModuleType
 
 import pytest
-from support import TIMEOUT, at_best, choke, descriptors, in_background, payload, reset
+from support import TIMEOUT, at_best, choke, descriptors, in_background, payload, reset, resource
 
 from tcpproxy._core.worker import POLLER
 
@@ -490,6 +490,7 @@ def test_the_others_live_on_when_one_is_removed(poller: object, make_pair: MakeP
             pairs[tag][1].sendall(b"x")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs numbers that dup2 can choose")
 def test_a_number_that_is_used_again_belongs_to_the_new_socket(
     poller: object, make_pair: MakePair, stack: contextlib.ExitStack
 ) -> None:
@@ -709,4 +710,4 @@ def test_events_hide_no_wake_up(poller: object, make_pair: MakePair) -> None:
 
 def test_it_says_which_one_it_is(door: ModuleType) -> None:
     assert door.POLLER == POLLER
-    assert POLLER in ("epoll", "kqueue", "poll")
+    assert POLLER in ("epoll", "kqueue", "poll", "WSAPoll")

@@ -1,0 +1,168 @@
+/* What Winsock calls otherwise: included by net.h in place of the POSIX headers, and by nothing else.
+ *
+ * A SOCKET is an unsigned handle, not a small int, but 64-bit Windows keeps handles within 32 bits: net.h returns one as
+ * an int64_t, which leaves room for -errno. Errors come from WSAGetLastError and are numbered as Python's errno module
+ * does it on Windows: Winsock's own numbers, but for the six that have the same name in C.
+ *
+ * Written for MSVC as well as mingw: no GNU extensions.
+ */
+#ifndef TCPPROXY_NET_WINDOWS_H
+#define TCPPROXY_NET_WINDOWS_H
+
+#ifndef WIN32_LEAN_AND_MEAN
+#define WIN32_LEAN_AND_MEAN
+#endif
+#include <winsock2.h>
+#include <ws2tcpip.h>
+#include <windows.h>
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef SOCKET net_socket;
+#define NET_NONE INVALID_SOCKET
+#define NET_LENGTH(size) ((int)(size))
+
+#define SHUT_WR SD_SEND
+#define MSG_NOSIGNAL 0      /* there is no SIGPIPE */
+#define NET_POLLRDHUP 0     /* see NET_HANGUP_LASTS */
+#define NET_POLLPRI 0       /* asking for it is an error */
+#define NET_CONNECTING EWOULDBLOCK
+#define NET_POLL_NAME "WSAPoll"
+
+/* The numbers that <errno.h> has for these belong to functions of the C library that do not exist here. */
+#undef EADDRINUSE
+#undef EADDRNOTAVAIL
+#undef ECONNABORTED
+#undef ECONNREFUSED
+#undef ECONNRESET
+#undef EHOSTDOWN
+#undef EHOSTUNREACH
+#undef EINPROGRESS
+#undef ENETDOWN
+#undef ENETUNREACH
+#undef ENOBUFS
+#undef ENOPROTOOPT
+#undef EOPNOTSUPP
+#undef ETIMEDOUT
+#undef EWOULDBLOCK
+#define EADDRINUSE WSAEADDRINUSE
+#define EADDRNOTAVAIL WSAEADDRNOTAVAIL
+#define ECONNABORTED WSAECONNABORTED
+#define ECONNREFUSED WSAECONNREFUSED
+#define ECONNRESET WSAECONNRESET
+#define EHOSTDOWN WSAEHOSTDOWN
+#define EHOSTUNREACH WSAEHOSTUNREACH
+#define EINPROGRESS WSAEINPROGRESS
+#define ENETDOWN WSAENETDOWN
+#define ENETUNREACH WSAENETUNREACH
+#define ENOBUFS WSAENOBUFS
+#define ENOPROTOOPT WSAENOPROTOOPT
+#define EOPNOTSUPP WSAEOPNOTSUPP
+#define ETIMEDOUT WSAETIMEDOUT
+#define EWOULDBLOCK WSAEWOULDBLOCK
+
+static inline int net_errno(void)
+{
+    int error = WSAGetLastError();
+    switch (error) {
+    case WSAEINTR: case WSAEBADF: case WSAEACCES: case WSAEFAULT: case WSAEINVAL: case WSAEMFILE:
+        return error - WSABASEERR;
+    }
+    return error;
+}
+
+static inline void net_yield(void) { SwitchToThread(); }
+
+static inline void net_nap_us(long us)
+{
+    if (us < 1000)
+        SwitchToThread(); /* the shortest sleep lasts up to 16 ms */
+    else
+        Sleep((DWORD)(us / 1000));
+}
+
+static inline void net_block_sigpipe(void) {}
+
+static inline uint64_t net_now_ns(void)
+{
+    LARGE_INTEGER now, second;
+    QueryPerformanceCounter(&now);
+    QueryPerformanceFrequency(&second);
+    return (uint64_t)(now.QuadPart / second.QuadPart) * 1000000000u
+         + (uint64_t)(now.QuadPart % second.QuadPart) * 1000000000u / (uint64_t)second.QuadPart;
+}
+
+/* In cycles: GetThreadTimes counts in steps of up to 16 ms, more than there is to compare. */
+static inline uint64_t net_cpu_time(void)
+{
+    ULONG64 cycles = 0;
+    return QueryThreadCycleTime(GetCurrentThread(), &cycles) ? cycles : 0;
+}
+
+static inline int net_unread(net_socket fd)
+{
+    u_long bytes = 0;
+    return ioctlsocket(fd, FIONREAD, &bytes) != 0 ? 0 : (int)bytes;
+}
+
+static inline void net_close(net_socket fd) { closesocket(fd); }
+
+static inline int net_prepare(net_socket fd)
+{
+    u_long on = 1;
+    if (ioctlsocket(fd, FIONBIO, &on) != 0)
+        return -net_errno();
+    SetHandleInformation((HANDLE)fd, HANDLE_FLAG_INHERIT, 0);
+    return 0;
+}
+
+/* There are no pipes that WSAPoll takes: two UDP sockets of loopback, connected to each other so that nobody else can
+ * write to them. A datagram is dropped only where others already wait. */
+static inline int net_wake_pair(net_socket *reader, net_socket *writer)
+{
+    net_socket ends[2] = {INVALID_SOCKET, INVALID_SOCKET};
+    struct sockaddr_in names[2];
+    int i, length, error = 0;
+    for (i = 0; i < 2 && !error; i++) {
+        memset(&names[i], 0, sizeof names[i]);
+        names[i].sin_family = AF_INET;
+        names[i].sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        length = sizeof names[i];
+        ends[i] = socket(AF_INET, SOCK_DGRAM, 0);
+        if (ends[i] == INVALID_SOCKET || net_prepare(ends[i]) < 0
+            || bind(ends[i], (const struct sockaddr *)&names[i], length) != 0
+            || getsockname(ends[i], (struct sockaddr *)&names[i], &length) != 0)
+            error = net_errno();
+    }
+    for (i = 0; i < 2 && !error; i++)
+        if (connect(ends[i], (const struct sockaddr *)&names[1 - i], sizeof names[0]) != 0)
+            error = net_errno();
+    if (error) {
+        for (i = 0; i < 2; i++)
+            if (ends[i] != INVALID_SOCKET)
+                closesocket(ends[i]);
+        return -error;
+    }
+    *reader = ends[0];
+    *writer = ends[1];
+    return 0;
+}
+
+static inline void net_wake(net_socket writer) { send(writer, "w", 1, 0); }
+
+static inline void net_drain(net_socket reader)
+{
+    char bytes[64];
+    while (recv(reader, bytes, sizeof bytes, 0) > 0) {
+    }
+}
+
+static inline int net_poll(struct pollfd *items, int count, int timeout_ms)
+{
+    int n = WSAPoll(items, (ULONG)count, timeout_ms);
+    return n == SOCKET_ERROR ? -net_errno() : n;
+}
+
+#endif
