@@ -569,58 +569,18 @@ def there(namespaces: Callable[[], Namespace], here: Namespace) -> Namespace:
     return there
 
 
-def test_vanished_peer(
-    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command]
-) -> None:
-    """Row 24: a client and an upstream vanish without a word; keepalive finds out, and the others are told.
+def across(
+    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command], keepalive: int
+) -> tuple[list[Command], list[socket.socket]]:
+    """A connection from `there`, one to there, and one to there of a proxy without keepalive, as control.
 
-    A connection of a proxy without keepalive, as control, stays.
+    Returns the first two proxies, and of all three connections the end that is here.
     """
     upstream = stack.enter_context(contextlib.closing(here.call(Upstream)))
     far_away = stack.enter_context(contextlib.closing(there.call(Upstream, THERE)))
-    from_there = command("-d", "--keepalive", "1", "-b", HERE, upstream.name, wrapper=here.wrapper)
-    to_there = command("-d", "--keepalive", "1", far_away.name, wrapper=here.wrapper)
-    control = command("--keepalive", "off", far_away.name, wrapper=here.wrapper)
-    pairs = []
-    for process, client_from, at in (
-        (from_there, there, upstream),
-        (to_there, here, far_away),
-        (control, here, far_away),
-    ):
-        client = stack.enter_context(client_from.call(connect, process.address))
-        server = stack.enter_context(at.accept())
-        client.sendall(b"x")
-        assert server.recv(1) == b"x"
-        pairs.append((client, server))
-    (_, server), (client, _), (unaware, _) = pairs
-    pause(2.5)
-    # They have answered the first questions, so nothing has happened.
-    assert not select.select([server, client, unaware], [], [], 0)[0]
-    there.ip("link", "set", "v", "down")  # whatever is sent there is lost from now on
-    begin = time.monotonic()
-    for sock in (server, client):
-        with pytest.raises(ConnectionResetError):
-            sock.recv(1)
-    assert time.monotonic() - begin < 10
-    assert not select.select([unaware], [], [], 0)[0]
-    for process, reason in ((from_there, "client-reset"), (to_there, "upstream-reset")):
-        process.signal(signal.SIGTERM)
-        assert process.wait() == 0
-        assert process.stderr[-1].endswith(f": {reason}")
-
-
-@pytest.mark.parametrize("window", ["open", "closed"])
-def test_vanished_peer_that_owes_an_answer(
-    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command], window: str
-) -> None:
-    """Row 24: with bytes on their way to it keepalive is silent; a peer that vanishes is found as soon all the same.
-
-    A connection of a proxy without keepalive, as control, stays.
-    """
-    upstream = stack.enter_context(contextlib.closing(here.call(Upstream)))
-    far_away = stack.enter_context(contextlib.closing(there.call(Upstream, THERE)))
-    from_there = command("-d", "--keepalive", "2", "-b", HERE, upstream.name, wrapper=here.wrapper)
-    to_there = command("-d", "--keepalive", "2", far_away.name, wrapper=here.wrapper)
+    seconds = str(keepalive)
+    from_there = command("-d", "--keepalive", seconds, "-b", HERE, upstream.name, wrapper=here.wrapper)
+    to_there = command("-d", "--keepalive", seconds, far_away.name, wrapper=here.wrapper)
     control = command("--keepalive", "off", far_away.name, wrapper=here.wrapper)
     here_is = []
     for process, client_from, at in (
@@ -633,8 +593,50 @@ def test_vanished_peer_that_owes_an_answer(
         client.sendall(b"x")
         assert server.recv(1) == b"x"
         here_is.append(server if client_from is there else client)
-        if window == "closed":
-            fill(here_is[-1])
+    return [from_there, to_there], here_is
+
+
+def check_reasons(from_there: Command, to_there: Command) -> None:
+    """Who is there has vanished, and each proxy says which side that was."""
+    for process, reason in ((from_there, "client-reset"), (to_there, "upstream-reset")):
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+        assert process.stderr[-1].endswith(f": {reason}")
+
+
+def test_vanished_peer(
+    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command]
+) -> None:
+    """Row 24: a client and an upstream vanish without a word; keepalive finds out, and the others are told.
+
+    A connection of a proxy without keepalive, as control, stays.
+    """
+    proxies, (server, client, unaware) = across(here, there, stack, command, keepalive=1)
+    pause(2.5)
+    # They have answered the first questions, so nothing has happened.
+    assert not select.select([server, client, unaware], [], [], 0)[0]
+    there.ip("link", "set", "v", "down")  # whatever is sent there is lost from now on
+    begin = time.monotonic()
+    for sock in (server, client):
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    assert time.monotonic() - begin < 10
+    assert not select.select([unaware], [], [], 0)[0]
+    check_reasons(*proxies)
+
+
+@pytest.mark.parametrize("window", ["open", "closed"])
+def test_vanished_peer_that_owes_an_answer(
+    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command], window: str
+) -> None:
+    """Row 24: with bytes on their way to it keepalive is silent; a peer that vanishes is found as soon all the same.
+
+    A connection of a proxy without keepalive, as control, stays.
+    """
+    proxies, here_is = across(here, there, stack, command, keepalive=2)
+    if window == "closed":
+        for sock in here_is:
+            fill(sock)
     there.ip("link", "set", "v", "down")  # whatever is sent there is lost from now on
     begin = time.monotonic()
     if window == "open":
@@ -646,10 +648,7 @@ def test_vanished_peer_that_owes_an_answer(
     # Two seconds and three times one; ticks of a second, and questions at growing intervals.
     assert 3.5 < time.monotonic() - begin < 8.5
     assert not select.select([here_is[2]], [], [], 0)[0]
-    for process, reason in ((from_there, "client-reset"), (to_there, "upstream-reset")):
-        process.signal(signal.SIGTERM)
-        assert process.wait() == 0
-        assert process.stderr[-1].endswith(f": {reason}")
+    check_reasons(*proxies)
 
 
 # Behind a window that shrank the kernel itself gives up after two seconds without an answer, at this keepalive.
