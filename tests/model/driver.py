@@ -16,18 +16,16 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import signal
 import socket
 import struct
-import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from support import Command, Upstream, payload, reset
+from support import Command, Upstream, fcntl, payload, reset, termios
 
 from .schedule import Abort, Frozen, Pause, Read, Schedule, Send, Settle, Shut, Step, Talk
 
@@ -93,6 +91,12 @@ class Path:
         if self.command:
             self.command.end()
         self.asleep = False
+
+    def stop(self) -> None:
+        """The relay ends as it is told; a sanitizer then looks for leaks."""
+        if self.command:
+            self.command.signal(signal.SIGTERM)
+            assert self.command.wait() == 0, self.command.stderr
 
     def sleep(self) -> None:
         if self.command and not self.asleep:
@@ -424,6 +428,7 @@ def paths(wire: Wire, hang: float, *options: str, **popen: object) -> Iterator[t
     relayed = Path(wire, hang, relay)
     try:
         yield direct, relayed
+        relayed.stop()
     finally:
         direct.close()
         relayed.close()
