@@ -33,6 +33,8 @@ cdef enum:
 
 cdef object _text(const net_addr *address):
     cdef char text[80]
+    if address.length == 0:
+        return ""
     net_format(address, text)
     return text.decode("ascii")
 
