@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import socket
 import threading
 from collections.abc import Callable
@@ -79,8 +80,12 @@ class Reporter:
     def _some(self, workers: list[Worker], problem: str) -> bool:
         while self._notes:
             self._emit([self._notes.popleft()])
-        taken = [logs.decode(record, problem) for worker in workers for record in worker.take_events(256)]
-        self._emit(taken)
+        taken = [record for worker in workers for record in worker.take_events(256)]
+        for new, records in itertools.groupby(taken, logs.is_new):
+            if new and self._printer:
+                self._printer.newcomers(records)
+            else:
+                self._emit([logs.decode(record, problem) for record in records])
         return bool(taken)
 
     def _emit(self, events: list[Event]) -> None:

@@ -25,6 +25,7 @@ cdef struct Listener:
 cdef struct Group:          # the workers of one proxy
     int count
     uint64_t limit          # connections at one time, all workers together
+    uint64_t talked_ns      # when one of them last had a conversation
     Sources sources
     Engine *members[WORKERS]
 

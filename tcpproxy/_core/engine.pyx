@@ -4,14 +4,15 @@ from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT, EventRecord, ring_claim, ring_publish
 from tcpproxy._core.handoff cimport Handed, handoff_pop, handoff_push
 from tcpproxy._core.net cimport net_accept, net_accept_again, net_block_sigpipe, net_close, net_exhausted, \
-    net_nap_us, net_now_ns, net_reset, net_socket, net_would_block
+    net_nap_us, net_now_ns, net_reset, net_socket, net_would_block, net_yield
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wait, poller_wake
 from tcpproxy._core.relay cimport CLIENT, RELAY_DEAD, RELAY_FREE, UPSTREAM, Relay, relay_abort, \
     relay_answered, relay_event, relay_start, relay_timer, relay_turn, relay_turn_away
 from tcpproxy._core.sources cimport sources_enter, sources_leave
 from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
-from tcpproxy._core.sync cimport sync_add, sync_bump, sync_load, sync_load_pointer, sync_peek, sync_store, \
-    sync_sub, sync_swap, sync_swap_pointer
+from tcpproxy._core.splice cimport PIPE_SIZE
+from tcpproxy._core.sync cimport sync_add, sync_bump, sync_load, sync_load_pointer, sync_peek, sync_set, \
+    sync_store, sync_sub, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_find, table_release
 from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
 
@@ -19,6 +20,8 @@ cdef enum:
     ACCEPTS = 16            # in a row, before relays get their turn
     PAUSE_NS = 100000000    # of accepting, when out of descriptors or memory
     CONVERSATION = 16384    # bytes: a batch that moved more is bulk, where polling won nothing and cost 10 % (iperf3)
+    GENTLE = 262144         # bytes of one splice beside a conversation: who talks waits for what is moved at once
+    GENTLE_NS = 100000000   # for so long after it
     BREATH_NS = 5000000     # of accepting at the limit of connections, when one has ended
 
 
@@ -63,15 +66,30 @@ cdef int _wait(Engine *engine) noexcept nogil:
     cdef int64_t timeout_ns = _wait_ns(engine)
     cdef int count
     cdef uint64_t total = sync_peek(&engine.loop.counters.to_upstream) + sync_peek(&engine.loop.counters.to_client)
+    _be_gentle(engine)
     if total != engine.moved:
         engine.bulk = total - engine.moved > CONVERSATION
         engine.moved = total
     if engine.spin.mode != SPIN_OFF and not engine.bulk and timeout_ns != 0 and sync_peek(&engine.loop.counters.active):
         return spin_wait(&engine.spin, engine.loop.pump.poller, engine.ready, BATCH, timeout_ns, engine.after,
                          &engine.loop.now_ns)
+    if engine.bulk and timeout_ns != 0:
+        net_yield()                             # whoever sends or receives here goes first: the next batch is larger
     count = poller_wait(engine.loop.pump.poller, engine.ready, BATCH, timeout_ns)
     engine.loop.now_ns = net_now_ns()
     return count
+
+
+cdef void _be_gentle(Engine *engine) noexcept nogil:
+    """Bulk moves in small steps, on all workers, as long as one of them has a conversation too: on Linux they share what
+    the kernel does for packets, whoever called it."""
+    cdef uint64_t now_ns = engine.loop.now_ns, talked_ns = sync_peek(&engine.group.talked_ns)
+    if engine.loop.talked:
+        engine.loop.talked = False
+        if now_ns > talked_ns + GENTLE_NS // 8:         # not for each of them: the others' processors would have to look
+            sync_set(&engine.group.talked_ns, now_ns)
+            talked_ns = now_ns
+    engine.loop.pump.most = GENTLE if now_ns < talked_ns + GENTLE_NS else PIPE_SIZE
 
 
 cdef int64_t _wait_ns(Engine *engine) noexcept nogil:

@@ -51,7 +51,8 @@ cdef struct Pump:               # what all halves of a worker share
     Poller *poller
     char *scratch               # every read goes here first, so that an idle relay owns no buffer
     uint32_t size               # of the scratch, and so the most that a half ever buffers
-    uint32_t budget             # bytes a half may read in one turn
+    uint32_t budget             # bytes a half may read in one turn; the last of its reads may go beyond
+    uint32_t most               # bytes of one splice
     uint8_t zero_copy
     Pipes pipes
     uint64_t spliced            # bytes that no copy of ours has touched

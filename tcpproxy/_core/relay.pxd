@@ -49,6 +49,7 @@ cdef struct Relay:
     uint8_t number          # of the attempt that won: upstream events come under it
     uint8_t target          # which upstream
     uint8_t queued
+    uint8_t spoke           # the side whose bytes were the last to be delivered
 
 cdef struct Upstream:
     AddressList *list       # the latest answer, or NULL
@@ -83,6 +84,7 @@ cdef struct Loop:
     net_tuning tuning
     Sources *sources        # of all workers together
     uint64_t now_ns         # read once a batch
+    bint talked             # a relay had a question and its answer; the engine sets it back
     bint half_close         # False: the first end closes both directions (--half-close-timeout 0)
     net_socket names_bell   # a byte here wakes the resolver's thread
     Relay *queue_first      # run queue: relays that deserve a turn

@@ -18,6 +18,9 @@ from tcpproxy._core.table cimport table_new, table_release, table_tag
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
     TIMER_LINGER, TIMER_NONE, TIMER_SETTLED, TIMER_SILENCE, TIMER_STAGGER, TIMER_STUCK, timers_arm, timers_cancel
 
+cdef enum:
+    WORDS = 16384           # bytes: more at once is no word of a conversation
+
 
 cdef void _enqueue(Loop *loop, Relay *relay) noexcept nogil:
     if relay.queued:
@@ -273,9 +276,21 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
         _finish(&relay.halves[UPSTREAM])
         moved |= half_pump(&relay.halves[CLIENT], client, upstream, &loop.pump)
         moved |= half_pump(&relay.halves[UPSTREAM], upstream, client, &loop.pump)
-    sync_bump(&loop.counters.to_upstream, relay.halves[CLIENT].delivered - up)
-    sync_bump(&loop.counters.to_client, relay.halves[UPSTREAM].delivered - down)
+    up = relay.halves[CLIENT].delivered - up
+    down = relay.halves[UPSTREAM].delivered - down
+    sync_bump(&loop.counters.to_upstream, up)
+    sync_bump(&loop.counters.to_client, down)
+    _listen(loop, relay, CLIENT, up)
+    _listen(loop, relay, UPSTREAM, down)
     return moved
+
+
+cdef inline void _listen(Loop *loop, Relay *relay, uint8_t side, uint64_t moved) noexcept nogil:
+    """Is it a conversation? Then the sides take turns, and say little: someone waits for these bytes."""
+    if moved and side != relay.spoke:
+        relay.spoke = side
+        if moved < WORDS:
+            loop.talked = True
 
 
 cdef inline void _finish(Half *half) noexcept nogil:

@@ -9,7 +9,7 @@ from tcpproxy._core.net cimport net_socket
 
 cdef enum:
     PIPES = 32              # of one worker at a time: two descriptors each, and up to PIPE_SIZE of kernel memory
-    PIPE_SIZE = 524288      # bytes, also of one splice; see bench/README.md
+    PIPE_SIZE = 1048576     # bytes, also the most of one splice; see bench/README.md
 
 cdef struct Pipe:
     int reader, writer
@@ -19,13 +19,13 @@ cdef struct Pipes:          # those of one worker
     Pipe *idle[PIPES]
     int idle_count
     int count               # idle or with a half
-    bint refused            # the system has said no to pipes or to splice: do not ask again and again
 
 cdef bint splice_here() noexcept nogil                                  # compiled in? The system may still refuse it
 cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil                      # NULL: none to be had, copy instead
 cdef void pipe_give(Pipes *pipes, Pipe *pipe) noexcept nogil           # kept or closed; always closed with bytes in it
 cdef void pipes_free(Pipes *pipes) noexcept nogil                      # the idle ones
-cdef int64_t pipe_fill(Pipe *pipe, net_socket source) noexcept nogil   # an empty pipe: bytes, 0: perhaps the end, or -errno
+# Fills an empty pipe with `most` bytes at the most: bytes, 0: perhaps the end, or -errno
+cdef int64_t pipe_fill(Pipe *pipe, net_socket source, uint32_t most) noexcept nogil
 cdef int64_t pipe_drain(Pipe *pipe, net_socket sink) noexcept nogil    # bytes that the sink took, or -errno
 cdef int64_t pipe_read(Pipe *pipe, char *to, uint32_t size) noexcept nogil     # out of the pipe by copying: bytes or -errno
 cdef bint splice_refused(int64_t rc) noexcept nogil                    # not here, not these sockets; nothing was consumed

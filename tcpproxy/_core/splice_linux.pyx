@@ -34,7 +34,7 @@ cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil:
     if pipes.idle_count:
         pipes.idle_count -= 1
         return pipes.idle[pipes.idle_count]
-    if pipes.refused or pipes.count == PIPES or pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0:
+    if pipes.count == PIPES or pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0:
         return NULL
     fcntl(ends[1], F_SETPIPE_SZ, PIPE_SIZE)
     pipe = <Pipe *> calloc(1, sizeof(Pipe))
@@ -71,10 +71,10 @@ cdef void pipes_free(Pipes *pipes) noexcept nogil:
         _close(pipes.idle[pipes.idle_count])
 
 
-cdef int64_t pipe_fill(Pipe *pipe, net_socket source) noexcept nogil:
+cdef int64_t pipe_fill(Pipe *pipe, net_socket source, uint32_t most) noexcept nogil:
     cdef int64_t n = -1
     while n < 0:
-        n = splice(source, NULL, pipe.writer, NULL, PIPE_SIZE, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
+        n = splice(source, NULL, pipe.writer, NULL, most, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
         if n < 0 and errno != EINTR:
             return -errno
     pipe.held = <uint32_t> n

@@ -19,7 +19,7 @@ cdef void pipes_free(Pipes *pipes) noexcept nogil:
     pass
 
 
-cdef int64_t pipe_fill(Pipe *pipe, net_socket source) noexcept nogil:
+cdef int64_t pipe_fill(Pipe *pipe, net_socket source, uint32_t most) noexcept nogil:
     return -ENOSYS
 
 

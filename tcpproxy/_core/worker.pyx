@@ -14,7 +14,7 @@ from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLV
     Counters, Relay
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.spin cimport spin_init
-from tcpproxy._core.splice cimport pipes_free, splice_here
+from tcpproxy._core.splice cimport PIPE_SIZE, pipes_free, splice_here
 from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
@@ -33,6 +33,8 @@ cdef enum:
 
 cdef object _text(const net_addr *address):
     cdef char text[80]
+    if address.length == 0:
+        return ""
     net_format(address, text)
     return text.decode("ascii")
 
@@ -73,6 +75,7 @@ cdef class Worker:
             raise MemoryError
         loop.pump.size = buffer_size
         loop.pump.budget = 4 * buffer_size if buffer_size > 65536 else 262144
+        loop.pump.most = PIPE_SIZE
         loop.pump.zero_copy = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}[zero_copy]
         spin_init(&self.engine.spin, busy_poll_us * 1000)
         loop.names_bell = names_bell

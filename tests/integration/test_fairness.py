@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import statistics
@@ -11,9 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from support import (
+    TIMEOUT,
+    Command,
     Link,
     Upstream,
     allow_descriptors,
@@ -21,8 +25,10 @@ from support import (
     connect,
     eventually,
     in_background,
+    needs_splice,
     payload,
     read_exactly,
+    strace,
 )
 
 import tcpproxy
@@ -214,6 +220,35 @@ def test_small_messages_beside_bulk_streams(link: Link, pinger: Pinger, bound: f
         moved = stack.enter_context(bulk(pairs))
         assert pinger.best_p99(port_of(link), bound / 5) <= bound
         assert moved() > 10 * MIB
+
+
+@needs_splice
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_small_steps_beside_a_conversation(
+    command: Callable[..., Command], upstream: Upstream, tmp_path: Path, workers: str
+) -> None:
+    """Row 34: one splice may move a mebibyte, but only a quarter once some connection of any worker has taken turns."""
+    trace = tmp_path / "trace"
+    tracer = strace("-y", "-e", "trace=splice", "-o", str(trace))
+    proxy = command(upstream.name, "--quiet", "--zero-copy", "always", "--workers", workers, wrapper=tracer)
+
+    def steps() -> list[str]:
+        return re.findall(r"splice\(\d+<(?:socket|TCP).*?>, NULL, \d+<pipe.*?>, NULL, (\d+),", trace.read_text())
+
+    def move(source: socket.socket, sink: socket.socket, size: int) -> None:
+        with in_background(source.sendall, bytes(size)):
+            read_exactly(sink, size)
+
+    with connect(proxy.address) as stream, upstream.accept() as sink:
+        move(stream, sink, 4 * MIB)
+        assert set(steps()) == {str(MIB)}
+        with connect(proxy.address) as near, upstream.accept() as far:
+            deadline = time.monotonic() + TIMEOUT
+            while steps()[-1] != str(MIB // 4):  # more than one try if the machine stood still between these lines
+                assert time.monotonic() < deadline
+                move(near, far, 8)
+                move(far, near, 8)
+                move(stream, sink, MIB)
 
 
 @pytest.mark.parametrize("swapped", [False], ids=["client-to-upstream"])

@@ -48,7 +48,7 @@ MUTANTS = {
                 "half.pyx",
                 "        half.confirm = got < CONFIRM\n",
                 "        while got > 0:\n"
-                "            got = pipe_fill(pipe, source.watch.fd)\n"
+                "            got = pipe_fill(pipe, source.watch.fd, pump.most)\n"
                 "        if net_would_block(got):\n"
                 "            _not_ready(source, READY_IN, pump)\n"
                 "        return pipe.held\n",

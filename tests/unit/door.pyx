@@ -170,6 +170,7 @@ cdef class HalfDoor:
             raise MemoryError
         self.pump.size = size
         self.pump.budget = budget
+        self.pump.most = PIPE_SIZE
         self.pump.zero_copy = ZERO_COPY[zero_copy]
         self.source.watch.fd, self.source.watch.tag = source, 0
         self.sink.watch.fd, self.sink.watch.tag = sink, 1

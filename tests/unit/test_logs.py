@@ -17,7 +17,7 @@ from support import fcntl
 
 from tcpproxy import Event
 from tcpproxy.errors import describe
-from tcpproxy.logs import BURST, KINDS, REASONS, Flood, Printer, clean, decode, logging_sink, wanted
+from tcpproxy.logs import BURST, KINDS, REASONS, Flood, Printer, clean, decode, is_new, logging_sink, wanted
 
 CLIENT, UPSTREAM = "192.0.2.1:50000", "[2001:db8::1]:80"
 END = Event("end", "client-eof", 0, CLIENT, UPSTREAM, 12, 345, 1.23456, 0.0021)
@@ -338,6 +338,21 @@ def test_connections_are_never_held_back(streams: Streams) -> None:
         printer(END)
     out, err = streams.taken()
     assert (len(out), len(err)) == (100, 300)
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_newcomers_read_like_other_events(streams: Streams, as_json: bool) -> None:
+    """New connections take a short way of their own, to the same lines."""
+    printer = streams.printer(json=as_json)
+    records = [(KINDS.index("new"), 0, 0, f"192.0.2.1:{port}", "", 0, 0, 0.0, 0.0) for port in (50000, 50001)]
+    assert all(map(is_new, records))
+    printer.newcomers(records)
+    printer.many([decode(record, "") for record in records])
+    out, err = streams.taken()
+    assert err == []
+    said = [re.sub(r'"time": [0-9.]+, ', "", line) for line in out]
+    assert len(said) == 4
+    assert said[:2] == said[2:]
 
 
 # --- streams that fail ---
