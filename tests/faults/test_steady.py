@@ -69,6 +69,7 @@ def test_under_valgrind(server: Server, command: Callable[..., Command], rounds:
         pytest.skip("runs by tools/sanitize.py valgrind")
     for workers, zero_copy in (("1", "off"), ("2", "always")):
         proxy = command("--quiet", f"--workers={workers}", f"--zero-copy={zero_copy}", server.name, wrapper=wrapper)
+        eventually(lambda proxy=proxy: proxy.stdout or proxy.process.poll() is not None, 120)
         traffic = Traffic(server, proxy.address, together=4)
         numbers = itertools.count(SEED * 1_000_000)
         traffic.run(itertools.islice(numbers, 25 * rounds))

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from support import Command, Upstream, fcntl, payload, reset, termios
+from support import Command, Upstream, eventually, fcntl, payload, reset, termios
 
 from .schedule import Abort, Frozen, Pause, Read, Schedule, Send, Settle, Shut, Step, Talk
 
@@ -89,6 +89,11 @@ class Path:
             self.address = (self.upstream.host, self.upstream.port)
             return None
         command = self._relay(self.upstream.name)
+        try:
+            eventually(lambda: command.stdout or command.process.poll() is not None, 120)  # it may be under valgrind
+        except BaseException:
+            command.end()
+            raise
         self.address = command.address
         self._files = f"/proc/{command.process.pid}/fd"
         self._sockets = self._count()
