@@ -61,31 +61,61 @@ class Upstream:
         self.socket.close()
 
 
-class Echo(Upstream):
-    """Sends everything back, each connection in a thread of its own, and passes an end of file on."""
+class Serving(Upstream):
+    """Serves each connection in a thread of its own.
+
+    Nothing of that outlives `close`: a descriptor that is closed later would be missing in the next test's count.
+    """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         super().__init__(host, port)
-        threading.Thread(target=self._serve, daemon=True).start()
+        self.socket.settimeout(None)
+        self._live: dict[socket.socket, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
-    def _serve(self) -> None:
+    def serve(self, connection: socket.socket) -> None:
+        """One connection, to its end or an OSError; it is closed afterwards."""
+        raise NotImplementedError
+
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                self.socket.settimeout(None)
                 connection, _ = self.socket.accept()
-                threading.Thread(target=self._echo, args=(connection,), daemon=True).start()
+                thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
+                with self._lock:
+                    self._live[connection] = thread
+                thread.start()
 
-    @staticmethod
-    def _echo(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            while data := connection.recv(65536):
-                connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
+    def _run(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self.serve(connection)
+        with self._lock:  # its number must not be another's when `close` shuts it down
+            connection.close()
+            del self._live[connection]
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
         super().close()
+        self._acceptor.join(TIMEOUT)
+        with self._lock:
+            threads = list(self._live.values())
+            for connection in self._live:
+                with contextlib.suppress(OSError):  # reset meanwhile
+                    connection.shutdown(socket.SHUT_RDWR)  # wakes its thread
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+
+class Echo(Serving):
+    """Sends everything back, and passes an end of file on."""
+
+    def serve(self, connection: socket.socket) -> None:
+        while data := connection.recv(65536):
+            connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
 
 
 class Link:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import TIMEOUT, Command, Upstream, allow_descriptors, bounds, connect, eventually, read_all, read_exactly
+from support import TIMEOUT, Command, Serving, allow_descriptors, bounds, connect, eventually, read_all, read_exactly
 
 NAME = "upstream.test"
 A, AAAA = 1, 28
@@ -120,31 +120,17 @@ class Nameserver:
         self.socket.close()
 
 
-class Greeter(Upstream):
+class Greeter(Serving):
     """Says its name to whoever connects, then sends everything back. Its address is 127.0.0.`number`."""
 
     def __init__(self, number: int, port: int = 0) -> None:
-        self.socket = socket.create_server((f"127.0.0.{number}", port), backlog=4096)
-        self.host, self.port = self.socket.getsockname()
         self.greeting = b"%d\n" % number
-        threading.Thread(target=self._serve, daemon=True).start()
+        super().__init__(f"127.0.0.{number}", port)
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self.socket.accept()
-                threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
-
-    def _greet(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.sendall(self.greeting)
-            while data := connection.recv(65536):
-                connection.sendall(data)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
-        super().close()
+    def serve(self, connection: socket.socket) -> None:
+        connection.sendall(self.greeting)
+        while data := connection.recv(65536):
+            connection.sendall(data)
 
 
 @pytest.fixture
