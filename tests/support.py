@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import os
+import random
 import re
 import select
 import shutil
@@ -133,6 +134,14 @@ class Link:
     @property
     def direct(self) -> bool:
         return self.proxy is None
+
+
+def free_port() -> int:
+    """A port that nothing uses; not one of those that the kernel gives to tests running at the same time (32768 on)."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def connect(address: tuple[str, int]) -> socket.socket:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import itertools
 import os
-import random
 import re
 import select
 import socket
@@ -31,6 +30,7 @@ from support import (
     cpu_seconds,
     descriptors,
     eventually,
+    free_port,
     in_background,
     limit_descriptors,
     needs,
@@ -54,11 +54,6 @@ STAGGER = 0.25
 def proxied(request: pytest.FixtureRequest) -> int:
     """Workers, where a direct connection is no control: there is no proxy to wait for upstream."""
     return request.param
-
-
-@pytest.fixture
-def closed(stack: contextlib.ExitStack) -> Closed:
-    return stack.enter_context(contextlib.closing(Closed()))
 
 
 @pytest.fixture
@@ -581,14 +576,6 @@ ITSELF = [
     ("::", "localhost"),
     ("::", "[::ffff:127.0.0.1]"),
 ]
-
-
-def free_port() -> int:
-    """A port that nothing uses; not one of those that the kernel gives to tests running at the same time (32768 on)."""
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 @pytest.mark.parametrize(("bind", "host"), ITSELF)

@@ -31,6 +31,7 @@ from support import (
     connect,
     eventually,
     fill,
+    free_port,
     frozen,
     in_background,
     payload,
@@ -527,7 +528,7 @@ def test_descriptors_close_on_exec(command: Callable[..., Command], echo: Echo) 
 
 FORKING = """
 import os, sys, tcpproxy
-with tcpproxy.Proxy(sys.argv[1], workers=2) as proxy:
+with tcpproxy.Proxy(sys.argv[1], workers=2, port=sys.argv[2]) as proxy:
     print(proxy.address[1], flush=True)
     sys.stdin.readline()
     reader, writer = os.pipe()
@@ -551,7 +552,7 @@ with tcpproxy.Proxy(sys.argv[1], workers=2) as proxy:
 def test_child_process_holds_nothing_back(upstream: Upstream, stack: contextlib.ExitStack) -> None:
     """Row 73: a program forks; its child, which lives on, neither keeps connections alive nor the listener."""
     program = subprocess.Popen(
-        [sys.executable, "-c", FORKING, upstream.name],
+        [sys.executable, "-c", FORKING, upstream.name, str(free_port())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

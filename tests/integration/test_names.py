@@ -21,7 +21,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import TIMEOUT, Command, Serving, allow_descriptors, bounds, connect, eventually, read_all, read_exactly
+from support import (
+    TIMEOUT,
+    Command,
+    Serving,
+    allow_descriptors,
+    bounds,
+    connect,
+    eventually,
+    free_port,
+    read_all,
+    read_exactly,
+)
 
 NAME = "upstream.test"
 A, AAAA = 1, 28
@@ -141,7 +152,7 @@ def nameserver(stack: contextlib.ExitStack) -> Nameserver:
 @pytest.fixture
 def greeters(stack: contextlib.ExitStack) -> tuple[Greeter, Greeter]:
     """Two upstreams on one port: 127.0.0.2 and 127.0.0.3."""
-    two = stack.enter_context(contextlib.closing(Greeter(2)))
+    two = stack.enter_context(contextlib.closing(Greeter(2, free_port())))
     return two, stack.enter_context(contextlib.closing(Greeter(3, two.port)))
 
 

@@ -28,6 +28,7 @@ from support import (
     connect,
     eventually,
     fill,
+    free_port,
     in_background,
     needs,
     needs_proc,
@@ -67,6 +68,7 @@ def is_over(connection: socket.socket) -> bool:
 
 
 def seconds_until_refused(address: tuple[str, int]) -> float:
+    """The port should be a `free_port`: one that the kernel has chosen may be another test's at once."""
     start = time.monotonic()
     while True:
         try:
@@ -106,7 +108,7 @@ def test_a_signal_ends_listening_within_50_ms(
     """Rows 97, 99: also while the workers have no need of Python. At best, for the machine may be busy too."""
 
     def time_to_refuse() -> float:
-        process = command(upstream.name, "--grace", "0")
+        process = command(upstream.name, "--grace", "0", "-l", str(free_port()))
         with bulk(process, upstream) if busy else contextlib.nullcontext():
             address = process.address
             process.signal(number)
@@ -120,7 +122,7 @@ def test_a_signal_ends_listening_within_50_ms(
 @pytest.mark.parametrize("number", SIGNALS)
 def test_connections_go_on_after_the_first_signal(command: Start, echo: Echo, number: signal.Signals) -> None:
     """Row 97: the process ends, with 0, when the last of them has; long before its grace is over."""
-    process = command(echo.name, "--grace", "1h")
+    process = command(echo.name, "--grace", "1h", "-l", str(free_port()))
     with connect(process.address) as client, connect(process.address) as other:
         assert echoes(client)
         assert echoes(other)
@@ -171,7 +173,7 @@ def test_a_second_signal_ends_it_at_once(
     """Rows 98, 99: connections are reset within 100 ms, with a busy worker; exit code 0, no traceback."""
 
     def time_to_reset() -> float:
-        process = command(upstream.name, "--grace", "1h", "--workers", "2")
+        process = command(upstream.name, "--grace", "1h", "--workers", "2", "-l", str(free_port()))
         with bulk(process, upstream), connect(process.address) as client, upstream.accept() as server:
             client.sendall(b"x")
             assert server.recv(1) == b"x"
@@ -251,8 +253,8 @@ def test_interrupted_while_it_is_imported(module: str, ignored: bool) -> None:
 
 def test_restart_at_once_on_the_same_port(command: Start, upstream: Upstream) -> None:
     """Row 105, as far as it goes: after a stop, with connections in TIME_WAIT, and after a kill amid connections."""
-    process = command(upstream.name)
-    port = process.address[1]
+    port = free_port()
+    process = command(upstream.name, "-l", str(port))
     for end in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
         done = connect(process.address)
         with upstream.accept() as server:
@@ -273,7 +275,7 @@ def test_restart_at_once_on_the_same_port(command: Start, upstream: Upstream) ->
 
 def test_a_successor_starts_while_the_predecessor_drains(command: Start, echo: Echo) -> None:
     """Row 105: old connections stay with the old process, new ones go to the new one, on the same port."""
-    old = command(echo.name, "--grace", "1h")
+    old = command(echo.name, "--grace", "1h", "-l", str(free_port()))
     with connect(old.address) as before:
         assert echoes(before)
         old.signal(signal.SIGTERM)
@@ -435,7 +437,7 @@ FORK = """
 import os, sys, tcpproxy
 def descriptors(): return len(os.listdir("/proc/self/fd"))
 before = descriptors()
-proxy = tcpproxy.Proxy(sys.argv[1], workers=2).start()
+proxy = tcpproxy.Proxy(sys.argv[1], workers=2, port=sys.argv[2]).start()
 print(proxy.address[1], flush=True)
 sys.stdin.readline()
 reader, writer = os.pipe()
@@ -462,7 +464,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 @needs_fork
 def test_a_forked_child_holds_nothing(stack: contextlib.ExitStack, upstream: Upstream) -> None:
     """Rows 73, 100: resets and ends still reach the peers, the port is free, and the child can have its own proxy."""
-    process = script(stack, FORK, upstream.name)
+    process = script(stack, FORK, upstream.name, str(free_port()))
 
     def pair(port: int) -> tuple[socket.socket, socket.socket]:
         client = stack.enter_context(connect(("127.0.0.1", port)))

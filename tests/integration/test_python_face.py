@@ -17,7 +17,19 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import pytest
-from support import Echo, Upstream, connect, descriptors, eventually, in_background, read_all, read_exactly, reset
+from networks import Closed
+from support import (
+    Echo,
+    Upstream,
+    connect,
+    descriptors,
+    eventually,
+    free_port,
+    in_background,
+    read_all,
+    read_exactly,
+    reset,
+)
 
 import tcpproxy
 from tcpproxy import Connection, Event, Proxy, StartError, Stats, TcpProxyError, UsageError, WorkerError
@@ -37,6 +49,7 @@ def echoes(address: tuple[str, int], data: bytes = b"hello") -> bool:
 
 
 def refuses(address: tuple[str, int]) -> bool:
+    """The port should be a `free_port`: one that the kernel has chosen may be another test's at once."""
     try:
         connect(address).close()
     except ConnectionRefusedError:
@@ -78,7 +91,7 @@ assert logging is None or not logging.getLogger().handlers
 @pytest.mark.parametrize("workers", [1, 2])
 def test_context_manager(echo: Echo, workers: int) -> None:
     """Listening before the block begins; nothing is left when it is over."""
-    with Proxy(echo.name, workers=workers) as proxy:
+    with Proxy(echo.name, workers=workers, port=free_port()) as proxy:
         assert echoes(proxy.address)
         assert len([name for name in proxy_threads() if "worker" in name]) == workers
     assert proxy_threads() == []
@@ -96,7 +109,7 @@ def test_stop_gives_descriptors_back(echo: Echo) -> None:
 
 
 def test_context_manager_passes_an_exception_on(echo: Echo) -> None:
-    with pytest.raises(ZeroDivisionError), Proxy(echo.name) as proxy:
+    with pytest.raises(ZeroDivisionError), Proxy(echo.name, port=free_port()) as proxy:
         raise ZeroDivisionError
     assert refuses(proxy.address)
     assert proxy_threads() == []
@@ -106,7 +119,7 @@ def test_async_context_manager(echo: Echo) -> None:
     """The event loop goes on while the proxy starts, runs and stops."""
 
     async def main() -> tuple[str, int]:
-        async with Proxy(echo.name) as proxy:
+        async with Proxy(echo.name, port=free_port()) as proxy:
             reader, writer = await asyncio.open_connection(*proxy.address)
             writer.write(b"hello")
             assert await asyncio.wait_for(reader.readexactly(5), 10) == b"hello"
@@ -196,7 +209,7 @@ def test_hundred_in_a_row(echo: Echo) -> None:
 
 
 def test_start_and_stop_without_a_block(echo: Echo) -> None:
-    proxy = Proxy(echo.name)
+    proxy = Proxy(echo.name, port=free_port())
     assert proxy.start() is proxy
     assert echoes(proxy.address)
     proxy.stop()
@@ -254,7 +267,7 @@ print("done")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_stop_from_another_thread(echo: Echo, workers: int) -> None:
     """`wait` tells when somebody has."""
-    with Proxy(echo.name, workers=workers) as proxy:
+    with Proxy(echo.name, workers=workers, port=free_port()) as proxy:
         assert not proxy.wait(0)
         with in_background(proxy.stop):
             assert proxy.wait(10)
@@ -310,7 +323,8 @@ def test_stop_after_a_start_that_failed(echo: Echo, bind: str) -> None:
 
 def test_stop_with_a_grace(upstream: Upstream) -> None:
     """Row 97: connections may end by themselves; what is left after the grace is reset."""
-    with Proxy(upstream.name, grace=20) as proxy, connect(proxy.address) as client, upstream.accept() as server:
+    proxy = Proxy(upstream.name, grace=20, port=free_port())
+    with proxy, connect(proxy.address) as client, upstream.accept() as server:
         with in_background(proxy.stop) as stopped:
             assert proxy.wait(10)
             client.sendall(b"question")
@@ -340,7 +354,7 @@ def test_stop_by_a_callback(echo: Echo) -> None:
         if event.kind == "end":
             proxies[0].stop()
 
-    with Proxy(echo.name, on_event=stop_at_end) as proxy:
+    with Proxy(echo.name, on_event=stop_at_end, port=free_port()) as proxy:
         proxies.append(proxy)
         assert echoes(proxy.address)
         assert proxy.wait(5), "stop() in on_event does nothing"
@@ -349,7 +363,8 @@ def test_stop_by_a_callback(echo: Echo) -> None:
 
 def test_drain(upstream: Upstream) -> None:
     """Row 97: no new connections at once, the live ones stay."""
-    with Proxy(upstream.name) as proxy, connect(proxy.address) as client, upstream.accept() as server:
+    proxy = Proxy(upstream.name, port=free_port())
+    with proxy, connect(proxy.address) as client, upstream.accept() as server:
         proxy.drain()
         assert proxy.wait(0)
         eventually(lambda: refuses(proxy.address))
@@ -406,8 +421,7 @@ def test_errors_are_what_they_are_called(upstream: Upstream) -> None:
 
 def test_own_address_as_upstream() -> None:
     """Row 51: a proxy in front of itself is refused, before it listens."""
-    with Proxy("127.0.0.1:9") as other:
-        port = other.address[1]
+    port = free_port()
     for remote, bind in (("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("localhost", "127.0.0.1")):
         with pytest.raises(UsageError, match="is this proxy's own address"):
             Proxy(f"{remote}:{port}", bind=bind, port=port).start()
@@ -416,8 +430,7 @@ def test_own_address_as_upstream() -> None:
 
 def test_own_address_in_other_words() -> None:
     """Row 51: an IPv4 address in IPv6 clothes leads to the same place."""
-    with Proxy("127.0.0.1:9") as other:
-        port = other.address[1]
+    port = free_port()
     with pytest.raises(UsageError, match="is this proxy's own address"), Proxy(f"[::ffff:127.0.0.1]:{port}", port=port):
         pass
 
@@ -485,8 +498,9 @@ def test_address(echo: Echo) -> None:
         with socket.create_connection(proxy.address, 10):
             pass
     assert proxy.address == (host, port)
-    with Proxy(echo.name, port=port) as again:
-        assert again.address == (host, port)
+    port = free_port()
+    with Proxy(echo.name, port=port) as chosen:
+        assert chosen.address == (host, port)
     with Proxy(echo.name, port=str(port)) as again:
         assert again.address == (host, port)
 
@@ -525,10 +539,9 @@ def test_stats(upstream: Upstream, workers: int) -> None:
     assert len(stats.accepted_by_worker) == workers
 
 
-def test_stats_of_failures(upstream: Upstream) -> None:
+def test_stats_of_failures(closed: Closed) -> None:
     """Row 40."""
-    with Proxy(upstream.name) as proxy:
-        upstream.close()
+    with Proxy(closed.name) as proxy:
         for _ in range(3):
             with pytest.raises(ConnectionResetError), connect(proxy.address) as client:
                 client.recv(1)
@@ -655,16 +668,18 @@ def test_events_of_a_connection(upstream: Upstream) -> None:
     assert 0 < end.connect_time <= end.duration < 20
 
 
-def test_events_of_failures(upstream: Upstream) -> None:
+def test_events_of_failures(closed: Closed) -> None:
     """Row 40."""
     events: list[Event] = []
-    with Proxy(upstream.name, on_event=events.append) as proxy:
-        upstream.close()
-        with pytest.raises(ConnectionResetError), connect(proxy.address) as client:
-            client.recv(1)
+    with (
+        Proxy(closed.name, on_event=events.append) as proxy,
+        pytest.raises(ConnectionResetError),
+        connect(proxy.address) as client,
+    ):
+        client.recv(1)
     failed = events[-1]
     assert (failed.kind, failed.reason, failed.error) == ("failed", "connect-refused", errno.ECONNREFUSED)
-    assert failed.upstream == upstream.name
+    assert failed.upstream == closed.name
     assert failed.text == f"{describe(errno.ECONNREFUSED)} (os error {errno.ECONNREFUSED})"
 
 

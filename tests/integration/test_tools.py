@@ -11,13 +11,12 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import TIMEOUT, Command, Upstream, eventually, in_background, needs, payload, read_all
+from support import TIMEOUT, Command, Upstream, eventually, free_port, in_background, needs, payload, read_all
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs of POSIX systems")
 
@@ -45,11 +44,6 @@ def through(request: pytest.FixtureRequest, command: Callable[..., Command]) -> 
         it.signal(signal.SIGTERM)
         assert it.wait() == 0
         assert it.stderr == []
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def serve(
