@@ -21,6 +21,7 @@ from networks import Closed
 from support import (
     Echo,
     Upstream,
+    at_best,
     connect,
     descriptors,
     eventually,
@@ -39,6 +40,7 @@ NOT_OURS = "203.0.113.1"  # reserved for documentation (RFC 5737)
 
 
 def proxy_threads() -> list[str]:
+    """Wait for their end: `stop` waits no longer than a second for the log thread, which may be stuck in a callback."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("tcpproxy")]
 
 
@@ -59,10 +61,10 @@ def refuses(address: tuple[str, int]) -> bool:
     return False
 
 
-def run(program: str, *args: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, *args: str, within: float = 30) -> subprocess.CompletedProcess[str]:
     # Away from the source tree, so that the installed package runs. Every warning is an error on stderr.
     argv = [sys.executable, "-X", "dev", "-W", "error", "-c", program, *args]
-    return subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=30)
+    return subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=within)
 
 
 # --- from start to stop ---
@@ -94,7 +96,7 @@ def test_context_manager(echo: Echo, workers: int) -> None:
     with Proxy(echo.name, workers=workers, port=free_port()) as proxy:
         assert echoes(proxy.address)
         assert len([name for name in proxy_threads() if "worker" in name]) == workers
-    assert proxy_threads() == []
+    eventually(lambda: not proxy_threads())
     assert refuses(proxy.address)
     assert proxy.failure is None
 
@@ -112,7 +114,7 @@ def test_context_manager_passes_an_exception_on(echo: Echo) -> None:
     with pytest.raises(ZeroDivisionError), Proxy(echo.name, port=free_port()) as proxy:
         raise ZeroDivisionError
     assert refuses(proxy.address)
-    assert proxy_threads() == []
+    eventually(lambda: not proxy_threads())
 
 
 def test_async_context_manager(echo: Echo) -> None:
@@ -129,31 +131,27 @@ def test_async_context_manager(echo: Echo) -> None:
 
     address = asyncio.run(main())
     assert refuses(address)
-    assert proxy_threads() == []
+    eventually(lambda: not proxy_threads())
 
 
 def test_async_stop_does_not_block_the_loop(echo: Echo) -> None:
-    """A grace that is used up is waited for in a thread."""
+    """A grace is waited for in a thread: what the stop waits for ends by a task of the same loop."""
 
-    async def main() -> int:
-        ticks = 0
+    async def let_go(held: socket.socket) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+        held.close()
 
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.01)
-                ticks += 1
-
-        ticker = asyncio.create_task(tick())
-        async with Proxy(echo.name, grace=0.5) as proxy:
+    async def main() -> bool:
+        async with Proxy(echo.name, grace=30) as proxy:
             held = connect(proxy.address)
             eventually(lambda: proxy.stats().active == 1)
-            ticks = 0
-        held.close()
-        ticker.cancel()
-        return ticks
+            ticker = asyncio.create_task(let_go(held))  # begins to run when this block is over
+        ended = ticker.done()
+        await ticker
+        return ended
 
-    assert asyncio.run(main()) >= 10
+    assert asyncio.run(main())
 
 
 def test_async_start_that_fails(echo: Echo) -> None:
@@ -189,7 +187,7 @@ def test_many_at_once(echo: Echo) -> None:
             last = stack.enter_context(Proxy("{}:{}".format(*last.address)))
         assert echoes(last.address, bytes(100_000))
         assert [proxy.stats().accepted for proxy in beside] == [2] + [1] * 19
-    assert proxy_threads() == []
+    eventually(lambda: not proxy_threads())
     del beside, last
     eventually(lambda: descriptors() <= before)
 
@@ -203,7 +201,7 @@ def test_hundred_in_a_row(echo: Echo) -> None:
     for _ in range(100):
         with Proxy(echo.name) as proxy:
             assert echoes(proxy.address)
-    assert proxy_threads() == []
+    eventually(lambda: not proxy_threads())
     del proxy
     eventually(lambda: descriptors() <= before)
 
@@ -298,7 +296,7 @@ def test_stop_from_many_threads_at_once(echo: Echo, workers: int) -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
             client.close()
-    assert proxy_threads() == []
+    eventually(lambda: not proxy_threads())
 
 
 def test_stop_twice_and_before_start(echo: Echo) -> None:
@@ -554,10 +552,13 @@ def test_idle_proxy_does_not_wake_up(echo: Echo) -> None:
     with Proxy(echo.name, workers=2) as proxy, connect(proxy.address) as client:
         client.sendall(b"hello")
         read_exactly(client, 5)
-        proxy.stats()
-        quiet = proxy.stats().wakeups
-        assert not proxy.wait(0.5)
-        assert proxy.stats().wakeups - quiet <= 2
+
+        def wakeups() -> int:
+            before = proxy.stats().wakeups
+            assert not proxy.wait(0.5)
+            return proxy.stats().wakeups - before
+
+        at_best(wakeups, 3)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -619,6 +620,7 @@ def test_views_while_connections_come_and_go(echo: Echo) -> None:
         assert second[0] > 0  # type: ignore[operator]
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("busy_poll", ["off", "auto", "1000"])
 def test_worker_hears_of_everything(echo: Echo, busy_poll: str) -> None:
     """Row 99: what another thread wants of a worker reaches it, also while it polls before it sleeps."""
@@ -636,6 +638,7 @@ for _ in range(5):
         echo.name,
         busy_poll,
         "200" if os.name == "posix" else "10",  # 20 to 100 ms each under wine
+        within=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
