@@ -25,6 +25,7 @@ from support import (
     Echo,
     Upstream,
     at_best,
+    bounds,
     connect,
     eventually,
     fill,
@@ -100,10 +101,11 @@ def bulk(command: Command, upstream: Upstream) -> Iterator[None]:
 # --- signals ---
 
 
+@bounds(1, 0.05)
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_listening_within_50_ms(
-    command: Start, upstream: Upstream, number: signal.Signals, busy: bool
+    command: Start, upstream: Upstream, number: signal.Signals, busy: bool, bound: float
 ) -> None:
     """Rows 97, 99: also while the workers have no need of Python. At best, for the machine may be busy too."""
 
@@ -116,7 +118,7 @@ def test_a_signal_ends_listening_within_50_ms(
         assert process.wait() == 0
         return took
 
-    at_best(time_to_refuse, 0.05)
+    at_best(time_to_refuse, bound)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -165,10 +167,11 @@ def test_without_connections_grace_is_not_waited_for(command: Start, echo: Echo)
     assert process.wait(5) == 0
 
 
+@bounds(1, 0.1)
 @pytest.mark.parametrize("second", SIGNALS)
 @pytest.mark.parametrize("first", SIGNALS)
 def test_a_second_signal_ends_it_at_once(
-    command: Start, upstream: Upstream, first: signal.Signals, second: signal.Signals
+    command: Start, upstream: Upstream, first: signal.Signals, second: signal.Signals, bound: float
 ) -> None:
     """Rows 98, 99: connections are reset within 100 ms, with a busy worker; exit code 0, no traceback."""
 
@@ -190,7 +193,7 @@ def test_a_second_signal_ends_it_at_once(
         assert process.stderr == []
         return took
 
-    at_best(time_to_reset, 0.1)
+    at_best(time_to_reset, bound)
 
 
 def test_a_burst_of_signals(command: Start, echo: Echo) -> None:
@@ -365,7 +368,7 @@ def tell(process: subprocess.Popen[str]) -> None:
 def ask(process: subprocess.Popen[str], what: str) -> str:
     """The next line of a script. It is ended, and the test fails, if that does not come."""
     assert process.stdout
-    late = threading.Timer(TIMEOUT / 2, end_group, (process,))
+    late = threading.Timer(2 * TIMEOUT, end_group, (process,))
     late.start()
     line = process.stdout.readline()
     late.cancel()
@@ -957,6 +960,7 @@ def mixed_batch(process: Command, upstream: Upstream) -> None:
         client.close()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("options", [("-q",), ("-d",)], ids="".join)
 def test_ten_thousand_mixed_connections(command: Start, upstream: Upstream, options: tuple[str, ...]) -> None:
     """Row 106, scaled to 10,000: descriptors as before, at most 1 MiB more memory."""
@@ -977,4 +981,6 @@ def test_ten_thousand_mixed_connections(command: Start, upstream: Upstream, opti
     eventually(lambda: count() == baseline, 10, f"{count()} descriptors, {baseline} before")
     assert rss(process) - before <= MIB
     if "-d" in options:
-        eventually(lambda: sum(line.startswith("Closed ") for line in process.stderr) == 12_000, 10, "ends are missing")
+        eventually(
+            lambda: sum(line.startswith("Closed ") for line in process.stderr) == 12_000, TIMEOUT, "ends are missing"
+        )
