@@ -26,7 +26,6 @@ from support import (
     Command,
     Serving,
     allow_descriptors,
-    bounds,
     connect,
     eventually,
     free_port,
@@ -245,6 +244,7 @@ def test_answer_serves_many_connections(
     assert nameserver.asked <= 1 + 2 * int((time.monotonic() - began) / FRESH + 1)
 
 
+@pytest.mark.timeout(300)
 def test_recent_answer_outlives_its_server(
     start: Callable[..., Command], nameserver: Nameserver, greeters: tuple[Greeter, Greeter]
 ) -> None:
@@ -328,9 +328,16 @@ def test_waiting_clients_end_at_the_connect_timeout(start: Callable[..., Command
     assert says(proxy.stderr, f"warning: cannot resolve {NAME} (no answer within 2 s)") == 1
 
 
-@bounds(0.5, 0.005)
+@pytest.mark.parametrize(
+    ("percent", "bound"),
+    [pytest.param(50, 0.5, id="loose"), pytest.param(99, 0.005, id="tight", marks=pytest.mark.timed)],
+)
 def test_live_relay_beside_clients_that_wait(
-    start: Callable[..., Command], nameserver: Nameserver, greeters: tuple[Greeter, Greeter], bound: float
+    start: Callable[..., Command],
+    nameserver: Nameserver,
+    greeters: tuple[Greeter, Greeter],
+    percent: int,
+    bound: float,
 ) -> None:
     """Row 92: round trips of a live relay while 600 clients wait for a server that is dead; then they are served."""
     allow_descriptors(3000)
@@ -349,12 +356,12 @@ def test_live_relay_beside_clients_that_wait(
             connection.connect_ex(proxy.address)
             answers.register(connection, select.POLLIN)
         trips = []
-        while not answers.poll(0):
+        while not trips or not answers.poll(0):
             began = time.monotonic()
             early.sendall(b"ping")
             assert read_exactly(early, 4) == b"ping"
             trips.append(time.monotonic() - began)
-        assert sorted(trips)[len(trips) * 99 // 100] < bound
+        assert sorted(trips)[len(trips) * percent // 100] < bound
         for connection in waiting:
             connection.settimeout(TIMEOUT)
             assert read_exactly(connection, 2) == greeters[0].greeting
