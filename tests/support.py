@@ -150,6 +150,30 @@ def connect(address: tuple[str, int]) -> socket.socket:
     return connection
 
 
+def name_of(sock: socket.socket) -> str:
+    """The address of its own end, as log lines write it."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def echoes(connection: socket.socket, data: bytes = b"still there") -> bool:
+    connection.sendall(data)
+    return read_exactly(connection, len(data)) == data
+
+
+def relays(address: tuple[str, int], data: bytes = b"hello") -> bool:
+    with connect(address) as client:
+        return echoes(client, data)
+
+
+def is_over(connection: socket.socket) -> bool:
+    """Reads until the end, by end of file or reset."""
+    with contextlib.suppress(ConnectionResetError):
+        while connection.recv(1 << 16):
+            pass
+    return True
+
+
 def read_all(sock: socket.socket) -> bytes:
     """Everything up to the end of file."""
     parts = []
@@ -391,6 +415,17 @@ def frozen(process: Command) -> Iterator[None]:
     eventually(lambda: Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
     yield
     process.signal(signal.SIGCONT)
+
+
+def proxy_threads() -> list[str]:
+    """Wait for their end: `stop` waits no longer than a second for the log thread, which may be stuck in a callback."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("tcpproxy")]
+
+
+def run(program: str, *args: str, within: float = 30) -> subprocess.CompletedProcess[str]:
+    # Away from the source tree, so that the installed package runs. Every warning is an error on stderr.
+    argv = [sys.executable, "-X", "dev", "-W", "error", "-c", program, *args]
+    return subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=within)
 
 
 needs_splice = pytest.mark.skipif(
