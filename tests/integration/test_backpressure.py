@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 from networks import Namespace
 from support import (
+    TIMEOUT,
     Command,
     Link,
     Upstream,
+    at_best,
+    choke,
     connect,
     cpu_seconds,
     descriptors,
@@ -26,6 +29,7 @@ from support import (
     fill,
     in_background,
     needs,
+    pause,
     payload,
     read_all,
     read_exactly,
@@ -80,7 +84,14 @@ def test_memory_is_bounded_by_the_buffer_size(command: Callable[..., Command], u
             with in_background(source.sendall, bytes(MIB)):
                 read_exactly(sink, MIB)
     before = own_memory(proxy.process.pid)
-    assert block_both_ways(warm_up) > 32 * MIB
+    sent = 0
+
+    def full() -> bool:  # tried again, for a proxy that stands still for a moment takes nothing either
+        nonlocal sent
+        sent += block_both_ways(warm_up)
+        return sent > 32 * MIB
+
+    eventually(full, TIMEOUT)
     growth = own_memory(proxy.process.pid) - before
     close(warm_up)
     assert growth <= 16 * 256 * KIB + 512 * KIB
@@ -98,6 +109,23 @@ def in_the_kernel(namespace: Namespace, *ports: int) -> int:
     return sum(int(size) for size in re.findall(r"[(,][rw](\d+),", said))
 
 
+def held_when_full(sender: socket.socket, namespace: Namespace, ports: tuple[int, int], at_least: int) -> int:
+    """What the kernel holds of a stalled direction.
+
+    Fills it again while that is not enough, for a proxy that stands still for a moment takes nothing either.
+    """
+    held = 0
+
+    def full() -> bool:
+        nonlocal held
+        fill(sender)
+        held = in_the_kernel(namespace, *ports)
+        return held > at_least
+
+    eventually(full, TIMEOUT, f"never more than {at_least} bytes")
+    return held
+
+
 @pytest.mark.parametrize("swapped", [False, True], ids=["client-to-upstream", "upstream-to-client"])
 @pytest.mark.parametrize("zero_copy", ["off", "always"])
 def test_socket_buffer_bounds_the_kernel(
@@ -105,19 +133,18 @@ def test_socket_buffer_bounds_the_kernel(
 ) -> None:
     """Row 29: what a stalled direction holds in the kernel, with and without a bound, as control."""
     here = stack.enter_context(contextlib.closing(Namespace()))
-    held = []
+    held: list[int] = []
     for bound in ("64KiB", "off"):
         upstream = stack.enter_context(contextlib.closing(here.call(Upstream)))
         options = ("--socket-buffer", bound, "--zero-copy", zero_copy, "--quiet", "--workers", "1")
         proxy = command(upstream.name, *options, wrapper=here.wrapper)
         client = stack.enter_context(here.call(connect, proxy.address))
         server = stack.enter_context(upstream.accept())
-        fill(server if swapped else client)
-        held.append(in_the_kernel(here, proxy.address[1], upstream.port))
-    bounded, free = held
+        at_least = 4 * held[0] if held else 64 * KIB
+        ports = proxy.address[1], upstream.port
+        held.append(held_when_full(server if swapped else client, here, ports, at_least))
     # Two sockets with 64 KiB each, which Linux doubles for its own needs, and up to one packet of loopback's on top.
-    assert 64 * KIB < bounded <= 2 * 2 * 64 * KIB + 2 * 64 * KIB, held
-    assert free > 4 * bounded, held
+    assert held[0] <= 2 * 2 * 64 * KIB + 2 * 64 * KIB, held
 
 
 def test_socket_buffer_beyond_what_the_system_allows(command: Callable[..., Command], upstream: Upstream) -> None:
@@ -142,14 +169,14 @@ def test_no_processor_time_while_blocked(command: Callable[..., Command], upstre
     """Row 28: nothing runs while all wait for their readers."""
     proxy = command(upstream.name, "--quiet", "--workers", "2")
     pairs = pairs_through(proxy.address, upstream, 4)
-    block_both_ways(pairs)
-    ends = [end for pair in pairs for end in pair]
-    used = []
-    for _ in range(3):  # the quietest of three seconds: what was under way may still have to settle
+
+    def used_in_a_second() -> float:
+        block_both_ways(pairs)  # also what the kernel, moving bytes about, has made room for since
         before = cpu_seconds(proxy.process.pid)
-        assert not select.select([], ends, [], 1)[1]
-        used.append(cpu_seconds(proxy.process.pid) - before)
-    assert min(used) == 0
+        pause(1)
+        return cpu_seconds(proxy.process.pid) - before
+
+    at_best(used_in_a_second, 0.005)  # the clock ticks in hundredths
     close(pairs)
 
 
@@ -157,8 +184,9 @@ def test_closed_window_for_a_while_then_resume(link: Link) -> None:
     """Row 30, with 1.5 seconds for minutes: the reader stops long enough for window probes, then goes on."""
     near, far = link.pair()
     with near, far:
-        stuck = fill(near)
-        assert not select.select([], [near], [], 1.5)[1]
+        stuck = choke(near)
+        pause(1.5)
+        stuck += fill(near)  # probes may have found a little room
         rest = payload(8 * MIB)
         with in_background(send_and_shut, near, rest):
             assert read_exactly(far, stuck) == bytes(stuck)
@@ -223,16 +251,16 @@ def pour(sock: socket.socket, size: int) -> None:
 
 
 def check_poured(sock: socket.socket, size: int) -> None:
-    buffer = memoryview(bytearray(len(PATTERN)))
+    buffer = bytearray(len(PATTERN))
+    view = memoryview(buffer)
     while size:
-        view = buffer[: min(size, len(PATTERN))]
-        start = 0
-        while start < len(view):
-            got = sock.recv_into(view[start:])
+        piece, start = min(size, len(PATTERN)), 0
+        while start < piece:
+            got = sock.recv_into(view[start:piece])
             assert got, f"end of file with {size - start} bytes missing"
             start += got
-        assert view == PATTERN[: len(view)]
-        size -= len(view)
+        assert buffer.startswith(PATTERN[:piece])  # views are compared byte by byte, five times as slowly
+        size -= piece
     assert sock.recv(1) == b""
 
 
@@ -243,6 +271,7 @@ def test_a_quarter_of_a_gibibyte(link: Link) -> None:
         check_poured(far, 256 * MIB + 12345)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", [1], ids=["1worker"])
 @pytest.mark.parametrize("swapped", [True], ids=["upstream-to-client"])
 def test_more_than_32_bits_of_bytes(make_link: Callable[..., Link], events: list[tcpproxy.Event], rounds: int) -> None:
@@ -256,12 +285,17 @@ def test_more_than_32_bits_of_bytes(make_link: Callable[..., Link], events: list
     link = make_link()
     assert link.proxy
     server, client = link.pair()
-    with server, client, in_background(pour, server, down), in_background(pour, client, up):
-        with in_background(check_poured, server, up):
-            check_poured(client, down)
-        stats = link.proxy.stats()
-    assert (stats.bytes_to_upstream, stats.bytes_to_client) == (up, down)
+    with (
+        server,
+        client,
+        in_background(pour, server, down),
+        in_background(pour, client, up),
+        in_background(check_poured, server, up),
+    ):
+        check_poured(client, down)
     eventually(lambda: any(event.kind == "end" for event in events))
+    stats = link.proxy.stats()  # not sooner: the last turn's bytes are added when it is over, behind the end of file
+    assert (stats.bytes_to_upstream, stats.bytes_to_client) == (up, down)
     assert (events[-1].to_upstream, events[-1].to_client) == (up, down)
 
 

@@ -32,6 +32,12 @@ DIRECTIVES = {
 Pair = tuple[socket.socket, socket.socket]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "door" in getattr(item, "fixturenames", ()):  # the first of them compiles it, and others wait for that
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @pytest.fixture(scope="session")
 def door(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The module door.pyx, compiled; a cross build brings one along."""

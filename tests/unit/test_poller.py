@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import pytest
+from networks import Closed
 from support import TIMEOUT, at_best, choke, descriptors, in_background, payload, reset, resource
 
 from tcpproxy._core.worker import POLLER
@@ -335,11 +336,10 @@ def test_a_full_hang_up_is_reported_with_in_and_out(poller: object, make_pair: M
 
 def test_a_refused_connection_is_reported_with_in_and_out(poller: object, stack: contextlib.ExitStack) -> None:
     """Row 20: and the socket says why."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = closed.getsockname()
+    closed = stack.enter_context(contextlib.closing(Closed()))
     ours = stack.enter_context(socket.socket())
     ours.setblocking(False)
-    ours.connect_ex(address)
+    ours.connect_ex((closed.host, closed.port))
     poller.add(ours.fileno(), 1)
     wait_for(poller, 1, IN | OUT)
     assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
