@@ -43,7 +43,6 @@ cdef struct Relay:
     uint32_t generation     # how often the slot was used; in the tag, so that a stale event finds nobody
     int32_t error           # errno behind the reason
     uint32_t heard[2]       # by each side: net_waits
-    int32_t unsent          # while resetting: what the kernel had left at the last look
     uint8_t state
     uint8_t reason
     uint8_t number          # of the attempt that won: upstream events come under it

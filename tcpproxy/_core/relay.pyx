@@ -209,10 +209,12 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         if relay.state == RELAY_CONNECTING and relay.connecting.started:
             relay.connecting.last = relay.connecting.started - 1
         _fail(loop, relay, REASON_DNS if relay.state == RELAY_RESOLVING else REASON_CONNECT_TIMEOUT, ETIMEDOUT)
+    elif _still_sending(relay):
+        timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
     elif kind == TIMER_IDLE or kind == TIMER_HALF_CLOSE:
         relay.reason = REASON_IDLE if kind == TIMER_IDLE else REASON_HALF_CLOSE_TIMEOUT
         _cut(loop, relay)
-    else:                                       # TIMER_LINGER: it had its time
+    else:                                       # TIMER_LINGER
         if relay.reason == REASON_NONE:
             relay.reason = REASON_CLIENT_RESET if relay.sides[CLIENT].alarmed else REASON_UPSTREAM_RESET
         _close(loop, relay, relay.state != RELAY_LINGERING)
@@ -220,6 +222,32 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 cdef inline bint _alarmed(Relay *relay) noexcept nogil:
     return relay.sides[CLIENT].alarmed or relay.sides[UPSTREAM].alarmed
+
+
+cdef int _unsent(Relay *relay, int number, bint *moves) noexcept nogil:
+    """What the kernel has still to send to a side; sets `moves` if it has sent bytes since the last look."""
+    cdef Side *side = &relay.sides[number]
+    cdef int unsent = net_unsent(side.watch.fd) if side.watch.fd != NET_NONE else 0
+    cdef uint32_t sent = <uint32_t> (relay.halves[1 - number].delivered - unsent)
+    if unsent > 0 and sent != side.sent:
+        moves[0] = True
+    side.sent = sent
+    return unsent
+
+
+cdef bint _still_sending(Relay *relay) noexcept nogil:
+    """Do bytes cross a wire, although no socket has taken any for a while? A full one may hold 4 MiB, and says only when
+    a third of it is free (Linux) that it takes more: a slow receiver may need longer for that than a time-out is."""
+    cdef bint moves = False
+    _unsent(relay, CLIENT, &moves)
+    _unsent(relay, UPSTREAM, &moves)
+    return moves
+
+
+cdef void _linger(Loop *loop, Relay *relay) noexcept nogil:
+    """Only last bytes are left to send. When none has gone for a while from now on, it is over."""
+    _still_sending(relay)
+    timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
 
 
 cdef void _look_after(Loop *loop, Relay *relay) noexcept nogil:
@@ -302,7 +330,7 @@ cdef void _settle(Loop *loop, Relay *relay) noexcept nogil:
             _close(loop, relay, False)
         else:
             relay.state = RELAY_LINGERING
-            timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+            _linger(loop, relay)
             _discard(loop, relay)
 
 
@@ -330,9 +358,9 @@ cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
         _close(loop, relay, False)              # the peer had said and heard everything: it keeps its end of file
     else:
         relay.state = RELAY_RESETTING
-        relay.unsent = 0
         _drop(loop, &relay.sides[side], True)   # its peer may be alive, and need not wait for the other one
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+        timers_arm(&loop.timers, &relay.step, TIMER_FLUSH, loop.now_ns)
         _reset_when_sent(loop, relay)
     return True
 
@@ -340,16 +368,10 @@ cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
 cdef void _reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
     """A reset destroys what the kernel has not sent yet; a direct connection would have delivered it. No event tells
     when it is gone, so this looks again every few milliseconds, as long as it gets less."""
-    cdef Side *peer = &relay.sides[CLIENT]
-    cdef int unsent
-    if peer.error:
-        peer = &relay.sides[UPSTREAM]
-    unsent = net_unsent(peer.watch.fd)
-    if unsent <= 0:
+    cdef bint moves = False
+    if _unsent(relay, UPSTREAM if relay.sides[CLIENT].error else CLIENT, &moves) <= 0:
         _close(loop, relay, True)
-        return
-    if unsent != relay.unsent:
-        relay.unsent = unsent
+    elif moves:
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
         timers_arm(&loop.timers, &relay.step, TIMER_FLUSH, loop.now_ns)
     elif relay.step.kind == TIMER_NONE:
@@ -392,6 +414,8 @@ cdef void _touch(Loop *loop, Relay *relay, bint moved) noexcept nogil:
         timers_arm(&loop.timers, &relay.step, TIMER_SILENCE, loop.now_ns)
     if kind == TIMER_NONE:
         timers_cancel(&loop.timers, &relay.deadline)
+    elif kind == TIMER_LINGER and kind != relay.deadline.kind:
+        _linger(loop, relay)
     elif moved or kind != relay.deadline.kind:
         timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
 
