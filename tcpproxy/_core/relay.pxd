@@ -67,7 +67,7 @@ cdef struct Counters:       # written by the worker alone, read by anybody
     uint64_t active         # relays alive now, of this worker; added to by others that hand one over
 
 cdef struct Table:          # the worker's relays by index; see table.pxd
-    Relay *chunks[4096]
+    Relay *chunks[16384]
     uint32_t size           # slots that exist
     Relay *free
 
