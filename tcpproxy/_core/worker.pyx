@@ -3,8 +3,8 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList, addresses_release
-from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, WORKERS, Engine, Group, View, ViewItem, engine_run, \
-    engine_view
+from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, RUN, WORKERS, Engine, Group, View, ViewItem, \
+    engine_run, engine_view
 from tcpproxy._core.events cimport EventRecord, ring_empty, ring_free, ring_init, ring_sleep, ring_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, half_break
 from tcpproxy._core.handoff cimport Handed, handoff_init, handoff_pop
@@ -15,7 +15,7 @@ from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLV
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport pipes_free, splice_here
-from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
+from tcpproxy._core.sync cimport sync_claim, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
     TIMER_LINGER, TIMER_SETTLED, TIMER_SILENCE, TIMER_STAGGER, TIMER_STUCK
@@ -165,8 +165,10 @@ cdef class Worker:
 
     def stop(self, *, abort):
         """From any thread: accept no more and end with the last relay, or (abort) reset all relays and end."""
-        if sync_load(&self.engine.stop) != ABORT:
-            sync_store(&self.engine.stop, ABORT if abort else DRAIN)
+        if abort:
+            sync_store(&self.engine.stop, ABORT)
+        else:
+            sync_claim(&self.engine.stop, RUN, DRAIN)       # never in place of an ABORT
         self._wake()
 
     def close(self):
