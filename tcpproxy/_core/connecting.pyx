@@ -33,11 +33,12 @@ cdef bint connecting_has_more(Connecting *connecting) noexcept nogil:
 
 cdef void _give_up(Connecting *connecting, Poller *poller, uint32_t number) noexcept nogil:
     cdef Watch *watch = &connecting.attempts[number]
-    if watch.fd == NET_NONE:
+    cdef net_socket fd = watch.fd
+    if fd == NET_NONE:
         return
     poller_remove(poller, watch, WATCH_STREAM)
-    net_reset(watch.fd)         # it may be connected by now: upstream must not take that for a client with nothing to say
-    watch.fd = NET_NONE
+    watch.fd = NET_NONE         # first, as in relay.pyx
+    net_reset(fd)               # it may be connected by now: upstream must not take that for a client with nothing to say
     connecting.pending -= 1
 
 

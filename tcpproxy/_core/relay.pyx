@@ -134,8 +134,7 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     upstream.error = relay.connecting.error
     upstream.ready = bits & (READY_IN | READY_OUT)
     upstream.hinted = bits & (READY_EOF | READY_URGENT) != 0
-    connecting_free(relay.connecting, loop.pump.poller)
-    relay.connecting = NULL
+    _forget_attempts(loop, relay)
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
     if not relay.sides[CLIENT].ready & READY_IN:
@@ -143,6 +142,12 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     timers_arm(&loop.timers, &relay.step, TIMER_SETTLED, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)
     _enqueue(loop, relay)
+
+
+cdef void _forget_attempts(Loop *loop, Relay *relay) noexcept nogil:
+    cdef Connecting *connecting = relay.connecting
+    relay.connecting = NULL                     # before it is freed: see Worker.abandon
+    connecting_free(connecting, loop.pump.poller)
 
 
 # --- events and timers ---
@@ -461,21 +466,21 @@ cdef void _report(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 
 cdef void _drop(Loop *loop, Side *side, bint reset) noexcept nogil:
-    if side.watch.fd == NET_NONE:
+    cdef net_socket fd = side.watch.fd
+    if fd == NET_NONE:
         return
     poller_remove(loop.pump.poller, &side.watch, WATCH_STREAM)
+    side.watch.fd = NET_NONE                    # before somebody else may get the number: see Worker.abandon
     if reset:
-        net_reset(side.watch.fd)
+        net_reset(fd)
     else:
-        net_close(side.watch.fd)
-    side.watch.fd = NET_NONE
+        net_close(fd)
 
 
 cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstream) noexcept nogil:
     cdef int side
     if relay.connecting != NULL:
-        connecting_free(relay.connecting, loop.pump.poller)
-        relay.connecting = NULL
+        _forget_attempts(loop, relay)
     for side in range(2):
         half_break(&relay.halves[side], &loop.pump)
     _drop(loop, &relay.sides[CLIENT], reset_client)
