@@ -373,8 +373,9 @@ cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
 cdef void _reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
     """A reset destroys what the kernel has not sent yet; a direct connection would have delivered it. No event tells
     when it is gone, so this looks again every few milliseconds, as long as it gets less."""
+    cdef int peer = UPSTREAM if relay.sides[CLIENT].error else CLIENT
     cdef bint moves = False
-    if _unsent(relay, UPSTREAM if relay.sides[CLIENT].error else CLIENT, &moves) <= 0:
+    if relay.sides[peer].alarmed or _unsent(relay, peer, &moves) <= 0:      # it was reset itself, or nothing waits
         _close(loop, relay, True)
     elif moves:
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
