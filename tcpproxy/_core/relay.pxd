@@ -3,7 +3,7 @@
 #   resolving -> connecting -> relaying -> [resetting | lingering] -> dead
 #
 # Loop is what all relays of one worker share. Nothing in it belongs to another thread but what sync.h guards.
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.connecting cimport AddressList, Connecting
 from tcpproxy._core.events cimport EventRing
 from tcpproxy._core.half cimport Half, Pump, Side

@@ -7,8 +7,8 @@ from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CL
     REASON_REFUSED, REASON_SHUTDOWN, REASON_UNREACHABLE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET, EventRecord, \
     ring_claim, ring_publish
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, half_break, half_pump
-from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_ack_now, \
-    net_close, net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, \
+from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_close, \
+    net_exhausted, net_keep_alive, net_peek, net_quick_ack, net_recv, net_reset, net_send, net_take_error, net_unsent, \
     net_waits, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
     poller_add, poller_rearm, poller_remove
@@ -138,7 +138,7 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
     if not relay.sides[CLIENT].ready & READY_IN:
-        net_ack_now(upstream.watch.fd)          # no bytes to go with it
+        net_quick_ack(upstream.watch.fd, True)  # no bytes to go with it
     timers_arm(&loop.timers, &relay.step, TIMER_SETTLED, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)
     _enqueue(loop, relay)
@@ -328,8 +328,10 @@ cdef void _settle(Loop *loop, Relay *relay) noexcept nogil:
         if relay.sides[side].alarmed and relay.sides[side].ended and not relay.sides[side].error:
             # Reset after its end of file: nobody reads it any more, so nothing else would tell.
             relay.sides[side].error = net_take_error(relay.sides[side].watch.fd) or ECONNRESET
-        if relay.sides[side].error and _failed(loop, relay, side):
-            return
+        if relay.sides[side].error:
+            _hear_out(loop, relay, side)
+            if _pass_reset_on(loop, relay, side):
+                return
     if relay.halves[CLIENT].state == HALF_SHUT and relay.halves[UPSTREAM].state == HALF_SHUT:
         if relay.sides[CLIENT].ended and relay.sides[UPSTREAM].ended:
             _close(loop, relay, False)
@@ -339,18 +341,23 @@ cdef void _settle(Loop *loop, Relay *relay) noexcept nogil:
             _discard(loop, relay)
 
 
-cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
-    """A reset (or the like) of one side is passed on, behind the bytes that it sent before. True: the relay is over."""
+cdef void _hear_out(Loop *loop, Relay *relay, int side) noexcept nogil:
+    """The first failure of a relay is a reset (or the like) of one side. Nothing reaches that any more, but the kernel still
+    has what it sent before, whether or not a send that failed told us too early."""
+    if relay.reason == REASON_CLIENT_RESET or relay.reason == REASON_UPSTREAM_RESET:
+        return
+    relay.reason = REASON_CLIENT_RESET if side == CLIENT else REASON_UPSTREAM_RESET
+    relay.error = relay.sides[side].error
+    relay.sides[side].alarmed = True
+    relay.sides[side].ready |= READY_IN
+    half_break(&relay.halves[1 - side], &loop.pump)
+    _enqueue(loop, relay)
+
+
+cdef bint _pass_reset_on(Loop *loop, Relay *relay, int side) noexcept nogil:
+    """Tells the peer of a side that has failed, behind the bytes that it sent before. True: the relay relays no more."""
     cdef Half *rest = &relay.halves[side]
     cdef Side *peer = &relay.sides[1 - side]
-    if relay.reason != REASON_CLIENT_RESET and relay.reason != REASON_UPSTREAM_RESET:
-        relay.reason = REASON_CLIENT_RESET if side == CLIENT else REASON_UPSTREAM_RESET
-        relay.error = relay.sides[side].error
-        relay.sides[side].alarmed = True
-        # The kernel still has what the side sent before; a failed send told us of the end too early.
-        relay.sides[side].ready |= READY_IN
-        _enqueue(loop, relay)
-    half_break(&relay.halves[1 - side], &loop.pump)         # nothing reaches it any more
     if peer.error:
         _close(loop, relay, True)
         return True
