@@ -15,6 +15,9 @@ BACKLOG = 4096
 MOST = 1_000_000
 """Connections at a time, however many descriptors there are: some systems allow a thousand times as many."""
 
+LISTENERS = 16
+"""Addresses to listen on: what a worker has room for."""
+
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -63,6 +66,9 @@ def _bind_places(config: Config) -> list[tuple[int, str]]:
             host = f"{host}%{where[3]}"
         if (int(family), host) not in places:
             places.append((int(family), host))
+    if len(places) > LISTENERS:
+        why = OSError(f"it has {len(places)} addresses, expected at most {LISTENERS}")
+        raise StartError(f"cannot listen on {config.bind}", why)
     return places
 
 

@@ -225,7 +225,9 @@ class Proxy:
             )
             self._workers.append(worker)
             for listener in listeners:
-                worker.listen(listener.dup().detach(), 0)
+                with listener.dup() as copy:
+                    worker.listen(copy.fileno(), 0)
+                    copy.detach()  # the worker's own, unless it has said no
             worker.want_events(wanted(self._reporter.kinds))
             if target:
                 worker.set_addresses(0, target, None if self._resolver is None else 5.0)

@@ -876,3 +876,29 @@ def test_peers_that_reset_leave_no_trace(upstream: Upstream, caplog: pytest.LogC
             server.close()
         eventually(lambda: proxy.stats().ended == 10)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["listening"]
+
+
+def addresses(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Gives the name `many` so many addresses, each of this machine."""
+    real = socket.getaddrinfo
+
+    def look_up(host: object, *args: object, **options: object) -> object:
+        if host == "many":
+            return [info for each in range(count) for info in real(f"127.0.0.{each + 1}", *args, **options)]  # type: ignore[arg-type,call-overload]
+        return real(host, *args, **options)  # type: ignore[arg-type,call-overload]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has one address of loopback")
+def test_name_with_many_addresses(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 96: a worker has room for 16 listeners. One more is no reason for another kind of error, or for a leak."""
+    addresses(monkeypatch, 16)
+    with Proxy(echo.name, bind="many", workers=2) as proxy:
+        assert len(proxy.addresses) == 16
+        assert all(echoes(address) for address in proxy.addresses)
+    before = descriptors()
+    addresses(monkeypatch, 17)
+    with pytest.raises(StartError, match=r"^cannot listen on many: it has 17 addresses, expected at most 16$"):
+        Proxy(echo.name, bind="many", workers=2).start()
+    assert descriptors() == before
