@@ -15,7 +15,7 @@ cdef enum:                      # Half.state
 
 cdef enum:                      # what half_pump returns, as bits
     PUMP_WAIT = 0               # nothing to do before the next event
-    PUMP_MORE = 1               # the budget is used up: another turn, please
+    PUMP_MORE = 1               # another turn, please: the budget is used up, or bytes could not be had yet
     PUMP_MOVED = 2              # bytes reached the sink, or an end was passed on
 
 cdef enum:                      # Pump.zero_copy

@@ -203,6 +203,8 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
                 used += <uint32_t> got
                 result |= PUMP_MOVED
                 _send_scratch(half, sink, <uint32_t> got, pump)
+            elif half.state == HALF_OPEN and source.ready & READY_IN:
+                return result | PUMP_MORE       # bytes are there that cannot be had just now: meanwhile it is the others' turn
     return result
 
 
