@@ -902,3 +902,31 @@ def test_name_with_many_addresses(echo: Echo, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(StartError, match=r"^cannot listen on many: it has 17 addresses, expected at most 16$"):
         Proxy(echo.name, bind="many", workers=2).start()
     assert descriptors() == before
+
+
+@pytest.mark.parametrize("which", ["tcpproxy-worker-1", "tcpproxy-log", "tcpproxy-names"])
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """Row 96: the system refuses one of the threads. Those that had started have ended before the error is raised."""
+    real = threading.Thread.start
+    seen: list[str] = []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == which:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    def slow(event: Event) -> None:
+        threading.Event().wait(0.3)
+        seen.append(event.kind)
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        proxy = Proxy("localhost:9", workers=2, on_event=slow)
+        with pytest.raises(RuntimeError):
+            proxy.start()
+    assert [name for name in proxy_threads() if name != "tcpproxy-lookup"] == []
+    assert seen == (["listening"] if which == "tcpproxy-names" else [])
+    assert descriptors() == before
+    proxy.stop()
