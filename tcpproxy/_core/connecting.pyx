@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_connect, net_open, net_reset, net_socket, net_take_error, \
-    net_was_connected
+    net_unconnected, net_was_connected
 from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
 
 
@@ -89,8 +89,8 @@ cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t numbe
         return CONNECTING_PENDING               # an old event, of an attempt that was given up in this batch
     connecting.ready[number] |= <uint8_t> ready
     if ready & READY_ERROR:
-        # The hint is not trusted: only the socket knows, and an attempt still under way has no error to give.
-        error = net_take_error(connecting.attempts[number].fd)
+        # The hint is not trusted: only the socket knows. To tell us of the error may have used it up (Windows).
+        error = net_take_error(connecting.attempts[number].fd) or net_unconnected(connecting.attempts[number].fd)
         if error and not net_was_connected(error):
             connecting.error = error
             connecting.last = number

@@ -411,6 +411,14 @@ static inline int net_take_error(net_socket fd)
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, (char *)&error, &length) != 0 ? net_errno() : error;
 }
 
+/* 0: it is connected; else why not, as a positive errno. */
+static inline int net_unconnected(net_socket fd)
+{
+    struct sockaddr_storage peer;
+    socklen_t length = sizeof peer;
+    return getpeername(fd, (struct sockaddr *)&peer, &length) == 0 ? 0 : net_errno();
+}
+
 static inline int net_shut_write(net_socket fd) { return shutdown(fd, SHUT_WR) == 0 ? 0 : -net_errno(); }
 
 static inline void net_reset(net_socket fd) /* closes with RST */

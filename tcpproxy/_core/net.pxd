@@ -36,6 +36,7 @@ cdef extern from "net.h" nogil:
     int64_t net_peek(net_socket fd, void *to, size_t size)
     int64_t net_send(net_socket fd, const void *data, size_t size)
     int net_take_error(net_socket fd)
+    int net_unconnected(net_socket fd)
     int net_shut_write(net_socket fd)
     void net_close(net_socket fd)
     void net_reset(net_socket fd)
