@@ -265,22 +265,13 @@ static inline void net_keep_urgent(net_socket fd) { net_set_int(fd, SOL_SOCKET, 
 
 /* The last packet of the handshake with upstream can wait for the client's first bytes and go with them: a packet, and a
  * wake-up of upstream, less (5 % of the processor time of a short connection). The kernel would wait up to 200 ms, so when
- * there are no such bytes, net_ack_now has to send it. */
-static inline void net_ack_late(net_socket fd)
+ * there are no such bytes, switching this on again has to send it. */
+static inline void net_quick_ack(net_socket fd, int on)
 {
 #ifdef TCP_QUICKACK
-    net_set_int(fd, IPPROTO_TCP, TCP_QUICKACK, 0);
+    net_set_int(fd, IPPROTO_TCP, TCP_QUICKACK, on);
 #else
-    (void)fd;
-#endif
-}
-
-static inline void net_ack_now(net_socket fd)
-{
-#ifdef TCP_QUICKACK
-    net_set_int(fd, IPPROTO_TCP, TCP_QUICKACK, 1);
-#else
-    (void)fd;
+    (void)fd, (void)on;
 #endif
 }
 
@@ -374,7 +365,7 @@ static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
     }
 #endif
     net_no_sigpipe(fd);
-    net_ack_late(fd);
+    net_quick_ack(fd, 0);
     net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
     net_bound_buffers(fd, tuning);
     return (int64_t)fd;
@@ -418,6 +409,14 @@ static inline int net_take_error(net_socket fd)
     int error = 0;
     socklen_t length = sizeof error;
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, (char *)&error, &length) != 0 ? net_errno() : error;
+}
+
+/* 0: it is connected; else why not, as a positive errno. */
+static inline int net_unconnected(net_socket fd)
+{
+    struct sockaddr_storage peer;
+    socklen_t length = sizeof peer;
+    return getpeername(fd, (struct sockaddr *)&peer, &length) == 0 ? 0 : net_errno();
 }
 
 static inline int net_shut_write(net_socket fd) { return shutdown(fd, SHUT_WR) == 0 ? 0 : -net_errno(); }

@@ -12,6 +12,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ from support import (
 )
 
 import tcpproxy
+from tcpproxy._core.worker import Worker
 
 PAUSE = 0.1
 """Seconds without accepting, when there is nothing left to accept with."""
@@ -559,3 +561,81 @@ def test_thousand_descriptors_of_a_user(
         for client in held[::40]:
             talk(client, data)
     assert process.stderr == []
+
+
+# --- a worker that ends before the others ---
+
+
+class Two:
+    """Two workers of one proxy, of which the first alone has a listener that clients know; both reach the upstream."""
+
+    def __init__(self, stack: contextlib.ExitStack, echo: Echo) -> None:
+        bell, names_bell = (stack.enter_context(end) for end in socket.socketpair())
+        bell.setblocking(False)
+        self.workers = [
+            Worker(
+                bell=bell.fileno(),
+                names_bell=names_bell.fileno(),
+                buffer_size=65536,
+                connect_timeout=10,
+                half_close_timeout=60,
+                idle_timeout=0,
+                keepalive=0,
+                socket_buffer=0,
+                zero_copy="auto",
+                busy_poll_us=0,
+            )
+            for _ in range(2)
+        ]
+        self.threads = [threading.Thread(target=worker.run, daemon=True) for worker in self.workers]
+        for worker in reversed(self.workers):
+            listener = socket.create_server(("127.0.0.1", 0))
+            self.address = listener.getsockname()
+            listener.setblocking(False)
+            worker.listen(listener.detach(), 0)
+            worker.set_addresses(0, [(socket.inet_aton(echo.host), echo.port, 0)], None)
+        Worker.link(self.workers, limit=100, per_source=0)
+        for thread in self.threads:
+            thread.start()
+        stack.callback(self.close)
+
+    def active(self) -> list[int]:
+        return [worker.counters()["active"] for worker in self.workers]
+
+    def end(self, number: int) -> None:
+        """Waits until a worker that was told to stop has done so."""
+        self.threads[number].join(TIMEOUT)
+        assert not self.threads[number].is_alive()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop(abort=True)
+        for number, worker in enumerate(self.workers):
+            self.end(number)
+            worker.close()
+
+
+def test_worker_that_has_ended_gets_no_connection(stack: contextlib.ExitStack, echo: Echo) -> None:
+    """Row 97: workers stop one after the other; what one of them accepts meanwhile it keeps, and serves."""
+    two = Two(stack, echo)
+    two.workers[1].stop(abort=False)
+    two.end(1)
+    clients = [stack.enter_context(connect(two.address)) for _ in range(8)]
+    for client in clients:
+        talk(client)
+    assert two.active() == [8, 0]
+    assert two.workers[1].connections() == []
+
+
+def test_worker_that_ends_loses_no_connection(echo: Echo) -> None:
+    """Row 97: a connection comes over just when the worker, which has none, is told to stop. Either of the two serves it."""
+    for _ in range(200):
+        with contextlib.ExitStack() as stack:
+            two = Two(stack, echo)
+            with connect(two.address) as kept:
+                talk(kept)
+                two.workers[1].stop(abort=False)
+                with connect(two.address) as late:
+                    talk(late)
+            two.end(1)
+            eventually(lambda two=two: two.active() == [0, 0])

@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from support import (
     cpu_seconds,
     descriptors,
     eventually,
+    fcntl,
     fill,
     in_background,
     needs,
@@ -33,8 +35,11 @@ from support import (
     payload,
     read_all,
     read_exactly,
+    reset,
     send_and_shut,
+    send_until_full,
     strace,
+    termios,
 )
 
 import tcpproxy
@@ -329,3 +334,117 @@ def test_short_writes(command: Callable[..., Command], upstream: Upstream, tmp_p
     proxy.wait()
     sends = re.findall(r'sendto\(\d+, ""\.\.\., (\d+), .*\) = (\d+)', trace.read_text())
     assert any(0 < int(taken) < int(offered) for offered, taken in sends)
+
+
+# --- a receiver that is slow, but steady ---
+
+
+def sip(socks: list[socket.socket], seconds: float, each_time: bytes = b"") -> list[bytes]:
+    """Reads from each of them 80 KB a second, and sends as often what is given. Returns what they got."""
+    got: list[list[bytes]] = [[] for _ in socks]
+    for _ in range(int(seconds / 0.2)):
+        for sock, parts in zip(socks, got, strict=True):
+            parts.append(sock.recv(16 * KIB))
+            assert parts[-1], "end of file"
+            if each_time:
+                sock.sendall(each_time)
+        pause(0.2)
+    return [b"".join(parts) for parts in got]
+
+
+def nothing(sender: socket.socket, receiver: socket.socket) -> None:
+    pass
+
+
+def reset_it(sender: socket.socket, receiver: socket.socket) -> None:
+    reset(sender)
+
+
+def end_it(sender: socket.socket, receiver: socket.socket) -> None:
+    sender.shutdown(socket.SHUT_WR)
+
+
+def end_the_other_way(sender: socket.socket, receiver: socket.socket) -> None:
+    receiver.shutdown(socket.SHUT_WR)
+    assert sender.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("options", "then", "seconds"),
+    [
+        pytest.param({}, reset_it, 7, id="behind a reset"),
+        pytest.param({"half_close_timeout": 0}, end_it, 7, id="behind the first end"),
+        pytest.param({"half_close_timeout": 2}, end_the_other_way, 5, id="half-close-timeout"),
+        pytest.param({"idle_timeout": 2}, nothing, 5, id="idle-timeout"),
+    ],
+)
+def test_slow_receiver_gets_everything(
+    upstream: Upstream,
+    make_proxy: Callable[..., tcpproxy.Proxy],
+    stack: contextlib.ExitStack,
+    options: dict[str, float],
+    then: Callable[[socket.socket, socket.socket], None],
+    seconds: float,
+) -> None:
+    """Row 27: all buffers on the way are full, and it takes longer than a time-out until the proxy's are so empty that
+    the kernel takes more. Meanwhile bytes cross the wire, so the connection is not idle.
+    """
+    proxy = make_proxy(upstream.name, workers=2, **options)
+    pairs = [Link(upstream, proxy, swapped).pair() for swapped in (False, True)]
+    data = payload(48 * MIB)
+    for end in (end for pair in pairs for end in pair):
+        stack.enter_context(end)
+    with in_background(send_until_full, pairs[0][0], data) as sent:
+        sent_by_server = send_until_full(pairs[1][0], data)
+    counts = [int(str(sent[0])), sent_by_server]
+    for number, (sender, receiver) in enumerate(pairs):
+        if then is reset_it:  # what the sender's own kernel still has is lost, directly too
+            counts[number] -= struct.unpack("i", fcntl.ioctl(sender, termios.TIOCOUTQ, bytes(4)))[0]
+        then(sender, receiver)
+    for (_, receiver), got, count in zip(
+        pairs, sip([receiver for _, receiver in pairs], seconds), counts, strict=True
+    ):
+        received = got + read_exactly(receiver, count - len(got))
+        assert received == data[:count]
+
+
+def test_slow_receiver_that_sends(
+    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], stack: contextlib.ExitStack
+) -> None:
+    """Row 11: half_close_timeout=0; what was sent before the first end is all in the proxy's kernel. Its receiver is slow
+    and goes on sending: closing would reset it, and destroy what it has not got yet.
+    """
+    proxy = make_proxy(upstream.name, workers=2, half_close_timeout=0)
+    pairs = [Link(upstream, proxy, swapped).pair() for swapped in (False, True)]
+    data = payload(MIB)
+    for sender, receiver in pairs:
+        stack.enter_context(sender)
+        stack.enter_context(receiver)
+        sender.sendall(data)
+        sender.shutdown(socket.SHUT_WR)
+    for (_, receiver), got in zip(pairs, sip([receiver for _, receiver in pairs], 7, b"x"), strict=True):
+        assert got + read_all(receiver) == data
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"idle_timeout": 0.5}, "idle"), ({"half_close_timeout": 0.5}, "half-close-timeout")]
+)
+def test_receiver_that_has_stopped_is_idle(
+    upstream: Upstream,
+    make_proxy: Callable[..., tcpproxy.Proxy],
+    events: list[tcpproxy.Event],
+    options: dict[str, float],
+    reason: str,
+) -> None:
+    """Rows 11, 27: bytes that wait for a receiver which takes none of them keep no connection alive."""
+    proxy = make_proxy(upstream.name, **options)
+    for swapped in (False, True):
+        near, far = Link(upstream, proxy, swapped).pair()
+        with near, far:
+            far.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                near.sendall(bytes(48 * MIB))
+            eventually(lambda: proxy.stats().active == 0)
+    ends = [event for event in events if event.kind == "end"]
+    assert [event.reason for event in ends] == [reason] * 2
+    assert min(event.duration for event in ends) >= 0.49

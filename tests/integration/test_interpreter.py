@@ -289,7 +289,7 @@ def test_a_forked_child_holds_nothing(stack: contextlib.ExitStack, upstream: Ups
 
 
 FORKS = """
-import os, sys, threading, tcpproxy
+import gc, os, sys, threading, tcpproxy
 sys.setswitchinterval(1e-6)
 proxy = tcpproxy.Proxy(sys.argv[1], workers=2).start()
 def wait():
@@ -299,8 +299,10 @@ for _ in range(3):
 print(proxy.address[1], flush=True)
 for _ in range(150):
     if (child := os.fork()) == 0:
+        del proxy
+        gc.collect()
         os._exit(0)
-    os.waitpid(child, 0)
+    assert os.waitpid(child, 0)[1] == 0
 print("done", flush=True)
 sys.stdin.readline()
 """

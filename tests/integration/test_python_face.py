@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -544,3 +545,57 @@ proxy.stop()
         echo.name,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def addresses(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Gives the name `many` so many addresses, each of this machine."""
+    real = socket.getaddrinfo
+
+    def look_up(host: object, *args: object, **options: object) -> object:
+        if host == "many":
+            return [info for each in range(count) for info in real(f"127.0.0.{each + 1}", *args, **options)]  # type: ignore[arg-type,call-overload]
+        return real(host, *args, **options)  # type: ignore[arg-type,call-overload]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has one address of loopback")
+def test_name_with_many_addresses(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 96: a worker has room for 16 listeners. One more is no reason for another kind of error, or for a leak."""
+    addresses(monkeypatch, 16)
+    with Proxy(echo.name, bind="many", workers=2) as proxy:
+        assert len(proxy.addresses) == 16
+        assert all(relays(address) for address in proxy.addresses)
+    before = descriptors()
+    addresses(monkeypatch, 17)
+    with pytest.raises(StartError, match=r"^cannot listen on many: it has 17 addresses, expected at most 16$"):
+        Proxy(echo.name, bind="many", workers=2).start()
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("which", ["tcpproxy-worker-1", "tcpproxy-log", "tcpproxy-names"])
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """Row 96: the system refuses one of the threads. Those that had started have ended before the error is raised."""
+    real = threading.Thread.start
+    seen: list[str] = []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == which:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    def slow(event: Event) -> None:
+        threading.Event().wait(0.3)
+        seen.append(event.kind)
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        proxy = Proxy("localhost:9", workers=2, on_event=slow)
+        with pytest.raises(RuntimeError):
+            proxy.start()
+    assert [name for name in proxy_threads() if name != "tcpproxy-lookup"] == []
+    assert seen == (["listening"] if which == "tcpproxy-names" else [])
+    assert descriptors() == before
+    proxy.stop()

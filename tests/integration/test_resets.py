@@ -693,3 +693,26 @@ def test_a_peer_that_does_not_read_is_not_dead(
     with pytest.raises(ConnectionResetError):
         pairs[1][0].recv(1)
     assert time.monotonic() - begin < 15
+
+
+def test_reset_of_the_one_that_is_waited_for(
+    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], stack: contextlib.ExitStack
+) -> None:
+    """Rows 19, 21: a peer has reset, and what it had sent waits in the proxy's kernel for the other one, which does not
+    read, and then resets too: nothing waits any more, and the relay ends long before its time is over.
+    """
+    upstream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KIB)  # what it accepts inherits it
+    proxy = make_proxy(upstream.name, workers=2)
+    for swapped in (False, True):
+        client = socket.socket()
+        client.settimeout(TIMEOUT)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KIB)
+        client.connect(proxy.address)
+        server = stack.enter_context(upstream.accept())
+        near, far = (server, stack.enter_context(client)) if swapped else (stack.enter_context(client), server)
+        near.sendall(bytes(512 * KIB))
+        eventually(lambda: [it.to_upstream + it.to_client for it in proxy.connections()] == [512 * KIB])
+        reset(near)
+        eventually(lambda: [it.state for it in proxy.connections()] == ["closing"])
+        reset(far)
+        eventually(lambda: proxy.stats().active == 0, within=4)

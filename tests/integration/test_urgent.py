@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
+import shutil
 import signal
 import socket
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -381,3 +384,48 @@ def test_mtu_600_without_offload(
             for one, other in ((client, server), (server, client)):
                 with in_background(send_parts, one, parts):
                     assert read_exactly(other, len(joined(parts))) == joined(parts)
+
+
+STUCK_AT_THE_MARK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+ssize_t recv(int fd, void *to, size_t size, int flags)
+{
+    static ssize_t (*real)(int, void *, size_t, int);
+    char first;
+    if (!real)
+        real = (ssize_t (*)(int, void *, size_t, int))dlsym(RTLD_NEXT, "recv");
+    if (real(fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) == 1 && first == '!' && access(getenv("GO_ON"), F_OK) != 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return real(fd, to, size, flags);
+}
+"""
+"""Says "would block" at an urgent mark, with bytes queued, as a kernel does while a signal is pending: for longer."""
+
+
+def test_urgent_byte_that_cannot_be_read_yet(command: Callable[..., Command], upstream: Upstream, tmp_path: Path) -> None:
+    """Rows 67, 87: the worker asks again, but serves its other connections in between."""
+    compiler = shutil.which("cc")
+    if not compiler:
+        pytest.skip("a C compiler is missing")
+    (tmp_path / "stuck.c").write_text(STUCK_AT_THE_MARK)
+    library, go_on = tmp_path / "stuck.so", tmp_path / "go on"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "stuck.c", "-ldl"], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library), "GO_ON": str(go_on)}
+    upstream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    process = command("--workers", "1", "--zero-copy", "off", upstream.name, env=environment)
+    with contextlib.ExitStack() as stack:
+        near, other_near = (stack.enter_context(connect(process.address)) for _ in range(2))
+        far, other_far = (stack.enter_context(upstream.accept()) for _ in range(2))
+        send_parts(near, [urgent()])
+        for _ in range(10):
+            other_near.sendall(b"hello")
+            assert read_exactly(other_far, 5) == b"hello"
+        go_on.touch()
+        assert read_exactly(far, 1) == b"!"
