@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
+from campaigns import totals
 from networks import Closed, Namespace, Silent
 from support import Command, Echo, Link, Upstream, absent
 
@@ -32,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"schedules: {config.option.schedules}, seeds {FIXED_SEED} and {config.option.schedule_seed}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The sum of the campaigns, where this process has run them itself."""
+    if totals:
+        terminalreporter.write_line("campaigns: " + ", ".join(f"{count} {what}" for what, count in totals.items()))
 
 
 @pytest.fixture

@@ -6,10 +6,20 @@
 
 Each builds a copy of the tree, with a virtual environment of its own, in build/sanitize/NAME. Its `python` is a small
 program that holds the sanitizer's runtime: nothing is preloaded, so that other programs which tests start run as they
-are. What a sanitizer has to say goes to files; the run fails if one is a report, or if a test fails.
+are, and each Python that a test starts, the command too, is the watched one. What a sanitizer has to say goes to files;
+the run fails if one is a report, or if a test fails.
 
-Without arguments the tests are the suite (but for a few, see below), a thousand checked
-conversations and 200 starts and stops under load; valgrind: 50 conversations.
+The tests are the suite, then 1,000 schedules of tests/model, 1,000 checked conversations and 200 starts and stops under
+load; valgrind: 50 schedules and 50 conversations, since all is fifty times slower there. Arguments that are options go
+to pytest in addition (`-n2`), others say which tests to run instead. Left out of the suite are
+
+- tests marked `timed`, as in CI: a watched core is slower, by up to ten times;
+- tests that limit the address space, of which a sanitizer takes terabytes;
+- tests/scale and ten thousand mixed connections, which compare memory over time: a sanitizer keeps aside what is freed;
+- asan: strace, since a leak check does not work in a traced process (the tests that need it skip); tests that preload a
+  library of their own, which the sanitizer needs before it is set up; and hundreds of forks beside busy threads, of
+  which a child may inherit a lock of the sanitizer's allocator that nobody opens again;
+- tests/model/test_mutants.py, which builds cores of its own, and tests/platforms, which is about no part of the core.
 """
 
 from __future__ import annotations
@@ -31,19 +41,22 @@ FLAGS = {
     "valgrind": "-g",
 }
 
-PROGRAMS_LEFT_OUT = {"strace"}
-"""A leak check does not work in a traced process. Tests that need these skip."""
+PROGRAMS_LEFT_OUT = {"asan": {"strace"}}
 
-TESTS_LEFT_OUT = "not could_not_be_kept and not without_memory"
-"""Those limit the address space, of which a sanitizer takes terabytes."""
+TESTS_LEFT_OUT = "not could_not_be_kept and not without_memory and not ten_thousand_mixed"
+MORE_LEFT_OUT = {"asan": " and not one_call_in_ten and not many_forks"}
 
-TESTS = {
-    "asan": ["tests/unit", "tests/integration", "tests/faults/test_steady.py", "--rounds=10"],
-    "tsan": ["tests/unit", "tests/integration", "tests/faults/test_steady.py", "--rounds=10"],
-    "valgrind": ["tests/faults/test_steady.py"],
+SUITE = ["tests/unit", "tests/integration", "tests/faults/test_shim.py", "tests/faults/test_strace.py"]
+CAMPAIGNS = ["tests/faults/test_steady.py", "tests/model/test_schedules.py"]
+
+RUNS = {
+    "asan": [SUITE, [*CAMPAIGNS, "--rounds=10", "--schedules=1000"]],
+    "tsan": [SUITE, [*CAMPAIGNS, "--rounds=10", "--schedules=1000"]],
+    "valgrind": [[*CAMPAIGNS, "-k", "under_valgrind or direct_connection", "--schedules=50"]],
 }
+"""For each, the arguments of one run of pytest after the other."""
 
-REPORT = re.compile(r"ERROR: |WARNING: |runtime error|^==\d+==    at 0x", re.MULTILINE)
+REPORT = re.compile(r"ERROR: |CHECK failed|WARNING: |runtime error|^==\d+==    at 0x", re.MULTILINE)
 """Not a mere remark, as LeakSanitizer makes about the threads that a fork has not copied."""
 
 LAUNCHER = """
@@ -63,13 +76,14 @@ def main() -> int:
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir()
     environment = {**os.environ, **options(name, reports), "CFLAGS": FLAGS[name], "LDFLAGS": FLAGS[name]}
-    if name == "asan":
-        environment["PATH"] = str(programs(place / "bin"))
-    if all(argument.startswith("-") for argument in arguments):
-        arguments += TESTS[name]
-    selected = ["-m", "not timed", "-k", TESTS_LEFT_OUT, *arguments]
-    command = [str(python), "-P", "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", *selected]
-    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    if left_out := PROGRAMS_LEFT_OUT.get(name):
+        environment["PATH"] = str(programs(place / "bin", left_out))
+    options_only = all(argument.startswith("-") for argument in arguments)
+    code = 0
+    for tests in RUNS[name] if options_only else [[]]:
+        selected = ["-m", "not timed", "-k", TESTS_LEFT_OUT + MORE_LEFT_OUT.get(name, ""), *tests, *arguments]
+        command = [str(python), "-P", "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", *selected]
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode or code
     found = [file for file in sorted(reports.iterdir()) if REPORT.search(file.read_text(errors="replace"))]
     for file in found[:20]:
         print(f"\n== {file}\n{file.read_text(errors='replace')[:6000]}")
@@ -117,9 +131,11 @@ def compile_launcher(name: str, place: Path, python: Path) -> None:
 def options(name: str, reports: Path) -> dict[str, str]:
     common = f"log_path={reports}/report:exitcode=66"
     if name == "asan":
+        # Tests that preload a library of theirs put it in front of the sanitizer's, which it calls.
+        ours = "detect_leaks=1:allocator_may_return_null=1:malloc_context_size=2:verify_asan_link_order=0"
         return {
             "PYTHONMALLOC": "malloc",  # CPython's own allocator would hide what it hands out
-            "ASAN_OPTIONS": f"{common}:detect_leaks=1:allocator_may_return_null=1:malloc_context_size=2",
+            "ASAN_OPTIONS": f"{common}:{ours}",
             "LSAN_OPTIONS": f"suppressions={Path(__file__).with_name('suppressions')}/leaks.txt:print_suppressions=0",
             "UBSAN_OPTIONS": f"{common}:print_stacktrace=1",
         }
@@ -130,13 +146,13 @@ def options(name: str, reports: Path) -> dict[str, str]:
     return {"PYTHONMALLOC": "malloc", "VALGRIND_REPORTS": str(reports)}
 
 
-def programs(folder: Path) -> Path:
+def programs(folder: Path, left_out: set[str]) -> Path:
     """A folder for PATH with all programs but those left out."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for place in os.get_exec_path():
         for file in Path(place).glob("*"):
-            if file.name not in PROGRAMS_LEFT_OUT and not (folder / file.name).is_symlink():
+            if file.name not in left_out and not (folder / file.name).is_symlink():
                 (folder / file.name).symlink_to(file)
     return folder
 

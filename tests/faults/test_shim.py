@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from campaigns import Holdings, campaign
-from support import Command
+from campaigns import Holdings, campaign, nobody_hung
+from support import Command, needs_proc
 from traffic import Server, Traffic
 
 CALLS = ["accept4", "socket", "connect", "recv", "send", "splice", "pipe2", "fcntl", "read", "epoll_ctl"]
@@ -29,6 +29,7 @@ class Shim:
     """The library, and the page through which it is told what to do and says what it did."""
 
     def __init__(self, folder: Path) -> None:
+        needs_proc()  # it knows the calls of Linux
         compiler = shutil.which("gcc") or shutil.which("cc")
         if not compiler:
             pytest.skip("needs a C compiler")
@@ -78,5 +79,6 @@ def test_one_call_in_ten(
     campaign(f"shim {zero_copy} {workers} worker(s), seed {SEED}, {counts}", sum(counts.values()), traffic)
     holdings.check()
     assert traffic.troubles == [], proxy.stderr
+    nobody_hung(traffic)
     assert {name.partition(" ")[0] for name in counts} >= {"accept4", "recv", "send", "epoll_wait/poll", "close"}
     assert proxy.process.poll() is None

@@ -7,16 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from campaigns import campaign
+from campaigns import campaign, valgrind
 from support import Command, eventually, sockets
 from traffic import Server, Traffic
 
 import tcpproxy
 
-SUPPRESSIONS = Path(__file__).parents[2] / "tools" / "suppressions" / "valgrind.txt"
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 
 
@@ -66,11 +64,9 @@ def test_starts_and_stops(server: Server, rounds: int) -> None:
 
 def test_under_valgrind(server: Server, command: Callable[..., Command], rounds: int) -> None:
     """Fifty conversations through a command that valgrind watches."""
-    reports = os.environ.get("VALGRIND_REPORTS")
-    if not reports:
+    wrapper = valgrind()
+    if not wrapper:
         pytest.skip("runs by tools/sanitize.py valgrind")
-    log, known = f"--log-file={reports}/report.%p", f"--suppressions={SUPPRESSIONS}"
-    wrapper = ("valgrind", "--quiet", "--sim-hints=lax-ioctls", log, known, "--error-exitcode=66", "--num-callers=30")
     for workers, zero_copy in (("1", "off"), ("2", "always")):
         proxy = command("--quiet", f"--workers={workers}", f"--zero-copy={zero_copy}", server.name, wrapper=wrapper)
         traffic = Traffic(server, proxy.address, together=4)

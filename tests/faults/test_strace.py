@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from campaigns import Holdings, campaign
+from campaigns import Holdings, campaign, nobody_hung
 from support import TIMEOUT, Command, eventually, needs
 from traffic import Server, Traffic
 
@@ -159,6 +159,7 @@ def test_calls_that_fail(
     campaign(f"strace {calls} {'fatal' if fatal else 'harmless'}", injected, traffic)
     holdings.check()
     assert traffic.troubles == [], proxy.stderr
+    nobody_hung(traffic)
     if "?" not in calls:
         assert injected
 
@@ -180,5 +181,6 @@ def test_getsockopt_fails(command: Callable[..., Command], tmp_path: Path, round
         campaign("strace getsockopt", injected, traffic)
         holdings.check()
         assert traffic.troubles == [], proxy.stderr
+        nobody_hung(traffic)
         assert traffic.ends["eof"] == traffic.ends["hung"] == 0
         assert injected

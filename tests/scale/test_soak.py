@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from campaigns import Holdings, campaign
+from campaigns import Holdings, campaign, nobody_hung
 from support import Command, cpu_seconds, resident
 from traffic import Server, Traffic
 
 MIB = 1 << 20
+MINUTE = 60
 SHARE = 0.4
 """Of one processor, for proxy and peers together; the rest is for the others on the machine."""
 
@@ -42,11 +43,12 @@ class Pace:
 
 
 def test_soak(stack: contextlib.ExitStack, command: Callable[..., Command], rounds: int) -> None:
-    """Row 106: half a minute a round, with 15 % resets and 10 % abrupt closes.
+    """Row 106: a minute a round, with 15 % resets and 10 % abrupt closes.
 
-    Descriptors are those of before, and memory has grown by at most 1 MiB since the first minute, or third.
+    Descriptors are those of before, and memory has grown by at most 1 MiB since the first minute; of one round, since
+    its first third: by then a thousand conversations have had every buffer at its largest.
     """
-    seconds, seed = 30 * rounds, int(os.environ.get("FAULTS_SEED", "1"))
+    seconds, seed = MINUTE * rounds, int(os.environ.get("FAULTS_SEED", "1"))
     server = stack.enter_context(contextlib.closing(Server(resets=0.25, abrupt=0.4)))
     process = command("--quiet", "--workers=2", server.name)
     traffic = Traffic(server, process.address)
@@ -59,11 +61,13 @@ def test_soak(stack: contextlib.ExitStack, command: Callable[..., Command], roun
         traffic.run(itertools.islice(numbers, 40))
         memory.append((pace.elapsed, resident(pid)))
         pace.wait()
-    first = next(size for when, size in memory if when >= min(60, seconds / 3))
+    first = next(size for when, size in memory if when >= min(MINUTE, seconds / 3))
     growth = memory[-1][1] - first
     campaign(f"soak, {pace.elapsed:.0f} s, {pace.used:.0f} s of processor time, seed {seed}", 0, traffic)
     print(f"  memory: {memory[0][1]} at first, {first} then, {memory[-1][1]} at the end ({growth:+} bytes)")
     assert traffic.troubles == []
+    nobody_hung(traffic)
     holdings.check()
+    print(f"  descriptors: {dict(holdings.more) or 'none'} more, of pipes that workers keep for later")
     assert growth <= MIB
     assert process.stderr == []

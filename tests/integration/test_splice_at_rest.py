@@ -1,0 +1,81 @@
+"""A splice with nothing to do: no state of a connection keeps its worker busy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+from support import Link, needs_proc, needs_splice, pause
+
+from .test_loop import STATES, blocked, blocked_both_ways
+
+MIB = 1 << 20
+SECONDS = 0.5
+
+
+def urgent_and_end(near: socket.socket, far: socket.socket) -> None:
+    near.sendall(b"before")
+    near.send(b"!", socket.MSG_OOB)
+    near.shutdown(socket.SHUT_WR)
+
+
+def urgent_behind_a_slow_reader(near: socket.socket, far: socket.socket) -> None:
+    near.sendall(bytes(3 * MIB))  # all of it fits into the kernel, none of it is read
+    near.send(b"!", socket.MSG_OOB)
+    near.sendall(b"after")
+
+
+def reset_behind_an_urgent_byte(near: socket.socket, far: socket.socket) -> None:
+    near.sendall(b"before")
+    near.send(b"!", socket.MSG_OOB)
+    near.sendall(b"after")
+    near.close()
+
+
+def more_segments_than_slots(near: socket.socket, far: socket.socket) -> None:
+    for _ in range(700):  # in turn, so that the kernel does not merge them
+        near.sendall(b"x")
+        far.sendall(b"y")
+
+
+FULL = [blocked, blocked_both_ways]
+"""States in which a pipe holds bytes, which shows that splice is at work."""
+
+MORE = [urgent_and_end, urgent_behind_a_slow_reader, reset_behind_an_urgent_byte, more_segments_than_slots]
+
+
+def pipes() -> int:
+    """Ends of pipes that this process has open."""
+    needs_proc()
+    count = 0
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += os.readlink(f"/proc/self/fd/{number}").startswith("pipe:")
+    return count
+
+
+@needs_splice
+@pytest.mark.parametrize("workers", [1], ids=["1worker"])
+@pytest.mark.parametrize("state", [*STATES, *MORE], ids=lambda state: state.__name__)
+def test_splice_does_not_spin(
+    make_link: Callable[..., Link], state: Callable[[socket.socket, socket.socket], None]
+) -> None:
+    """Row 70: with every byte by splice, at most 20 wake-ups a second and 4 % of a processor, in any state."""
+    link = make_link(zero_copy="always")
+    assert link.proxy
+    near, far = link.pair()
+    with near, far:
+        before = pipes()
+        state(near, far)
+        pause(0.2)  # what is under way arrives
+        if state in FULL:
+            assert pipes() > before
+        wakeups, cpu = link.proxy.stats().wakeups, time.process_time()
+        pause(SECONDS)
+        cpu = time.process_time() - cpu
+        assert link.proxy.stats().wakeups - wakeups <= 20 * SECONDS
+        assert cpu <= 0.04 * SECONDS

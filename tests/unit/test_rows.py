@@ -1,0 +1,61 @@
+"""The checklist of behaviours: each of its rows is named by a test, or is here with the reason why not.
+
+"Row N" in the text of a test is a behaviour that a trustworthy relay must have. There are 112, in eleven parts: 1-15
+the end of a stream, 16-26 resets, 27-39 back-pressure, fairness and memory, 40-52 connecting, 53-64 accepting and
+limits, 65-77 the loop and threads, 78-85 splice, 86-90 urgent bytes and bad networks, 91-96 names, addresses and the
+command line, 97-106 the life of the process and its log, 107-112 headers in front of the stream.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+LAST = 112
+
+NOT_TESTED = {
+    60: "denied by an allow-list, a peer is closed, its descriptor too: there is no allow-list",
+    104: "a disk full of captures stops capturing and not relaying: nothing is captured",
+    **dict.fromkeys(range(107, 112), "a PROXY protocol header is read right, or refused: none is read"),
+    112: "a PROXY protocol header is sent with the exact bytes: none is sent",
+}
+
+TESTED_IN_PART = {
+    105: "a restart without loss: a successor takes over the port while its predecessor drains, but no listener is "
+    "inherited, so that clients who come between the two are refused",
+}
+
+NUMBERS = re.compile(r"\bRows? (\d+(?:(?:-| to |, | and |, and )\d+)*)", re.IGNORECASE)
+
+
+def rows(text: str) -> set[int]:
+    """The rows that a text names."""
+    found: set[int] = set()
+    for numbers in NUMBERS.findall(text):
+        for first, last in re.findall(r"(\d+)(?:(?:-| to )(\d+))?", numbers):
+            found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Row 3: one, and 4 others", {3}),
+        ("Rows 1 to 3, 5 and 7-8: several", {1, 2, 3, 5, 7, 8}),
+        ("a thing (row 39), another (rows 9, 10, and 12)", {39, 9, 10, 12}),
+        ("Rows 16, 17: and no others\n    3 lines below", {16, 17}),
+        ("no row, no number, no arrow 3", set()),
+    ],
+)
+def test_reading(text: str, expected: set[int]) -> None:
+    assert rows(text) == expected
+
+
+def test_every_row_has_a_test_or_a_reason() -> None:
+    tests = [path for path in Path(__file__).parents[1].rglob("test_*.py") if path.name != Path(__file__).name]
+    tested = set().union(*(rows(path.read_text(encoding="utf-8")) for path in tests))
+    assert tested | set(NOT_TESTED) == set(range(1, LAST + 1))
+    assert not tested & set(NOT_TESTED)
+    assert set(TESTED_IN_PART) <= tested
