@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import resource
 import select
 import signal
 import socket
@@ -35,6 +34,7 @@ from support import (
     read_all,
     read_exactly,
     reset,
+    resource,
     send_and_shut,
 )
 
