@@ -434,16 +434,17 @@ needs_splice = pytest.mark.skipif(
 
 
 def absent(error: BaseException) -> str:
-    """What a test that failed so has asked of a platform that is not POSIX and does not have it; "": nothing like that.
+    """What a test that failed so has asked of a platform that is not Linux and does not have it; "": nothing like that.
 
     Only what a test's own code asks for counts: the same mistake in the package is a failure.
     """
-    if os.name == "posix":
+    if sys.platform == "linux":
         return ""
     if isinstance(error, pytest.fail.Exception) and "ConnectionResetError" in str(error) and not tells_resets():
         return "news of a reset for a reader who comes later"
-    if isinstance(error, FileNotFoundError) and str(error.filename).replace("\\", "/").startswith("/proc/"):
-        return "/proc"
+    if isinstance(error, FileNotFoundError):
+        special = re.match(r"/(proc|sys|dev)/", str(error.filename).replace("\\", "/"))
+        return special[0] if special else ""
     if found := re.fullmatch(r"(pass_fds|preexec_fn)( is)? not supported on Windows.*", str(error)):
         return found[1]
     last = error.__traceback__
@@ -453,7 +454,7 @@ def absent(error: BaseException) -> str:
         return ""
     if isinstance(error, OSError) and error.errno == errno.ENOPROTOOPT:
         return "such a socket option"
-    if isinstance(error, AttributeError) and error.obj in (fcntl, os, resource, signal, socket, termios):
+    if isinstance(error, AttributeError) and error.obj in (fcntl, os, resource, select, signal, socket, termios):
         return f"{error.obj.__name__}.{error.name}"
     return ""
 

@@ -1,7 +1,8 @@
 /* The socket calls that the core may use, and the project's only platform #ifdef (net_windows.h is a part of it).
  *
  * Every call returns a value >= 0, or -errno. EINTR never leaves this file: an interrupted call is made again.
- * Sockets made here are non-blocking and close-on-exec from their first moment.
+ * Sockets made here are non-blocking and close-on-exec: from their first moment where the making call can do that
+ * (NET_ACCEPT4), elsewhere (macOS, Windows) right after it, so that a fork between the two inherits one.
  */
 #ifndef TCPPROXY_NET_H
 #define TCPPROXY_NET_H
@@ -16,7 +17,7 @@
 
 #if !defined(__linux__) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__NetBSD__) && !defined(__OpenBSD__) \
     && !defined(__DragonFly__)
-#error "tcpproxy has no socket layer for this platform yet: see net.h"
+#error "tcpproxy does not know the sockets of this platform: net.h is where to teach it"
 #endif
 
 #ifndef _GNU_SOURCE
@@ -400,6 +401,10 @@ static inline int64_t net_send(net_socket fd, const void *from, size_t size)
     do
         n = send(fd, (const char *)from, NET_LENGTH(size), MSG_NOSIGNAL);
     while (n < 0 && net_errno() == EINTR);
+#ifdef __APPLE__
+    if (n < 0 && errno == EPROTOTYPE) /* what macOS says amid a reset; trying again would spin */
+        return -ECONNRESET;
+#endif
     return n < 0 ? -net_errno() : n;
 }
 

@@ -608,6 +608,21 @@ def test_a_time_out_is_rounded_up_not_to_nothing(poller: object) -> None:
     assert time.monotonic_ns() - start >= 10 * 100_000
 
 
+def test_an_entry_that_is_left_out_does_not_end_the_wait(poller: object, make_pair: MakePair) -> None:
+    """A reset one has no more to report. WSAPoll marks what it is to leave out, which is no event, and hides none."""
+    (gone, its_peer), (ours, peer) = make_pair(), make_pair()
+    poller.add(gone.fileno(), 1)
+    poller.add(ours.fileno(), 2)
+    reset(its_peer)
+    wait_for(poller, 1, IN | OUT)
+    settle(poller)
+    start = time.monotonic_ns()
+    assert poller.wait(200 * MS) == []
+    assert time.monotonic_ns() - start >= 200 * MS
+    peer.sendall(b"x")
+    assert told(poller) == {2}
+
+
 def test_a_time_out_of_zero_does_not_wait(poller: object) -> None:
     def time_to_return() -> int:
         start = time.monotonic_ns()
