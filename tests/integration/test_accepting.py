@@ -628,7 +628,7 @@ def test_worker_that_has_ended_gets_no_connection(stack: contextlib.ExitStack, e
 
 
 def test_worker_that_ends_loses_no_connection(echo: Echo) -> None:
-    """Row 97: a connection comes over just when the worker, which has none, is told to stop. Either of the two serves it."""
+    """Row 97: a connection comes over just when the worker, which has none, is told to stop. One of them serves it."""
     for _ in range(200):
         with contextlib.ExitStack() as stack:
             two = Two(stack, echo)

@@ -409,7 +409,9 @@ ssize_t recv(int fd, void *to, size_t size, int flags)
 """Says "would block" at an urgent mark, with bytes queued, as a kernel does while a signal is pending: for longer."""
 
 
-def test_urgent_byte_that_cannot_be_read_yet(command: Callable[..., Command], upstream: Upstream, tmp_path: Path) -> None:
+def test_urgent_byte_that_cannot_be_read_yet(
+    command: Callable[..., Command], upstream: Upstream, tmp_path: Path
+) -> None:
     """Rows 67, 87: the worker asks again, but serves its other connections in between."""
     compiler = shutil.which("cc")
     if not compiler:

@@ -28,7 +28,7 @@ def test_what_is_reported_before_connected_is_kept(door: ModuleType, order: str)
 
 
 def test_error_that_is_used_up(door: ModuleType, silent: Silent) -> None:
-    """Row 25: the poller tells of an error and of room, and the socket knows of no error: it is not connected all the same."""
+    """Row 25: the poller tells of an error, the socket knows of none: it is not connected all the same."""
     attempt = door.ConnectingDoor(b"\x7f\0\0\1", silent.port)
     assert attempt.event(door.IN | door.OUT | door.EOF | door.ERROR) == door.FAILED
     assert attempt.error == errno.ENOTCONN
