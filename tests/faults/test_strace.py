@@ -22,6 +22,8 @@ from campaigns import Holdings, campaign, nobody_hung
 from support import TIMEOUT, Command, eventually, needs
 from traffic import Server, Traffic
 
+from tcpproxy._core.worker import POLLER
+
 WORKERS = 2
 
 HARMLESS = {
@@ -43,7 +45,7 @@ FATAL = {
     "recvfrom": "ECONNABORTED ECONNRESET EHOSTUNREACH EIO ENETDOWN ENOBUFS ENOMEM EPIPE ETIMEDOUT",
     "sendto": "ECONNRESET EHOSTUNREACH ENETDOWN ENETUNREACH ENOBUFS ENOMEM EPERM EPIPE ETIMEDOUT",
     "splice": "ECONNRESET EIO ENOMEM EPIPE ETIMEDOUT",
-    "epoll_ctl": "ENOMEM ENOSPC EPERM",
+    **({"epoll_ctl": "ENOMEM ENOSPC EPERM"} if POLLER == "epoll" else {}),
     "shutdown": "EIO ENOBUFS ENOMEM ENOTCONN EPERM",
 }
 """Errors that may end the connection which they hit; then by a reset."""

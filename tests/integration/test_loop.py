@@ -693,6 +693,7 @@ def test_clock_that_jumps(command: Callable[..., Command], echo: Echo, tmp_path:
     assert all(0.5 <= float(duration) < 5 for duration in durations)
 
 
+@pytest.mark.timeout(300)
 @bounds(10, 0.2)
 def test_two_thousand_timeouts_at_once(command: Callable[..., Command], upstream: Upstream, bound: float) -> None:
     """Row 75: none is early, and all come. The best of three rounds: the last is at most 100 ms late.
@@ -729,7 +730,7 @@ def lateness_of_two_thousand(proxy: Command, upstream: Upstream, limit: float) -
         while len(clients) < 2000:
             clients.append(stack.enter_context(connect(proxy.address)))
             servers.append(stack.enter_context(upstream.accept()))
-            if time.monotonic() - sent > limit / 10:  # no time-out while the rest is being set up, however slowly
+            if time.monotonic() - sent > limit / 4:  # no time-out while the rest is being set up, however slowly
                 sent = send_to_all(b"x")
         send_to_all(b"y")
         wait_for_all(b"y")  # a proxy that is frozen within a batch goes on with the time of its beginning

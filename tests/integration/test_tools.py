@@ -163,7 +163,7 @@ def test_wrk(nginx: int, through: Through, header: str) -> None:
     assert "Non-2xx" not in said, said
     requests = re.search(r"(\d+) requests in", said)
     assert requests, said
-    assert int(requests[1]) > 100
+    assert int(requests[1]) > 20  # the connections: they go on, however slow the machine is
 
 
 # --- Redis ---
@@ -252,13 +252,13 @@ def postgres() -> Iterator[int]:
 
 @pytest.mark.parametrize("options", [(), ("-C", "-S")], ids=["few connections", "one a transaction"])
 def test_pgbench(postgres: int, through: Through, options: tuple[str, ...]) -> None:
-    """Row 33: transactions for a second, over four connections or with one for each."""
+    """Row 33: a hundred transactions, over four connections or with one for each."""
     address = ["-h", "127.0.0.1", "-p", through(postgres), "-U", "postgres"]
-    clients = ["-n", "-c", "4", "-j", "2", "-T", "1", *options]
+    clients = ["-n", "-c", "4", "-j", "2", "-t", "25", *options]
     said = run(postgres_program("pgbench"), *address, *clients, "postgres", env=postgres_environment())
     done = re.search(r"number of transactions actually processed: (\d+)", said)
     assert done, said
-    assert int(done[1]) > 10
+    assert int(done[1]) == 100
     assert not re.search(r"failed transactions: [1-9]|aborted|error", said), said
 
 
