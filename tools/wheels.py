@@ -235,7 +235,9 @@ def try_on(row: Row, command: Callable[[], list[str]]) -> None:
 
 
 def note(row: Row, said: str) -> None:
-    (line,) = [line for line in said.splitlines() if "bytes there and back" in line]
+    line = next((line for line in said.splitlines() if "bytes there and back" in line), "")
+    if not line:
+        sys.exit(f"{row.wheel.name} does not relay:\n{said}")
     print(f"        {line}", flush=True)
     row.runs.append(line.partition(":")[0])
 

@@ -140,7 +140,8 @@ class Kitchen:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 base = name.rpartition("/")[2]
-                left_out = not base or base.startswith(("api-ms-", "tcl", "tk", "_tkinter"))
+                # wine 8 ends a process that asks by _wmi what machine this is; others are of a free-threaded Python.
+                left_out = not base or base.startswith(("api-ms-", "tcl", "tk", "_tkinter", "_wmi")) or ".cp3" in base
                 if name.startswith("deploy_libs/") and not left_out:
                     (self.python / base).write_bytes(archive.read(name))
         wheel.unlink()
