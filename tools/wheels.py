@@ -299,7 +299,7 @@ def main() -> None:
         for python in free:
             rows.append(Row(build_free_threaded(python, sdist, options.out)))
             audit(rows[-1])
-            try_out(rows[-1], python)
+            try_on(rows[-1], lambda python=python: [str(python)])  # an older pip does not know its tag
     print("\n| wheel | bytes | audits | run on |\n|---|---|---|---|", *rows, sep="\n")
 
 
