@@ -12,6 +12,12 @@ from .resolver import Address
 
 BACKLOG = 4096
 
+MOST = 1_000_000
+"""Connections at a time, however many descriptors there are: some systems allow a thousand times as many."""
+
+LISTENERS = 16
+"""Addresses to listen on: what a worker has room for."""
+
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -60,6 +66,9 @@ def _bind_places(config: Config) -> list[tuple[int, str]]:
             host = f"{host}%{where[3]}"
         if (int(family), host) not in places:
             places.append((int(family), host))
+    if len(places) > LISTENERS:
+        why = OSError(f"it has {len(places)} addresses, expected at most {LISTENERS}")
+        raise StartError(f"cannot listen on {config.bind}", why)
     return places
 
 
@@ -169,14 +178,14 @@ def connection_limit(config: Config) -> tuple[int, str]:
 
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except ImportError:
-        return config.max_connections or 1_000_000, ""
+        return config.max_connections or MOST, ""
     if soft == resource.RLIM_INFINITY:
-        return config.max_connections or 1_000_000, ""
+        return config.max_connections or MOST, ""
     # Two a connection; the rest for listeners, pollers and pipes (32 a worker, two descriptors each), for logs,
     # look-ups and what the program has open besides.
     # Few descriptors: fewer pipes, and who gets none is copied.
     pipes = 0 if config.zero_copy == "off" else min(64 * config.workers, soft // 8)
-    fits = max(1, (soft - 40 - 8 * config.workers - pipes) // 2)
+    fits = min(MOST, max(1, (soft - 40 - 8 * config.workers - pipes) // 2))
     if config.max_connections is None:
         return fits, ""
     if config.max_connections > fits:

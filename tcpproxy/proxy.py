@@ -24,6 +24,9 @@ from .resolver import Address, Resolver, numeric
 START_PATIENCE = 2.0
 """Seconds that a start waits for upstream's name before it warns and listens all the same."""
 
+LAST_WORDS = 3.0
+"""Seconds that an end waits for the log thread."""
+
 _live: weakref.WeakSet[Proxy] = weakref.WeakSet()
 _hooked = False
 
@@ -225,7 +228,9 @@ class Proxy:
             )
             self._workers.append(worker)
             for listener in listeners:
-                worker.listen(listener.dup().detach(), 0)
+                with listener.dup() as copy:
+                    worker.listen(copy.fileno(), 0)
+                    copy.detach()  # the worker's own, unless it has said no
             worker.want_events(wanted(self._reporter.kinds))
             if target:
                 worker.set_addresses(0, target, None if self._resolver is None else 5.0)
@@ -298,27 +303,28 @@ class Proxy:
         _live.discard(self)
         for worker in self._workers:
             worker.close()
+        self._end_helpers()
+
+    def _end_helpers(self) -> None:
+        """Waits for the threads that are no workers, once all workers have ended, and closes what they listen to."""
         self._ring(0)
         if self._resolver:
             self._resolver.close()
             self._ring(2)
-        # The log thread may be stuck in a write to a full pipe, for ever: then it is left behind, as a daemon.
-        stuck = False
-        for thread in (self._logger, self._namer):
-            if thread:
-                _join(thread, 1.0)
-                stuck = stuck or thread.is_alive()
-        if not stuck:
-            self._close_bells()
+        # The log thread may be stuck in a write to a full pipe, for ever: then it is left behind, as a daemon. Or the
+        # machine stands still for a moment, and the last lines are still to come.
+        deadline = time.monotonic() + LAST_WORDS
+        helpers = [thread for thread in (self._logger, self._namer) if thread]
+        for thread in helpers:
+            _join(thread, deadline - time.monotonic())
+        if not any(thread.is_alive() for thread in helpers):
+            for bell in self._bells:
+                bell.close()
 
     def _ring(self, bell: int) -> None:
         with contextlib.suppress(OSError):
             for writer in self._bells[bell + 1 : bell + 2]:  # none, after a start that failed early
                 writer.send(b"s")
-
-    def _close_bells(self) -> None:
-        for bell in self._bells:
-            bell.close()
 
     def _discard(self, listeners: list[socket.socket]) -> None:
         """Undoes what a start had done when it failed."""
@@ -327,11 +333,9 @@ class Proxy:
             _join(thread, None)
         for worker in self._workers:
             worker.close()
-        self._ring(0)
-        self._workers.clear()
-        self._threads.clear()
+        self._end_helpers()
+        self._workers, self._threads = [], []  # other ones: the log thread may still have these in its hands
         self._logger = self._namer = None
-        self._close_bells()
         for listener in listeners:
             listener.close()
 

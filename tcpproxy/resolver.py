@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import threading
 import time
@@ -18,6 +20,8 @@ RECENT = 300.0
 
 PATIENCE = 1.0
 """Seconds that those who wait are kept waiting for a slow look-up while a recent answer is at hand."""
+
+OUT_OF_MEMORY = os.strerror(errno.ENOMEM)
 
 
 def resolve(host: str, port: int) -> list[Address]:
@@ -75,7 +79,8 @@ class Resolver:
                 self._asking = self._begin()
             recent = time.monotonic() - self._good_at < RECENT
             wait = PATIENCE if recent and (timeout is None or timeout > PATIENCE) else timeout
-            self._changed.wait_for(lambda: self._answers != before or self._closed, wait)
+            if self._asking:
+                self._changed.wait_for(lambda: self._answers != before or self._closed, wait)
             if self._answers != before and not self.problem:
                 return self._good, FRESH
             recent = time.monotonic() - self._good_at < RECENT
@@ -85,8 +90,8 @@ class Resolver:
         # A thread of its own each time: getaddrinfo cannot be interrupted, and must not hold up an exit.
         try:
             threading.Thread(target=self._ask, name="tcpproxy-lookup", daemon=True).start()
-        except RuntimeError as error:  # no thread left in this process or machine
-            self.problem = str(error)
+        except (RuntimeError, MemoryError) as error:  # no thread left in this process or machine
+            self.problem = str(error) or OUT_OF_MEMORY
             return False
         return True
 
@@ -98,19 +103,22 @@ class Resolver:
 
     def _ask(self) -> None:
         found: list[Address] = []
-        problem = ""
+        problem = "the look-up failed"
         try:
             found = resolve(*self._where)
             problem = "" if found else "No address associated with hostname"
         except OSError as error:
             problem = error.strerror or str(error)
-        with self._changed:
-            self._asking = False
-            self._answers += 1
-            self.problem = problem
-            if found:
-                self._good, self._good_at = found, time.monotonic()
-            self._changed.notify_all()
+        except MemoryError:
+            problem = OUT_OF_MEMORY
+        finally:  # whatever it was: who waits is told, and the next one may ask again
+            with self._changed:
+                self._asking = False
+                self._answers += 1
+                self.problem = problem
+                if found:
+                    self._good, self._good_at = found, time.monotonic()
+                self._changed.notify_all()
 
 
 def numeric(host: str, port: int) -> list[Address] | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 from campaigns import totals
-from networks import Namespace, Silent
+from networks import Closed, Namespace, Silent
 from support import Command, Echo, Link, Upstream, absent
 
 import tcpproxy
@@ -88,6 +88,11 @@ def upstream(stack: contextlib.ExitStack) -> Upstream:
 @pytest.fixture
 def echo(stack: contextlib.ExitStack) -> Echo:
     return stack.enter_context(contextlib.closing(Echo()))
+
+
+@pytest.fixture
+def closed(stack: contextlib.ExitStack) -> Closed:
+    return stack.enter_context(contextlib.closing(Closed()))
 
 
 @pytest.fixture

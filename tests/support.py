@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import os
+import random
 import re
 import select
 import shutil
@@ -61,31 +62,61 @@ class Upstream:
         self.socket.close()
 
 
-class Echo(Upstream):
-    """Sends everything back, each connection in a thread of its own, and passes an end of file on."""
+class Serving(Upstream):
+    """Serves each connection in a thread of its own.
+
+    Nothing of that outlives `close`: a descriptor that is closed later would be missing in the next test's count.
+    """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         super().__init__(host, port)
-        threading.Thread(target=self._serve, daemon=True).start()
+        self.socket.settimeout(None)
+        self._live: dict[socket.socket, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
-    def _serve(self) -> None:
+    def serve(self, connection: socket.socket) -> None:
+        """One connection, to its end or an OSError; it is closed afterwards."""
+        raise NotImplementedError
+
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                self.socket.settimeout(None)
                 connection, _ = self.socket.accept()
-                threading.Thread(target=self._echo, args=(connection,), daemon=True).start()
+                thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
+                with self._lock:
+                    self._live[connection] = thread
+                thread.start()
 
-    @staticmethod
-    def _echo(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            while data := connection.recv(65536):
-                connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
+    def _run(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            self.serve(connection)
+        with self._lock:  # its number must not be another's when `close` shuts it down
+            connection.close()
+            del self._live[connection]
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
         super().close()
+        self._acceptor.join(TIMEOUT)
+        with self._lock:
+            threads = list(self._live.values())
+            for connection in self._live:
+                with contextlib.suppress(OSError):  # reset meanwhile
+                    connection.shutdown(socket.SHUT_RDWR)  # wakes its thread
+        for thread in threads:
+            thread.join(TIMEOUT)
+
+
+class Echo(Serving):
+    """Sends everything back, and passes an end of file on."""
+
+    def serve(self, connection: socket.socket) -> None:
+        while data := connection.recv(65536):
+            connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
 
 
 class Link:
@@ -105,10 +136,42 @@ class Link:
         return self.proxy is None
 
 
+def free_port() -> int:
+    """A port that nothing uses; not one of those that the kernel gives to tests running at the same time (32768 on)."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def connect(address: tuple[str, int]) -> socket.socket:
     connection = socket.create_connection(address, timeout=TIMEOUT)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
+
+
+def name_of(sock: socket.socket) -> str:
+    """The address of its own end, as log lines write it."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def echoes(connection: socket.socket, data: bytes = b"still there") -> bool:
+    connection.sendall(data)
+    return read_exactly(connection, len(data)) == data
+
+
+def relays(address: tuple[str, int], data: bytes = b"hello") -> bool:
+    with connect(address) as client:
+        return echoes(client, data)
+
+
+def is_over(connection: socket.socket) -> bool:
+    """Reads until the end, by end of file or reset."""
+    with contextlib.suppress(ConnectionResetError):
+        while connection.recv(1 << 16):
+            pass
+    return True
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -354,22 +417,34 @@ def frozen(process: Command) -> Iterator[None]:
     process.signal(signal.SIGCONT)
 
 
+def proxy_threads() -> list[str]:
+    """Wait for their end: `stop` waits no longer than a second for the log thread, which may be stuck in a callback."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("tcpproxy")]
+
+
+def run(program: str, *args: str, within: float = 30) -> subprocess.CompletedProcess[str]:
+    # Away from the source tree, so that the installed package runs. Every warning is an error on stderr.
+    argv = [sys.executable, "-X", "dev", "-W", "error", "-c", program, *args]
+    return subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=within)
+
+
 needs_splice = pytest.mark.skipif(
     not sys.platform.startswith("linux") or POLLER == "kqueue", reason="a build without splice, as on macOS and BSD"
 )
 
 
 def absent(error: BaseException) -> str:
-    """What a test that failed so has asked of a platform that is not POSIX and does not have it; "": nothing like that.
+    """What a test that failed so has asked of a platform that is not Linux and does not have it; "": nothing like that.
 
     Only what a test's own code asks for counts: the same mistake in the package is a failure.
     """
-    if os.name == "posix":
+    if sys.platform == "linux":
         return ""
     if isinstance(error, pytest.fail.Exception) and "ConnectionResetError" in str(error) and not tells_resets():
         return "news of a reset for a reader who comes later"
-    if isinstance(error, FileNotFoundError) and str(error.filename).replace("\\", "/").startswith("/proc/"):
-        return "/proc"
+    if isinstance(error, FileNotFoundError):
+        special = re.match(r"/(proc|sys|dev)/", str(error.filename).replace("\\", "/"))
+        return special[0] if special else ""
     if found := re.fullmatch(r"(pass_fds|preexec_fn)( is)? not supported on Windows.*", str(error)):
         return found[1]
     last = error.__traceback__
@@ -379,7 +454,7 @@ def absent(error: BaseException) -> str:
         return ""
     if isinstance(error, OSError) and error.errno == errno.ENOPROTOOPT:
         return "such a socket option"
-    if isinstance(error, AttributeError) and error.obj in (fcntl, os, resource, signal, socket, termios):
+    if isinstance(error, AttributeError) and error.obj in (fcntl, os, resource, select, signal, socket, termios):
         return f"{error.obj.__name__}.{error.name}"
     return ""
 

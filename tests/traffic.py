@@ -264,9 +264,10 @@ class Traffic:
         sock = socket.socket()
         if plan.late == "client":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
-        sock.settimeout(PATIENCE)
+        sock.settimeout(3 * PATIENCE)  # a SYN that is lost is sent again after 1, 3 and 7 seconds
         try:
             sock.connect(self.address)
+            sock.settimeout(PATIENCE)
             sock.sendall(plan.up[:HEADER])
         except OSError as error:
             sock.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -30,10 +31,10 @@ EXPECTED = (
 NEEDED = ("tcpproxy/py.typed", "tcpproxy/_core/worker.pyi")
 
 
-def wheel_faults(path: Path) -> Iterator[str]:
+def wheel_faults(path: Path, most: int = MOST) -> Iterator[str]:
     """What is wrong with this wheel, a line each."""
-    if path.stat().st_size > MOST:
-        yield f"{path.stat().st_size} bytes, at most {MOST}"
+    if path.stat().st_size > most:
+        yield f"{path.stat().st_size} bytes, at most {most}"
     with zipfile.ZipFile(path) as wheel:
         names = [name for name in wheel.namelist() if not name.endswith("/")]
         yield from (f"stray file {name}" for name in names if not re.fullmatch("|".join(EXPECTED), name))
@@ -58,10 +59,13 @@ def _version_faults(path: Path, wheel: zipfile.ZipFile) -> Iterator[str]:
 
 
 def binary_faults(files: Mapping[str, bytes]) -> Iterator[str]:
-    """What hardening the ELF files among these compiled modules lack.
+    """What hardening the ELF files and DLLs among these compiled modules lack.
 
     A single module may have nothing to protect: stack protector and checked calls are looked for in all together.
     """
+    for name, data in files.items():
+        if data.startswith(b"MZ"):
+            yield from (f"{name}: {fault}" for fault in _dll_faults(data))
     images = {name: ELFFile(io.BytesIO(data)) for name, data in files.items() if data.startswith(b"\x7fELF")}
     imported: set[str] = set()
     libraries: set[str] = set()
@@ -75,6 +79,15 @@ def binary_faults(files: Mapping[str, bytes]) -> Iterator[str]:
         yield "no stack protector"
     if "libc.so.6" in libraries and not any(re.fullmatch(r"__\w+_chk", symbol) for symbol in imported):
         yield "no checked calls (_FORTIFY_SOURCE)"
+
+
+DLL_FLAGS = {0x20: "64-bit address randomisation", 0x40: "address randomisation", 0x100: "data execution prevention"}
+
+
+def _dll_faults(data: bytes) -> Iterator[str]:
+    (header,) = struct.unpack_from("<I", data, 0x3C)
+    (flags,) = struct.unpack_from("<H", data, header + 24 + 70)  # signature, file header; DllCharacteristics
+    yield from (f"no {what}" for flag, what in DLL_FLAGS.items() if not flags & flag)
 
 
 def _dynamic(image: ELFFile) -> DynamicSection:

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_connect, net_open, net_reset, net_socket, net_take_error, \
-    net_was_connected
+    net_unconnected, net_was_connected
 from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
 
 
@@ -33,11 +33,12 @@ cdef bint connecting_has_more(Connecting *connecting) noexcept nogil:
 
 cdef void _give_up(Connecting *connecting, Poller *poller, uint32_t number) noexcept nogil:
     cdef Watch *watch = &connecting.attempts[number]
-    if watch.fd == NET_NONE:
+    cdef net_socket fd = watch.fd
+    if fd == NET_NONE:
         return
     poller_remove(poller, watch, WATCH_STREAM)
-    net_reset(watch.fd)         # it may be connected by now: upstream must not take that for a client with nothing to say
-    watch.fd = NET_NONE
+    watch.fd = NET_NONE         # first, as in relay.pyx
+    net_reset(fd)               # it may be connected by now: upstream must not take that for a client with nothing to say
     connecting.pending -= 1
 
 
@@ -88,8 +89,8 @@ cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t numbe
         return CONNECTING_PENDING               # an old event, of an attempt that was given up in this batch
     connecting.ready[number] |= <uint8_t> ready
     if ready & READY_ERROR:
-        # The hint is not trusted: only the socket knows, and an attempt still under way has no error to give.
-        error = net_take_error(connecting.attempts[number].fd)
+        # The hint is not trusted: only the socket knows. To tell us of the error may have used it up (Windows).
+        error = net_take_error(connecting.attempts[number].fd) or net_unconnected(connecting.attempts[number].fd)
         if error and not net_was_connected(error):
             connecting.error = error
             connecting.last = number

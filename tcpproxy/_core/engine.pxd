@@ -56,7 +56,7 @@ cdef struct Engine:
     uint64_t paused_ns      # since when they are not watched
     bint at_limit           # the pause is because of Group.limit: the next relay that ends, ends it
     uint64_t stop
-    uint64_t finished       # the loop is over
+    uint64_t finished       # the loop is over, or about to be: who hands over or wants a view must look elsewhere
     Spin spin
     uint64_t moved          # bytes, up to the last wait
     bint bulk               # the last batch that moved any moved many

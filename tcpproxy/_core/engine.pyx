@@ -11,7 +11,7 @@ from tcpproxy._core.relay cimport CLIENT, RELAY_DEAD, RELAY_FREE, UPSTREAM, Rela
 from tcpproxy._core.sources cimport sources_enter, sources_leave
 from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
 from tcpproxy._core.splice cimport PIPE_SIZE
-from tcpproxy._core.sync cimport sync_add, sync_bump, sync_load, sync_load_pointer, sync_peek, sync_set, \
+from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_load_pointer, sync_peek, sync_set, \
     sync_store, sync_sub, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_find, table_release
 from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
@@ -27,7 +27,6 @@ cdef enum:
 
 cdef int engine_run(Engine *engine) noexcept nogil:
     cdef int count = 0
-    cdef uint64_t stop
     net_block_sigpipe()
     engine.loop.now_ns = net_now_ns()
     _watch_listeners(engine)
@@ -36,8 +35,7 @@ cdef int engine_run(Engine *engine) noexcept nogil:
         _run_queue(engine)
         _timers(engine)                         # after the turns: bytes that have come are no idle time
         _bury(engine)
-        stop = sync_peek(&engine.stop)
-        if stop and sync_load(&engine.loop.counters.active) == 0:
+        if sync_peek(&engine.stop) and _may_end(engine):
             break
         count = _wait(engine)
         sync_bump(&engine.loop.counters.wakeups, 1)
@@ -48,16 +46,30 @@ cdef int engine_run(Engine *engine) noexcept nogil:
     return count if count < 0 else 0
 
 
+cdef bint _may_end(Engine *engine) noexcept nogil:
+    """Is there nothing left to do, and does everybody know? See _hand_over."""
+    if sync_load(&engine.loop.counters.active):
+        return False
+    sync_swap(&engine.finished, 1)
+    if sync_check(&engine.loop.counters.active) == 0:
+        return True
+    sync_store(&engine.finished, 0)             # somebody counts on us, who may not have seen it
+    return False
+
+
 cdef void _finish(Engine *engine) noexcept nogil:
     cdef Handed handed
     _close_listeners(engine)
+    sync_swap(&engine.finished, 1)              # before the last look at `view`: see engine_view
     _abort_all(engine)                          # none, unless the poller has failed
     _bury(engine)
-    while handoff_pop(&engine.inbox, &handed):
-        net_reset(handed.fd)
-        sources_leave(engine.loop.sources, &handed.client)
-        sync_sub(&engine.loop.counters.active, 1)
-    sync_swap(&engine.finished, 1)              # before the last look at `view`: see engine_view
+    while sync_check(&engine.loop.counters.active):     # the same; or somebody is about to see that we have finished
+        if handoff_pop(&engine.inbox, &handed):
+            net_reset(handed.fd)
+            sources_leave(engine.loop.sources, &handed.client)
+            sync_sub(&engine.loop.counters.active, 1)
+        else:
+            net_yield()
     _answer_view(engine)
 
 
@@ -281,14 +293,23 @@ cdef void _place(Engine *engine, net_socket fd, const net_addr *client, int targ
         if other < fewest:
             fewest = other
             best = engine.group.members[i]
-    if mine > fewest + fewest // 4:
-        sync_add(&best.loop.counters.active, 1)
-        if handoff_push(&best.inbox, fd, client, target):
-            sync_sub(&engine.loop.counters.active, 1)
-            poller_wake(best.loop.pump.poller)
-            return
-        sync_sub(&best.loop.counters.active, 1)
-    relay_start(&engine.loop, fd, client, target)
+    if mine > fewest + fewest // 4 and _hand_over(best, fd, client, target):
+        sync_sub(&engine.loop.counters.active, 1)
+    else:
+        relay_start(&engine.loop, fd, client, target)
+
+
+cdef bint _hand_over(Engine *to, net_socket fd, const net_addr *client, int target) noexcept nogil:
+    """False: its queue is full, or it ends. Either it sees that it has a connection more, or we see that it has finished.
+
+    Its poller is there to be woken even then: it is closed when no worker of the group runs any more."""
+    cdef bint taken
+    sync_add(&to.loop.counters.active, 1)
+    taken = not sync_check(&to.finished) and handoff_push(&to.inbox, fd, client, target)
+    if not taken:
+        sync_sub(&to.loop.counters.active, 1)
+    poller_wake(to.loop.pump.poller)            # also for nothing: it may have put off its end for this one
+    return taken
 
 
 # --- commands from other threads ---

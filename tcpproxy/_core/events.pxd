@@ -29,7 +29,7 @@ cdef struct EventRecord:
     uint8_t kind
     uint8_t reason
     int32_t error           # errno behind it, or 0
-    uint64_t to_upstream    # bytes delivered; of EVENT_ACCEPT and EVENT_LIMIT: how often since the last one
+    uint64_t to_upstream    # bytes delivered
     uint64_t to_client
     uint64_t duration_ns    # since accept
     uint64_t connect_ns     # from accept to connected

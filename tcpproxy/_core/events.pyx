@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from tcpproxy._core.net cimport net_send, net_would_block
-from tcpproxy._core.sync cimport sync_bump, sync_load, sync_peek, sync_store, sync_swap
+from tcpproxy._core.sync cimport sync_bump, sync_check, sync_load, sync_peek, sync_store, sync_swap
 
 
 cdef int ring_init(EventRing *ring, uint64_t room, net_socket bell) noexcept nogil:
@@ -34,10 +34,11 @@ cdef EventRecord *ring_claim(EventRing *ring, int kind) noexcept nogil:
 
 
 cdef void ring_publish(EventRing *ring) noexcept nogil:
-    # swap, not store: a reader that falls asleep looks once more after saying so, and one of the two must see the other
+    # swap and check, not store and load: a reader that falls asleep looks once more after saying so, and one of the two
+    # must see the other
     sync_swap(&ring.written, sync_peek(&ring.written) + 1)
     cdef int64_t rc
-    if sync_peek(&ring.asleep) and sync_swap(&ring.asleep, 0):
+    if sync_check(&ring.asleep) and sync_swap(&ring.asleep, 0):
         rc = net_send(ring.bell, <const char *> "e", 1)
         if rc < 0 and not net_would_block(rc):          # a full socket is a bell that already rings
             sync_store(&ring.asleep, 1)                 # no memory: the next record tries again
@@ -57,4 +58,4 @@ cdef void ring_sleep(EventRing *ring) noexcept nogil:
 
 
 cdef bint ring_empty(EventRing *ring) noexcept nogil:
-    return sync_peek(&ring.taken) == sync_load(&ring.written)
+    return sync_peek(&ring.taken) == sync_check(&ring.written)

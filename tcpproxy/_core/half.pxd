@@ -15,7 +15,7 @@ cdef enum:                      # Half.state
 
 cdef enum:                      # what half_pump returns, as bits
     PUMP_WAIT = 0               # nothing to do before the next event
-    PUMP_MORE = 1               # the budget is used up: another turn, please
+    PUMP_MORE = 1               # another turn, please: the budget is used up, or bytes could not be had yet
     PUMP_MOVED = 2              # bytes reached the sink, or an end was passed on
 
 cdef enum:                      # Pump.zero_copy
@@ -31,6 +31,7 @@ cdef enum:                      # Half.mode
 cdef struct Side:               # one socket of a relay and what is known of it
     Watch watch
     int32_t error               # errno that ended it; 0: alive
+    uint32_t sent               # bytes for it that had left our kernel at the relay's last look (modulo 2^32)
     uint8_t ready               # READY_IN, READY_OUT: the next call may succeed
     uint8_t hinted              # an end or an urgent mark was announced: a short read no longer means "drained"
     uint8_t ended               # its EOF was read

@@ -60,6 +60,12 @@ cdef int _drain_buffer(Half *half, Side *sink, Pump *pump) noexcept nogil:
     return PUMP_MOVED if sent > 0 else PUMP_WAIT
 
 
+cdef void _give_pipe(Half *half, Pump *pump) noexcept nogil:
+    cdef Pipe *pipe = half.pipe
+    half.pipe = NULL                    # before it may be freed: see Worker.abandon
+    pipe_give(&pump.pipes, pipe)
+
+
 cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
     """Sends what waits in the pipe: PUMP_MOVED if any of it went."""
     cdef int64_t sent = pipe_drain(half.pipe, sink.watch.fd)
@@ -83,8 +89,7 @@ cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
     if sink.error:
         half_break(half, pump)
     elif half.pipe.held == 0:
-        pipe_give(&pump.pipes, half.pipe)
-        half.pipe = NULL
+        _give_pipe(half, pump)
     return result
 
 
@@ -198,13 +203,14 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
                 used += <uint32_t> got
                 result |= PUMP_MOVED
                 _send_scratch(half, sink, <uint32_t> got, pump)
+            elif half.state == HALF_OPEN and source.ready & READY_IN:
+                return result | PUMP_MORE       # bytes are there that cannot be had just now: meanwhile it is the others' turn
     return result
 
 
 cdef void half_break(Half *half, Pump *pump) noexcept nogil:
     buffer_clear(&half.buffer)
     if half.pipe != NULL:
-        pipe_give(&pump.pipes, half.pipe)
-        half.pipe = NULL
+        _give_pipe(half, pump)
     if half.state != HALF_SHUT:
         half.state = HALF_BROKEN

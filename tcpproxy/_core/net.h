@@ -1,7 +1,8 @@
 /* The socket calls that the core may use, and the project's only platform #ifdef (net_windows.h is a part of it).
  *
  * Every call returns a value >= 0, or -errno. EINTR never leaves this file: an interrupted call is made again.
- * Sockets made here are non-blocking and close-on-exec from their first moment.
+ * Sockets made here are non-blocking and close-on-exec: from their first moment where the making call can do that
+ * (NET_ACCEPT4), elsewhere (macOS, Windows) right after it, so that a fork between the two inherits one.
  */
 #ifndef TCPPROXY_NET_H
 #define TCPPROXY_NET_H
@@ -16,7 +17,7 @@
 
 #if !defined(__linux__) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__NetBSD__) && !defined(__OpenBSD__) \
     && !defined(__DragonFly__)
-#error "tcpproxy has no socket layer for this platform yet: see net.h"
+#error "tcpproxy does not know the sockets of this platform: net.h is where to teach it"
 #endif
 
 #ifndef _GNU_SOURCE
@@ -265,22 +266,13 @@ static inline void net_keep_urgent(net_socket fd) { net_set_int(fd, SOL_SOCKET, 
 
 /* The last packet of the handshake with upstream can wait for the client's first bytes and go with them: a packet, and a
  * wake-up of upstream, less (5 % of the processor time of a short connection). The kernel would wait up to 200 ms, so when
- * there are no such bytes, net_ack_now has to send it. */
-static inline void net_ack_late(net_socket fd)
+ * there are no such bytes, switching this on again has to send it. */
+static inline void net_quick_ack(net_socket fd, int on)
 {
 #ifdef TCP_QUICKACK
-    net_set_int(fd, IPPROTO_TCP, TCP_QUICKACK, 0);
+    net_set_int(fd, IPPROTO_TCP, TCP_QUICKACK, on);
 #else
-    (void)fd;
-#endif
-}
-
-static inline void net_ack_now(net_socket fd)
-{
-#ifdef TCP_QUICKACK
-    net_set_int(fd, IPPROTO_TCP, TCP_QUICKACK, 1);
-#else
-    (void)fd;
+    (void)fd, (void)on;
 #endif
 }
 
@@ -374,7 +366,7 @@ static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
     }
 #endif
     net_no_sigpipe(fd);
-    net_ack_late(fd);
+    net_quick_ack(fd, 0);
     net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
     net_bound_buffers(fd, tuning);
     return (int64_t)fd;
@@ -409,6 +401,10 @@ static inline int64_t net_send(net_socket fd, const void *from, size_t size)
     do
         n = send(fd, (const char *)from, NET_LENGTH(size), MSG_NOSIGNAL);
     while (n < 0 && net_errno() == EINTR);
+#ifdef __APPLE__
+    if (n < 0 && errno == EPROTOTYPE) /* what macOS says amid a reset; trying again would spin */
+        return -ECONNRESET;
+#endif
     return n < 0 ? -net_errno() : n;
 }
 
@@ -418,6 +414,14 @@ static inline int net_take_error(net_socket fd)
     int error = 0;
     socklen_t length = sizeof error;
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, (char *)&error, &length) != 0 ? net_errno() : error;
+}
+
+/* 0: it is connected; else why not, as a positive errno. */
+static inline int net_unconnected(net_socket fd)
+{
+    struct sockaddr_storage peer;
+    socklen_t length = sizeof peer;
+    return getpeername(fd, (struct sockaddr *)&peer, &length) == 0 ? 0 : net_errno();
 }
 
 static inline int net_shut_write(net_socket fd) { return shutdown(fd, SHUT_WR) == 0 ? 0 : -net_errno(); }

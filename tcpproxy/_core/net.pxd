@@ -28,7 +28,7 @@ cdef extern from "net.h" nogil:
     int64_t net_open(const net_addr *to, const net_tuning *tuning)                        # a net_socket
     void net_no_delay(net_socket fd)
     void net_keep_urgent(net_socket fd)
-    void net_ack_now(net_socket fd)
+    void net_quick_ack(net_socket fd, bint on)
     void net_keep_alive(net_socket fd, const net_tuning *tuning)
     void net_tune(net_socket fd, const net_tuning *tuning)
     int net_connect(net_socket fd, const net_addr *to)
@@ -36,6 +36,7 @@ cdef extern from "net.h" nogil:
     int64_t net_peek(net_socket fd, void *to, size_t size)
     int64_t net_send(net_socket fd, const void *data, size_t size)
     int net_take_error(net_socket fd)
+    int net_unconnected(net_socket fd)
     int net_shut_write(net_socket fd)
     void net_close(net_socket fd)
     void net_reset(net_socket fd)

@@ -159,10 +159,16 @@ static inline void net_drain(net_socket reader)
     }
 }
 
+/* By the documentation an entry that is to be left out gets POLLNVAL, and the result is of all that got something: who
+ * looks for so many events would look in vain, so they are counted here. */
 static inline int net_poll(struct pollfd *items, int count, int timeout_ms)
 {
-    int n = WSAPoll(items, (ULONG)count, timeout_ms);
-    return n == SOCKET_ERROR ? -net_errno() : n;
+    int i, n = WSAPoll(items, (ULONG)count, timeout_ms), found = 0;
+    if (n == SOCKET_ERROR)
+        return -net_errno();
+    for (i = 0; n > 0 && i < count; i++)
+        found += items[i].fd != INVALID_SOCKET && items[i].revents != 0;
+    return found;
 }
 
 #endif

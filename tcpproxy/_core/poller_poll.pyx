@@ -13,7 +13,7 @@
 from libc.errno cimport EAGAIN, EINTR, ENOMEM
 from libc.stdlib cimport calloc, free, realloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from tcpproxy._core.net cimport NET_NONE, net_close, net_nap_us, net_socket
+from tcpproxy._core.net cimport NET_NONE, net_close, net_exhausted, net_nap_us, net_socket
 
 cdef extern from "net.h" nogil:
     struct pollfd:
@@ -216,7 +216,7 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
         timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
     n = _poll(poller, timeout_ms)
     while n < 0:
-        if n == -ENOMEM or n == -EAGAIN:            # no memory for the set: it passes
+        if net_exhausted(n) or n == -EAGAIN:        # no memory for the set (WSAPoll: ENOBUFS): it passes
             net_nap_us(1000)
             return 0
         if n != -EINTR:

@@ -3,7 +3,7 @@
 #   resolving -> connecting -> relaying -> [resetting | lingering] -> dead
 #
 # Loop is what all relays of one worker share. Nothing in it belongs to another thread but what sync.h guards.
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.connecting cimport AddressList, Connecting
 from tcpproxy._core.events cimport EventRing
 from tcpproxy._core.half cimport Half, Pump, Side
@@ -43,7 +43,6 @@ cdef struct Relay:
     uint32_t generation     # how often the slot was used; in the tag, so that a stale event finds nobody
     int32_t error           # errno behind the reason
     uint32_t heard[2]       # by each side: net_waits
-    int32_t unsent          # while resetting: what the kernel had left at the last look
     uint8_t state
     uint8_t reason
     uint8_t number          # of the attempt that won: upstream events come under it
@@ -69,7 +68,7 @@ cdef struct Counters:       # written by the worker alone, read by anybody
     uint64_t active         # relays alive now, of this worker; added to by others that hand one over
 
 cdef struct Table:          # the worker's relays by index; see table.pxd
-    Relay *chunks[4096]
+    Relay *chunks[16384]
     uint32_t size           # slots that exist
     Relay *free
 

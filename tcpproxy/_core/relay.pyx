@@ -7,8 +7,8 @@ from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CL
     REASON_REFUSED, REASON_SHUTDOWN, REASON_UNREACHABLE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET, EventRecord, \
     ring_claim, ring_publish
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, half_break, half_pump
-from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_ack_now, \
-    net_close, net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, \
+from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_close, \
+    net_exhausted, net_keep_alive, net_peek, net_quick_ack, net_recv, net_reset, net_send, net_take_error, net_unsent, \
     net_waits, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
     poller_add, poller_rearm, poller_remove
@@ -137,15 +137,20 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     upstream.error = relay.connecting.error
     upstream.ready = bits & (READY_IN | READY_OUT)
     upstream.hinted = bits & (READY_EOF | READY_URGENT) != 0
-    connecting_free(relay.connecting, loop.pump.poller)
-    relay.connecting = NULL
+    _forget_attempts(loop, relay)
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
     if not relay.sides[CLIENT].ready & READY_IN:
-        net_ack_now(upstream.watch.fd)          # no bytes to go with it
+        net_quick_ack(upstream.watch.fd, True)  # no bytes to go with it
     timers_arm(&loop.timers, &relay.step, TIMER_SETTLED, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)
     _enqueue(loop, relay)
+
+
+cdef void _forget_attempts(Loop *loop, Relay *relay) noexcept nogil:
+    cdef Connecting *connecting = relay.connecting
+    relay.connecting = NULL                     # before it is freed: see Worker.abandon
+    connecting_free(connecting, loop.pump.poller)
 
 
 # --- events and timers ---
@@ -212,10 +217,12 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         if relay.state == RELAY_CONNECTING and relay.connecting.started:
             relay.connecting.last = relay.connecting.started - 1
         _fail(loop, relay, REASON_DNS if relay.state == RELAY_RESOLVING else REASON_CONNECT_TIMEOUT, ETIMEDOUT)
+    elif _still_sending(relay):
+        timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
     elif kind == TIMER_IDLE or kind == TIMER_HALF_CLOSE:
         relay.reason = REASON_IDLE if kind == TIMER_IDLE else REASON_HALF_CLOSE_TIMEOUT
         _cut(loop, relay)
-    else:                                       # TIMER_LINGER: it had its time
+    else:                                       # TIMER_LINGER
         if relay.reason == REASON_NONE:
             relay.reason = REASON_CLIENT_RESET if relay.sides[CLIENT].alarmed else REASON_UPSTREAM_RESET
         _close(loop, relay, relay.state != RELAY_LINGERING)
@@ -223,6 +230,32 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 cdef inline bint _alarmed(Relay *relay) noexcept nogil:
     return relay.sides[CLIENT].alarmed or relay.sides[UPSTREAM].alarmed
+
+
+cdef int _unsent(Relay *relay, int number, bint *moves) noexcept nogil:
+    """What the kernel has still to send to a side; sets `moves` if it has sent bytes since the last look."""
+    cdef Side *side = &relay.sides[number]
+    cdef int unsent = net_unsent(side.watch.fd) if side.watch.fd != NET_NONE else 0
+    cdef uint32_t sent = <uint32_t> (relay.halves[1 - number].delivered - unsent)
+    if unsent > 0 and sent != side.sent:
+        moves[0] = True
+    side.sent = sent
+    return unsent
+
+
+cdef bint _still_sending(Relay *relay) noexcept nogil:
+    """Do bytes cross a wire, although no socket has taken any for a while? A full one may hold 4 MiB, and says only when
+    a third of it is free (Linux) that it takes more: a slow receiver may need longer for that than a time-out is."""
+    cdef bint moves = False
+    _unsent(relay, CLIENT, &moves)
+    _unsent(relay, UPSTREAM, &moves)
+    return moves
+
+
+cdef void _linger(Loop *loop, Relay *relay) noexcept nogil:
+    """Only last bytes are left to send. When none has gone for a while from now on, it is over."""
+    _still_sending(relay)
+    timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
 
 
 cdef void _look_after(Loop *loop, Relay *relay) noexcept nogil:
@@ -310,29 +343,36 @@ cdef void _settle(Loop *loop, Relay *relay) noexcept nogil:
         if relay.sides[side].alarmed and relay.sides[side].ended and not relay.sides[side].error:
             # Reset after its end of file: nobody reads it any more, so nothing else would tell.
             relay.sides[side].error = net_take_error(relay.sides[side].watch.fd) or ECONNRESET
-        if relay.sides[side].error and _failed(loop, relay, side):
-            return
+        if relay.sides[side].error:
+            _hear_out(loop, relay, side)
+            if _pass_reset_on(loop, relay, side):
+                return
     if relay.halves[CLIENT].state == HALF_SHUT and relay.halves[UPSTREAM].state == HALF_SHUT:
         if relay.sides[CLIENT].ended and relay.sides[UPSTREAM].ended:
             _close(loop, relay, False)
         else:
             relay.state = RELAY_LINGERING
-            timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+            _linger(loop, relay)
             _discard(loop, relay)
 
 
-cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
-    """A reset (or the like) of one side is passed on, behind the bytes that it sent before. True: the relay is over."""
+cdef void _hear_out(Loop *loop, Relay *relay, int side) noexcept nogil:
+    """The first failure of a relay is a reset (or the like) of one side. Nothing reaches that any more, but the kernel still
+    has what it sent before, whether or not a send that failed told us too early."""
+    if relay.reason == REASON_CLIENT_RESET or relay.reason == REASON_UPSTREAM_RESET:
+        return
+    relay.reason = REASON_CLIENT_RESET if side == CLIENT else REASON_UPSTREAM_RESET
+    relay.error = relay.sides[side].error
+    relay.sides[side].alarmed = True
+    relay.sides[side].ready |= READY_IN
+    half_break(&relay.halves[1 - side], &loop.pump)
+    _enqueue(loop, relay)
+
+
+cdef bint _pass_reset_on(Loop *loop, Relay *relay, int side) noexcept nogil:
+    """Tells the peer of a side that has failed, behind the bytes that it sent before. True: the relay relays no more."""
     cdef Half *rest = &relay.halves[side]
     cdef Side *peer = &relay.sides[1 - side]
-    if relay.reason != REASON_CLIENT_RESET and relay.reason != REASON_UPSTREAM_RESET:
-        relay.reason = REASON_CLIENT_RESET if side == CLIENT else REASON_UPSTREAM_RESET
-        relay.error = relay.sides[side].error
-        relay.sides[side].alarmed = True
-        # The kernel still has what the side sent before; a failed send told us of the end too early.
-        relay.sides[side].ready |= READY_IN
-        _enqueue(loop, relay)
-    half_break(&relay.halves[1 - side], &loop.pump)         # nothing reaches it any more
     if peer.error:
         _close(loop, relay, True)
         return True
@@ -345,9 +385,9 @@ cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
         _close(loop, relay, False)              # the peer had said and heard everything: it keeps its end of file
     else:
         relay.state = RELAY_RESETTING
-        relay.unsent = 0
         _drop(loop, &relay.sides[side], True)   # its peer may be alive, and need not wait for the other one
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+        timers_arm(&loop.timers, &relay.step, TIMER_FLUSH, loop.now_ns)
         _reset_when_sent(loop, relay)
     return True
 
@@ -355,16 +395,11 @@ cdef bint _failed(Loop *loop, Relay *relay, int side) noexcept nogil:
 cdef void _reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
     """A reset destroys what the kernel has not sent yet; a direct connection would have delivered it. No event tells
     when it is gone, so this looks again every few milliseconds, as long as it gets less."""
-    cdef Side *peer = &relay.sides[CLIENT]
-    cdef int unsent
-    if peer.error:
-        peer = &relay.sides[UPSTREAM]
-    unsent = net_unsent(peer.watch.fd)
-    if unsent <= 0:
+    cdef int peer = UPSTREAM if relay.sides[CLIENT].error else CLIENT
+    cdef bint moves = False
+    if relay.sides[peer].alarmed or _unsent(relay, peer, &moves) <= 0:      # it was reset itself, or nothing waits
         _close(loop, relay, True)
-        return
-    if unsent != relay.unsent:
-        relay.unsent = unsent
+    elif moves:
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
         timers_arm(&loop.timers, &relay.step, TIMER_FLUSH, loop.now_ns)
     elif relay.step.kind == TIMER_NONE:
@@ -407,6 +442,8 @@ cdef void _touch(Loop *loop, Relay *relay, bint moved) noexcept nogil:
         timers_arm(&loop.timers, &relay.step, TIMER_SILENCE, loop.now_ns)
     if kind == TIMER_NONE:
         timers_cancel(&loop.timers, &relay.deadline)
+    elif kind == TIMER_LINGER and kind != relay.deadline.kind:
+        _linger(loop, relay)
     elif moved or kind != relay.deadline.kind:
         timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
 
@@ -452,21 +489,21 @@ cdef void _report(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 
 cdef void _drop(Loop *loop, Side *side, bint reset) noexcept nogil:
-    if side.watch.fd == NET_NONE:
+    cdef net_socket fd = side.watch.fd
+    if fd == NET_NONE:
         return
     poller_remove(loop.pump.poller, &side.watch, WATCH_STREAM)
+    side.watch.fd = NET_NONE                    # before somebody else may get the number: see Worker.abandon
     if reset:
-        net_reset(side.watch.fd)
+        net_reset(fd)
     else:
-        net_close(side.watch.fd)
-    side.watch.fd = NET_NONE
+        net_close(fd)
 
 
 cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstream) noexcept nogil:
     cdef int side
     if relay.connecting != NULL:
-        connecting_free(relay.connecting, loop.pump.poller)
-        relay.connecting = NULL
+        _forget_attempts(loop, relay)
     for side in range(2):
         half_break(&relay.halves[side], &loop.pump)
     _drop(loop, &relay.sides[CLIENT], reset_client)

@@ -16,6 +16,11 @@
 
 static inline uint64_t sync_load(const uint64_t *p) { return (uint64_t)ReadAcquire64((const volatile LONG64 *)p); }
 static inline uint64_t sync_peek(const uint64_t *p) { return (uint64_t)ReadNoFence64((const volatile LONG64 *)p); }
+static inline uint64_t sync_check(const uint64_t *p)
+{
+    MemoryBarrier();
+    return sync_load(p);
+}
 static inline void sync_store(uint64_t *p, uint64_t v) { WriteRelease64((volatile LONG64 *)p, (LONG64)v); }
 static inline void sync_set(uint64_t *p, uint64_t v) { WriteNoFence64((volatile LONG64 *)p, (LONG64)v); }
 static inline uint64_t sync_add(uint64_t *p, uint64_t n)
@@ -33,16 +38,16 @@ static inline int sync_claim(uint64_t *p, uint64_t old, uint64_t v)
 }
 static inline void *sync_swap_pointer(void **p, void *v) { return InterlockedExchangePointer((void *volatile *)p, v); }
 static inline void *sync_load_pointer(void **p) { return ReadPointerAcquire((void *const volatile *)p); }
-static inline void sync_store_pointer(void **p, void *v) { WritePointerRelease((void *volatile *)p, v); }
 
 #elif defined(__GNUC__) || defined(__clang__)
 
 static inline uint64_t sync_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline uint64_t sync_peek(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline uint64_t sync_check(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static inline void sync_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void sync_set(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
-static inline uint64_t sync_add(uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_ACQ_REL); }
-static inline uint64_t sync_sub(uint64_t *p, uint64_t n) { return __atomic_fetch_sub(p, n, __ATOMIC_ACQ_REL); }
+static inline uint64_t sync_add(uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_SEQ_CST); }
+static inline uint64_t sync_sub(uint64_t *p, uint64_t n) { return __atomic_fetch_sub(p, n, __ATOMIC_SEQ_CST); }
 static inline uint64_t sync_swap(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
 static inline int sync_claim(uint64_t *p, uint64_t old, uint64_t v)
 {
@@ -50,13 +55,15 @@ static inline int sync_claim(uint64_t *p, uint64_t old, uint64_t v)
 }
 static inline void *sync_swap_pointer(void **p, void *v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
 static inline void *sync_load_pointer(void **p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
-static inline void sync_store_pointer(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 
 #else
 #error "sync.h needs the __atomic builtins of GCC and clang, or the Interlocked functions of MSVC"
 #endif
 
-/* sync_add and sync_sub return the value before. A single writer bumps instead: a load and a store cost less. */
+/* Two threads that each change one thing (sync_swap, sync_add) and then sync_check what the other changes: at least one of
+ * them sees it. Acquire would not do: the load may overtake the store before it.
+ *
+ * sync_add and sync_sub return the value before. A single writer bumps instead: a load and a store cost less. */
 static inline void sync_bump(uint64_t *p, uint64_t n) { sync_set(p, sync_peek(p) + n); }
 
 #endif

@@ -5,7 +5,7 @@ from tcpproxy._core.relay cimport Relay, Table
 
 cdef enum:
     CHUNK = 64                  # relays allocated together
-    INDEX_LIMIT = 4096 * 64     # more indices than a process can have descriptors for; fits the tag's 28 bits
+    INDEX_LIMIT = 16384 * 64    # more than all workers may have together (listening.MOST); fits the tag's 28 bits
 
 cdef Relay *table_new(Table *table) noexcept nogil                     # zeroed but for index, generation; NULL: no memory
 cdef void table_release(Table *table, Relay *relay) noexcept nogil     # its generation ends

@@ -11,7 +11,7 @@ cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_SILENCE           # look whether a peer that has to answer does, by the rule of keepalive
     TIMER_IDLE              # no byte in either direction
     TIMER_HALF_CLOSE        # no byte since one direction ended
-    TIMER_LINGER            # last bytes to a peer, after a reset or a forced end
+    TIMER_LINGER            # nothing of the last bytes has gone, after a reset or a forced end
     TIMER_FLUSH             # look again whether the kernel has sent what a reset would destroy
     TIMER_STUCK             # the same, where the last look saw no change
     TIMER_KINDS

@@ -3,19 +3,19 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList, addresses_release
-from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, WORKERS, Engine, Group, View, ViewItem, engine_run, \
-    engine_view
+from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, RUN, WORKERS, Engine, Group, View, ViewItem, \
+    engine_run, engine_view
 from tcpproxy._core.events cimport EventRecord, ring_empty, ring_free, ring_init, ring_sleep, ring_take
-from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, half_break
+from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.handoff cimport Handed, handoff_init, handoff_pop
 from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, net_now_ns, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_free, poller_name, poller_new, poller_wake
-from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
+from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_DEAD, RELAY_FREE, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
     Counters, Relay
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.spin cimport spin_init
-from tcpproxy._core.splice cimport PIPE_SIZE, pipes_free, splice_here
-from tcpproxy._core.sync cimport sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
+from tcpproxy._core.splice cimport PIPE_SIZE, Pipe, pipes_free, splice_here
+from tcpproxy._core.sync cimport sync_claim, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
     TIMER_LINGER, TIMER_SETTLED, TIMER_SILENCE, TIMER_STAGGER, TIMER_STUCK
@@ -57,6 +57,7 @@ cdef class Worker:
     cdef Engine *engine
     cdef _Group together
     cdef bint running
+    cdef bint abandoned             # in a forked child: its memory may be anything
     cdef object door                # between threads that wake, view or close: one at a time
 
     def __cinit__(self, *, net_socket bell, net_socket names_bell, int buffer_size, double connect_timeout,
@@ -98,7 +99,7 @@ cdef class Worker:
         self.door = threading.Lock()
 
     def __dealloc__(self):
-        if self.engine == NULL:
+        if self.engine == NULL or self.abandoned:
             return
         self._close_rest()
         loop = &self.engine.loop
@@ -168,8 +169,10 @@ cdef class Worker:
 
     def stop(self, *, abort):
         """From any thread: accept no more and end with the last relay, or (abort) reset all relays and end."""
-        if sync_load(&self.engine.stop) != ABORT:
-            sync_store(&self.engine.stop, ABORT if abort else DRAIN)
+        if abort:
+            sync_store(&self.engine.stop, ABORT)
+        else:
+            sync_claim(&self.engine.stop, RUN, DRAIN)       # never in place of an ABORT
         self._wake()
 
     def close(self):
@@ -275,28 +278,39 @@ cdef class Worker:
             free(view.items)
 
     def abandon(self):
-        """In a forked child: lets go of the parent's sockets, without a word to their peers.
+        """In a forked child: lets go of the parent's descriptors, without a word to their peers.
 
-        A copy that stays open here would hold back the parent's resets and keep its epoll registrations alive.
+        A copy that stays open here would hold back the parent's resets and keep its epoll registrations alive. But no memory
+        is freed, now or later: the fork may have come while the worker, of which only this copy exists, was changing it. So
+        a socket that it had just accepted or opened, and noted down nowhere yet, stays open as long as this process.
         """
         cdef Relay *relay
         for i in range(self.engine.loop.table.size):
             relay = table_at(&self.engine.loop.table, i)
-            if relay.client.length == 0:
+            if relay.state == RELAY_FREE or relay.state == RELAY_DEAD:
                 continue
             for side in range(2):
                 if relay.sides[side].watch.fd != NET_NONE:
                     net_close(relay.sides[side].watch.fd)
-                    relay.sides[side].watch.fd = NET_NONE
-                half_break(&relay.halves[side], &self.engine.loop.pump)
+                if relay.halves[side].pipe != NULL:
+                    _close_pipe(relay.halves[side].pipe)
             if relay.connecting != NULL:
                 for number in range(relay.connecting.started):
                     if relay.connecting.attempts[number].fd != NET_NONE:
                         net_close(relay.connecting.attempts[number].fd)
-                        relay.connecting.attempts[number].fd = NET_NONE
-        sync_store(&self.engine.finished, 1)
+        for i in range(self.engine.loop.pump.pipes.idle_count):
+            _close_pipe(self.engine.loop.pump.pipes.idle[i])
+        self._close_rest()
+        if self.engine.loop.pump.poller != NULL:
+            poller_free(self.engine.loop.pump.poller)       # frees what is still there: it is replaced only when it grows
+            self.engine.loop.pump.poller = NULL
+        self.abandoned = True
         self.door = threading.Lock()                # a thread that is not in this process may hold the old one
-        self.close()
+
+
+cdef void _close_pipe(Pipe *pipe) noexcept:
+    net_close(<net_socket> pipe.reader)
+    net_close(<net_socket> pipe.writer)
 
 
 cdef str _state(int state):

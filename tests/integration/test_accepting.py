@@ -12,6 +12,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ from support import (
 )
 
 import tcpproxy
+from tcpproxy._core.worker import Worker
 
 PAUSE = 0.1
 """Seconds without accepting, when there is nothing left to accept with."""
@@ -111,6 +113,13 @@ def waits(client: socket.socket, seconds: float = 0.3) -> bool:
     return not select.select([client], [], [], seconds)[0]
 
 
+def share_of_cpu(pid: int, client: socket.socket, seconds: float) -> float:
+    """What a process uses of a processor while this client waits."""
+    cpu, start = cpu_seconds(pid), time.monotonic()
+    assert waits(client, seconds)
+    return (cpu_seconds(pid) - cpu - 0.01) / (time.monotonic() - start)  # the clock ticks in hundredths
+
+
 def open_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
@@ -127,14 +136,14 @@ def test_out_of_descriptors(workers: str, echo: Echo, command: Callable[..., Com
     pid = process.process.pid
     with connect(process.address) as settled:
         talk(settled)
+        start = time.monotonic()
         before = limit_descriptors(pid, 0)
         waiting = [connect(process.address) for _ in range(3)]
         eventually(lambda: process.stderr)
-        cpu, start = cpu_seconds(pid), time.monotonic()
-        assert waits(waiting[0], 3 * rounds)
+        for _ in range(rounds):
+            at_best(lambda: share_of_cpu(pid, waiting[0], 3), 0.02)
         talk(settled)
         seconds = time.monotonic() - start
-        assert cpu_seconds(pid) - cpu < 0.02 * seconds + 0.01  # the clock ticks in hundredths
         assert os.strerror(errno.EMFILE) in process.stderr[0]
         assert len(process.stderr) <= 1 + seconds, process.stderr
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
@@ -189,7 +198,7 @@ def test_out_of_something(error: str, echo: Echo, command: Callable[..., Command
     number = getattr(errno, error)
     line = f"Error accepting a connection: {os.strerror(number)} (os error {number}); trying again every 100 ms"
     assert process.stderr[0] == line
-    assert process.stderr.count(line) == 1
+    assert process.stderr.count(line) <= 1 + int(took)  # the pauses of a slow machine may take longer than a second
     process.end()
     assert trace.read_text().count("(INJECTED)") == 4
 
@@ -260,7 +269,8 @@ def test_limit_from_descriptors(workers: str, echo: Echo, command: Callable[...,
         while True:
             client = clients.enter_context(connect(address))
             client.sendall(b"hello")
-            if waits(client, 2):
+            eventually(lambda it=client: process.stderr or not waits(it, 0), TIMEOUT)
+            if waits(client):
                 break
             assert read_exactly(client, 5) == b"hello"
             served.append(client)
@@ -441,20 +451,19 @@ def test_at_the_limit_it_is_quiet(workers: str, echo: Echo, command: Callable[..
     with contextlib.ExitStack() as clients:
         for _ in range(2):
             talk(clients.enter_context(connect(process.address)))
+        start = time.monotonic()
         waiting = clients.enter_context(connect(process.address))
         eventually(lambda: process.stderr)
-        cpu, start = cpu_seconds(process.process.pid), time.monotonic()
-        assert waits(waiting, 2.5)
+        at_best(lambda: share_of_cpu(process.process.pid, waiting, 2.5), 0.02)
         seconds = time.monotonic() - start
-        assert cpu_seconds(process.process.pid) - cpu < 0.02 * seconds + 0.01
         assert len(process.stderr) <= 1 + seconds, process.stderr
 
 
 def test_more_clients_than_the_queue_holds(stack: contextlib.ExitStack, command: Callable[..., Command]) -> None:
     """Row 61: those whose SYN was dropped try again, and nobody is lost."""
     namespace = stack.enter_context(contextlib.closing(Namespace()))
-    namespace.sysctl("net.core.somaxconn", "8")
     upstream = stack.enter_context(contextlib.closing(namespace.call(Echo)))
+    namespace.sysctl("net.core.somaxconn", "8")  # for the proxy's queue only
     process = command("-q", upstream.name, wrapper=namespace.wrapper)
     address = process.address
 
@@ -498,6 +507,7 @@ def talk_together(clients: list[socket.socket]) -> None:
             assert read_exactly(client, size) == page
 
 
+@pytest.mark.timeout(300)
 def test_thousands_held(many_descriptors: int, busy_echo: str, command: Callable[..., Command]) -> None:
     """Row 62: 9,900 connections, or what the descriptors allow, alive at once; little memory each, none left over.
 
@@ -551,3 +561,81 @@ def test_thousand_descriptors_of_a_user(
         for client in held[::40]:
             talk(client, data)
     assert process.stderr == []
+
+
+# --- a worker that ends before the others ---
+
+
+class Two:
+    """Two workers of one proxy, of which the first alone has a listener that clients know; both reach the upstream."""
+
+    def __init__(self, stack: contextlib.ExitStack, echo: Echo) -> None:
+        bell, names_bell = (stack.enter_context(end) for end in socket.socketpair())
+        bell.setblocking(False)
+        self.workers = [
+            Worker(
+                bell=bell.fileno(),
+                names_bell=names_bell.fileno(),
+                buffer_size=65536,
+                connect_timeout=10,
+                half_close_timeout=60,
+                idle_timeout=0,
+                keepalive=0,
+                socket_buffer=0,
+                zero_copy="auto",
+                busy_poll_us=0,
+            )
+            for _ in range(2)
+        ]
+        self.threads = [threading.Thread(target=worker.run, daemon=True) for worker in self.workers]
+        for worker in reversed(self.workers):
+            listener = socket.create_server(("127.0.0.1", 0))
+            self.address = listener.getsockname()
+            listener.setblocking(False)
+            worker.listen(listener.detach(), 0)
+            worker.set_addresses(0, [(socket.inet_aton(echo.host), echo.port, 0)], None)
+        Worker.link(self.workers, limit=100, per_source=0)
+        for thread in self.threads:
+            thread.start()
+        stack.callback(self.close)
+
+    def active(self) -> list[int]:
+        return [worker.counters()["active"] for worker in self.workers]
+
+    def end(self, number: int) -> None:
+        """Waits until a worker that was told to stop has done so."""
+        self.threads[number].join(TIMEOUT)
+        assert not self.threads[number].is_alive()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop(abort=True)
+        for number, worker in enumerate(self.workers):
+            self.end(number)
+            worker.close()
+
+
+def test_worker_that_has_ended_gets_no_connection(stack: contextlib.ExitStack, echo: Echo) -> None:
+    """Row 97: workers stop one after the other; what one of them accepts meanwhile it keeps, and serves."""
+    two = Two(stack, echo)
+    two.workers[1].stop(abort=False)
+    two.end(1)
+    clients = [stack.enter_context(connect(two.address)) for _ in range(8)]
+    for client in clients:
+        talk(client)
+    assert two.active() == [8, 0]
+    assert two.workers[1].connections() == []
+
+
+def test_worker_that_ends_loses_no_connection(echo: Echo) -> None:
+    """Row 97: a connection comes over just when the worker, which has none, is told to stop. One of them serves it."""
+    for _ in range(200):
+        with contextlib.ExitStack() as stack:
+            two = Two(stack, echo)
+            with connect(two.address) as kept:
+                talk(kept)
+                two.workers[1].stop(abort=False)
+                with connect(two.address) as late:
+                    talk(late)
+            two.end(1)
+            eventually(lambda two=two: two.active() == [0, 0])

@@ -22,6 +22,7 @@ from support import (
     connect,
     descriptors,
     eventually,
+    free_port,
     in_background,
     payload,
     read_all,
@@ -100,7 +101,7 @@ def test_unspecified_ipv6_takes_both_families(
 @pytest.mark.parametrize(("bind", "other"), [("0.0.0.0", "::1"), ("127.0.0.1", "::1"), ("::1", "127.0.0.1")])
 def test_other_family_is_refused(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, bind: str, other: str) -> None:
     """Row 93: a listener of one family, other than `[::]`, takes nobody of the other."""
-    proxy = make_proxy(echo.name, bind=bind)
+    proxy = make_proxy(echo.name, bind=bind, port=free_port())
     assert passes(proxy.address)
     assert not passes((other, proxy.address[1]))
 
@@ -131,7 +132,7 @@ def test_localhost_with_a_port_taken_in_one_family(
     stack: contextlib.ExitStack, echo: Echo, taken: str, free: str
 ) -> None:
     """Row 96: it fails, and the other family is not left listening."""
-    holder = stack.enter_context(contextlib.closing(Upstream(taken)))
+    holder = stack.enter_context(contextlib.closing(Upstream(taken, free_port())))
     before = descriptors()
     with pytest.raises(tcpproxy.StartError) as caught:
         tcpproxy.Proxy(echo.name, bind="localhost", port=holder.port).start()
@@ -186,10 +187,9 @@ def test_second_proxy_on_one_port(
 
 def test_port_of_a_proxy_that_has_just_stopped(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream) -> None:
     """Row 96: the port is free again at once, although connections that the proxy closed first wait in the kernel."""
-    port = 0
+    port = free_port()
     for _ in range(5):
         proxy = make_proxy(upstream.name, port=port)
-        port = proxy.address[1]
         with connect(proxy.address) as client:
             upstream.accept().close()
             assert read_all(client) == b""

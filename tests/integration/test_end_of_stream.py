@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from support import (
+    TIMEOUT,
     Link,
     Upstream,
     bounds,
@@ -248,7 +249,9 @@ def test_half_close_timeout(make_link: Callable[..., Link], events: list[tcpprox
     be busy, at least one in time (10 %).
     """
     link = make_link(half_close_timeout=1)
+    assert link.proxy
     with contextlib.ExitStack() as stack:
+        made = time.monotonic()  # a batch that has accepted a client, and reads its end, has the time of its beginning
         pairs = [link.pair() for _ in range(5)]
         for pair in pairs:
             stack.enter_context(pair[0])
@@ -261,13 +264,15 @@ def test_half_close_timeout(make_link: Callable[..., Link], events: list[tcpprox
         took = []
         waiting = {near for near, _ in pairs}
         while waiting:
-            for near in select.select(waiting, [], [], 5)[0]:
+            assert time.monotonic() < made + TIMEOUT, (took, link.proxy.stats(), link.proxy.connections())
+            for near in select.select(waiting, [], [], 1)[0]:
                 took.append(time.monotonic() - begin[near])
+                assert time.monotonic() - made > 0.999
                 waiting.remove(near)
                 # A stream that was cut must not look like one that is complete.
                 with pytest.raises(ConnectionResetError):
                     near.recv(1)
-    assert 0.9 <= min(took) <= bound, took
+    assert min(took) <= bound, took
     assert max(took) < 5, took
     eventually(lambda: idle(link) and sum(event.kind == "end" for event in events) == 5)
     assert {event.reason for event in events if event.kind == "end"} == {"half-close-timeout"}
@@ -277,18 +282,31 @@ def test_half_close_timeout(make_link: Callable[..., Link], events: list[tcpprox
 def test_half_close_timeout_is_for_inactivity(make_link: Callable[..., Link]) -> None:
     """Row 11: every byte arms it anew, so a slow answer may take longer than the time-out in all."""
     link = make_link(half_close_timeout=1.5)
-    near, far = link.pair()
-    with near, far:
+
+    def answer_slowly(near: socket.socket, far: socket.socket) -> bool:
+        """False: it was cut, as is right where a machine stands still between two bytes for that long."""
         near.shutdown(socket.SHUT_WR)
         assert far.recv(1) == b""
-        for _ in range(5):
-            pause(0.4)
-            far.sendall(b"x")
-            assert near.recv(1) == b"x"
-        last = time.monotonic()
-        with pytest.raises(ConnectionResetError):
-            near.recv(1)
-        assert 1.4 <= time.monotonic() - last < 5
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            for _ in range(5):
+                pause(0.4)
+                before = time.monotonic()
+                far.sendall(b"x")
+                assert near.recv(1) == b"x"
+            after = time.monotonic()
+            with pytest.raises(ConnectionResetError):
+                near.recv(1)
+            assert time.monotonic() - before > 1.499
+            assert time.monotonic() - after < 5
+            return True
+        return False
+
+    for _ in range(5):
+        near, far = link.pair()
+        with near, far:
+            if answer_slowly(near, far):
+                return
+    pytest.fail("a slow answer was cut five times")
 
 
 @proxied

@@ -31,6 +31,7 @@ from support import (
     connect,
     eventually,
     fill,
+    free_port,
     frozen,
     in_background,
     payload,
@@ -198,13 +199,13 @@ def test_reset_before_upstream_is_connected(command: Callable[..., Command], ups
 
 def test_data_that_waited_longer_than_the_idle_limit(command: Callable[..., Command], echo: Echo) -> None:
     """Rows 65, 74: a proxy that was stopped (Ctrl-Z) finds bytes and a limit that is over: bytes are no idleness."""
-    proxy = command(echo.name, "--quiet", "--idle-timeout", "1s")
+    proxy = command(echo.name, "--quiet", "--idle-timeout", "3s")
     with connect(proxy.address) as near:
         near.sendall(b"one")
         assert read_exactly(near, 3) == b"one"
         with frozen(proxy):
             near.sendall(b"two")
-            assert not select.select([near], [], [], 1.5)[0]
+            assert not select.select([near], [], [], 3.5)[0]
         assert read_exactly(near, 3) == b"two"
 
 
@@ -319,18 +320,27 @@ STATES = [
 ]
 
 
+def wakeups_while_quiet(link: Link, enough: int) -> int:
+    """The fewest in half a second, of up to five: on a busy machine what was under way takes its time to arrive."""
+    assert link.proxy
+    fewest = sys.maxsize
+    for _ in range(5):
+        before = link.proxy.stats().wakeups
+        pause(0.5)
+        fewest = min(fewest, link.proxy.stats().wakeups - before)
+        if fewest <= enough:
+            break
+    return fewest
+
+
 @pytest.mark.parametrize("workers", [1], ids=["1worker"])
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 def test_no_wakeups_in_any_state(link: Link, state: Callable[[socket.socket, socket.socket], None]) -> None:
     """Row 69: a worker sleeps while nothing comes, whatever the state of a connection. At most 20 wake-ups a second."""
-    assert link.proxy
     near, far = link.pair()
     with near, far:
         state(near, far)
-        pause(0.2)  # what is under way arrives
-        before = link.proxy.stats().wakeups
-        pause(0.5)
-        assert link.proxy.stats().wakeups - before <= 10
+        assert wakeups_while_quiet(link, 10) <= 10
 
 
 @pytest.mark.parametrize("workers", [1], ids=["1worker"])
@@ -344,10 +354,7 @@ def test_no_wakeups_when_closed(link: Link) -> None:
         for end in (near, far):
             end.close()
     eventually(lambda: link.proxy and link.proxy.stats().active == 0, 10)
-    pause(0.1)  # behind the turn that closes the last one there may be another
-    before = link.proxy.stats().wakeups
-    pause(0.5)
-    assert link.proxy.stats().wakeups == before
+    assert wakeups_while_quiet(link, 0) == 0  # behind the turn that closes the last one there may be another
 
 
 @pytest.mark.parametrize("workers", [1, 2], ids=["1worker", "2workers"])
@@ -436,6 +443,7 @@ def test_signals_interrupt_the_workers(link: Link) -> None:
         while not stop.is_set():
             for thread in threads:
                 signal.pthread_kill(thread.ident or 0, signal.SIGUSR1)
+            stop.wait(0.0002)  # or, on a busy machine, a worker would be interrupted before it has done anything
 
     signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
@@ -526,8 +534,8 @@ def test_descriptors_close_on_exec(command: Callable[..., Command], echo: Echo) 
 
 
 FORKING = """
-import os, sys, tcpproxy
-with tcpproxy.Proxy(sys.argv[1], workers=2) as proxy:
+import os, sys, tcpproxy, time
+with tcpproxy.Proxy(sys.argv[1], workers=2, port=sys.argv[2]) as proxy:
     print(proxy.address[1], flush=True)
     sys.stdin.readline()
     reader, writer = os.pipe()
@@ -538,7 +546,11 @@ with tcpproxy.Proxy(sys.argv[1], workers=2) as proxy:
         os._exit(0)
     print("forked", flush=True)
     sys.stdin.readline()
+    while proxy.stats().active:
+        time.sleep(0.01)
+    time.sleep(0.1)             # behind the turn that closes the last one there may be another
     before = proxy.stats().wakeups
+    print("idle", flush=True)
     sys.stdin.readline()
     print(proxy.stats().active, proxy.stats().wakeups - before, flush=True)
     proxy.stop()
@@ -551,7 +563,7 @@ with tcpproxy.Proxy(sys.argv[1], workers=2) as proxy:
 def test_child_process_holds_nothing_back(upstream: Upstream, stack: contextlib.ExitStack) -> None:
     """Row 73: a program forks; its child, which lives on, neither keeps connections alive nor the listener."""
     program = subprocess.Popen(
-        [sys.executable, "-c", FORKING, upstream.name],
+        [sys.executable, "-c", FORKING, upstream.name, str(free_port())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -583,6 +595,7 @@ def test_child_process_holds_nothing_back(upstream: Upstream, stack: contextlib.
             near.recv(1)
         near.close()
     go_on()
+    assert program.stdout.readline() == "idle\n"
     pause(0.3)
     go_on()
     active, wakeups = map(int, program.stdout.readline().split())
@@ -596,11 +609,21 @@ def test_child_process_holds_nothing_back(upstream: Upstream, stack: contextlib.
 # --- time ---
 
 
-def time_to_reset(sock: socket.socket) -> float:
-    start = time.monotonic()
-    with contextlib.suppress(ConnectionResetError):
-        sock.recv(1)
-    return time.monotonic() - start
+def idle_times(address: tuple[str, int]) -> tuple[float, float]:
+    """How long a connection lives that has echoed a byte: at most, and at least.
+
+    At most from before it was there: a worker that was slow for a moment reads the byte in the batch that accepts the
+    client, and all that a batch does has the time of its beginning.
+    """
+    begin = time.monotonic()
+    with connect(address) as near:
+        near.sendall(b"x")
+        near.recv(1)
+        silent = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            near.recv(1)
+        end = time.monotonic()
+    return end - begin, end - silent
 
 
 @pytest.mark.parametrize("limit", [0.2, 1.0])
@@ -608,14 +631,9 @@ def time_to_reset(sock: socket.socket) -> float:
 def test_timers_are_accurate(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, limit: float, bound: float) -> None:
     """Row 74: never early, and at most 50 ms or a tenth late. Of some connections the middle one counts."""
     proxy = make_proxy(echo.name, idle_timeout=limit)
-    times = []
-    for _ in range(3):
-        with connect(proxy.address) as near:
-            near.sendall(b"x")
-            near.recv(1)
-            times.append(time_to_reset(near))
-    assert min(times) > limit - 0.01  # the limit began when the byte passed, a little before it was here
-    assert statistics.median(times) < limit + max(bound / 2, limit * bound)
+    at_most, at_least = zip(*(idle_times(proxy.address) for _ in range(3)), strict=True)
+    assert min(at_most) > limit - 0.001
+    assert statistics.median(at_least) < limit + max(bound / 2, limit * bound)
 
 
 JUMPING_CLOCK = r"""
@@ -666,19 +684,16 @@ def test_clock_that_jumps(command: Callable[..., Command], echo: Echo, tmp_path:
     probe = "import time; print(abs(time.time() - time.time()) > 9000)"
     assert subprocess.check_output([sys.executable, "-c", probe], env=env, text=True) == "True\n"
     proxy = command(echo.name, "-d", "--idle-timeout", "500ms", env=env)
-    times = []
-    for _ in range(3):
-        with connect(proxy.address) as near:
-            near.sendall(b"x")
-            near.recv(1)
-            times.append(time_to_reset(near))
-    assert 0.49 < statistics.median(times) < 5
+    at_most, at_least = zip(*(idle_times(proxy.address) for _ in range(3)), strict=True)
+    assert min(at_most) > 0.499
+    assert statistics.median(at_least) < 5
     eventually(lambda: len(proxy.stderr) == 9)
     durations = re.findall(r"Closed \S+ after (\S+) s.*: idle", "\n".join(proxy.stderr))
     assert len(durations) == 3
     assert all(0.5 <= float(duration) < 5 for duration in durations)
 
 
+@pytest.mark.timeout(300)
 @bounds(10, 0.2)
 def test_two_thousand_timeouts_at_once(command: Callable[..., Command], upstream: Upstream, bound: float) -> None:
     """Row 75: none is early, and all come. The best of three rounds: the last is at most 100 ms late.
@@ -715,7 +730,7 @@ def lateness_of_two_thousand(proxy: Command, upstream: Upstream, limit: float) -
         while len(clients) < 2000:
             clients.append(stack.enter_context(connect(proxy.address)))
             servers.append(stack.enter_context(upstream.accept()))
-            if time.monotonic() - sent > limit / 10:  # no time-out while the rest is being set up, however slowly
+            if time.monotonic() - sent > limit / 4:  # no time-out while the rest is being set up, however slowly
                 sent = send_to_all(b"x")
         send_to_all(b"y")
         wait_for_all(b"y")  # a proxy that is frozen within a batch goes on with the time of its beginning

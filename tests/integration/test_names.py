@@ -21,7 +21,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import TIMEOUT, Command, Upstream, allow_descriptors, bounds, connect, eventually, read_all, read_exactly
+from support import (
+    TIMEOUT,
+    Command,
+    Serving,
+    allow_descriptors,
+    connect,
+    eventually,
+    free_port,
+    read_all,
+    read_exactly,
+)
 
 NAME = "upstream.test"
 A, AAAA = 1, 28
@@ -120,31 +130,17 @@ class Nameserver:
         self.socket.close()
 
 
-class Greeter(Upstream):
+class Greeter(Serving):
     """Says its name to whoever connects, then sends everything back. Its address is 127.0.0.`number`."""
 
     def __init__(self, number: int, port: int = 0) -> None:
-        self.socket = socket.create_server((f"127.0.0.{number}", port), backlog=4096)
-        self.host, self.port = self.socket.getsockname()
         self.greeting = b"%d\n" % number
-        threading.Thread(target=self._serve, daemon=True).start()
+        super().__init__(f"127.0.0.{number}", port)
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self.socket.accept()
-                threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
-
-    def _greet(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.sendall(self.greeting)
-            while data := connection.recv(65536):
-                connection.sendall(data)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
-        super().close()
+    def serve(self, connection: socket.socket) -> None:
+        connection.sendall(self.greeting)
+        while data := connection.recv(65536):
+            connection.sendall(data)
 
 
 @pytest.fixture
@@ -155,7 +151,7 @@ def nameserver(stack: contextlib.ExitStack) -> Nameserver:
 @pytest.fixture
 def greeters(stack: contextlib.ExitStack) -> tuple[Greeter, Greeter]:
     """Two upstreams on one port: 127.0.0.2 and 127.0.0.3."""
-    two = stack.enter_context(contextlib.closing(Greeter(2)))
+    two = stack.enter_context(contextlib.closing(Greeter(2, free_port())))
     return two, stack.enter_context(contextlib.closing(Greeter(3, two.port)))
 
 
@@ -248,6 +244,7 @@ def test_answer_serves_many_connections(
     assert nameserver.asked <= 1 + 2 * int((time.monotonic() - began) / FRESH + 1)
 
 
+@pytest.mark.timeout(300)
 def test_recent_answer_outlives_its_server(
     start: Callable[..., Command], nameserver: Nameserver, greeters: tuple[Greeter, Greeter]
 ) -> None:
@@ -331,9 +328,16 @@ def test_waiting_clients_end_at_the_connect_timeout(start: Callable[..., Command
     assert says(proxy.stderr, f"warning: cannot resolve {NAME} (no answer within 2 s)") == 1
 
 
-@bounds(0.5, 0.005)
+@pytest.mark.parametrize(
+    ("percent", "bound"),
+    [pytest.param(50, 0.5, id="loose"), pytest.param(99, 0.005, id="tight", marks=pytest.mark.timed)],
+)
 def test_live_relay_beside_clients_that_wait(
-    start: Callable[..., Command], nameserver: Nameserver, greeters: tuple[Greeter, Greeter], bound: float
+    start: Callable[..., Command],
+    nameserver: Nameserver,
+    greeters: tuple[Greeter, Greeter],
+    percent: int,
+    bound: float,
 ) -> None:
     """Row 92: round trips of a live relay while 600 clients wait for a server that is dead; then they are served."""
     allow_descriptors(3000)
@@ -352,12 +356,12 @@ def test_live_relay_beside_clients_that_wait(
             connection.connect_ex(proxy.address)
             answers.register(connection, select.POLLIN)
         trips = []
-        while not answers.poll(0):
+        while not trips or not answers.poll(0):
             began = time.monotonic()
             early.sendall(b"ping")
             assert read_exactly(early, 4) == b"ping"
             trips.append(time.monotonic() - began)
-        assert sorted(trips)[len(trips) * 99 // 100] < bound
+        assert sorted(trips)[len(trips) * percent // 100] < bound
         for connection in waiting:
             connection.settimeout(TIMEOUT)
             assert read_exactly(connection, 2) == greeters[0].greeting

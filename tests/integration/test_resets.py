@@ -24,6 +24,7 @@ from support import (
     Command,
     Link,
     Upstream,
+    at_best,
     bounds,
     connect,
     cpu_seconds,
@@ -131,7 +132,7 @@ def test_reset_after_the_own_end(link: Link, swapped: bool, events: list[tcpprox
         assert far.recv(1) == b""
         assert not hears_of_reset(far, 0)
         reset(near)
-        assert hears_of_reset(far, 2)
+        assert hears_of_reset(far, TIMEOUT)  # the half-close-timeout is a minute
     eventually(lambda: idle(link))
     if not link.direct:
         assert ends(events)[0].reason == ("upstream-reset" if swapped else "client-reset")
@@ -236,6 +237,7 @@ def test_data_then_reset_with_a_slow_receiver(link: Link, swapped: bool, events:
     assert arrived <= len(received)
     assert received == data[: len(received)]
     if link.proxy:
+        eventually(lambda: idle(link))
         event = ends(events)[0]
         assert event.reason == ("upstream-reset" if swapped else "client-reset")
         stats = link.proxy.stats()
@@ -244,7 +246,6 @@ def test_data_then_reset_with_a_slow_receiver(link: Link, swapped: bool, events:
         else:
             assert (len(received), 0) == (event.to_upstream, event.to_client)
         assert (stats.bytes_to_upstream, stats.bytes_to_client) == (event.to_upstream, event.to_client)
-        assert idle(link)
 
 
 @pytest.mark.parametrize("workers", [1])
@@ -440,16 +441,20 @@ def test_client_resets_while_connecting(
 
 def test_no_wake_up_loop_while_connecting(silent: Silent, command: Callable[..., Command]) -> None:
     """Rows 25, 26: a connect under way, also of clients that have sent something or have ended, costs nothing."""
-    process = command("--workers", "1", silent.name)
+    process = command("--workers", "1", "--connect-timeout", "60s", silent.name)
+
+    def used_in_two_seconds() -> float:
+        begin = cpu_seconds(process.process.pid)
+        pause(2)
+        return cpu_seconds(process.process.pid) - begin
+
     with contextlib.ExitStack() as stack:
         quiet, talking, ended = (stack.enter_context(connect(process.address)) for _ in range(3))
         talking.sendall(b"hello")
         ended.sendall(b"hello")
         ended.shutdown(socket.SHUT_WR)
         eventually(lambda: len(process.stdout) == 4)
-        begin = cpu_seconds(process.process.pid)
-        pause(2)
-        assert cpu_seconds(process.process.pid) - begin <= 0.1
+        at_best(used_in_two_seconds, 0.1)
         for client in (quiet, talking, ended):
             assert not hears_of_reset(client, 0)
 
@@ -620,14 +625,20 @@ def test_vanished_peer(
     for sock in (server, client):
         with pytest.raises(ConnectionResetError):
             sock.recv(1)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 15
     assert not select.select([unaware], [], [], 0)[0]
     check_reasons(*proxies)
 
 
+@bounds(15, 8.5)
 @pytest.mark.parametrize("window", ["open", "closed"])
 def test_vanished_peer_that_owes_an_answer(
-    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command], window: str
+    here: Namespace,
+    there: Namespace,
+    stack: contextlib.ExitStack,
+    command: Callable[..., Command],
+    window: str,
+    bound: float,
 ) -> None:
     """Row 24: with bytes on their way to it keepalive is silent; a peer that vanishes is found as soon all the same.
 
@@ -637,8 +648,8 @@ def test_vanished_peer_that_owes_an_answer(
     if window == "closed":
         for sock in here_is:
             fill(sock)
-    there.ip("link", "set", "v", "down")  # whatever is sent there is lost from now on
     begin = time.monotonic()
+    there.ip("link", "set", "v", "down")  # whatever is sent there is lost from now on
     if window == "open":
         for sock in here_is:
             sock.sendall(b"to nobody")
@@ -646,7 +657,7 @@ def test_vanished_peer_that_owes_an_answer(
         with pytest.raises(ConnectionResetError):
             sock.recv(1)
     # Two seconds and three times one; ticks of a second, and questions at growing intervals.
-    assert 3.5 < time.monotonic() - begin < 8.5
+    assert 3.5 < time.monotonic() - begin < bound
     assert not select.select([here_is[2]], [], [], 0)[0]
     check_reasons(*proxies)
 
@@ -681,4 +692,27 @@ def test_a_peer_that_does_not_read_is_not_dead(
     begin = time.monotonic()
     with pytest.raises(ConnectionResetError):
         pairs[1][0].recv(1)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 15
+
+
+def test_reset_of_the_one_that_is_waited_for(
+    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], stack: contextlib.ExitStack
+) -> None:
+    """Rows 19, 21: a peer has reset, and what it had sent waits in the proxy's kernel for the other one, which does not
+    read, and then resets too: nothing waits any more, and the relay ends long before its time is over.
+    """
+    upstream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KIB)  # what it accepts inherits it
+    proxy = make_proxy(upstream.name, workers=2)
+    for swapped in (False, True):
+        client = socket.socket()
+        client.settimeout(TIMEOUT)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KIB)
+        client.connect(proxy.address)
+        server = stack.enter_context(upstream.accept())
+        near, far = (server, stack.enter_context(client)) if swapped else (stack.enter_context(client), server)
+        near.sendall(bytes(512 * KIB))
+        eventually(lambda: [it.to_upstream + it.to_client for it in proxy.connections()] == [512 * KIB])
+        reset(near)
+        eventually(lambda: [it.state for it in proxy.connections()] == ["closing"])
+        reset(far)
+        eventually(lambda: proxy.stats().active == 0, within=4)

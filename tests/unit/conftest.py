@@ -32,17 +32,23 @@ DIRECTIVES = {
 Pair = tuple[socket.socket, socket.socket]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "door" in getattr(item, "fixturenames", ()):  # the first of them compiles it, and others wait for that
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @pytest.fixture(scope="session")
 def door(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The module door.pyx, compiled; a cross build brings one along."""
     if importlib.util.find_spec("door"):
         return importlib.import_module("door")
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    if not shutil.which(compiler):
+    if os.name != "nt" and not shutil.which(compiler):  # on Windows it need not be on PATH: setuptools finds it
         pytest.skip(f"needs a C compiler, and there is no {compiler}")
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if "PYTEST_XDIST_WORKER" not in os.environ or os.name == "nt":
         return _load(_build(tmp_path_factory.mktemp("door")))
-    import fcntl  # not on Windows
+    import fcntl
 
     folder = tmp_path_factory.getbasetemp().parent  # all processes of this run share it: the first one compiles
     with open(folder / "door.lock", "w") as lock:
@@ -61,7 +67,12 @@ def _build(folder: pathlib.Path) -> pathlib.Path:
 
     source = folder / "door.pyx"  # a copy, because the C file is written beside it
     shutil.copy(pathlib.Path(__file__).with_name("door.pyx"), source)
-    extension = Extension("door", [str(source)], include_dirs=[str(ROOT / "tcpproxy" / "_core")])
+    extension = Extension(
+        "door",
+        [str(source)],
+        include_dirs=[str(ROOT / "tcpproxy" / "_core")],
+        libraries=["ws2_32"] if os.name == "nt" else [],
+    )
     modules = cythonize([extension], include_path=[str(ROOT)], compiler_directives=DIRECTIVES, quiet=True)
     build = build_ext(Distribution({"ext_modules": modules}))
     build.build_lib = build.build_temp = str(folder)

@@ -5,8 +5,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memset
 from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_drop, buffer_fill
-from tcpproxy._core.connecting cimport CONNECTING_PENDING, AddressList, Connecting, addresses_release, \
-    connecting_event, connecting_free, connecting_new, connecting_next
+from tcpproxy._core.connecting cimport CONNECTING_FAILED, CONNECTING_PENDING, AddressList, Connecting, \
+    addresses_release, connecting_event, connecting_free, connecting_new, connecting_next
 from tcpproxy._core.events cimport EventRecord, EventRing, ring_claim, ring_empty, ring_free, ring_init, ring_publish, \
     ring_sleep, ring_take
 from tcpproxy._core.half cimport HALF_BROKEN, HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_WAIT, \
@@ -31,7 +31,8 @@ FREE, RELAYING, DEAD = RELAY_FREE, RELAY_RELAYING, RELAY_DEAD
 KINDS = range(TIMER_NONE + 1, TIMER_KINDS)
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 PIPE_LIMIT, PIPE_ROOM = PIPES, PIPE_SIZE
-QUEUE_ROOM, TABLE_CHUNK = HANDOFF_ROOM, CHUNK
+QUEUE_ROOM, TABLE_CHUNK, TABLE_ROOM = HANDOFF_ROOM, CHUNK, INDEX_LIMIT
+FAILED = CONNECTING_FAILED
 POLLER = poller_name().decode()
 
 
@@ -313,6 +314,10 @@ cdef class ConnectingDoor:
     def event(self, uint32_t bits):
         """The number of the attempt that is connected, or what is negative."""
         return connecting_event(self.it, self.poller, 0, bits)
+
+    @property
+    def error(self):
+        return self.it.error
 
     @property
     def ready(self):

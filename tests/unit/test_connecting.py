@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from types import ModuleType
 
 import pytest
+from networks import Silent
 
 
 @pytest.mark.parametrize("order", ["bytes first", "connected first", "both at once"])
@@ -23,3 +25,10 @@ def test_what_is_reported_before_connected_is_kept(door: ModuleType, order: str)
         else:
             assert attempt.event(door.IN | door.OUT) == 0
             assert attempt.ready == door.IN | door.OUT
+
+
+def test_error_that_is_used_up(door: ModuleType, silent: Silent) -> None:
+    """Row 25: the poller tells of an error, the socket knows of none: it is not connected all the same."""
+    attempt = door.ConnectingDoor(b"\x7f\0\0\1", silent.port)
+    assert attempt.event(door.IN | door.OUT | door.EOF | door.ERROR) == door.FAILED
+    assert attempt.error == errno.ENOTCONN

@@ -175,6 +175,7 @@ def test_a_turn_keeps_to_its_budget(it: Direction) -> None:
     assert received + read_exactly(it.receiver, BUDGET) == data
 
 
+@needs_splice
 @pytest.mark.parametrize("zero_copy", ["always"])
 def test_a_turn_goes_over_its_budget_by_one_pipe_at_most(door: ModuleType, make: Callable[..., Direction]) -> None:
     """Rows 34, 84: in splice mode too, a turn ends."""

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from tcpproxy.config import Config
+from tcpproxy.listening import MOST, connection_limit
+
 SCRIPT = """
 import resource
 from tcpproxy.listening import raise_descriptor_limit
@@ -41,3 +44,14 @@ def test_a_system_that_refuses_its_own_hard_limit(most: int, soft: int, expected
     script = SCRIPT.format(most=most, soft=soft)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
     assert int(done.stdout) == expected
+
+
+@pytest.mark.parametrize("soft", [1_073_741_816, 1 << 20, 2_000_200, (1 << 63) - 2])
+def test_more_descriptors_than_anybody_needs(monkeypatch: pytest.MonkeyPatch, soft: int) -> None:
+    """Row 64: as in a Docker container. No table is made for half a billion connections that never come."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    limit, warning = connection_limit(Config.make("127.0.0.1:80", max_connections_per_source=4))
+    assert soft // 2 - 200 <= limit <= soft // 2 or limit == MOST
+    assert limit <= MOST
+    assert warning == ""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import pytest
+from networks import Closed
 from support import TIMEOUT, at_best, choke, descriptors, in_background, payload, reset, resource
 
 from tcpproxy._core.worker import POLLER
@@ -335,11 +336,10 @@ def test_a_full_hang_up_is_reported_with_in_and_out(poller: object, make_pair: M
 
 def test_a_refused_connection_is_reported_with_in_and_out(poller: object, stack: contextlib.ExitStack) -> None:
     """Row 20: and the socket says why."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = closed.getsockname()
+    closed = stack.enter_context(contextlib.closing(Closed()))
     ours = stack.enter_context(socket.socket())
     ours.setblocking(False)
-    ours.connect_ex(address)
+    ours.connect_ex((closed.host, closed.port))
     poller.add(ours.fileno(), 1)
     wait_for(poller, 1, IN | OUT)
     assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
@@ -606,6 +606,21 @@ def test_a_time_out_is_rounded_up_not_to_nothing(poller: object) -> None:
     for _ in range(10):
         assert poller.wait(100_000) == []
     assert time.monotonic_ns() - start >= 10 * 100_000
+
+
+def test_an_entry_that_is_left_out_does_not_end_the_wait(poller: object, make_pair: MakePair) -> None:
+    """A reset one has no more to report. WSAPoll marks what it is to leave out, which is no event, and hides none."""
+    (gone, its_peer), (ours, peer) = make_pair(), make_pair()
+    poller.add(gone.fileno(), 1)
+    poller.add(ours.fileno(), 2)
+    reset(its_peer)
+    wait_for(poller, 1, IN | OUT)
+    settle(poller)
+    start = time.monotonic_ns()
+    assert poller.wait(200 * MS) == []
+    assert time.monotonic_ns() - start >= 200 * MS
+    peer.sendall(b"x")
+    assert told(poller) == {2}
 
 
 def test_a_time_out_of_zero_does_not_wait(poller: object) -> None:

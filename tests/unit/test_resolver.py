@@ -127,7 +127,7 @@ class System:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.answer: list[Address] | OSError = [v4(1)]
+        self.answer: list[Address] | BaseException = [v4(1)]
         self.open = threading.Event()
         self.open.set()
         self.asked = threading.Semaphore(0)
@@ -137,7 +137,7 @@ class System:
         self.calls += 1
         self.asked.release()
         assert self.open.wait(TIMEOUT)
-        if isinstance(self.answer, OSError):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
@@ -299,3 +299,43 @@ def test_look_up_that_cannot_start(system: System, shared: Resolver, monkeypatch
         patch.setattr(threading.Thread, "start", refuse)
         assert shared.lookup(0.1) == ([], 0.0)
     assert shared.lookup(5) == ([v4(1)], FRESH)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_look_up_that_cannot_start_keeps_nobody_waiting(
+    system: System, shared: Resolver, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Row 92: nor does anybody wait who would wait for ever; a recent answer stands in for it."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "tcpproxy-lookup":
+            raise error
+        start(thread)
+
+    def refused() -> object:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with waiting(1, shared.lookup) as results:
+                pass
+        return results[0]
+
+    assert refused() == ([], 0.0)
+    assert shared.problem
+    assert shared.lookup() == ([v4(1)], FRESH)
+    assert refused() == ([v4(1)], PATIENCE)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError()])
+def test_look_up_that_fails_as_none_should(
+    system: System, shared: Resolver, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Row 92: it has failed, with a reason, and the next one is made again."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # which would report it
+    system.answer = error
+    with waiting(3, shared.lookup) as results:
+        pass
+    assert results == [([], 0.0)] * 3
+    assert shared.problem
+    system.answer = [v4(1)]
+    assert shared.lookup() == ([v4(1)], FRESH)

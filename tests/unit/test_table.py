@@ -6,6 +6,8 @@ from types import ModuleType
 
 import pytest
 
+from tcpproxy.listening import MOST
+
 
 def test_a_relay_is_found_by_its_tag_whichever_socket_it_names(door: ModuleType) -> None:
     table = door.TableDoor()
@@ -110,3 +112,8 @@ def test_a_full_table_gives_no_relay(door: ModuleType) -> None:
     table.new()
     assert not table.new_at_the_limit()
     assert table.new()[2], "and still works"
+
+
+def test_one_worker_can_hold_all_connections(door: ModuleType) -> None:
+    """Row 64: however they are spread. One that it could not hold would be turned away instead of having to wait."""
+    assert door.TABLE_ROOM > MOST

@@ -72,7 +72,7 @@ def test_core_for_another_machine(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"_PYTHON_HOST_PLATFORM": "plan9-mips"}, "TCPPROXY_POLLER=poll pip install tcpproxy"),
+        ({"_PYTHON_HOST_PLATFORM": "plan9-mips"}, "TCPPROXY_POLLER=poll pip install ."),
         ({"TCPPROXY_POLLER": "select"}, "tcpproxy has no poller 'select'"),
     ],
 )
