@@ -17,8 +17,8 @@ to pytest in addition (`-n2`), others say which tests to run instead. Left out o
 - tests that limit the address space, of which a sanitizer takes terabytes;
 - tests/scale and ten thousand mixed connections, which compare memory over time: a sanitizer keeps aside what is freed;
 - tests/faults/test_shim.py: its library takes the place of memory calls that the sanitizer makes to set itself up;
-- asan: strace, since a leak check does not work in a traced process (the tests that need it skip), and hundreds of forks
-  beside busy threads, of which a child may inherit a lock of the sanitizer's allocator that nobody opens again;
+- asan: strace, since a leak check does not work in a traced process (the tests that need it skip), and hundreds of
+  forks beside busy threads, of which a child may inherit a lock of the sanitizer's allocator that nobody opens again;
 - tsan: three more tests that bound memory, of which it keeps several bytes for each one that is used;
 - tests/model/test_mutants.py, which builds cores of its own, and tests/platforms, which is about no part of the core.
 """
@@ -61,7 +61,7 @@ RUNS = {
 """For each, the arguments of one run of pytest after the other."""
 
 REPORT = re.compile(r"ERROR: |CHECK failed|WARNING: (?!unhandled)|runtime error|^==\d+==    at 0x", re.MULTILINE)
-"""Not a mere remark: LeakSanitizer's on threads that a fork has not copied, valgrind's on system calls it does not know."""
+"""Not a mere remark: LeakSanitizer's on threads that a fork has not copied, valgrind's on new system calls."""
 
 LAUNCHER = """
 #define PY_SSIZE_T_CLEAN
