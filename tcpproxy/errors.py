@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -30,12 +31,12 @@ class StartError(TcpProxyError, OSError):
 
     Args:
         what: what could not be done, with the address that it was about.
-        error: the OSError behind it.
+        error: what the system or the interpreter refused: an OSError, or one without a number, as for a thread.
     """
 
-    def __init__(self, what: str, error: OSError) -> None:
-        reason = describe(error.errno) if error.errno else str(error)
-        super().__init__(error.errno, f"{what}: {reason}")
+    def __init__(self, what: str, error: Exception) -> None:
+        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        super().__init__(number, f"{what}: {describe(number) if number else error}")
 
     def __str__(self) -> str:
         return str(self.strerror)

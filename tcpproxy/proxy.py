@@ -181,7 +181,7 @@ class Proxy:
                         thread.start()
             except BaseException as error:
                 self._discard(listeners)
-                if isinstance(error, OSError):
+                if isinstance(error, OSError | MemoryError | RuntimeError):  # the latter: no thread to be had
                     raise StartError(f"cannot start a proxy for {self.config.remote}", error) from error
                 raise
             _hook()

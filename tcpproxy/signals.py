@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 
+from .errors import StartError
 from .proxy import Proxy
 
 CAUGHT = [signal.SIGINT, signal.SIGTERM]
@@ -38,7 +39,11 @@ def serve(proxy: Proxy) -> None:
         with contextlib.suppress(OSError):
             writer.send(b"\0")
 
-    threading.Thread(target=tell, name="tcpproxy-stop", daemon=True).start()
+    try:
+        threading.Thread(target=tell, name="tcpproxy-stop", daemon=True).start()
+    except RuntimeError as error:  # no thread to be had
+        proxy.stop(0)
+        raise StartError(f"cannot start a proxy for {proxy.config.remote}", error) from error
     while (byte := reader.recv(1)) != b"\0":
         if byte[0] not in CAUGHT:
             continue

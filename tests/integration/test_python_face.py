@@ -593,7 +593,7 @@ def test_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch, which: str) -
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         proxy = Proxy("localhost:9", workers=2, on_event=slow)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(StartError, match=r"^cannot start a proxy for localhost:9: can't start new thread$"):
             proxy.start()
     assert [name for name in proxy_threads() if name != "tcpproxy-lookup"] == []
     assert seen == (["listening"] if which == "tcpproxy-names" else [])
