@@ -413,8 +413,13 @@ def test_nothing_sent_a_thousand_times(link: Link, events: list[tcpproxy.Event])
     eventually(lambda: idle(link))
     eventually(lambda: sockets() <= before)
     if link.proxy:
-        eventually(lambda: len(events) == 2001)
-        assert {event.kind for event in events} == {"listening", "new", "end"}
+
+        def told() -> int:  # what a log thread without a processor has to leave out, it counts
+            dropped = sum(int(event.text.split()[0]) for event in events if event.kind == "lost")
+            return dropped + sum(event.kind != "lost" for event in events)
+
+        eventually(lambda: told() == 2001, TIMEOUT)
+        assert {event.kind for event in events} - {"lost"} == {"listening", "new", "end"}
         stats = link.proxy.stats()
         assert (stats.accepted, stats.ended, stats.failed, stats.accept_errors) == (1000, 1000, 0, 0)
         assert stats.bytes_to_upstream == stats.bytes_to_client == 0
