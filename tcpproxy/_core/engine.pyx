@@ -20,7 +20,7 @@ cdef enum:
     ACCEPTS = 16            # in a row, before relays get their turn
     PAUSE_NS = 100000000    # of accepting, when out of descriptors or memory
     CONVERSATION = 16384    # bytes: a batch that moved more is bulk, where polling won nothing and cost 10 % (iperf3)
-    GENTLE = 262144         # bytes of one splice beside a conversation: who talks waits for what is moved at once
+    GENTLE = 131072         # bytes of one splice beside a conversation: who talks waits for what is moved at once
     GENTLE_NS = 100000000   # for so long after it
     BREATH_NS = 5000000     # of accepting at the limit of connections, when one has ended
 

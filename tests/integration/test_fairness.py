@@ -227,7 +227,7 @@ def test_small_messages_beside_bulk_streams(link: Link, pinger: Pinger, bound: f
 def test_small_steps_beside_a_conversation(
     command: Callable[..., Command], upstream: Upstream, tmp_path: Path, workers: str
 ) -> None:
-    """Row 34: one splice may move a mebibyte, but only a quarter once some connection of any worker has taken turns."""
+    """Row 34: one splice may move a mebibyte, but only an eighth once some connection of any worker has taken turns."""
     trace = tmp_path / "trace"
     tracer = strace("-y", "-e", "trace=splice", "-o", str(trace))
     proxy = command(upstream.name, "--quiet", "--zero-copy", "always", "--workers", workers, wrapper=tracer)
@@ -244,7 +244,7 @@ def test_small_steps_beside_a_conversation(
         assert set(steps()) == {str(MIB)}
         with connect(proxy.address) as near, upstream.accept() as far:
             deadline = time.monotonic() + TIMEOUT
-            while steps()[-1] != str(MIB // 4):  # more than one try if the machine stood still between these lines
+            while steps()[-1] != str(MIB // 8):  # more than one try if the machine stood still between these lines
                 assert time.monotonic() < deadline
                 move(near, far, 8)
                 move(far, near, 8)
