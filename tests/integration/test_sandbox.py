@@ -89,8 +89,11 @@ def attempts(
 
 def privileges(pid: int) -> set[str]:
     """What /proc says of all its threads."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return {line for thread in threads for line in (thread / "status").read_text().splitlines() if "NoNewPrivs" in line}
+    found = set()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found |= {line for line in (thread / "status").read_text().splitlines() if "NoNewPrivs" in line}
+    return found
 
 
 @pytest.mark.parametrize(("mode", "given_up"), [("auto", 1), ("off", 0)])
