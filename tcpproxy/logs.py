@@ -28,6 +28,7 @@ REASONS = (
     "shutdown",
 )
 KINDS = ("", "new", "end", "failed", "accept-error", "limit")
+NEW = KINDS.index("new")
 
 BURST = 10
 """Failed connections of one reason that get a line in one second; the rest are counted and said in one line."""
@@ -67,7 +68,7 @@ Record = tuple[int, int, int, str, str, int, int, float, float]
 
 def is_new(record: Record) -> bool:
     """Is it a new connection?"""
-    return record[0] == 1
+    return record[0] == NEW
 
 
 def decode(record: Record, problem: str) -> Event:

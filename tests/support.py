@@ -418,7 +418,7 @@ def frozen(process: Command) -> Iterator[None]:
 
 
 def proxy_threads() -> list[str]:
-    """Wait for their end: `stop` waits no longer than a second for the log thread, which may be stuck in a callback."""
+    """Wait for their end: `stop` waits no longer than 3 s for the log thread, which may be stuck in a callback."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("tcpproxy")]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import TIMEOUT, Command, Echo, connect, eventually, needs
+from support import TIMEOUT, Command, Echo, connect, echoes, eventually, needs
 
 import tcpproxy
 from tcpproxy import sandbox
@@ -55,11 +55,6 @@ signal.signal(signal.SIGUSR1, attempts)
 from tcpproxy.__main__ import main
 main()
 """
-
-
-def echoes(client: socket.socket) -> bool:
-    client.sendall(b"x")
-    return client.recv(1) == b"x"
 
 
 @pytest.fixture
