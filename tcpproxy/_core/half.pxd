@@ -38,6 +38,7 @@ cdef struct Side:               # one socket of a relay and what is known of it
     uint8_t alarmed             # an error was announced for it, perhaps behind bytes still unread
     uint8_t shut                # the other side's EOF was passed on to it
     uint8_t no_delay            # TCP_NODELAY is set; it costs a system call, and Nagle holds back no first send
+    uint8_t unpaced             # it has taken bulk: net_unpace was called
 
 cdef struct Half:
     Buffer buffer
@@ -45,7 +46,7 @@ cdef struct Half:
     uint64_t delivered          # bytes that the sink's kernel took
     uint8_t state
     uint8_t mode
-    uint8_t streak              # reads in a row that speak for the other mode
+    uint8_t streak              # reads in a row that speak for bulk, or against it
     uint8_t confirm             # the last splice has probably emptied the source: ask with a recv
 
 cdef struct Pump:               # what all halves of a worker share

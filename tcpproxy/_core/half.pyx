@@ -3,7 +3,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t
 from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
 from tcpproxy._core.net cimport ECONNRESET, NET_ERROR_FADES, net_exhausted, net_no_delay, net_recv, net_send, \
-    net_shut_write, net_unread, net_would_block
+    net_shut_write, net_unpace, net_unread, net_would_block
 from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
 from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_read, pipe_take, splice_refused
 from tcpproxy._core.sync cimport sync_bump
@@ -107,18 +107,21 @@ cdef void _pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcep
 
 # --- in ---
 
-cdef void _judge(Half *half, int64_t got, Pump *pump) noexcept nogil:
-    """Splice once some reads in a row have filled the scratch, copy again once some have been small."""
-    cdef bint speaks = got == <int64_t> pump.size if half.mode == MODE_COPY else got < SMALL
-    if pump.zero_copy != ZERO_COPY_AUTO or half.mode == MODE_REFUSED:
-        return
+cdef void _judge(Half *half, Side *sink, int64_t got, Pump *pump) noexcept nogil:
+    """Is it bulk? Splice once some reads in a row have filled the scratch, copy again once some have been small."""
+    cdef bint speaks = got < SMALL if half.mode == MODE_SPLICE else got == <int64_t> pump.size
     half.streak = half.streak + 1 if speaks else 0
-    if half.streak == STREAK:
-        half.streak = 0
+    if half.streak < STREAK:
+        return
+    half.streak = 0
+    if not sink.unpaced:
+        sink.unpaced = True
+        net_unpace(sink.watch.fd)
+    if pump.zero_copy == ZERO_COPY_AUTO and half.mode != MODE_REFUSED:
         half.mode = MODE_SPLICE if half.mode == MODE_COPY else MODE_COPY
 
 
-cdef int64_t _recv(Half *half, Side *source, Pump *pump) noexcept nogil:
+cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     """Bytes now in the scratch; 0: none, for whatever reason (source.ready, half.state)."""
     cdef int64_t got = net_recv(source.watch.fd, pump.scratch, pump.size)
     if got == 0 and source.alarmed and NET_ERROR_FADES:
@@ -128,7 +131,7 @@ cdef int64_t _recv(Half *half, Side *source, Pump *pump) noexcept nogil:
         # urgent mark, where recv stops early, and not when an end is pending, of which no further event would tell.
         if got < <int64_t> pump.size and not source.hinted:
             _not_ready(source, READY_IN, pump)
-        _judge(half, got, pump)
+        _judge(half, sink, got, pump)
         return got
     if got == 0:
         source.ended = True
@@ -144,7 +147,7 @@ cdef int64_t _recv(Half *half, Side *source, Pump *pump) noexcept nogil:
     return 0
 
 
-cdef int64_t _splice(Half *half, Side *source, Pump *pump) noexcept nogil:
+cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     """Bytes now in half.pipe; 0: none, or the scratch has to be asked (half.confirm)."""
     cdef int64_t got
     cdef Pipe *pipe = pipe_take(&pump.pipes)
@@ -157,7 +160,7 @@ cdef int64_t _splice(Half *half, Side *source, Pump *pump) noexcept nogil:
         # Less than a pipe is either all there was, or all that its slots could take: the next call tells, and that
         # might as well be a recv, which can tell "nothing" from an urgent mark.
         half.confirm = got < CONFIRM
-        _judge(half, got, pump)
+        _judge(half, sink, got, pump)
         return got
     pipe_give(&pump.pipes, pipe)
     if splice_refused(got):
@@ -195,10 +198,10 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
         elif used >= pump.budget:
             return result | PUMP_MORE
         elif half.mode == MODE_SPLICE and not half.confirm:
-            used += <uint32_t> _splice(half, source, pump)
+            used += <uint32_t> _splice(half, source, sink, pump)
         else:
             half.confirm = False
-            got = _recv(half, source, pump)
+            got = _recv(half, source, sink, pump)
             if got > 0:
                 used += <uint32_t> got
                 result |= PUMP_MOVED
