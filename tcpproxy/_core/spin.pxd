@@ -19,12 +19,15 @@ cdef struct Spin:
     uint64_t rest_until_ns  # no polling before
     uint32_t contended      # times in a row that others kept the processor long
     uint8_t phase           # PHASE_ of spin.pyx
-    uint8_t pays            # the verdict
-    int64_t left            # events until the phase ends
-    uint64_t waited_ns      # in this phase, where polling might be worth it
+    uint8_t polls           # now
+    uint64_t keep           # events for which the last verdict holds
+    uint64_t length         # events of this phase
+    uint64_t events         # those so far, where polling might be worth it
+    uint64_t took_ns        # from one to the next, in all
+    uint64_t last_ns        # when the last one came
     uint64_t began_cpu      # processor time of the thread when the phase began
-    uint64_t slept_ns       # the wait for an event in PHASE_SLEEP
-    uint64_t slept_cpu      # and the processor time
+    uint64_t times_ns[2]    # from one event to the next, without polling and with it
+    uint64_t costs[2]       # in processor time
     uint64_t hits           # polls that brought something, for tests and benchmarks
     uint64_t misses
 

@@ -12,14 +12,15 @@ cdef enum:
     REST_DOUBLINGS = 6
 
 cdef enum:                  # Spin.phase, in turn
-    PHASE_SLEEP = 0         # TRIAL events without polling
-    PHASE_POLL              # as many with it
-    PHASE_KEEP              # what was better
+    PHASE_KEEP = 0          # what was better
+    PHASE_SAME              # goes on with that, and sees what it costs
+    PHASE_OTHER             # tries the other way
 
-cdef enum:
-    TRIAL = 256             # events: some milliseconds, so that one interruption decides nothing
-    KEEP_POLLING = 65536    # between two trials; the trial without polling must not show among the slowest 1 %
-    KEEP_SLEEPING = 16384
+cdef enum:                  # events that each takes
+    SAME = 256
+    OTHER = 64              # the other way must not show among the slowest 1 %: see bench/README
+    KEEP_LEAST = 4096       # after a change of mind, which may be a mistake; twice as many each time there is none
+    KEEP_MOST = 65536
 
 
 cdef void spin_init(Spin *spin, int64_t limit_ns) noexcept nogil:
@@ -27,6 +28,7 @@ cdef void spin_init(Spin *spin, int64_t limit_ns) noexcept nogil:
     spin.limit_ns = LIMIT_NS if limit_ns < 0 else <uint64_t> limit_ns
     spin.gap_ns[0] = spin.gap_ns[1] = 2 * spin.limit_ns
     spin.phase = PHASE_KEEP
+    spin.keep = KEEP_LEAST // 2
 
 
 cdef bint _worth(Spin *spin, int after, uint64_t now_ns) noexcept nogil:
@@ -35,42 +37,47 @@ cdef bint _worth(Spin *spin, int after, uint64_t now_ns) noexcept nogil:
 
 cdef uint64_t _budget(Spin *spin, int after) noexcept nogil:
     cdef uint64_t enough = 2 * spin.gap_ns[after] + SLACK_NS
-    if spin.left <= 0:
+    if spin.events >= spin.length:
         _next_phase(spin)
-    if spin.phase == PHASE_SLEEP or (spin.phase == PHASE_KEEP and not spin.pays):
+    if not spin.polls:
         return 0
     return enough if enough < spin.limit_ns else spin.limit_ns
 
 
 cdef void _next_phase(Spin *spin) noexcept nogil:
-    """The verdict is about the wait for each event, not for each batch: polling makes more batches of the same events."""
-    cdef uint64_t cpu_time = net_cpu_time()
-    cdef uint64_t events = TRIAL - spin.left
-    cdef uint64_t waited_ns = spin.waited_ns // events, used = (cpu_time - spin.began_cpu) // events
-    spin.left = TRIAL
+    cdef uint8_t tried = spin.polls
     if spin.phase == PHASE_KEEP:
-        spin.phase = PHASE_SLEEP
-    elif spin.phase == PHASE_SLEEP:
-        spin.phase = PHASE_POLL
-        spin.slept_ns = waited_ns
-        spin.slept_cpu = used
-    else:
-        spin.phase = PHASE_KEEP
-        # Where the processor time is not known (0), it does not pay.
-        spin.pays = waited_ns * 5 < spin.slept_ns * 4 and used * 2 < spin.slept_cpu * 3
-        spin.left = KEEP_POLLING if spin.pays else KEEP_SLEEPING
-    spin.waited_ns = 0
-    spin.began_cpu = cpu_time
+        _begin(spin, PHASE_SAME, SAME)
+        return
+    # Of each event, not of each batch: polling makes more batches of the same events. And with our own work, not the wait
+    # alone: where everybody is busy, what is gained in one is lost in the other (eight clients that connected and went).
+    spin.times_ns[tried] = spin.took_ns // spin.events
+    spin.costs[tried] = (net_cpu_time() - spin.began_cpu) // spin.events
+    if spin.phase == PHASE_SAME:
+        spin.polls = not tried
+        _begin(spin, PHASE_OTHER, OTHER)
+        return
+    # Where the processor time is not known (0), it does not pay.
+    spin.polls = spin.times_ns[1] * 5 < spin.times_ns[0] * 4 and spin.costs[1] * 2 < spin.costs[0] * 3
+    spin.keep = KEEP_LEAST if spin.polls == tried else 2 * spin.keep if spin.keep < KEEP_MOST else KEEP_MOST
+    _begin(spin, PHASE_KEEP, spin.keep)
 
 
-cdef void _learn(Spin *spin, int after, uint64_t gap, bint worth, int count) noexcept nogil:
-    """A moving average. Capped, so that after one long pause a few short gaps are enough to poll again."""
-    if gap > 2 * spin.limit_ns:
-        gap = 2 * spin.limit_ns
+cdef void _begin(Spin *spin, uint8_t phase, uint64_t length) noexcept nogil:
+    spin.phase = phase
+    spin.length = length
+    spin.events = spin.took_ns = 0
+    spin.began_cpu = net_cpu_time()
+
+
+cdef void _learn(Spin *spin, int after, uint64_t begin_ns, uint64_t now_ns, bint worth, int count) noexcept nogil:
+    """A moving average of gaps. Capped, so that after one long pause a few short ones are enough to poll again."""
+    cdef uint64_t most = 2 * spin.limit_ns, gap = min(now_ns - begin_ns, most), turn = min(now_ns - spin.last_ns, most)
     spin.gap_ns[after] = (spin.gap_ns[after] * 7 + gap) // 8
+    spin.last_ns = now_ns
     if worth:
-        spin.waited_ns += gap
-        spin.left -= count
+        spin.took_ns += turn
+        spin.events += count
 
 
 cdef int _poll(Spin *spin, Poller *poller, Ready *events, int room, uint64_t budget, uint64_t *now_ns) noexcept nogil:
@@ -110,5 +117,5 @@ cdef int spin_wait(Spin *spin, Poller *poller, Ready *events, int room, int64_t 
     if count == 0:
         count = poller_wait(poller, events, room, timeout_ns)
     now_ns[0] = net_now_ns()
-    _learn(spin, after, now_ns[0] - begin, worth, count)
+    _learn(spin, after, begin, now_ns[0], worth, count)
     return count
