@@ -65,7 +65,7 @@ class Reporter:
                 self._emit([Event("lost", text=f"{now_lost - lost} log records were dropped: output is too slow")])
                 lost = now_lost
             if busy:
-                stopped.wait(0.01)  # gathers what comes meanwhile, so that a flood rings no bell per record
+                stopped.wait(0.02)  # gathers what comes meanwhile, so that a flood rings no bell per record
             elif last:
                 if self._printer:
                     self._printer.settle(final=True)

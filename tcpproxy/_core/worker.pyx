@@ -27,7 +27,7 @@ POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
 
 cdef enum:
-    EVENT_ROOM = 1024           # records; a reader that sleeps 10 ms loses none below 100,000 a second
+    EVENT_ROOM = 1024           # records; a reader that sleeps 20 ms loses none below 50,000 a second
     SECOND = 1000000000
 
 
