@@ -63,8 +63,8 @@ MUTANTS = {
             ("half.pyx", " net_exhausted, ", " net_exhausted, net_peek, "),
             (
                 "half.pyx",
-                "            used += <uint32_t> _splice(half, source, pump)\n",
-                "            used += <uint32_t> _splice(half, source, pump)\n"
+                "            used += <uint32_t> _splice(half, source, sink, pump)\n",
+                "            used += <uint32_t> _splice(half, source, sink, pump)\n"
                 "            if half.pipe != NULL and net_peek(source.watch.fd, pump.scratch, 1) == 0:\n"
                 "                net_shut_write(sink.watch.fd)\n"
                 "                source.ended = sink.shut = True\n"
