@@ -5,7 +5,8 @@
 A target is one of TARGETS below (default: all), compiled from a fresh sdist by the compiler of this machine (host) or
 by zig; each a second time, in another folder, for the same hash. --python is one more interpreter to try the wheels on;
 a free-threaded one gets a wheel of its own, and the standard library of a 3.13 serves a Windows Python too. What is for
-another machine runs on the Pythons of tools/foreign.py, as far as those can be had; --native leaves that out.
+another machine, or for a newer Python, runs on those of tools/foreign.py, as far as they can be had; --native leaves
+that out.
 The wheels of a release come from native machines (.github/workflows/wheels.yml); these show beforehand that they can be
 built, and what is in them. The table at the end says what was done with each.
 """
@@ -226,7 +227,8 @@ def try_on(row: Row, command: Callable[[], list[str]]) -> None:
     except foreign.MissingError as why:
         row.runs.append(f"not run: {why}")
         return
-    # wine passes signals and new processes to what was compiled for Windows; an emulator does not start programs.
+    # wine passes signals and new processes to what was compiled for Windows; an emulator or a loader that is not the
+    # system's does not start programs.
     mode = [] if "wine" in argv[0] else ["--library-only"]
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(row.wheel) as archive:
@@ -249,6 +251,8 @@ def of(python: Path, what: str) -> str:
 
 def interpreters(name: str, pythons: list[Path]) -> Iterator[Callable[[], list[str]]]:
     """Foreign ones for that target."""
+    if name in ("host", "x86_64"):
+        yield from (python for its, python in foreign.PYTHONS.items() if its.startswith("debian"))
     if name in foreign.PYTHONS:
         yield foreign.PYTHONS[name]
     if name == "windows-amd64":
