@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import foreign
-from inspect_wheel import MOST, wheel_faults
+from inspect_wheel import wheel_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = Path(__file__).resolve().with_name("smoke.py")
@@ -120,10 +120,13 @@ def unpack(sdist: Path, folder: Path) -> Path:
 
 
 def for_windows(target: Target) -> Target:
-    """With the headers and the import library that make a module for Windows, see tests/platforms/wine.py."""
+    """With the headers and the import libraries that make a module for Windows, see tests/platforms/wine.py.
+
+    Without zig's helpers, of which it would put 50 KB into each module for a memcpy: that is in Windows, as are all.
+    """
     kitchen = foreign.kitchen(target.compiler.split()[-1])
     kitchen.get_tools()
-    link = f"-s {kitchen.libraries / 'python3.lib'}"
+    link = f"-s -rtlib=none {kitchen.libraries / 'python3.lib'} {kitchen.libraries / 'ntdll.lib'}"
     return Target(target.platform, target.compiler, target.poller, target.tag, f"-I{kitchen.headers}", link)
 
 
@@ -186,8 +189,7 @@ def rewritten(wheel: Path) -> Iterator[Path]:
 
 def audit(row: Row) -> None:
     """Contents, hardening, size; the tag; and the stable ABI where the wheel promises one."""
-    # zig puts 50 KB of helpers into each module for Windows, and uses next to none. Microsoft's compiler does not.
-    faults = list(wheel_faults(row.wheel, 2 * MOST if "-win" in row.wheel.name else MOST))
+    faults = list(wheel_faults(row.wheel))
     if faults:
         sys.exit("\n".join([row.wheel.name, *faults]))
     row.audits.append("inspected")
