@@ -1,5 +1,7 @@
 """Pythons of other machines that run on this one: python tools/foreign.py [NAME]... On Debian, x86_64.
 
+    debian-3.14     that of Debian's newest suite, with its own glibc
+    debian-3.15     so is this
     aarch64         Debian's own arm64 Python under qemu            (apt-get install qemu-user-static)
     musl-x86_64     CPython from Debian's source, by musl-gcc       (apt-get install musl-tools xz-utils make gcc)
     windows-amd64   a Windows Python under wine                     (apt-get install wine wine64)
@@ -10,6 +12,7 @@ What they consist of is got and made once, in build/foreign and build/wine; noth
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -52,19 +55,26 @@ def _call(log: Path, *argv: object, folder: Path | None = None, **variables: str
 
 
 class Apt:
-    """apt-get with lists and a cache of its own, a machine where nothing is installed, and the system's mirrors."""
+    """apt-get with lists and a cache of its own, a machine where nothing is installed, and the system's mirrors.
 
-    def __init__(self, folder: Path, architecture: str) -> None:
+    Args:
+        folder: where it keeps them.
+        architecture: in Debian's words.
+        suite: from which packages come; the system's own if there is none.
+    """
+
+    def __init__(self, folder: Path, architecture: str, suite: str = "") -> None:
         _needs("apt-get", "dpkg-deb")
         self.folder, self.log = folder, folder / "apt.log"
         sources = folder / "sources"
         for place in (sources, folder / "state" / "lists" / "partial", folder / "cache" / "archives" / "partial"):
             place.mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
-        suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
+        own = platform.freedesktop_os_release()["VERSION_CODENAME"]
         for file in (*Path("/etc/apt").glob("sources.list"), *Path("/etc/apt/sources.list.d").glob("*")):
             # The distribution's own, and its source packages.
-            if file.suffix in (".list", ".sources") and re.search(rf"[ /]{suite}\b", text := file.read_text()):
+            if file.suffix in (".list", ".sources") and re.search(rf"[ /]{own}\b", text := file.read_text()):
+                text = re.sub(rf"(?<= ){own}(?=\s)", suite or own, text)  # not its updates: what is newer wins
                 text = re.sub(r"^Types:.*", "Types: deb deb-src", text, flags=re.M)
                 text += "".join(f"\ndeb-src {rest}" for rest in re.findall(r"^deb (.*)", text, re.M)) + "\n"
                 (sources / file.name).write_text(text)
@@ -85,17 +95,30 @@ class Apt:
         _call(self.log, "apt-get", "-q", "-y", *self._options, *argv, folder=self.folder)
 
 
-def aarch64() -> list[str]:
-    _needs("qemu-aarch64-static")
-    home, root = HOME / "aarch64", HOME / "aarch64" / "root"
-    command = ["qemu-aarch64-static", "-L", str(root), str(root / "usr" / "bin" / "python3")]
+def _unpacked(name: str, package: str, architecture: str, suite: str = "") -> Path:
+    """A folder with a package and all that it depends on."""
+    home, root = HOME / name, HOME / name / "root"
     if not (root / "done").exists():
         shutil.rmtree(home, ignore_errors=True)
-        Apt(home, "arm64")("--download-only", "--no-install-recommends", "install", "python3")
-        for package in sorted((home / "cache" / "archives").glob("*.deb")):
-            _call(home / "apt.log", "dpkg-deb", "-x", package, root)
+        Apt(home, architecture, suite)("--download-only", "--no-install-recommends", "install", package)
+        for file in sorted((home / "cache" / "archives").glob("*.deb")):
+            _call(home / "apt.log", "dpkg-deb", "-x", file, root)
         (root / "done").touch()
-    return command
+    return root
+
+
+def aarch64() -> list[str]:
+    _needs("qemu-aarch64-static")
+    root = _unpacked("aarch64", "python3", "arm64")
+    return ["qemu-aarch64-static", "-L", str(root), str(root / "usr" / "bin" / "python3")]
+
+
+def debian(version: str) -> list[str]:
+    """By the loader that belongs to its glibc, as this machine's may be older than what it was linked with."""
+    root = _unpacked(f"debian-{version}", f"python{version}", "amd64", "sid") / "usr"
+    libraries = root / "lib" / "x86_64-linux-gnu"
+    loader = libraries / "ld-linux-x86-64.so.2"
+    return [str(loader), "--library-path", str(libraries), str(root / "bin" / f"python{version}")]
 
 
 def musl() -> list[str]:
@@ -143,7 +166,13 @@ def windows(**options: Any) -> list[str]:
     return ["wine", str(its.python / "python.exe")]
 
 
-PYTHONS: dict[str, Callable[[], list[str]]] = {"aarch64": aarch64, "musl-x86_64": musl, "windows-amd64": windows}
+PYTHONS: dict[str, Callable[[], list[str]]] = {
+    "debian-3.14": functools.partial(debian, "3.14"),
+    "debian-3.15": functools.partial(debian, "3.15"),
+    "aarch64": aarch64,
+    "musl-x86_64": musl,
+    "windows-amd64": windows,
+}
 
 
 def main() -> None:

@@ -31,10 +31,10 @@ EXPECTED = (
 NEEDED = ("tcpproxy/py.typed", "tcpproxy/_core/worker.pyi")
 
 
-def wheel_faults(path: Path, most: int = MOST) -> Iterator[str]:
+def wheel_faults(path: Path) -> Iterator[str]:
     """What is wrong with this wheel, a line each."""
-    if path.stat().st_size > most:
-        yield f"{path.stat().st_size} bytes, at most {most}"
+    if path.stat().st_size > MOST:
+        yield f"{path.stat().st_size} bytes, at most {MOST}"
     with zipfile.ZipFile(path) as wheel:
         names = [name for name in wheel.namelist() if not name.endswith("/")]
         yield from (f"stray file {name}" for name in names if not re.fullmatch("|".join(EXPECTED), name))

@@ -5,7 +5,8 @@
 A target is one of TARGETS below (default: all), compiled from a fresh sdist by the compiler of this machine (host) or
 by zig; each a second time, in another folder, for the same hash. --python is one more interpreter to try the wheels on;
 a free-threaded one gets a wheel of its own, and the standard library of a 3.13 serves a Windows Python too. What is for
-another machine runs on the Pythons of tools/foreign.py, as far as those can be had; --native leaves that out.
+another machine, or for a newer Python, runs on those of tools/foreign.py, as far as they can be had; --native leaves
+that out.
 The wheels of a release come from native machines (.github/workflows/wheels.yml); these show beforehand that they can be
 built, and what is in them. The table at the end says what was done with each.
 """
@@ -29,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import foreign
-from inspect_wheel import MOST, wheel_faults
+from inspect_wheel import wheel_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = Path(__file__).resolve().with_name("smoke.py")
@@ -119,10 +120,13 @@ def unpack(sdist: Path, folder: Path) -> Path:
 
 
 def for_windows(target: Target) -> Target:
-    """With the headers and the import library that make a module for Windows, see tests/platforms/wine.py."""
+    """With the headers and the import libraries that make a module for Windows, see tests/platforms/wine.py.
+
+    Without zig's helpers, of which it would put 50 KB into each module for a memcpy: that is in Windows, as are all.
+    """
     kitchen = foreign.kitchen(target.compiler.split()[-1])
     kitchen.get_tools()
-    link = f"-s {kitchen.libraries / 'python3.lib'}"
+    link = f"-s -rtlib=none {kitchen.libraries / 'python3.lib'} {kitchen.libraries / 'ntdll.lib'}"
     return Target(target.platform, target.compiler, target.poller, target.tag, f"-I{kitchen.headers}", link)
 
 
@@ -185,8 +189,7 @@ def rewritten(wheel: Path) -> Iterator[Path]:
 
 def audit(row: Row) -> None:
     """Contents, hardening, size; the tag; and the stable ABI where the wheel promises one."""
-    # zig puts 50 KB of helpers into each module for Windows, and uses next to none. Microsoft's compiler does not.
-    faults = list(wheel_faults(row.wheel, 2 * MOST if "-win" in row.wheel.name else MOST))
+    faults = list(wheel_faults(row.wheel))
     if faults:
         sys.exit("\n".join([row.wheel.name, *faults]))
     row.audits.append("inspected")
@@ -226,7 +229,8 @@ def try_on(row: Row, command: Callable[[], list[str]]) -> None:
     except foreign.MissingError as why:
         row.runs.append(f"not run: {why}")
         return
-    # wine passes signals and new processes to what was compiled for Windows; an emulator does not start programs.
+    # wine passes signals and new processes to what was compiled for Windows; an emulator or a loader that is not the
+    # system's does not start programs.
     mode = [] if "wine" in argv[0] else ["--library-only"]
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(row.wheel) as archive:
@@ -249,6 +253,8 @@ def of(python: Path, what: str) -> str:
 
 def interpreters(name: str, pythons: list[Path]) -> Iterator[Callable[[], list[str]]]:
     """Foreign ones for that target."""
+    if name in ("host", "x86_64"):
+        yield from (python for its, python in foreign.PYTHONS.items() if its.startswith("debian"))
     if name in foreign.PYTHONS:
         yield foreign.PYTHONS[name]
     if name == "windows-amd64":

@@ -108,7 +108,12 @@ class Kitchen:
             shutil.copytree(sysconfig.get_path("include"), self.headers)
             shutil.copy(HERE / "pyconfig.h", self.headers)  # an earlier -I would not hide the other one
         machine = "arm64" if self.target.startswith("aarch64") else "i386:x86-64"
-        for name, symbols in (("python3", self._stable_symbols(None)), (self.dll, ["Py_Main"])):
+        libraries = {
+            "python3": self._stable_symbols(None),
+            self.dll: ["Py_Main"],
+            "ntdll": ["  ___chkstk_ms == __chkstk"],  # what zig's start code calls, by the system's name
+        }
+        for name, symbols in libraries.items():
             definition = self.libraries / f"{name}.def"
             if not definition.exists():
                 definition.write_text("\n".join([f"LIBRARY {name}.dll", "EXPORTS", *symbols]) + "\n")
