@@ -7,7 +7,7 @@ from tcpproxy._core.sync cimport sync_bump
 cdef enum:
     LIMIT_NS = 100000       # the longest poll
     WORTH_NS = 80000        # an expected gap that is longer is slept through
-    SLACK_NS = 15000        # polled beyond twice the expected gap
+    SLACK_NS = 15000        # polled beyond four times the expected gap; beyond twice, one poll in 500 ended too early
     REST_NS = 1000000       # after a yield longer than the limit; doubled each time in a row, up to REST_DOUBLINGS times
     REST_DOUBLINGS = 6
 
@@ -36,7 +36,7 @@ cdef bint _worth(Spin *spin, int after, uint64_t now_ns) noexcept nogil:
 
 
 cdef uint64_t _budget(Spin *spin, int after) noexcept nogil:
-    cdef uint64_t enough = 2 * spin.gap_ns[after] + SLACK_NS
+    cdef uint64_t enough = 4 * spin.gap_ns[after] + SLACK_NS
     if spin.events >= spin.length:
         _next_phase(spin)
     if not spin.polls:
