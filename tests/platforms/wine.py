@@ -111,7 +111,8 @@ class Kitchen:
         libraries = {
             "python3": self._stable_symbols(None),
             self.dll: ["Py_Main"],
-            "ntdll": ["  ___chkstk_ms == __chkstk"],  # what zig's start code calls, by the system's name
+            # What zig's start code calls, on x86_64 by a name of its own.
+            "ntdll": ["  __chkstk", "  ___chkstk_ms == __chkstk"],
         }
         for name, symbols in libraries.items():
             definition = self.libraries / f"{name}.def"
