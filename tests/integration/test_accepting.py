@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import select
@@ -175,8 +176,11 @@ def test_descriptors_come_back_by_themselves(workers: str, echo: Echo, command: 
             for client in holding:
                 reset(client)
             start = time.monotonic()
-            assert read_exactly(waiting, 5) == b"hello"
-            took = time.monotonic() - start
+            try:
+                assert read_exactly(waiting, 5) == b"hello"
+                took = time.monotonic() - start
+            except ConnectionResetError:  # accepted between the two closes of one: row 50
+                took = math.inf
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         return took
 
