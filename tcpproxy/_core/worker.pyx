@@ -15,7 +15,7 @@ from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_DEAD, RELAY_FREE, RELA
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport PIPE_SIZE, Pipe, pipes_free, splice_here
-from tcpproxy._core.sync cimport sync_claim, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
+from tcpproxy._core.sync cimport sync_claim, sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
     TIMER_LINGER, TIMER_SETTLED, TIMER_SILENCE, TIMER_STAGGER, TIMER_STUCK
@@ -56,7 +56,7 @@ cdef class Worker:
     """
     cdef Engine *engine
     cdef _Group together
-    cdef bint running
+    cdef uint64_t running           # or over; others ask too
     cdef bint abandoned             # in a forked child: its memory may be anything
     cdef object door                # between threads that wake, view or close: one at a time
 
@@ -159,9 +159,8 @@ cdef class Worker:
     def run(self):
         """Relays until it is stopped; the calling thread's whole life. OSError: the poller has failed."""
         cdef int rc
-        if self.engine.group == NULL or self.running:
+        if self.engine.group == NULL or not sync_claim(&self.running, 0, 1):
             raise RuntimeError("a worker runs once, after link()")
-        self.running = True
         with nogil:
             rc = engine_run(self.engine)
         if rc < 0:
@@ -252,7 +251,7 @@ cdef class Worker:
     def connections(self):
         """Live relays: (client, upstream, state, to_upstream, to_client, age). Empty when the worker does not run."""
         with self.door:
-            if not self.running or self.engine.loop.pump.poller == NULL:
+            if not sync_load(&self.running) or self.engine.loop.pump.poller == NULL:
                 return []
             return self._look()
 
