@@ -25,7 +25,8 @@ to pytest in addition (`-n2`), others say which tests to run instead. Left out o
 - asan: strace, since a leak check does not work in a traced process (the tests that need it skip), and hundreds of
   forks beside busy threads, of which a child may inherit a lock of the sanitizer's allocator that nobody opens again;
 - tsan: three more tests that bound memory, of which it keeps several bytes for each one that is used, and one that
-  looks for a worker where the sanitizer has a thread of its own;
+  looks for a worker where the sanitizer has a thread of its own; by a Python that is built with it also one that forks
+  (the sanitizer ends the child when it starts threads) and one that lets the clock jump (such a Python waits by it);
 - tests/model/test_mutants.py, which builds cores of its own, and tests/platforms, which is about no part of the core.
 """
 
@@ -48,13 +49,17 @@ FLAGS = {
     "valgrind": "-g",
 }
 
+INSTRUMENTED = "-fsanitize=thread" in str(sysconfig.get_config_var("CFLAGS"))
+"""The Python that runs this has the sanitizer in it."""
+
 PROGRAMS_LEFT_OUT = {"asan": {"strace"}}
 
 TESTS_LEFT_OUT = "not could_not_be_kept and not without_memory and not ten_thousand_mixed"
 MORE_LEFT_OUT = {
     "asan": " and not many_forks",
     "tsan": " and not thousands_held and not memory_is_bounded and not narrow_way_out"
-    " and not (calls_that_fail and epoll_wait)",
+    " and not (calls_that_fail and epoll_wait)"
+    + (" and not forked_child and not clock_that_jumps" if INSTRUMENTED else ""),
 }
 
 SUITE = ["tests/unit", "tests/integration", "tests/faults/test_strace.py"]
@@ -75,10 +80,6 @@ LAUNCHER = """
 #include <Python.h>
 int main(int argc, char **argv) { return Py_BytesMain(argc, argv); }
 """
-
-
-INSTRUMENTED = "-fsanitize=thread" in str(sysconfig.get_config_var("CFLAGS"))
-"""The Python that runs this has the sanitizer in it."""
 
 
 def main() -> int:
