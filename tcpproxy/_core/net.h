@@ -302,7 +302,7 @@ static inline void net_bound_buffers(net_socket fd, const net_tuning *tuning)
 }
 
 /* Bulk for a peer on this machine is not paced: nothing on the way there can overflow. BBR, where it is the system's choice,
- * sends each packet by a timer, which a virtual machine asks its host for: without it half as much throughput again, for
+ * sends each packet by a timer, which a virtual machine asks its host for: without it a third more throughput, for
  * three quarters of the processor time. "reno" is what every kernel has and everybody may choose. */
 static inline void net_unpace(net_socket fd)
 {
