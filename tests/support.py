@@ -125,10 +125,15 @@ class Link:
     def __init__(self, upstream: Upstream, proxy: tcpproxy.Proxy | None, swapped: bool) -> None:
         self.upstream, self.proxy, self._swapped = upstream, proxy, swapped
 
-    def pair(self) -> tuple[socket.socket, socket.socket]:
+    def pair(self, early: bytes = b"") -> tuple[socket.socket, socket.socket]:
+        """`early`: bytes that `near` sends at once; a client does not wait until the upstream has accepted."""
         address = self.proxy.address if self.proxy else (self.upstream.host, self.upstream.port)
         client = connect(address)
+        if not self._swapped:
+            client.sendall(early)
         server = self.upstream.accept()
+        if self._swapped:
+            server.sendall(early)
         return (server, client) if self._swapped else (client, server)
 
     @property

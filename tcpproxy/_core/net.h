@@ -264,18 +264,6 @@ static inline void net_no_sigpipe(net_socket fd) /* where send cannot be told */
 /* The urgent byte stays in the stream, where the other peer would have found it. */
 static inline void net_keep_urgent(net_socket fd) { net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1); }
 
-/* The last packet of the handshake with upstream can wait for the client's first bytes and go with them: a packet, and a
- * wake-up of upstream, less (5 % of the processor time of a short connection). The kernel would wait up to 200 ms, so when
- * there are no such bytes, switching this on again has to send it. */
-static inline void net_quick_ack(net_socket fd, int on)
-{
-#ifdef TCP_QUICKACK
-    net_set_int(fd, IPPROTO_TCP, TCP_QUICKACK, on);
-#else
-    (void)fd, (void)on;
-#endif
-}
-
 static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
 {
     if (tuning->keepalive_idle <= 0)
@@ -394,7 +382,6 @@ static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
     }
 #endif
     net_no_sigpipe(fd);
-    net_quick_ack(fd, 0);
     net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
     net_bound_buffers(fd, tuning);
     return (int64_t)fd;

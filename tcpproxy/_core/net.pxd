@@ -29,7 +29,6 @@ cdef extern from "net.h" nogil:
     void net_no_delay(net_socket fd)
     void net_keep_urgent(net_socket fd)
     void net_unpace(net_socket fd)
-    void net_quick_ack(net_socket fd, bint on)
     void net_keep_alive(net_socket fd, const net_tuning *tuning)
     void net_tune(net_socket fd, const net_tuning *tuning)
     int net_connect(net_socket fd, const net_addr *to)

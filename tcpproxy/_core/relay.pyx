@@ -8,7 +8,7 @@ from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_CL
     ring_claim, ring_publish
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, half_break, half_pump
 from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ENOMEM, ETIMEDOUT, NET_NONE, net_close, \
-    net_exhausted, net_keep_alive, net_peek, net_quick_ack, net_recv, net_reset, net_send, net_take_error, net_unsent, \
+    net_exhausted, net_keep_alive, net_peek, net_recv, net_reset, net_send, net_take_error, net_unsent, \
     net_waits, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, \
     poller_add, poller_rearm, poller_remove
@@ -140,8 +140,6 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     _forget_attempts(loop, relay)
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
-    if not relay.sides[CLIENT].ready & READY_IN:
-        net_quick_ack(upstream.watch.fd, True)  # no bytes to go with it
     timers_arm(&loop.timers, &relay.step, TIMER_SETTLED, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)
     _enqueue(loop, relay)

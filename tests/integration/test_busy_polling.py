@@ -106,20 +106,6 @@ def test_bulk_is_no_conversation(upstream: Upstream, make_proxy: Callable[..., t
         assert polls(proxy) < proxy.stats().wakeups / 10
 
 
-def test_an_upstream_hears_of_a_silent_client_at_once(
-    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy]
-) -> None:
-    """The end of the handshake may go with the client's first bytes, but must not wait for them (200 ms)."""
-    proxy = make_proxy(upstream.name)
-
-    def accepted() -> float:
-        start = time.monotonic()
-        with connect(proxy.address), upstream.accept():
-            return time.monotonic() - start
-
-    at_best(accepted, 0.1, tries=3)
-
-
 @pytest.mark.timed
 def test_who_needs_the_processor_gets_it(command: Callable[..., Command], echo: Echo) -> None:
     """Beside programs that keep every processor busy, `auto` uses hardly more processor time than no polling."""

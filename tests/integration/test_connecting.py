@@ -109,6 +109,20 @@ def time_to_echo(address: tuple[str, int]) -> float:
 # --- refused, silent, unreachable ---
 
 
+def test_an_upstream_hears_of_a_silent_client_at_once(
+    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy]
+) -> None:
+    """The last packet of the handshake does not wait for the client's first bytes."""
+    proxy = make_proxy(upstream.name)
+
+    def accepted() -> float:
+        start = time.monotonic()
+        with connect(proxy.address), upstream.accept():
+            return time.monotonic() - start
+
+    at_best(accepted, 0.1, tries=3)
+
+
 def test_refused(
     closed: Closed, proxied: int, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]
 ) -> None:

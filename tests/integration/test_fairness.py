@@ -21,6 +21,7 @@ from support import (
     Link,
     Upstream,
     allow_descriptors,
+    at_best,
     bounds,
     connect,
     eventually,
@@ -202,6 +203,28 @@ def test_write_write_read(link: Link, bound: float) -> None:
                 read_exactly(near, 6)
                 times.append(time.perf_counter() - start)
     assert statistics.median(times) < bound
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
+def test_a_first_answer_in_two_writes(link: Link, early: bool) -> None:
+    """Row 33: a peer that leaves Nagle's algorithm on, as simple servers do, holds back its second small write until
+    the first is acknowledged: at once for the first bytes of a connection, for others 40 ms later.
+    """
+
+    def answered() -> float:
+        start = time.perf_counter()
+        near, far = link.pair(b"question" if early else b"")
+        with near, far:
+            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+            if not early:
+                near.sendall(b"question")
+            read_exactly(far, 8)
+            far.send(b"head")
+            far.send(b"body")
+            read_exactly(near, 8)
+            return time.perf_counter() - start
+
+    at_best(answered, 0.02)
 
 
 @pytest.mark.parametrize("workers", [0, 1], ids=["direct", "1worker"])
