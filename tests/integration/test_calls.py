@@ -1,0 +1,84 @@
+"""System calls: how many a connection and a round trip cost, without waits. Counts do not depend on the machine."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import Command, Echo, connect, read_exactly, strace
+
+MESSAGE = b"m" * 64
+WAITS = {"epoll_wait", "epoll_pwait", "poll", "ppoll"}
+BORN = re.compile(r"(?:<\.\.\. )?(accept4?|socket)\b.* = (\d+)$")  # a call that another thread cuts in two is "resumed"
+CALL = re.compile(r"(\w+)\((?:\d+, EPOLL_CTL_\w+, )?(\d+)")
+
+
+@pytest.fixture
+def traced(command: Callable[..., Command], echo: Echo, tmp_path: Path) -> Callable[..., collections.Counter[str]]:
+    """Runs an exchange with a traced command, and counts the calls that name a socket of its connections."""
+
+    def count(exchange: Callable[[tuple[str, int]], None]) -> collections.Counter[str]:
+        trace = tmp_path / "trace"
+        wrapper = strace("-s", "0", "-e", "trace=%network,%desc", "-o", str(trace))
+        proxy = command(echo.name, "--quiet", "--workers", "1", wrapper=wrapper)
+        exchange(proxy.address)
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+        alive: set[str] = set()
+        calls: collections.Counter[str] = collections.Counter()
+        for line in trace.read_text().splitlines():
+            text = line.split(None, 1)[1]
+            if (call := CALL.match(text)) and (call[1].startswith("accept") or call[2] in alive):
+                calls[call[1]] += call[1] not in WAITS
+                if call[1] == "close":
+                    alive.discard(call[2])
+            if (born := BORN.match(text)) and (alive or born[1] != "socket"):  # not those of Python
+                alive.add(born[2])
+                calls["socket"] += born[1] == "socket"
+        return calls
+
+    return count
+
+
+def test_a_connection(traced: Callable[..., collections.Counter[str]]) -> None:
+    """One request and its answer: 15 calls. Two to move each of two messages, two to hear of two ends, one to pass an
+    end on; eight to begin and end two sockets, one of them a setsockopt.
+    """
+    connections = 50
+
+    def one_by_one(address: tuple[str, int]) -> None:
+        for _ in range(connections):
+            with connect(address) as client:
+                client.sendall(MESSAGE)
+                assert read_exactly(client, len(MESSAGE)) == MESSAGE
+
+    calls = traced(one_by_one)
+    assert calls["recvfrom"] >= 4 * connections, "the trace does not show what it should"
+    assert calls.total() <= 15.2 * connections, calls
+
+
+def test_a_round_trip(traced: Callable[..., collections.Counter[str]]) -> None:
+    """On busy connections a round trip costs four calls, and never one to change what is watched.
+
+    A connection that has lived for a second gets its keepalive: some more calls, once.
+    """
+    turns, width = 100, 20
+
+    def busy(address: tuple[str, int]) -> None:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(connect(address)) for _ in range(width)]
+            for _ in range(turns):
+                for client in clients:
+                    client.sendall(MESSAGE)
+                for client in clients:
+                    assert read_exactly(client, len(MESSAGE)) == MESSAGE
+
+    calls = traced(busy)
+    assert calls["recvfrom"] + calls["sendto"] >= 4 * turns * width, "the trace does not show what it should"
+    assert calls["epoll_ctl"] <= 2 * width
+    assert calls.total() <= (4 * turns + 30) * width, calls
