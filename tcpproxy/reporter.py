@@ -7,11 +7,15 @@ import contextlib
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from . import logs
 from ._core.worker import Worker
 from .logs import Event
+
+AT_ONCE = 256
+"""Records taken from one worker before the others have their turn."""
 
 
 class Reporter:
@@ -56,15 +60,17 @@ class Reporter:
             stopped: set at the end.
             problem: why the last look-up of upstream's name failed, empty if it did not.
         """
-        lost = 0
+        told, tell = 0, 0.0  # of those that were lost; when to tell again
         while True:
             last = not any(thread.is_alive() for thread in threads)
-            busy = self._some(workers, problem())
-            now_lost = sum(worker.counters()["events_lost"] for worker in workers)
-            if now_lost != lost:
-                self._emit([Event("lost", text=f"{now_lost - lost} log records were dropped: output is too slow")])
-                lost = now_lost
-            if busy:
+            most = self._some(workers, problem())
+            lost = sum(worker.counters()["events_lost"] for worker in workers)
+            if lost != told and (time.monotonic() >= tell or (last and not most)):
+                self._emit([Event("lost", text=f"{lost - told} log records were dropped: output is too slow")])
+                told, tell = lost, time.monotonic() + 1
+            if most == AT_ONCE:
+                continue  # more is waiting, and what does not fit behind it is lost
+            if most:
                 stopped.wait(0.02)  # gathers what comes meanwhile, so that a flood rings no bell per record
             elif last:
                 if self._printer:
@@ -73,20 +79,22 @@ class Reporter:
             else:
                 nothing = [worker.await_events() for worker in workers]  # each of them rings from now on
                 if all(nothing) and not self._notes:
-                    bell.settimeout(1.0 if self._printer and self._printer.settle() else None)
+                    held = self._printer is not None and self._printer.settle()
+                    bell.settimeout(1.0 if held or lost != told else None)
                     with contextlib.suppress(TimeoutError):
                         bell.recv(4096)
 
-    def _some(self, workers: list[Worker], problem: str) -> bool:
+    def _some(self, workers: list[Worker], problem: str) -> int:
+        """Reports some records. Returns the most that one worker had, up to AT_ONCE."""
         while self._notes:
             self._emit([self._notes.popleft()])
-        taken = [record for worker in workers for record in worker.take_events(256)]
-        for new, records in itertools.groupby(taken, logs.is_new):
+        taken = [worker.take_events(AT_ONCE) for worker in workers]
+        for new, records in itertools.groupby(itertools.chain.from_iterable(taken), logs.is_new):
             if new and self._printer:
                 self._printer.newcomers(records)
             else:
                 self._emit([logs.decode(record, problem) for record in records])
-        return bool(taken)
+        return max(map(len, taken))
 
     def _emit(self, events: list[Event]) -> None:
         if self._printer:
