@@ -23,6 +23,7 @@ cdef struct Spin:
     uint64_t keep           # events for which the last verdict holds
     uint64_t length         # events of this phase
     uint64_t events         # those so far, where polling might be worth it
+    uint64_t batches        # that they came in
     uint64_t took_ns        # from one to the next, in all
     uint64_t last_ns        # when the last one came
     uint64_t began_cpu      # processor time of the thread when the phase began

@@ -22,6 +22,7 @@ cdef enum:                  # events that each takes
     OTHER = 64              # before a change of mind
     KEEP_LEAST = 4096       # after a change of mind, which may be a mistake; twice as many each time there is none
     KEEP_MOST = 65536
+    CROWD = 3               # events a wake-up, from which on there is no need to try: it is already shared
 
 
 cdef void spin_init(Spin *spin, int64_t limit_ns) noexcept nogil:
@@ -55,6 +56,9 @@ cdef void _next_phase(Spin *spin) noexcept nogil:
     spin.times_ns[tried] = spin.took_ns // spin.events
     spin.costs[tried] = (net_cpu_time() - spin.began_cpu) // spin.events
     if spin.phase == PHASE_SAME:
+        if not tried and spin.events >= CROWD * spin.batches:
+            _keep(spin, 2 * spin.keep)
+            return
         spin.polls = not tried
         _begin(spin, PHASE_OTHER, GLANCE)
         return
@@ -64,14 +68,18 @@ cdef void _next_phase(Spin *spin) noexcept nogil:
         spin.length = OTHER
         return
     spin.polls = pays
-    spin.keep = KEEP_LEAST if pays == tried else 2 * spin.keep if spin.keep < KEEP_MOST else KEEP_MOST
+    _keep(spin, KEEP_LEAST if pays == tried else 2 * spin.keep)
+
+
+cdef void _keep(Spin *spin, uint64_t length) noexcept nogil:
+    spin.keep = length if length < KEEP_MOST else KEEP_MOST
     _begin(spin, PHASE_KEEP, spin.keep)
 
 
 cdef void _begin(Spin *spin, uint8_t phase, uint64_t length) noexcept nogil:
     spin.phase = phase
     spin.length = length
-    spin.events = spin.took_ns = 0
+    spin.events = spin.batches = spin.took_ns = 0
     spin.began_cpu = net_cpu_time()
 
 
@@ -83,6 +91,7 @@ cdef void _learn(Spin *spin, int after, uint64_t begin_ns, uint64_t now_ns, bint
     if worth:
         spin.took_ns += turn
         spin.events += count
+        spin.batches += 1
 
 
 cdef int _poll(Spin *spin, Poller *poller, Ready *events, int room, uint64_t budget, uint64_t *now_ns) noexcept nogil:
