@@ -47,6 +47,7 @@ def describe(peers: list[Peer], skipped: dict[str, str]) -> dict[str, Any]:
             "load": os.getloadavg()[0],
         },
         "kernel": platform.release(),
+        "congestion_control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "python": sys.version.split()[0],
         "versions": {peer.name: peer.version for peer in peers},
         "tools": {

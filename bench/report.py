@@ -73,7 +73,8 @@ def markdown(result: dict[str, Any]) -> str:
         "# tcpproxy beside its peers",
         "",
         f"{result['date']}, commit {result['commit']}. {machine['cores']} cores of {machine['cpu']},"
-        f" {machine['memory_mib']} MiB, Linux {result['kernel']}, Python {result['python']},"
+        f" {machine['memory_mib']} MiB, Linux {result['kernel']}, TCP by {result['congestion_control']},"
+        f" Python {result['python']},"
         f" load {machine['load']:.1f} at the start. {result['rounds']} interleaved rounds, {kind};"
         f" {result['seconds']} s in all. Versions: {versions}.",
         "",
