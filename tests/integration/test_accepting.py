@@ -531,7 +531,7 @@ def test_thousands_held(many_descriptors: int, busy_echo: str, command: Callable
     for number, client in enumerate(clients):
         assert read_exactly(client, 4) == number.to_bytes(4, "big")
     assert open_descriptors(pid) == descriptors_before + 2 * count
-    each = {"epoll": 400, "poll": 512}.get(POLLER, 2048)  # poll has its set in here, and the double of kqueue all of it
+    each = {"epoll": 400, "poll": 512}.get(POLLER, 1024)  # poll has its set in here, and the double of kqueue all of it
     assert resident(pid) - memory_before < each * count + (1 << 18)
     talk_together(clients[:: max(1, count // 3000)][:3000])
     idle = []

@@ -10,10 +10,9 @@ from typing import cast
 import pytest
 
 from tcpproxy._core.worker import Worker
-from tcpproxy.logs import Event, Record
+from tcpproxy.logs import NEW, Event, Record
 from tcpproxy.reporter import Reporter
 
-NEW = 1
 RECORD: Record = (NEW, 0, 0, "127.0.0.1:1", "", 0, 0, 0.0, 0.0)
 
 
