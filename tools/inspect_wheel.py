@@ -18,7 +18,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 MODULES = ["connecting", "engine", "events", "half", "handoff", "poller"]
-MODULES += ["relay", "sources", "spin", "splice", "table", "timers", "worker"]
+MODULES += ["relay", "sources", "spin", "splice", "table", "timers", "trial", "worker"]
 MOST = 400_000
 """Bytes of a wheel."""
 

@@ -6,6 +6,7 @@
 # (sched_yield); if that takes long, others are hungry, and polling rests, longer each time. An idle worker never polls.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.poller cimport Poller, Ready
+from tcpproxy._core.trial cimport Trial
 
 cdef enum:                  # Spin.mode
     SPIN_OFF = 0
@@ -18,17 +19,8 @@ cdef struct Spin:
     uint64_t gap_ns[2]      # what to expect after an event of a client, and after one of an upstream
     uint64_t rest_until_ns  # no polling before
     uint32_t contended      # times in a row that others kept the processor long
-    uint8_t phase           # PHASE_ of spin.pyx
-    uint8_t polls           # now
-    uint64_t keep           # events for which the last verdict holds
-    uint64_t length         # events of this phase
-    uint64_t events         # those so far, where polling might be worth it
-    uint64_t batches        # that they came in
-    uint64_t took_ns        # from one to the next, in all
-    uint64_t last_ns        # when the last one came
-    uint64_t began_cpu      # processor time of the thread when the phase began
-    uint64_t times_ns[2]    # from one event to the next, without polling and with it
-    uint64_t costs[2]       # in processor time
+    uint64_t last_ns        # when the last event came
+    Trial trial             # of events: way 1 is polling
     uint64_t hits           # polls that brought something, for tests and benchmarks
     uint64_t misses
 

@@ -1,8 +1,9 @@
 # Adaptive busy polling: the model is in spin.pxd.
 from libc.stdint cimport int64_t, uint64_t
-from tcpproxy._core.net cimport net_cpu_time, net_now_ns, net_yield
+from tcpproxy._core.net cimport net_now_ns, net_yield
 from tcpproxy._core.poller cimport poller_wait
 from tcpproxy._core.sync cimport sync_bump
+from tcpproxy._core.trial cimport trial_count, trial_init, trial_way
 
 cdef enum:
     LIMIT_NS = 100000       # the longest poll
@@ -11,17 +12,11 @@ cdef enum:
     REST_NS = 1000000       # after a yield longer than the limit; doubled each time in a row, up to REST_DOUBLINGS times
     REST_DOUBLINGS = 6
 
-cdef enum:                  # Spin.phase, in turn
-    PHASE_KEEP = 0          # what was better
-    PHASE_SAME              # goes on with that, and sees what it costs
-    PHASE_OTHER             # tries the other way
-
-cdef enum:                  # events that each takes
-    SAME = 256
-    GLANCE = 16             # of the other way: its events are the dear ones, and 64 showed among the slowest 1 %
-    OTHER = 64              # before a change of mind
-    KEEP_LEAST = 4096       # after a change of mind, which may be a mistake; twice as many each time there is none
-    KEEP_MOST = 65536
+cdef enum:
+    LOOK = 256              # events
+    GLANCE = 16             # those of the other way are the dear ones, and 64 showed among the slowest 1 %
+    TIME = 80               # per cent
+    COST = 150
     CROWD = 3               # events a wake-up, from which on there is no need to try: it is already shared
 
 
@@ -29,8 +24,7 @@ cdef void spin_init(Spin *spin, int64_t limit_ns) noexcept nogil:
     spin.mode = SPIN_AUTO if limit_ns < 0 else SPIN_FIXED if limit_ns > 0 else SPIN_OFF
     spin.limit_ns = LIMIT_NS if limit_ns < 0 else <uint64_t> limit_ns
     spin.gap_ns[0] = spin.gap_ns[1] = 2 * spin.limit_ns
-    spin.phase = PHASE_KEEP
-    spin.keep = KEEP_LEAST // 2
+    trial_init(&spin.trial, LOOK, GLANCE, TIME, COST)
 
 
 cdef bint _worth(Spin *spin, int after, uint64_t now_ns) noexcept nogil:
@@ -39,48 +33,9 @@ cdef bint _worth(Spin *spin, int after, uint64_t now_ns) noexcept nogil:
 
 cdef uint64_t _budget(Spin *spin, int after) noexcept nogil:
     cdef uint64_t enough = 4 * spin.gap_ns[after] + SLACK_NS
-    if spin.events >= spin.length:
-        _next_phase(spin)
-    if not spin.polls:
+    if not trial_way(&spin.trial, CROWD):
         return 0
     return enough if enough < spin.limit_ns else spin.limit_ns
-
-
-cdef void _next_phase(Spin *spin) noexcept nogil:
-    cdef uint8_t tried = spin.polls, pays
-    if spin.phase == PHASE_KEEP:
-        _begin(spin, PHASE_SAME, SAME)
-        return
-    # Of each event, not of each batch: polling makes more batches of the same events. And with our own work, not the wait
-    # alone: where everybody is busy, what is gained in one is lost in the other (eight clients that connected and went).
-    spin.times_ns[tried] = spin.took_ns // spin.events
-    spin.costs[tried] = (net_cpu_time() - spin.began_cpu) // spin.events
-    if spin.phase == PHASE_SAME:
-        if not tried and spin.events >= CROWD * spin.batches:
-            _keep(spin, 2 * spin.keep)
-            return
-        spin.polls = not tried
-        _begin(spin, PHASE_OTHER, GLANCE)
-        return
-    # Where the processor time is not known (0), it does not pay.
-    pays = spin.times_ns[1] * 5 < spin.times_ns[0] * 4 and spin.costs[1] * 2 < spin.costs[0] * 3
-    if pays == tried and spin.events < OTHER:
-        spin.length = OTHER
-        return
-    spin.polls = pays
-    _keep(spin, KEEP_LEAST if pays == tried else 2 * spin.keep)
-
-
-cdef void _keep(Spin *spin, uint64_t length) noexcept nogil:
-    spin.keep = length if length < KEEP_MOST else KEEP_MOST
-    _begin(spin, PHASE_KEEP, spin.keep)
-
-
-cdef void _begin(Spin *spin, uint8_t phase, uint64_t length) noexcept nogil:
-    spin.phase = phase
-    spin.length = length
-    spin.events = spin.batches = spin.took_ns = 0
-    spin.began_cpu = net_cpu_time()
 
 
 cdef void _learn(Spin *spin, int after, uint64_t begin_ns, uint64_t now_ns, bint worth, int count) noexcept nogil:
@@ -89,9 +44,9 @@ cdef void _learn(Spin *spin, int after, uint64_t begin_ns, uint64_t now_ns, bint
     spin.gap_ns[after] = (spin.gap_ns[after] * 7 + gap) // 8
     spin.last_ns = now_ns
     if worth:
-        spin.took_ns += turn
-        spin.events += count
-        spin.batches += 1
+        # Events, not batches: polling makes more batches of the same events. And with our own work, not the wait alone:
+        # where everybody is busy, what is gained in one is lost in the other (eight clients that connected and went).
+        trial_count(&spin.trial, count, turn)
 
 
 cdef int _poll(Spin *spin, Poller *poller, Ready *events, int room, uint64_t budget, uint64_t *now_ns) noexcept nogil:

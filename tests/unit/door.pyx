@@ -22,6 +22,7 @@ from tcpproxy._core.splice cimport PIPE_SIZE, PIPES, Pipe, pipe_give, pipe_take,
 from tcpproxy._core.table cimport CHUNK, INDEX_LIMIT, table_at, table_find, table_free, table_new, table_release, table_tag
 from tcpproxy._core.timers cimport TIMER_KINDS, TIMER_NONE, Timer, Timers, timers_arm, timers_cancel, timers_pop, \
     timers_wait_ns
+from tcpproxy._core.trial cimport Trial, trial_again, trial_count, trial_due, trial_init, trial_way
 
 IN, OUT, EOF, ERROR, URGENT = READY_IN, READY_OUT, READY_EOF, READY_ERROR, READY_URGENT
 STREAM, LISTENER = WATCH_STREAM, WATCH_LISTENER
@@ -553,3 +554,22 @@ cdef class SourcesDoor:
             for i in range(rounds - 3, rounds):
                 sources_leave(&self.it, &client[i & 3])
         return refused
+
+
+cdef class TrialDoor:
+    cdef Trial it
+
+    def __cinit__(self, uint64_t look, uint64_t glance, uint64_t time, uint64_t cost):
+        trial_init(&self.it, look, glance, time, cost)
+
+    def count(self, uint64_t units, uint64_t took_ns):
+        trial_count(&self.it, units, took_ns)
+
+    def again(self):
+        trial_again(&self.it)
+
+    def due(self):
+        return trial_due(&self.it)
+
+    def way(self, uint64_t crowd=0):
+        return trial_way(&self.it, crowd)
