@@ -7,7 +7,7 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["connecting", "engine", "events", "half", "handoff", "relay", "sources", "spin", "table", "timers"]
+MODULES = ["bulk", "connecting", "engine", "events", "half", "handoff", "relay", "sources", "spin", "table", "timers"]
 MODULES += ["trial", "worker"]
 POLLERS = {
     "linux": "epoll",

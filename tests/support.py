@@ -234,6 +234,33 @@ def send_and_shut(sock: socket.socket, data: bytes) -> None:
     sock.shutdown(socket.SHUT_WR)
 
 
+@contextlib.contextmanager
+def bulk(pairs: list[tuple[socket.socket, socket.socket]]) -> Iterator[Callable[[], int]]:
+    """Sends on the first and reads on the second of each pair, as one thread can; yields a count of the bytes."""
+    stop = threading.Event()
+    chunk, scratch = bytes(256 << 10), bytearray(256 << 10)
+    sources, sinks = zip(*pairs, strict=True)
+    moved = 0
+
+    def run() -> None:
+        nonlocal moved
+        for end in (*sources, *sinks):
+            end.setblocking(False)
+        while not stop.is_set():
+            readable, writable, _ = select.select(sinks, sources, [], 0.1)
+            with contextlib.suppress(BlockingIOError):
+                for sink in readable:
+                    moved += sink.recv_into(scratch)
+                for source in writable:
+                    source.send(chunk)
+
+    with in_background(run):
+        try:
+            yield lambda: moved
+        finally:
+            stop.set()
+
+
 def fill(sock: socket.socket, quiet: float = 0.3) -> int:
     """Sends until nothing has been taken for `quiet` seconds. Returns how many bytes went."""
     total = 0

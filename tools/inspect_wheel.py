@@ -17,7 +17,7 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-MODULES = ["connecting", "engine", "events", "half", "handoff", "poller"]
+MODULES = ["bulk", "connecting", "engine", "events", "half", "handoff", "poller"]
 MODULES += ["relay", "sources", "spin", "splice", "table", "timers", "trial", "worker"]
 MOST = 400_000
 """Bytes of a wheel."""

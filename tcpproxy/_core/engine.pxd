@@ -1,6 +1,7 @@
 # What a worker runs: wait for events, give each relay its turn, accept, obey commands. One thread owns an Engine; what
 # another thread may touch is `inbox`, `stop`, `view`, Upstream.incoming, the counters and the reader's side of the events.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from tcpproxy._core.bulk cimport Bulk
 from tcpproxy._core.handoff cimport Handoff
 from tcpproxy._core.net cimport net_addr
 from tcpproxy._core.poller cimport Ready, Watch
@@ -58,8 +59,7 @@ cdef struct Engine:
     uint64_t stop
     uint64_t finished       # the loop is over, or about to be: who hands over or wants a view must look elsewhere
     Spin spin
-    uint64_t moved          # bytes, up to the last wait
-    bint bulk               # the last batch that moved any moved many
+    Bulk bulk
     int after               # side of the last event: 0 client, 1 upstream
     void *view
     Ready ready[BATCH]

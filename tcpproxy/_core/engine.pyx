@@ -1,5 +1,6 @@
 # What a worker runs: the model is in engine.pxd.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from tcpproxy._core.bulk cimport OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT, EventRecord, ring_claim, ring_publish
 from tcpproxy._core.handoff cimport Handed, handoff_pop, handoff_push
@@ -19,7 +20,6 @@ from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
 cdef enum:
     ACCEPTS = 16            # in a row, before relays get their turn
     PAUSE_NS = 100000000    # of accepting, when out of descriptors or memory
-    CONVERSATION = 16384    # bytes: a batch that moved more is bulk, where polling won nothing and cost 10 % (iperf3)
     GENTLE = 131072         # bytes of one splice beside a conversation: who talks waits for what is moved at once
     GENTLE_NS = 100000000   # for so long after it
     BREATH_NS = 5000000     # of accepting at the limit of connections, when one has ended
@@ -75,21 +75,31 @@ cdef void _finish(Engine *engine) noexcept nogil:
 
 cdef int _wait(Engine *engine) noexcept nogil:
     """The next events, and the time."""
-    cdef int64_t timeout_ns = _wait_ns(engine)
+    cdef int64_t timeout_ns
     cdef int count
     cdef uint64_t total = sync_peek(&engine.loop.counters.to_upstream) + sync_peek(&engine.loop.counters.to_client)
     _be_gentle(engine)
-    if total != engine.moved:
-        engine.bulk = total - engine.moved > CONVERSATION
-        engine.moved = total
-    if engine.spin.mode != SPIN_OFF and not engine.bulk and timeout_ns != 0 and sync_peek(&engine.loop.counters.active):
+    if bulk_count(&engine.bulk, total, engine.loop.pump.most == PIPE_SIZE, engine.loop.now_ns):
+        bulk_judge(&engine.bulk, _moved(engine.group))
+    timeout_ns = _wait_ns(engine)
+    if engine.spin.mode != SPIN_OFF and not engine.bulk.on and timeout_ns != 0 and sync_peek(&engine.loop.counters.active):
         return spin_wait(&engine.spin, engine.loop.pump.poller, engine.ready, BATCH, timeout_ns, engine.after,
                          &engine.loop.now_ns)
-    if engine.bulk and timeout_ns != 0:
+    if engine.bulk.on and timeout_ns != 0:
         net_yield()                             # whoever sends or receives here goes first: the next batch is larger
     count = poller_wait(engine.loop.pump.poller, engine.ready, BATCH, timeout_ns)
     engine.loop.now_ns = net_now_ns()
     return count
+
+
+cdef uint64_t _moved(Group *group) noexcept nogil:
+    """Bytes, by all workers."""
+    cdef uint64_t total = 0
+    cdef int i
+    for i in range(group.count):
+        total += sync_peek(&group.members[i].loop.counters.to_upstream)
+        total += sync_peek(&group.members[i].loop.counters.to_client)
+    return total
 
 
 cdef void _be_gentle(Engine *engine) noexcept nogil:
@@ -113,6 +123,8 @@ cdef int64_t _wait_ns(Engine *engine) noexcept nogil:
         pause = <int64_t> (engine.resume_ns - engine.loop.now_ns) if engine.resume_ns > engine.loop.now_ns else 0
         if wait < 0 or pause < wait:
             wait = pause
+    if engine.bulk.last and (wait < 0 or wait > OVER_NS):
+        wait = OVER_NS
     return wait
 
 

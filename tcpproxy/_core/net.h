@@ -41,6 +41,8 @@
 #include <unistd.h>
 #ifdef __linux__
 #include <linux/sockios.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #endif
 #ifdef __APPLE__ /* an SDK may know MSG_NOSIGNAL, older systems do not: SO_NOSIGPIPE is set on each socket instead */
 #undef MSG_NOSIGNAL
@@ -75,6 +77,22 @@ typedef int net_socket;
 
 static inline int net_errno(void) { return errno; }
 static inline void net_yield(void) { sched_yield(); }
+
+/* From now on nobody is interrupted when the calling thread is woken (SCHED_BATCH), or as usual again. 0: not here; or the
+ * thread has another policy, which is somebody's choice; or a filter of system calls is in force, which might end the process
+ * (services are often allowed no "@resources"). Not by sched_setscheduler(), which does nothing in musl. */
+static inline int net_wake_last(int on)
+{
+#ifdef __linux__
+    struct sched_param none = {0};
+    if (prctl(PR_GET_SECCOMP) > 0 || syscall(SYS_sched_getscheduler, 0) != (on ? SCHED_OTHER : SCHED_BATCH))
+        return 0;
+    return syscall(SYS_sched_setscheduler, 0, on ? SCHED_BATCH : SCHED_OTHER, &none) == 0;
+#else
+    (void)on;
+    return 0;
+#endif
+}
 
 static inline void net_nap_us(long us)
 {

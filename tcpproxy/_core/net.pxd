@@ -21,6 +21,7 @@ cdef extern from "net.h" nogil:
     uint64_t net_source(const net_addr *addr)
     void net_nap_us(long us)
     void net_yield()
+    bint net_wake_last(bint on)
     void net_block_sigpipe()
     uint64_t net_now_ns()
     uint64_t net_cpu_time()

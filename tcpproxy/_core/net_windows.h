@@ -74,6 +74,7 @@ static inline int net_errno(void)
 }
 
 static inline void net_yield(void) { SwitchToThread(); }
+static inline int net_wake_last(int on) { (void)on; return 0; }
 
 static inline void net_nap_us(long us)
 {

@@ -2,6 +2,7 @@
 from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
+from tcpproxy._core.bulk cimport bulk_init
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList, addresses_release
 from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, RUN, WORKERS, Engine, Group, View, ViewItem, \
     engine_run, engine_view
@@ -78,6 +79,7 @@ cdef class Worker:
         loop.pump.budget = 4 * buffer_size if buffer_size > 65536 else 262144
         loop.pump.most = PIPE_SIZE
         loop.pump.zero_copy = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}[zero_copy]
+        bulk_init(&self.engine.bulk)
         spin_init(&self.engine.spin, busy_poll_us * 1000)
         loop.names_bell = names_bell
         loop.half_close = half_close_timeout > 0

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import select
 import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,7 @@ from support import (
     allow_descriptors,
     at_best,
     bounds,
+    bulk,
     connect,
     eventually,
     in_background,
@@ -116,33 +115,6 @@ def pinger(upstream: Upstream, stack: contextlib.ExitStack) -> Pinger:
 
 def port_of(link: Link) -> int:
     return link.proxy.address[1] if link.proxy else link.upstream.port
-
-
-@contextlib.contextmanager
-def bulk(pairs: list[tuple[socket.socket, socket.socket]]) -> Iterator[Callable[[], int]]:
-    """Sends on the first and reads on the second of each pair, as one thread can; yields a count of the bytes."""
-    stop = threading.Event()
-    chunk, scratch = bytes(256 << 10), bytearray(256 << 10)
-    sources, sinks = zip(*pairs, strict=True)
-    moved = 0
-
-    def run() -> None:
-        nonlocal moved
-        for end in (*sources, *sinks):
-            end.setblocking(False)
-        while not stop.is_set():
-            readable, writable, _ = select.select(sinks, sources, [], 0.1)
-            with contextlib.suppress(BlockingIOError):
-                for sink in readable:
-                    moved += sink.recv_into(scratch)
-                for source in writable:
-                    source.send(chunk)
-
-    with in_background(run):
-        try:
-            yield lambda: moved
-        finally:
-            stop.set()
 
 
 def no_delay(*ends: socket.socket) -> None:

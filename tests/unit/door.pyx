@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memset
 from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_drop, buffer_fill
+from tcpproxy._core.bulk cimport OVER_NS, Bulk, bulk_count, bulk_init, bulk_judge
 from tcpproxy._core.connecting cimport CONNECTING_FAILED, CONNECTING_PENDING, AddressList, Connecting, \
     addresses_release, connecting_event, connecting_free, connecting_new, connecting_next
 from tcpproxy._core.events cimport EventRecord, EventRing, ring_claim, ring_empty, ring_free, ring_init, ring_publish, \
@@ -29,6 +30,7 @@ STREAM, LISTENER = WATCH_STREAM, WATCH_LISTENER
 OPEN, DRAINING, SHUT, BROKEN = HALF_OPEN, HALF_DRAINING, HALF_SHUT, HALF_BROKEN
 WAIT, MORE, MOVED = PUMP_WAIT, PUMP_MORE, PUMP_MOVED
 FREE, RELAYING, DEAD = RELAY_FREE, RELAY_RELAYING, RELAY_DEAD
+OVER = OVER_NS
 KINDS = range(TIMER_NONE + 1, TIMER_KINDS)
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 PIPE_LIMIT, PIPE_ROOM = PIPES, PIPE_SIZE
@@ -573,3 +575,24 @@ cdef class TrialDoor:
 
     def way(self, uint64_t crowd=0):
         return trial_way(&self.it, crowd)
+
+
+cdef class BulkDoor:
+    """Of the calling thread: `last` is its policy."""
+    cdef Bulk it
+    cdef readonly uint64_t total
+
+    def __cinit__(self):
+        bulk_init(&self.it)
+
+    def count(self, uint64_t moved, uint64_t now_ns, *, bint alone=True):
+        """A batch. True: judge() is due."""
+        self.total += moved
+        return bulk_count(&self.it, self.total, alone, now_ns)
+
+    def judge(self, uint64_t everybody):
+        bulk_judge(&self.it, everybody)
+
+    @property
+    def state(self):
+        return "".join(name for name, on in (("b", self.it.on), ("s", self.it.steady), ("l", self.it.last)) if on)
