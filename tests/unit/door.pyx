@@ -13,7 +13,7 @@ from tcpproxy._core.events cimport EventRecord, EventRing, ring_claim, ring_empt
 from tcpproxy._core.half cimport HALF_BROKEN, HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_WAIT, \
     ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, half_break, half_pump
 from tcpproxy._core.handoff cimport HANDOFF_ROOM, Handed, Handoff, handoff_init, handoff_pop, handoff_push
-from tcpproxy._core.net cimport net_addr, net_nap_us, net_pack, net_tuning
+from tcpproxy._core.net cimport net_addr, net_cpu_time, net_nap_us, net_pack, net_tuning
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_LISTENER, \
     WATCH_STREAM, Poller, Ready, Watch, poller_add, poller_free, poller_move, poller_name, poller_new, poller_rearm, \
     poller_remove, poller_wait, poller_wake
@@ -556,6 +556,11 @@ cdef class SourcesDoor:
             for i in range(rounds - 3, rounds):
                 sources_leave(&self.it, &client[i & 3])
         return refused
+
+
+def processor_time():
+    """Of this thread, 0: not known."""
+    return net_cpu_time()
 
 
 cdef class TrialDoor:

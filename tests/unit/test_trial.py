@@ -13,6 +13,12 @@ ANY_COST = 10**9
 """Per cent: way 1 may take so much more processor time."""
 
 
+@pytest.fixture(autouse=True)
+def needs_processor_time(door: ModuleType) -> None:
+    if door.processor_time() == 0:
+        pytest.skip("wine does not tell the processor time of a thread, so nothing ever pays")
+
+
 def begun(door: ModuleType, time: int, cost: int = ANY_COST, glance: int = GLANCE) -> Any:
     trial = door.TrialDoor(LOOK, glance, time, cost)
     assert trial.way() == 0
