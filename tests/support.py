@@ -234,6 +234,18 @@ def send_and_shut(sock: socket.socket, data: bytes) -> None:
     sock.shutdown(socket.SHUT_WR)
 
 
+def talk(client: socket.socket, server: socket.socket, turns: int = 1, thinking: float = 0) -> None:
+    """Round trips; the client waits before each."""
+    message = b"m" * 64
+    for _ in range(turns):
+        if thinking:
+            pause(thinking)
+        client.sendall(message)
+        read_exactly(server, len(message))
+        server.sendall(message)
+        read_exactly(client, len(message))
+
+
 @contextlib.contextmanager
 def bulk(pairs: list[tuple[socket.socket, socket.socket]]) -> Iterator[Callable[[], int]]:
     """Sends on the first and reads on the second of each pair, as one thread can; yields a count of the bytes."""

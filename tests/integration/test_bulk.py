@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import socket
 import struct
 import sys
 import time
 from collections.abc import Callable
 
 import pytest
-from support import TIMEOUT, Command, Upstream, bulk, connect, eventually, read_exactly
+from support import TIMEOUT, Command, Upstream, bulk, connect, eventually, talk
 
 if sys.platform != "linux":
     pytest.skip("another system has no SCHED_BATCH", allow_module_level=True)
@@ -27,12 +26,6 @@ SET_SCHEDULER = {"x86_64": 144, "aarch64": 119}
 def policies(proxy: Command) -> set[int]:
     """Of its threads."""
     return {os.sched_getscheduler(int(task)) for task in os.listdir(f"/proc/{proxy.process.pid}/task")}
-
-
-def talk(client: socket.socket, server: socket.socket) -> None:
-    for source, sink in ((client, server), (server, client)):
-        source.sendall(b"word")
-        read_exactly(sink, 4)
 
 
 @pytest.mark.parametrize("down", [False, True], ids=["up", "down"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,22 +21,12 @@ from support import (
     pause,
     read_exactly,
     send_and_shut,
+    talk,
 )
 
 import tcpproxy
 
 MESSAGE = b"m" * 64
-
-
-def talk(client: socket.socket, server: socket.socket, turns: int, thinking: float = 0) -> None:
-    """Round trips; the client waits before each."""
-    for _ in range(turns):
-        if thinking:
-            pause(thinking)
-        client.sendall(MESSAGE)
-        read_exactly(server, len(MESSAGE))
-        server.sendall(MESSAGE)
-        read_exactly(client, len(MESSAGE))
 
 
 def polls(proxy: tcpproxy.Proxy) -> int:
