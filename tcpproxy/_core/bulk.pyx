@@ -15,7 +15,7 @@ cdef enum:
 
 cdef void bulk_init(Bulk *bulk) noexcept nogil:
     # The other way is as cheap to try as this one: a glance is a look.
-    trial_init(&bulk.trial, LOOK, LOOK, TIME, COST)
+    trial_init(&bulk.trial, LOOK, LOOK, TIME, COST, 0)
 
 
 cdef bint bulk_count(Bulk *bulk, uint64_t total, bint alone, uint64_t now_ns) noexcept nogil:
@@ -50,7 +50,7 @@ cdef void bulk_judge(Bulk *bulk, uint64_t everybody) noexcept nogil:
         # The time of what everybody moves: workers share processors, and what one gains another may lose.
         trial.took_ns = <uint64_t> (<double> trial.took_ns * trial.units / (everybody - bulk.everybody))
     bulk.everybody = everybody
-    _wake_last(bulk, trial_way(trial, 0))
+    _wake_last(bulk, trial_way(trial))
 
 
 cdef void _wake_last(Bulk *bulk, bint last) noexcept nogil:

@@ -77,10 +77,9 @@ cdef int _wait(Engine *engine) noexcept nogil:
     """The next events, and the time."""
     cdef int64_t timeout_ns
     cdef int count
-    cdef uint64_t total = sync_peek(&engine.loop.counters.to_upstream) + sync_peek(&engine.loop.counters.to_client)
-    _be_gentle(engine)
-    if bulk_count(&engine.bulk, total, engine.loop.pump.most == PIPE_SIZE, engine.loop.now_ns):
-        bulk_judge(&engine.bulk, _moved(engine.group))
+    cdef bint alone = _be_gentle(engine)
+    if bulk_count(&engine.bulk, _moved(engine), alone, engine.loop.now_ns):
+        bulk_judge(&engine.bulk, _all_moved(engine.group))
     timeout_ns = _wait_ns(engine)
     if engine.spin.mode != SPIN_OFF and not engine.bulk.on and timeout_ns != 0 and sync_peek(&engine.loop.counters.active):
         return spin_wait(&engine.spin, engine.loop.pump.poller, engine.ready, BATCH, timeout_ns, engine.after,
@@ -92,26 +91,32 @@ cdef int _wait(Engine *engine) noexcept nogil:
     return count
 
 
-cdef uint64_t _moved(Group *group) noexcept nogil:
-    """Bytes, by all workers."""
+cdef uint64_t _moved(Engine *engine) noexcept nogil:
+    """Bytes, both ways."""
+    return sync_peek(&engine.loop.counters.to_upstream) + sync_peek(&engine.loop.counters.to_client)
+
+
+cdef uint64_t _all_moved(Group *group) noexcept nogil:
     cdef uint64_t total = 0
     cdef int i
     for i in range(group.count):
-        total += sync_peek(&group.members[i].loop.counters.to_upstream)
-        total += sync_peek(&group.members[i].loop.counters.to_client)
+        total += _moved(group.members[i])
     return total
 
 
-cdef void _be_gentle(Engine *engine) noexcept nogil:
+cdef bint _be_gentle(Engine *engine) noexcept nogil:
     """Bulk moves in small steps, on all workers, as long as one of them has a conversation too: on Linux they share what
-    the kernel does for packets, whoever called it."""
+    the kernel does for packets, whoever called it. True: none has."""
     cdef uint64_t now_ns = engine.loop.now_ns, talked_ns = sync_peek(&engine.group.talked_ns)
+    cdef bint alone
     if engine.loop.talked:
         engine.loop.talked = False
         if now_ns > talked_ns + GENTLE_NS // 8:         # not for each of them: the others' processors would have to look
             sync_set(&engine.group.talked_ns, now_ns)
             talked_ns = now_ns
-    engine.loop.pump.most = GENTLE if now_ns < talked_ns + GENTLE_NS else PIPE_SIZE
+    alone = now_ns >= talked_ns + GENTLE_NS
+    engine.loop.pump.most = PIPE_SIZE if alone else GENTLE
+    return alone
 
 
 cdef int64_t _wait_ns(Engine *engine) noexcept nogil:

@@ -24,7 +24,7 @@ cdef void spin_init(Spin *spin, int64_t limit_ns) noexcept nogil:
     spin.mode = SPIN_AUTO if limit_ns < 0 else SPIN_FIXED if limit_ns > 0 else SPIN_OFF
     spin.limit_ns = LIMIT_NS if limit_ns < 0 else <uint64_t> limit_ns
     spin.gap_ns[0] = spin.gap_ns[1] = 2 * spin.limit_ns
-    trial_init(&spin.trial, LOOK, GLANCE, TIME, COST)
+    trial_init(&spin.trial, LOOK, GLANCE, TIME, COST, CROWD)
 
 
 cdef bint _worth(Spin *spin, int after, uint64_t now_ns) noexcept nogil:
@@ -33,7 +33,7 @@ cdef bint _worth(Spin *spin, int after, uint64_t now_ns) noexcept nogil:
 
 cdef uint64_t _budget(Spin *spin, int after) noexcept nogil:
     cdef uint64_t enough = 4 * spin.gap_ns[after] + SLACK_NS
-    if not trial_way(&spin.trial, CROWD):
+    if not trial_way(&spin.trial):
         return 0
     return enough if enough < spin.limit_ns else spin.limit_ns
 

@@ -7,6 +7,7 @@ cdef struct Trial:
     uint64_t glance         # and one at the other way, if it agrees with the last verdict
     uint64_t time           # per cent: way 1 pays if it takes less than so much of the time of way 0,
     uint64_t cost           # and less than so much of its processor time
+    uint64_t crowd          # units a batch, from which on way 1 is not worth trying; 0: always
     uint8_t way             # now
     uint8_t phase           # PHASE_ of trial.pyx
     uint64_t keep           # units for which the last verdict holds
@@ -18,9 +19,9 @@ cdef struct Trial:
     uint64_t times[2]       # of a unit, by way
     uint64_t costs[2]
 
-cdef void trial_init(Trial *trial, uint64_t look, uint64_t glance, uint64_t time, uint64_t cost) noexcept nogil
+cdef void trial_init(Trial *trial, uint64_t look, uint64_t glance, uint64_t time, uint64_t cost,
+                     uint64_t crowd) noexcept nogil
 cdef void trial_count(Trial *trial, uint64_t units, uint64_t took_ns) noexcept nogil       # a batch of work, done
 cdef bint trial_due(const Trial *trial) noexcept nogil            # is the phase over?
 cdef void trial_again(Trial *trial) noexcept nogil                # something else came between: a look begins anew
-# Goes on, if the phase is over, and names the way. From `crowd` units a batch on, way 1 is not worth trying (0: always)
-cdef uint8_t trial_way(Trial *trial, uint64_t crowd) noexcept nogil
+cdef uint8_t trial_way(Trial *trial) noexcept nogil               # goes on, if the phase is over, and names the way

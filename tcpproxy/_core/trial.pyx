@@ -14,11 +14,13 @@ cdef enum:                  # looks for which a verdict holds
     KEEP_MOST = 256
 
 
-cdef void trial_init(Trial *trial, uint64_t look, uint64_t glance, uint64_t time, uint64_t cost) noexcept nogil:
+cdef void trial_init(Trial *trial, uint64_t look, uint64_t glance, uint64_t time, uint64_t cost,
+                     uint64_t crowd) noexcept nogil:
     trial.look = look
     trial.glance = glance
     trial.time = time
     trial.cost = cost
+    trial.crowd = crowd
     trial.way = 0
     trial.keep = KEEP_LEAST * look // 2
     trial.phase = PHASE_KEEP                    # of no length: the first look begins in the thread that will work
@@ -39,13 +41,13 @@ cdef void trial_again(Trial *trial) noexcept nogil:
         _begin(trial, trial.phase, trial.length)
 
 
-cdef uint8_t trial_way(Trial *trial, uint64_t crowd) noexcept nogil:
+cdef uint8_t trial_way(Trial *trial) noexcept nogil:
     if trial_due(trial):
-        _next_phase(trial, crowd)
+        _next_phase(trial)
     return trial.way
 
 
-cdef void _next_phase(Trial *trial, uint64_t crowd) noexcept nogil:
+cdef void _next_phase(Trial *trial) noexcept nogil:
     cdef uint8_t tried = trial.way, pays
     if trial.phase == PHASE_KEEP:
         _begin(trial, PHASE_SAME, trial.look)
@@ -54,7 +56,7 @@ cdef void _next_phase(Trial *trial, uint64_t crowd) noexcept nogil:
     trial.times[tried] = (trial.took_ns << 10) // trial.units
     trial.costs[tried] = ((net_cpu_time() - trial.began_cpu) << 10) // trial.units
     if trial.phase == PHASE_SAME:
-        if crowd and not tried and trial.units >= crowd * trial.batches:
+        if trial.crowd and not tried and trial.units >= trial.crowd * trial.batches:
             _keep(trial, 2 * trial.keep)
             return
         trial.way = not tried

@@ -566,8 +566,8 @@ def processor_time():
 cdef class TrialDoor:
     cdef Trial it
 
-    def __cinit__(self, uint64_t look, uint64_t glance, uint64_t time, uint64_t cost):
-        trial_init(&self.it, look, glance, time, cost)
+    def __cinit__(self, uint64_t look, uint64_t glance, uint64_t time, uint64_t cost, uint64_t crowd):
+        trial_init(&self.it, look, glance, time, cost, crowd)
 
     def count(self, uint64_t units, uint64_t took_ns):
         trial_count(&self.it, units, took_ns)
@@ -578,8 +578,8 @@ cdef class TrialDoor:
     def due(self):
         return trial_due(&self.it)
 
-    def way(self, uint64_t crowd=0):
-        return trial_way(&self.it, crowd)
+    def way(self):
+        return trial_way(&self.it)
 
 
 cdef class BulkDoor:

@@ -19,8 +19,8 @@ def needs_processor_time(door: ModuleType) -> None:
         pytest.skip("wine does not tell the processor time of a thread, so nothing ever pays")
 
 
-def begun(door: ModuleType, time: int, cost: int = ANY_COST, glance: int = GLANCE) -> Any:
-    trial = door.TrialDoor(LOOK, glance, time, cost)
+def begun(door: ModuleType, time: int, cost: int = ANY_COST, glance: int = GLANCE, crowd: int = 0) -> Any:
+    trial = door.TrialDoor(LOOK, glance, time, cost, crowd)
     assert trial.way() == 0
     return trial
 
@@ -92,13 +92,13 @@ def test_processor_time(door: ModuleType, dear: int, cost: int, expected: int) -
 
 def test_a_crowd_is_not_worth_a_try(door: ModuleType) -> None:
     """Its wake-ups are shared already."""
-    trial = begun(door, time=80)
+    trial = begun(door, time=80, crowd=LOOK // 2)
     trial.count(LOOK - 3, 1000)
     trial.count(3, 1000)
-    assert trial.way(LOOK // 2) == 0
+    assert trial.way() == 0
     assert not trial.due()
     assert lengths(trial, (1000, 700), 2) == [(0, 4 * LOOK), (0, LOOK)]
-    assert trial.way(LOOK) == 1
+    assert trial.way() == 1
 
 
 def test_a_look_begins_again(door: ModuleType) -> None:
