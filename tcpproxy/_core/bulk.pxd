@@ -13,15 +13,15 @@ cdef enum:
 cdef struct Bulk:
     bint on                 # bytes come many at a time
     bint steady             # have done so for a while, without a conversation
-    bint last               # the kernel wakes this thread last
-    bint barred             # it would not, or somebody has chosen a policy for this thread
+    bint batch_policy             # the kernel wakes this thread last
+    bint unavailable             # it would not, or somebody has chosen a policy for this thread
     uint64_t mean           # bytes of a batch, lately
     uint64_t moved          # bytes, up to the last batch that moved any
     uint64_t since_ns       # when that was
-    uint64_t everybody      # bytes that all workers of the group had moved when the trial's phase began
+    uint64_t group_moved      # bytes that all workers of the group had moved when the trial's phase began
     Trial trial             # of bytes: way 1 is to wake last
 
 cdef void bulk_init(Bulk *bulk) noexcept nogil
-# After a batch. `total`: what this worker has moved; `alone`: nobody has a conversation. True: bulk_judge, please
-cdef bint bulk_count(Bulk *bulk, uint64_t total, bint alone, uint64_t now_ns) noexcept nogil
-cdef void bulk_judge(Bulk *bulk, uint64_t everybody) noexcept nogil        # what all workers of the group have moved
+# After a batch. `total`: what this worker has moved; `bulk_only`: nobody has a conversation. True: bulk_judge, please
+cdef bint bulk_count(Bulk *bulk, uint64_t total, bint bulk_only, uint64_t now_ns) noexcept nogil
+cdef void bulk_judge(Bulk *bulk, uint64_t group_moved) noexcept nogil        # what all workers of the group have moved

@@ -1,42 +1,42 @@
 # How a worker goes back to sleep that moves bulk: the model is in bulk.pxd.
 from libc.stdint cimport uint64_t
-from tcpproxy._core.net cimport net_wake_last
-from tcpproxy._core.trial cimport Trial, trial_again, trial_count, trial_due, trial_init, trial_way
+from tcpproxy._core.net cimport thread_batch_policy
+from tcpproxy._core.trial cimport Trial, trial_restart, trial_count, trial_due, trial_init, trial_arm
 
 cdef enum:
     MANY = 16384            # bytes: a batch that moved more is bulk, where polling won nothing and cost 10 % (iperf3)
     MEAN = 32768            # bytes a batch are steady. Not the least: of 131,072 sent at a time two segments leave 106
-    MOST = 131072           # counted of a batch, or the largest alone would make the mean
+    MOST = 131072           # counted of a batch, or the largest bulk_only would make the mean
     SPAN = 16               # batches of the mean
-    LOOK = 134217728        # bytes, some 30 ms
+    SAMPLE = 134217728        # bytes, some 30 ms
     TIME = 110              # per cent: where it helped 73 to 110 (iperf3, one stream and more), beside hungry programs 75 to 250
     COST = 90               # where it helped 34 to 85
 
 
 cdef void bulk_init(Bulk *bulk) noexcept nogil:
     # The other way is as cheap to try as this one: a glance is a look.
-    trial_init(&bulk.trial, LOOK, LOOK, TIME, COST, 0)
+    trial_init(&bulk.trial, SAMPLE, SAMPLE, TIME, COST, 0)
 
 
-cdef bint bulk_count(Bulk *bulk, uint64_t total, bint alone, uint64_t now_ns) noexcept nogil:
+cdef bint bulk_count(Bulk *bulk, uint64_t total, bint bulk_only, uint64_t now_ns) noexcept nogil:
     cdef uint64_t moved = total - bulk.moved, turn_ns = now_ns - bulk.since_ns
     if moved:
         bulk.on = moved > MANY or bulk.steady
         bulk.moved = total
         bulk.since_ns = now_ns
-    if bulk.barred:
+    if bulk.unavailable:
         return False
-    if not alone or turn_ns >= OVER_NS:
+    if not bulk_only or turn_ns >= OVER_NS:
         bulk.mean = 0
     elif moved:
         bulk.mean = (bulk.mean * (SPAN - 1) + min(moved, <uint64_t> MOST)) // SPAN
     if bulk.mean < MEAN:
         bulk.steady = False
-        _wake_last(bulk, False)
+        _set_policy(bulk, False)
         return False
     if not bulk.steady:
         bulk.steady = True
-        trial_again(&bulk.trial)
+        trial_restart(&bulk.trial)
         return True
     if moved == 0:
         return False
@@ -44,17 +44,17 @@ cdef bint bulk_count(Bulk *bulk, uint64_t total, bint alone, uint64_t now_ns) no
     return trial_due(&bulk.trial)
 
 
-cdef void bulk_judge(Bulk *bulk, uint64_t everybody) noexcept nogil:
+cdef void bulk_judge(Bulk *bulk, uint64_t group_moved) noexcept nogil:
     cdef Trial *trial = &bulk.trial
     if trial_due(trial):
-        # The time of what everybody moves: workers share processors, and what one gains another may lose.
-        trial.took_ns = <uint64_t> (<double> trial.took_ns * trial.units / (everybody - bulk.everybody))
-    bulk.everybody = everybody
-    _wake_last(bulk, trial_way(trial))
+        # The time of what group_moved moves: workers share processors, and what one gains another may lose.
+        trial.took_ns = <uint64_t> (<double> trial.took_ns * trial.units / (group_moved - bulk.group_moved))
+    bulk.group_moved = group_moved
+    _set_policy(bulk, trial_arm(trial))
 
 
-cdef void _wake_last(Bulk *bulk, bint last) noexcept nogil:
-    if bulk.last != last:
-        bulk.barred = not net_wake_last(last)
-        bulk.last = last and not bulk.barred
-        bulk.steady = bulk.steady and not bulk.barred
+cdef void _set_policy(Bulk *bulk, bint last) noexcept nogil:
+    if bulk.batch_policy != last:
+        bulk.unavailable = not thread_batch_policy(last)
+        bulk.batch_policy = last and not bulk.unavailable
+        bulk.steady = bulk.steady and not bulk.unavailable

@@ -26,7 +26,7 @@ cdef struct Listener:
 cdef struct Group:          # the workers of one proxy
     int count
     uint64_t limit          # connections at one time, all workers together
-    uint64_t talked_ns      # when one of them last had a conversation
+    uint64_t interactive_ns      # when one of them last had a conversation
     Sources sources
     Engine *members[WORKERS]
 
@@ -50,7 +50,7 @@ cdef struct Engine:
     Group *group
     Listener listeners[LISTENERS]
     int listener_count
-    int accepts             # four times the number to do in a row
+    int accept_credit           # four times the number to do in a row
     bint accepted           # the last batch had connections too
     bint listening          # the listeners are watched
     uint64_t resume_ns      # when to watch them again, 0: nothing planned
@@ -60,7 +60,7 @@ cdef struct Engine:
     uint64_t finished       # the loop is over, or about to be: who hands over or wants a view must look elsewhere
     Spin spin
     Bulk bulk
-    int after               # side of the last event: 0 client, 1 upstream
+    int last_side             # side of the last event: 0 client, 1 upstream
     void *view
     Ready ready[BATCH]
 

@@ -2,12 +2,12 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from tcpproxy._core.bulk cimport OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.connecting cimport AddressList, addresses_release
-from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT, EventRecord, ring_claim, ring_publish
+from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT, EventRecord, events_claim, events_publish
 from tcpproxy._core.handoff cimport Handed, handoff_pop, handoff_push
-from tcpproxy._core.net cimport net_accept, net_accept_again, net_block_sigpipe, net_close, net_exhausted, \
-    net_nap_us, net_now_ns, net_reset, net_socket, net_would_block, net_yield
+from tcpproxy._core.net cimport net_accept, net_accept_transient, thread_block_sigpipe, net_close, net_out_of_resources, \
+    thread_nap_us, clock_ns, net_reset, net_socket, net_would_block, thread_yield
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wait, poller_wake
-from tcpproxy._core.relay cimport CLIENT, RELAY_DEAD, RELAY_FREE, UPSTREAM, Relay, relay_abort, \
+from tcpproxy._core.relay cimport CLIENT, RELAY_CLOSED, RELAY_FREE, UPSTREAM, Relay, relay_abort, \
     relay_answered, relay_event, relay_start, relay_timer, relay_turn, relay_turn_away
 from tcpproxy._core.sources cimport sources_enter, sources_leave
 from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
@@ -20,21 +20,21 @@ from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
 cdef enum:
     ACCEPTS = 16            # in a row, before relays get their turn
     PAUSE_NS = 100000000    # of accepting, when out of descriptors or memory
-    GENTLE = 131072         # bytes of one splice beside a conversation: who talks waits for what is moved at once
-    GENTLE_NS = 100000000   # for so long after it
-    BREATH_NS = 5000000     # of accepting at the limit of connections, when one has ended
+    SPLICE_SHARED = 131072         # bytes of one splice beside a conversation: who talks waits for what is moved at once
+    INTERACTIVE_NS = 100000000   # for so long after it
+    ACCEPT_RETRY_NS = 5000000     # of accepting at the limit of connections, when one has ended
 
 
 cdef int engine_run(Engine *engine) noexcept nogil:
     cdef int count = 0
-    net_block_sigpipe()
-    engine.loop.now_ns = net_now_ns()
+    thread_block_sigpipe()
+    engine.loop.now_ns = clock_ns()
     _watch_listeners(engine)
     while True:
-        _obey(engine)
+        _commands(engine)
         _run_queue(engine)
         _timers(engine)                         # after the turns: bytes that have come are no idle time
-        _bury(engine)
+        _reclaim(engine)
         if sync_peek(&engine.stop) and _may_end(engine):
             break
         count = _wait(engine)
@@ -47,7 +47,7 @@ cdef int engine_run(Engine *engine) noexcept nogil:
 
 
 cdef bint _may_end(Engine *engine) noexcept nogil:
-    """Is there nothing left to do, and does everybody know? See _hand_over."""
+    """Is there nothing left to do, and does everybody know? See _hand_off."""
     if sync_load(&engine.loop.counters.active):
         return False
     sync_swap(&engine.finished, 1)
@@ -62,14 +62,14 @@ cdef void _finish(Engine *engine) noexcept nogil:
     _close_listeners(engine)
     sync_swap(&engine.finished, 1)              # before the last look at `view`: see engine_view
     _abort_all(engine)                          # none, unless the poller has failed
-    _bury(engine)
+    _reclaim(engine)
     while sync_check(&engine.loop.counters.active):     # the same; or somebody is about to see that we have finished
         if handoff_pop(&engine.inbox, &handed):
             net_reset(handed.fd)
             sources_leave(engine.loop.sources, &handed.client)
             sync_sub(&engine.loop.counters.active, 1)
         else:
-            net_yield()
+            thread_yield()
     _answer_view(engine)
 
 
@@ -77,17 +77,17 @@ cdef int _wait(Engine *engine) noexcept nogil:
     """The next events, and the time."""
     cdef int64_t timeout_ns
     cdef int count
-    cdef bint alone = _be_gentle(engine)
-    if bulk_count(&engine.bulk, _moved(engine), alone, engine.loop.now_ns):
+    cdef bint bulk_only = _limit_splice(engine)
+    if bulk_count(&engine.bulk, _moved(engine), bulk_only, engine.loop.now_ns):
         bulk_judge(&engine.bulk, _all_moved(engine.group))
     timeout_ns = _wait_ns(engine)
     if engine.spin.mode != SPIN_OFF and not engine.bulk.on and timeout_ns != 0 and sync_peek(&engine.loop.counters.active):
-        return spin_wait(&engine.spin, engine.loop.pump.poller, engine.ready, BATCH, timeout_ns, engine.after,
+        return spin_wait(&engine.spin, engine.loop.pump.poller, engine.ready, BATCH, timeout_ns, engine.last_side,
                          &engine.loop.now_ns)
     if engine.bulk.on and timeout_ns != 0:
-        net_yield()                             # whoever sends or receives here goes first: the next batch is larger
+        thread_yield()                             # whoever sends or receives here goes first: the next batch is larger
     count = poller_wait(engine.loop.pump.poller, engine.ready, BATCH, timeout_ns)
-    engine.loop.now_ns = net_now_ns()
+    engine.loop.now_ns = clock_ns()
     return count
 
 
@@ -104,19 +104,19 @@ cdef uint64_t _all_moved(Group *group) noexcept nogil:
     return total
 
 
-cdef bint _be_gentle(Engine *engine) noexcept nogil:
+cdef bint _limit_splice(Engine *engine) noexcept nogil:
     """Bulk moves in small steps, on all workers, as long as one of them has a conversation too: on Linux they share what
     the kernel does for packets, whoever called it. True: none has."""
-    cdef uint64_t now_ns = engine.loop.now_ns, talked_ns = sync_peek(&engine.group.talked_ns)
-    cdef bint alone
-    if engine.loop.talked:
-        engine.loop.talked = False
-        if now_ns > talked_ns + GENTLE_NS // 8:         # not for each of them: the others' processors would have to look
-            sync_set(&engine.group.talked_ns, now_ns)
-            talked_ns = now_ns
-    alone = now_ns >= talked_ns + GENTLE_NS
-    engine.loop.pump.most = PIPE_SIZE if alone else GENTLE
-    return alone
+    cdef uint64_t now_ns = engine.loop.now_ns, interactive_ns = sync_peek(&engine.group.interactive_ns)
+    cdef bint bulk_only
+    if engine.loop.interactive:
+        engine.loop.interactive = False
+        if now_ns > interactive_ns + INTERACTIVE_NS // 8:         # not for each of them: the others' processors would have to look
+            sync_set(&engine.group.interactive_ns, now_ns)
+            interactive_ns = now_ns
+    bulk_only = now_ns >= interactive_ns + INTERACTIVE_NS
+    engine.loop.pump.splice_size = PIPE_SIZE if bulk_only else SPLICE_SHARED
+    return bulk_only
 
 
 cdef int64_t _wait_ns(Engine *engine) noexcept nogil:
@@ -128,7 +128,7 @@ cdef int64_t _wait_ns(Engine *engine) noexcept nogil:
         pause = <int64_t> (engine.resume_ns - engine.loop.now_ns) if engine.resume_ns > engine.loop.now_ns else 0
         if wait < 0 or pause < wait:
             wait = pause
-    if engine.bulk.last and (wait < 0 or wait > OVER_NS):
+    if engine.bulk.batch_policy and (wait < 0 or wait > OVER_NS):
         wait = OVER_NS
     return wait
 
@@ -140,7 +140,7 @@ cdef void _events(Engine *engine, int count) noexcept nogil:
     cdef int i
     for i in range(count):
         tag = engine.ready[i].tag
-        if engine.ready[i].bits == 0:           # a wake-up: _obey looks what it is about
+        if engine.ready[i].bits == 0:           # a wake-up: _commands looks what it is about
             continue
         if tag & 0xf == 0xf:
             accepted = True
@@ -150,7 +150,7 @@ cdef void _events(Engine *engine, int count) noexcept nogil:
         relay = table_find(&engine.loop.table, tag)
         if relay != NULL:
             relay_event(&engine.loop, relay, tag & 0xf, engine.ready[i].bits)
-            engine.after = tag & 0xf != 0
+            engine.last_side = tag & 0xf != 0
     if not accepted:
         engine.accepted = False
 
@@ -180,24 +180,24 @@ cdef void _run_queue(Engine *engine) noexcept nogil:
         relay = rest
 
 
-cdef void _bury(Engine *engine) noexcept nogil:
+cdef void _reclaim(Engine *engine) noexcept nogil:
     """Frees what has died in this batch: no event and no queue can name it any more."""
-    cdef Relay *relay = engine.loop.dead
+    cdef Relay *relay = engine.loop.closed
     cdef Relay *rest
     cdef bint any = relay != NULL
-    engine.loop.dead = NULL
+    engine.loop.closed = NULL
     while relay != NULL:
-        rest = relay.next_dead
+        rest = relay.next_closed
         if relay.queued:                        # it was given another turn and then died in this one
-            relay.next_dead = engine.loop.dead
-            engine.loop.dead = relay
+            relay.next_closed = engine.loop.closed
+            engine.loop.closed = relay
         else:
             table_release(&engine.loop.table, relay)
         relay = rest
     if any and engine.at_limit:
         # A slot is free, so wait no longer than this: proxies in a circle would refill it 10,000 times a second.
-        if engine.resume_ns > engine.paused_ns + BREATH_NS:
-            engine.resume_ns = engine.paused_ns + BREATH_NS
+        if engine.resume_ns > engine.paused_ns + ACCEPT_RETRY_NS:
+            engine.resume_ns = engine.paused_ns + ACCEPT_RETRY_NS
 
 
 # --- accepting ---
@@ -239,10 +239,10 @@ cdef void _close_listeners(Engine *engine) noexcept nogil:
 
 
 cdef void _say(Engine *engine, int kind, int error) noexcept nogil:
-    cdef EventRecord *record = ring_claim(&engine.loop.events, kind)
+    cdef EventRecord *record = events_claim(&engine.loop.events, kind)
     if record != NULL:
         record.error = error
-        ring_publish(&engine.loop.events)
+        events_publish(&engine.loop.events)
 
 
 cdef void _pause(Engine *engine, int kind, int error) noexcept nogil:
@@ -274,9 +274,9 @@ cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
     cdef net_addr client
     cdef int64_t fd
     cdef int _turn
-    engine.accepts = engine.accepts + 1 if engine.accepted and engine.accepts < 4 * ACCEPTS else 4
+    engine.accept_credit = engine.accept_credit + 1 if engine.accepted and engine.accept_credit < 4 * ACCEPTS else 4
     engine.accepted = True
-    for _turn in range(engine.accepts // 4):
+    for _turn in range(engine.accept_credit // 4):
         if not _reserve(engine):
             if _turn == 0:                      # later in a row it is not known whether anybody waits
                 _pause(engine, EVENT_LIMIT, 0)
@@ -286,21 +286,21 @@ cdef void _accept(Engine *engine, Listener *listener) noexcept nogil:
             relay_turn_away(&engine.loop, <net_socket> fd, &client, 0)
             continue
         if fd >= 0:
-            _place(engine, <net_socket> fd, &client, listener.target)
+            _choose_worker(engine, <net_socket> fd, &client, listener.target)
             continue
         sync_sub(&engine.loop.counters.active, 1)
         if net_would_block(fd):
             engine.accepted = False
             return
-        if net_exhausted(fd) and _turn > 0:     # Linux needs a descriptor before it looks whether anybody waits
+        if net_out_of_resources(fd) and _turn > 0:     # Linux needs a descriptor before it looks whether anybody waits
             return
         sync_bump(&engine.loop.counters.accept_errors, 1)
-        if not net_accept_again(<int> fd):
+        if not net_accept_transient(<int> fd):
             _pause(engine, EVENT_ACCEPT, <int> -fd)
             return
 
 
-cdef void _place(Engine *engine, net_socket fd, const net_addr *client, int target) noexcept nogil:
+cdef void _choose_worker(Engine *engine, net_socket fd, const net_addr *client, int target) noexcept nogil:
     """Keeps the connection, or hands it to the worker with the fewest, if that one has clearly fewer."""
     cdef uint64_t mine = sync_peek(&engine.loop.counters.active) - 1, fewest = mine, other
     cdef Engine *best = engine
@@ -310,13 +310,13 @@ cdef void _place(Engine *engine, net_socket fd, const net_addr *client, int targ
         if other < fewest:
             fewest = other
             best = engine.group.members[i]
-    if mine > fewest + fewest // 4 and _hand_over(best, fd, client, target):
+    if mine > fewest + fewest // 4 and _hand_off(best, fd, client, target):
         sync_sub(&engine.loop.counters.active, 1)
     else:
         relay_start(&engine.loop, fd, client, target)
 
 
-cdef bint _hand_over(Engine *to, net_socket fd, const net_addr *client, int target) noexcept nogil:
+cdef bint _hand_off(Engine *to, net_socket fd, const net_addr *client, int target) noexcept nogil:
     """False: its queue is full, or it ends. Either it sees that it has a connection more, or we see that it has finished.
 
     Its poller is there to be woken even then: it is closed when no worker of the group runs any more."""
@@ -331,7 +331,7 @@ cdef bint _hand_over(Engine *to, net_socket fd, const net_addr *client, int targ
 
 # --- commands from other threads ---
 
-cdef void _obey(Engine *engine) noexcept nogil:
+cdef void _commands(Engine *engine) noexcept nogil:
     cdef Handed handed
     cdef AddressList *answer
     cdef uint64_t stop
@@ -368,7 +368,7 @@ cdef void _abort_all(Engine *engine) noexcept nogil:
     cdef uint32_t i
     for i in range(engine.loop.table.size):
         relay = table_at(&engine.loop.table, i)
-        if relay.state != RELAY_FREE and relay.state != RELAY_DEAD:
+        if relay.state != RELAY_FREE and relay.state != RELAY_CLOSED:
             relay_abort(&engine.loop, relay)
 
 
@@ -381,7 +381,7 @@ cdef void _answer_view(Engine *engine) noexcept nogil:
         return
     for i in range(engine.loop.table.size):
         relay = table_at(&engine.loop.table, i)
-        if relay.state == RELAY_FREE or relay.state == RELAY_DEAD:
+        if relay.state == RELAY_FREE or relay.state == RELAY_CLOSED:
             continue
         if view.count < view.room:
             item = &view.items[view.count]
@@ -404,4 +404,4 @@ cdef void engine_view(Engine *engine, View *view) noexcept nogil:
             return
     poller_wake(engine.loop.pump.poller)
     while not sync_load(&view.done):
-        net_nap_us(50)
+        thread_nap_us(50)

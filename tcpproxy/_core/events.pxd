@@ -44,12 +44,12 @@ cdef struct EventRing:
     uint64_t taken          # by the reader alone
     uint64_t lost           # records that did not fit
     uint64_t asleep         # the reader waits for a byte on its socket
-    net_socket bell         # where that byte goes
+    net_socket wakeup         # where that byte goes
 
-cdef int ring_init(EventRing *ring, uint64_t room, net_socket bell) noexcept nogil     # 0 or -ENOMEM; room: a power of two
-cdef void ring_free(EventRing *ring) noexcept nogil
-cdef EventRecord *ring_claim(EventRing *ring, int kind) noexcept nogil     # zeroed; NULL: nobody wants it, or no room (counted)
-cdef void ring_publish(EventRing *ring) noexcept nogil                     # what ring_claim gave is complete
-cdef bint ring_take(EventRing *ring, EventRecord *record) noexcept nogil   # the reader's side
-cdef void ring_sleep(EventRing *ring) noexcept nogil                       # reader: ring the bell at the next record
-cdef bint ring_empty(EventRing *ring) noexcept nogil
+cdef int events_init(EventRing *ring, uint64_t room, net_socket wakeup) noexcept nogil     # 0 or -ENOMEM; room: a power of two
+cdef void events_free(EventRing *ring) noexcept nogil
+cdef EventRecord *events_claim(EventRing *ring, int kind) noexcept nogil     # zeroed; NULL: nobody wants it, or no room (counted)
+cdef void events_publish(EventRing *ring) noexcept nogil                     # what events_claim gave is complete
+cdef bint events_take(EventRing *ring, EventRecord *record) noexcept nogil   # the reader's side
+cdef void events_sleep(EventRing *ring) noexcept nogil                       # reader: ring the wakeup at the next record
+cdef bint events_empty(EventRing *ring) noexcept nogil

@@ -7,20 +7,20 @@ from tcpproxy._core.net cimport net_send, net_would_block
 from tcpproxy._core.sync cimport sync_bump, sync_check, sync_load, sync_peek, sync_store, sync_swap
 
 
-cdef int ring_init(EventRing *ring, uint64_t room, net_socket bell) noexcept nogil:
+cdef int events_init(EventRing *ring, uint64_t room, net_socket wakeup) noexcept nogil:
     memset(ring, 0, sizeof(EventRing))
     ring.records = <EventRecord *> calloc(room, sizeof(EventRecord))
     ring.mask = room - 1
-    ring.bell = bell
+    ring.wakeup = wakeup
     return 0 if ring.records != NULL else -ENOMEM
 
 
-cdef void ring_free(EventRing *ring) noexcept nogil:
+cdef void events_free(EventRing *ring) noexcept nogil:
     free(ring.records)
     ring.records = NULL
 
 
-cdef EventRecord *ring_claim(EventRing *ring, int kind) noexcept nogil:
+cdef EventRecord *events_claim(EventRing *ring, int kind) noexcept nogil:
     cdef uint64_t written = sync_peek(&ring.written)
     if not sync_peek(&ring.wanted) & (<uint64_t> 1 << kind):
         return NULL
@@ -33,18 +33,18 @@ cdef EventRecord *ring_claim(EventRing *ring, int kind) noexcept nogil:
     return record
 
 
-cdef void ring_publish(EventRing *ring) noexcept nogil:
+cdef void events_publish(EventRing *ring) noexcept nogil:
     # swap and check, not store and load: a reader that falls asleep looks once more after saying so, and one of the two
     # must see the other
     sync_swap(&ring.written, sync_peek(&ring.written) + 1)
     cdef int64_t rc
     if sync_check(&ring.asleep) and sync_swap(&ring.asleep, 0):
-        rc = net_send(ring.bell, <const char *> "e", 1)
-        if rc < 0 and not net_would_block(rc):          # a full socket is a bell that already rings
+        rc = net_send(ring.wakeup, <const char *> "e", 1)
+        if rc < 0 and not net_would_block(rc):          # a full socket is a wakeup that already rings
             sync_store(&ring.asleep, 1)                 # no memory: the next record tries again
 
 
-cdef bint ring_take(EventRing *ring, EventRecord *record) noexcept nogil:
+cdef bint events_take(EventRing *ring, EventRecord *record) noexcept nogil:
     cdef uint64_t taken = sync_peek(&ring.taken)
     if taken == sync_load(&ring.written):
         return False
@@ -53,9 +53,9 @@ cdef bint ring_take(EventRing *ring, EventRecord *record) noexcept nogil:
     return True
 
 
-cdef void ring_sleep(EventRing *ring) noexcept nogil:
+cdef void events_sleep(EventRing *ring) noexcept nogil:
     sync_swap(&ring.asleep, 1)
 
 
-cdef bint ring_empty(EventRing *ring) noexcept nogil:
+cdef bint events_empty(EventRing *ring) noexcept nogil:
     return sync_peek(&ring.taken) == sync_check(&ring.written)

@@ -31,14 +31,14 @@ cdef enum:                      # Half.mode
 cdef struct Side:               # one socket of a relay and what is known of it
     Watch watch
     int32_t error               # errno that ended it; 0: alive
-    uint32_t sent               # bytes for it that had left our kernel at the relay's last look (modulo 2^32)
+    uint32_t left_kernel             # bytes for it that had left our kernel at the relay's last look (modulo 2^32)
     uint8_t ready               # READY_IN, READY_OUT: the next call may succeed
-    uint8_t hinted              # an end or an urgent mark was announced: a short read no longer means "drained"
-    uint8_t ended               # its EOF was read
-    uint8_t alarmed             # an error was announced for it, perhaps behind bytes still unread
-    uint8_t shut                # the other side's EOF was passed on to it
+    uint8_t read_to_eagain              # an end or an urgent mark was announced: a short read no longer means "drained"
+    uint8_t eof_read              # its EOF was read
+    uint8_t error_pending             # an error was announced for it, perhaps behind bytes still unread
+    uint8_t fin_sent               # the other side's EOF was passed on to it
     uint8_t no_delay            # TCP_NODELAY is set; it costs a system call, and Nagle holds back no first send
-    uint8_t unpaced             # it has taken bulk: net_unpace was called
+    uint8_t pacing_off             # it has taken bulk: net_pacing_off was called
 
 cdef struct Half:
     Buffer buffer
@@ -47,14 +47,14 @@ cdef struct Half:
     uint8_t state
     uint8_t mode
     uint8_t streak              # reads in a row that speak for bulk, or against it
-    uint8_t confirm             # the last splice has probably emptied the source: ask with a recv
+    uint8_t ask_recv            # the last splice has probably emptied the source: ask with a recv
 
 cdef struct Pump:               # what all halves of a worker share
     Poller *poller
     char *scratch               # every read goes here first, so that an idle relay owns no buffer
     uint32_t size               # of the scratch, and so the most that a half ever buffers
     uint32_t budget             # bytes a half may read in one turn; the last of its reads may go beyond
-    uint32_t most               # bytes of one splice
+    uint32_t splice_size              # bytes of one splice
     uint8_t zero_copy
     Pipes pipes
     uint64_t spliced            # bytes that no copy of ours has touched

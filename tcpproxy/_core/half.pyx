@@ -2,8 +2,8 @@
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t
 from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
-from tcpproxy._core.net cimport ECONNRESET, NET_ERROR_FADES, net_exhausted, net_no_delay, net_recv, net_send, \
-    net_shut_write, net_unpace, net_unread, net_would_block
+from tcpproxy._core.net cimport ECONNRESET, NET_POLL_CLEARS_ERROR, net_out_of_resources, net_no_delay, net_recv, net_send, \
+    net_shut_write, net_pacing_off, net_unread, net_would_block
 from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
 from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_read, pipe_take, splice_refused
 from tcpproxy._core.sync cimport sync_bump
@@ -39,7 +39,7 @@ cdef int64_t _send(Half *half, Side *sink, const char *data, uint32_t size, Pump
 
 # --- out ---
 
-cdef void _send_scratch(Half *half, Side *sink, uint32_t size, Pump *pump) noexcept nogil:
+cdef void _deliver(Half *half, Side *sink, uint32_t size, Pump *pump) noexcept nogil:
     """Sends what was read into the scratch, and keeps what the sink would not take."""
     cdef int64_t sent = _send(half, sink, pump.scratch, size, pump)
     if not sink.error and sent < <int64_t> size:
@@ -80,10 +80,10 @@ cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
         half.mode = MODE_REFUSED
         sent = pipe_read(half.pipe, pump.scratch, pump.size)
         if sent > 0:
-            _send_scratch(half, sink, <uint32_t> sent, pump)
+            _deliver(half, sink, <uint32_t> sent, pump)
             result = PUMP_MOVED
         else:
-            sink.error = ENOMEM         # bytes that cannot be had back are lost: see _send_scratch
+            sink.error = ENOMEM         # bytes that cannot be had back are lost: see _deliver
     else:
         sink.error = <int> -sent
     if sink.error:
@@ -95,28 +95,28 @@ cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
 
 cdef void _pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     cdef int rc = 0
-    if not (source.ended and sink.ended and source.shut):    # else both are closed in a moment, which says the same
+    if not (source.eof_read and sink.eof_read and source.fin_sent):    # else both are closed in a moment, which says the same
         rc = net_shut_write(sink.watch.fd)
     if rc < 0:
         sink.error = -rc                # or the sink would wait for its end of file
         half_break(half, pump)
         return
-    sink.shut = True
+    sink.fin_sent = True
     half.state = HALF_SHUT
 
 
 # --- in ---
 
-cdef void _judge(Half *half, Side *sink, int64_t got, Pump *pump) noexcept nogil:
+cdef void _choose_mode(Half *half, Side *sink, int64_t got, Pump *pump) noexcept nogil:
     """Is it bulk? Splice once some reads in a row have filled the scratch, copy again once some have been small."""
     cdef bint speaks = got < SMALL if half.mode == MODE_SPLICE else got == <int64_t> pump.size
     half.streak = half.streak + 1 if speaks else 0
     if half.streak < STREAK:
         return
     half.streak = 0
-    if not sink.unpaced:
-        sink.unpaced = True
-        net_unpace(sink.watch.fd)
+    if not sink.pacing_off:
+        sink.pacing_off = True
+        net_pacing_off(sink.watch.fd)
     if pump.zero_copy == ZERO_COPY_AUTO and half.mode != MODE_REFUSED:
         half.mode = MODE_SPLICE if half.mode == MODE_COPY else MODE_COPY
 
@@ -124,22 +124,22 @@ cdef void _judge(Half *half, Side *sink, int64_t got, Pump *pump) noexcept nogil
 cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     """Bytes now in the scratch; 0: none, for whatever reason (source.ready, half.state)."""
     cdef int64_t got = net_recv(source.watch.fd, pump.scratch, pump.size)
-    if got == 0 and source.alarmed and NET_ERROR_FADES:
+    if got == 0 and source.error_pending and NET_POLL_CLEARS_ERROR:
         got = -ECONNRESET
     if got > 0:
         # A read that leaves room has emptied the socket, which saves the call that would say so; but not at an
         # urgent mark, where recv stops early, and not when an end is pending, of which no further event would tell.
-        if got < <int64_t> pump.size and not source.hinted:
+        if got < <int64_t> pump.size and not source.read_to_eagain:
             _not_ready(source, READY_IN, pump)
-        _judge(half, sink, got, pump)
+        _choose_mode(half, sink, got, pump)
         return got
     if got == 0:
-        source.ended = True
+        source.eof_read = True
         # After a failed send the pending error is used up, and recv says 0 where it means reset.
         half.state = HALF_BROKEN if source.error else HALF_DRAINING
     elif net_would_block(got):
         # At an urgent mark recv says so with bytes queued, if a signal is pending: a SIGSTOP, say. No event would follow.
-        if not source.hinted or net_unread(source.watch.fd) == 0:
+        if not source.read_to_eagain or net_unread(source.watch.fd) == 0:
             _not_ready(source, READY_IN, pump)
     else:
         source.error = <int> -got
@@ -148,27 +148,27 @@ cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
 
 
 cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
-    """Bytes now in half.pipe; 0: none, or the scratch has to be asked (half.confirm)."""
+    """Bytes now in half.pipe; 0: none, or the scratch has to be asked (half.ask_recv)."""
     cdef int64_t got
     cdef Pipe *pipe = pipe_take(&pump.pipes)
     if pipe == NULL:
-        half.confirm = True             # by copying, this time
+        half.ask_recv = True             # by copying, this time
         return 0
-    got = pipe_fill(pipe, source.watch.fd, pump.most)
+    got = pipe_fill(pipe, source.watch.fd, pump.splice_size)
     if got > 0:
         half.pipe = pipe
         # Less than a pipe is either all there was, or all that its slots could take: the next call tells, and that
         # might as well be a recv, which can tell "nothing" from an urgent mark.
-        half.confirm = got < CONFIRM
-        _judge(half, sink, got, pump)
+        half.ask_recv = got < CONFIRM
+        _choose_mode(half, sink, got, pump)
         return got
     pipe_give(&pump.pipes, pipe)
     if splice_refused(got):
         half.mode = MODE_REFUSED
         return 0
-    if got < 0 and not net_would_block(got) and not net_exhausted(got):
+    if got < 0 and not net_would_block(got) and not net_out_of_resources(got):
         source.error = <int> -got       # a reset hides the bytes behind an urgent mark from splice, not from recv
-    half.confirm = True
+    half.ask_recv = True
     return 0
 
 
@@ -197,15 +197,15 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
             return result
         elif used >= pump.budget:
             return result | PUMP_MORE
-        elif half.mode == MODE_SPLICE and not half.confirm:
+        elif half.mode == MODE_SPLICE and not half.ask_recv:
             used += <uint32_t> _splice(half, source, sink, pump)
         else:
-            half.confirm = False
+            half.ask_recv = False
             got = _recv(half, source, sink, pump)
             if got > 0:
                 used += <uint32_t> got
                 result |= PUMP_MOVED
-                _send_scratch(half, sink, <uint32_t> got, pump)
+                _deliver(half, sink, <uint32_t> got, pump)
             elif half.state == HALF_OPEN and source.ready & READY_IN:
                 return result | PUMP_MORE       # bytes are there that cannot be had just now: meanwhile it is the others' turn
     return result

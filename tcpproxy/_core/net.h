@@ -10,9 +10,9 @@
 #ifdef _WIN32
 #include "net_windows.h"
 /* POLLHUP says that the peer has ended its direction, and is reported for ever, asked for or not. */
-#define NET_HANGUP_LASTS 1
+#define NET_POLLHUP_STICKY 1
 /* Reporting an error may use it up: recv says 0 then, as if it were an end of file. */
-#define NET_ERROR_FADES 1
+#define NET_POLL_CLEARS_ERROR 1
 #else
 
 #if !defined(__linux__) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__NetBSD__) && !defined(__OpenBSD__) \
@@ -66,22 +66,22 @@
 #define NET_POLLRDHUP 0
 #endif
 #define NET_POLLPRI POLLPRI
-#define NET_HANGUP_LASTS 0
+#define NET_POLLHUP_STICKY 0
 #define NET_CONNECTING EINPROGRESS
 #define NET_POLL_NAME "poll"
-#define NET_ERROR_FADES 0
+#define NET_POLL_CLEARS_ERROR 0
 
 typedef int net_socket;
 #define NET_NONE (-1)
 #define NET_LENGTH(size) (size)
 
 static inline int net_errno(void) { return errno; }
-static inline void net_yield(void) { sched_yield(); }
+static inline void thread_yield(void) { sched_yield(); }
 
 /* From now on nobody is interrupted when the calling thread is woken (SCHED_BATCH), or as usual again. 0: not here; or the
  * thread has another policy, which is somebody's choice; or a filter of system calls is in force, which might end the process
  * (services are often allowed no "@resources"). Not by sched_setscheduler(), which does nothing in musl. */
-static inline int net_wake_last(int on)
+static inline int thread_batch_policy(int on)
 {
 #ifdef __linux__
     struct sched_param none = {0};
@@ -94,7 +94,7 @@ static inline int net_wake_last(int on)
 #endif
 }
 
-static inline void net_nap_us(long us)
+static inline void thread_nap_us(long us)
 {
     struct timespec t = {us / 1000000, us % 1000000 * 1000};
     nanosleep(&t, NULL);
@@ -102,7 +102,7 @@ static inline void net_nap_us(long us)
 
 /* In the calling thread alone, so that the program around us keeps its own way with the signal. On Linux sigprocmask is
  * the same call, while the symbol pthread_sigmask would ask for glibc 2.32 wherever a newer one was compiled with. */
-static inline void net_block_sigpipe(void)
+static inline void thread_block_sigpipe(void)
 {
     sigset_t set;
     sigemptyset(&set);
@@ -114,7 +114,7 @@ static inline void net_block_sigpipe(void)
 #endif
 }
 
-static inline uint64_t net_now_ns(void)
+static inline uint64_t clock_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -122,7 +122,7 @@ static inline uint64_t net_now_ns(void)
 }
 
 /* Processor time of the calling thread, in a unit of the platform's: for comparing two spans. Always 0: not known. */
-static inline uint64_t net_cpu_time(void)
+static inline uint64_t thread_cpu_time(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
@@ -280,7 +280,7 @@ static inline void net_no_sigpipe(net_socket fd) /* where send cannot be told */
 }
 
 /* The urgent byte stays in the stream, where the other peer would have found it. */
-static inline void net_keep_urgent(net_socket fd) { net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1); }
+static inline void net_oob_inline(net_socket fd) { net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1); }
 
 static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
 {
@@ -310,7 +310,7 @@ static inline void net_bound_buffers(net_socket fd, const net_tuning *tuning)
 /* Bulk for a peer on this machine is not paced: nothing on the way there can overflow. BBR, where it is the system's choice,
  * sends each packet by a timer, which a virtual machine asks its host for: without it a third more throughput, for
  * three quarters of the processor time. "reno" is what every kernel has and everybody may choose. */
-static inline void net_unpace(net_socket fd)
+static inline void net_pacing_off(net_socket fd)
 {
 #ifdef __linux__
     union {
@@ -339,7 +339,7 @@ static inline void net_unpace(net_socket fd)
 static inline void net_tune(net_socket fd, const net_tuning *tuning)
 {
     net_no_delay(fd);
-    net_keep_urgent(fd);
+    net_oob_inline(fd);
     net_keep_alive(fd, tuning);
     net_bound_buffers(fd, tuning);
 }
@@ -400,7 +400,7 @@ static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
     }
 #endif
     net_no_sigpipe(fd);
-    net_keep_urgent(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
+    net_oob_inline(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
     net_bound_buffers(fd, tuning);
     return (int64_t)fd;
 }
@@ -498,8 +498,8 @@ static inline int net_unsent(net_socket fd)
  * (seen with 6.18: tcp_probe_timer counts since the window was closed), whom a direct connection keeps for ever.
  * So keepalive's rule is applied here: silence for as long, and as many questions without an answer. Questions come at
  * growing intervals, up to two minutes behind a long closed window, unless the kernel lets us bound them.
- * `heard`: questions put up to the last sign of life; the caller keeps it, and calls every keepalive_interval. */
-static inline int net_waits(net_socket fd, const net_tuning *tuning, uint32_t *heard)
+ * `probes_at_ack`: questions put up to the last sign of life; the caller keeps it, and calls every keepalive_interval. */
+static inline int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t *probes_at_ack)
 {
 #ifdef __linux__
     struct tcp_info info;
@@ -515,24 +515,24 @@ static inline int net_waits(net_socket fd, const net_tuning *tuning, uint32_t *h
      * still waiting for a neighbour's address (ARP), and of probes. An answer may set the latter two back to 0. */
     asked = info.tcpi_total_retrans + info.tcpi_retransmits + info.tcpi_probes;
     if (silent < interval + 100) /* it has answered since the last look */
-        *heard = asked;
+        *probes_at_ack = asked;
     else
         net_set_int(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, most > 1000 ? most : 1000);
-    if ((int32_t)(asked - *heard) < tuning->keepalive_count)
+    if ((int32_t)(asked - *probes_at_ack) < tuning->keepalive_count)
         return 1;
     return silent < (uint32_t)tuning->keepalive_idle * 1000 + (uint32_t)tuning->keepalive_count * interval ? 1 : -ETIMEDOUT;
 #else
-    (void)fd, (void)tuning, (void)heard;
+    (void)fd, (void)tuning, (void)probes_at_ack;
     return 0;
 #endif
 }
 
 /* Three kinds of "no", after EINTR: would block, out of something, and the end of this socket. */
 static inline int net_would_block(int64_t rc) { return rc == -EAGAIN || rc == -EWOULDBLOCK; }
-static inline int net_exhausted(int64_t rc) { return rc == -EMFILE || rc == -ENFILE || rc == -ENOBUFS || rc == -ENOMEM; }
+static inline int net_out_of_resources(int64_t rc) { return rc == -EMFILE || rc == -ENFILE || rc == -ENOBUFS || rc == -ENOMEM; }
 
 /* accept(2) reports errors of the connection that it would have returned: they say nothing about the next one. */
-static inline int net_accept_again(int rc)
+static inline int net_accept_transient(int rc)
 {
     switch (-rc) {
     case ECONNABORTED: case EPROTO: case EPERM: case ENETDOWN: case ENOPROTOOPT: case EHOSTDOWN: case EHOSTUNREACH:

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 cdef extern from "net.h" nogil:
     ctypedef int net_socket         # or whatever the platform has, signed or not: compare it with NET_NONE alone
     net_socket NET_NONE
-    bint NET_ERROR_FADES            # recv may say 0 for a reset whose announcement used it up
+    bint NET_POLL_CLEARS_ERROR            # recv may say 0 for a reset whose announcement used it up
 
     ctypedef struct net_addr:
         uint32_t length
@@ -19,17 +19,17 @@ cdef extern from "net.h" nogil:
     int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
     void net_format(const net_addr *addr, char *text)      # text: 80 bytes
     uint64_t net_source(const net_addr *addr)
-    void net_nap_us(long us)
-    void net_yield()
-    bint net_wake_last(bint on)
-    void net_block_sigpipe()
-    uint64_t net_now_ns()
-    uint64_t net_cpu_time()
+    void thread_nap_us(long us)
+    void thread_yield()
+    bint thread_batch_policy(bint on)
+    void thread_block_sigpipe()
+    uint64_t clock_ns()
+    uint64_t thread_cpu_time()
     int64_t net_accept(net_socket listener, net_addr *peer, const net_tuning *tuning)     # a net_socket
     int64_t net_open(const net_addr *to, const net_tuning *tuning)                        # a net_socket
     void net_no_delay(net_socket fd)
-    void net_keep_urgent(net_socket fd)
-    void net_unpace(net_socket fd)
+    void net_oob_inline(net_socket fd)
+    void net_pacing_off(net_socket fd)
     void net_keep_alive(net_socket fd, const net_tuning *tuning)
     void net_tune(net_socket fd, const net_tuning *tuning)
     int net_connect(net_socket fd, const net_addr *to)
@@ -43,10 +43,10 @@ cdef extern from "net.h" nogil:
     void net_reset(net_socket fd)
     int net_unread(net_socket fd)
     int net_unsent(net_socket fd)
-    int net_waits(net_socket fd, const net_tuning *tuning, uint32_t *heard)
+    int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t *probes_at_ack)
     bint net_would_block(int64_t rc)
-    bint net_exhausted(int64_t rc)
-    bint net_accept_again(int rc)
+    bint net_out_of_resources(int64_t rc)
+    bint net_accept_transient(int rc)
     bint net_was_connected(int error)
 
     # errno.h's, or the platform's numbers for them

@@ -26,7 +26,7 @@ typedef SOCKET net_socket;
 
 #define SHUT_WR SD_SEND
 #define MSG_NOSIGNAL 0      /* there is no SIGPIPE */
-#define NET_POLLRDHUP 0     /* see NET_HANGUP_LASTS */
+#define NET_POLLRDHUP 0     /* see NET_POLLHUP_STICKY */
 #define NET_POLLPRI 0       /* asking for it is an error */
 #define NET_CONNECTING EWOULDBLOCK
 #define NET_POLL_NAME "WSAPoll"
@@ -73,10 +73,10 @@ static inline int net_errno(void)
     return error;
 }
 
-static inline void net_yield(void) { SwitchToThread(); }
-static inline int net_wake_last(int on) { (void)on; return 0; }
+static inline void thread_yield(void) { SwitchToThread(); }
+static inline int thread_batch_policy(int on) { (void)on; return 0; }
 
-static inline void net_nap_us(long us)
+static inline void thread_nap_us(long us)
 {
     if (us < 1000)
         SwitchToThread(); /* the shortest sleep lasts up to 16 ms */
@@ -84,9 +84,9 @@ static inline void net_nap_us(long us)
         Sleep((DWORD)(us / 1000));
 }
 
-static inline void net_block_sigpipe(void) {}
+static inline void thread_block_sigpipe(void) {}
 
-static inline uint64_t net_now_ns(void)
+static inline uint64_t clock_ns(void)
 {
     LARGE_INTEGER now, second;
     QueryPerformanceCounter(&now);
@@ -96,7 +96,7 @@ static inline uint64_t net_now_ns(void)
 }
 
 /* In cycles: GetThreadTimes counts in steps of up to 16 ms, more than there is to compare. */
-static inline uint64_t net_cpu_time(void)
+static inline uint64_t thread_cpu_time(void)
 {
     ULONG64 cycles = 0;
     return QueryThreadCycleTime(GetCurrentThread(), &cycles) ? cycles : 0;

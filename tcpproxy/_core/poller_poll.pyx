@@ -5,7 +5,7 @@
 # so an entry with nothing armed leaves the set by a negative descriptor, and an error is reported once.
 #
 # WSAPoll has a hang-up of its own: POLLHUP as soon as the peer has ended its direction, while the other one goes on
-# (NET_HANGUP_LASTS). Such an entry is out of the set too, and looked at from time to time without waiting: for a reset, or
+# (NET_POLLHUP_STICKY). Such an entry is out of the set too, and looked at from time to time without waiting: for a reset, or
 # for room if we still send. WSAPoll refuses a set without a valid socket: the wake socket is always entry 0.
 #
 # Cost: the kernel walks all entries at each call, so this is for platforms without better, and for proving that the
@@ -13,7 +13,7 @@
 from libc.errno cimport EAGAIN, EINTR, ENOMEM
 from libc.stdlib cimport calloc, free, realloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from tcpproxy._core.net cimport NET_NONE, net_close, net_exhausted, net_nap_us, net_socket
+from tcpproxy._core.net cimport NET_NONE, net_close, net_out_of_resources, thread_nap_us, net_socket
 
 cdef extern from "net.h" nogil:
     struct pollfd:
@@ -22,7 +22,7 @@ cdef extern from "net.h" nogil:
         short revents
     short POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL
     short NET_POLLRDHUP, NET_POLLPRI        # 0 where there is none
-    bint NET_HANGUP_LASTS
+    bint NET_POLLHUP_STICKY
     const char *NET_POLL_NAME
     int net_poll(pollfd *items, int count, int timeout_ms)
     int net_wake_pair(net_socket *reader, net_socket *writer)
@@ -167,7 +167,7 @@ cdef inline uint32_t _report(Poll *poller, int slot) noexcept nogil:
     if seen & (POLLERR | POLLNVAL):
         bits |= READY_IN | READY_OUT | READY_EOF | READY_ERROR
     entry.armed &= ~bits
-    if seen & (POLLERR | POLLNVAL) or (entry.hung and not NET_HANGUP_LASTS):
+    if seen & (POLLERR | POLLNVAL) or (entry.hung and not NET_POLLHUP_STICKY):
         # Nothing new can come but what a rearm asks for: out of the set, or poll would never wait again.
         poller.hung -= entry.hung
         entry.armed = entry.hung = 0
@@ -216,8 +216,8 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
         timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
     n = _poll(poller, timeout_ms)
     while n < 0:
-        if net_exhausted(n) or n == -EAGAIN:        # no memory for the set (WSAPoll: ENOBUFS): it passes
-            net_nap_us(1000)
+        if net_out_of_resources(n) or n == -EAGAIN:        # no memory for the set (WSAPoll: ENOBUFS): it passes
+            thread_nap_us(1000)
             return 0
         if n != -EINTR:
             return n

@@ -22,18 +22,18 @@ cdef enum:                  # Relay.state
     RELAY_RELAYING
     RELAY_RESETTING         # one side was reset; the other is, as soon as the kernel has sent what it was given
     RELAY_LINGERING         # both ends were passed on, but a peer still sends: read on, or close() would reset it
-    RELAY_DEAD              # closed; its memory rests until the batch is over
+    RELAY_CLOSED              # closed; its memory rests until the batch is over
 
 cdef enum:
     UPSTREAMS = 16          # in one process: a listener names its upstream by number
 
 cdef struct Relay:
     Relay *next             # of the run queue, or of the free slots
-    Relay *next_dead
+    Relay *next_closed
     Side sides[2]
     Half halves[2]
     Timer deadline          # connect, idle, half-close, linger: whichever applies
-    Timer step              # stagger while connecting, settled and silence while relaying, flush while resetting
+    Timer check             # stagger while connecting, settled and silence while relaying, flush while resetting
     Connecting *connecting  # while connecting
     uint64_t accepted_ns
     uint64_t connected_ns
@@ -42,13 +42,13 @@ cdef struct Relay:
     uint32_t index          # its slot in the table
     uint32_t generation     # how often the slot was used; in the tag, so that a stale event finds nobody
     int32_t error           # errno behind the reason
-    uint32_t heard[2]       # by each side: net_waits
+    uint32_t probes_at_ack[2]       # by each side: net_unacked
     uint8_t state
     uint8_t reason
-    uint8_t number          # of the attempt that won: upstream events come under it
+    uint8_t attempt         # of the attempt that won: upstream events come under it
     uint8_t target          # which upstream
     uint8_t queued
-    uint8_t spoke           # the side whose bytes were the last to be delivered
+    uint8_t last_sender           # the side whose bytes were the last to be delivered
 
 cdef struct Upstream:
     AddressList *list       # the latest answer, or NULL
@@ -83,12 +83,12 @@ cdef struct Loop:
     net_tuning tuning
     Sources *sources        # of all workers together
     uint64_t now_ns         # read once a batch
-    bint talked             # a relay had a question and its answer; the engine sets it back
+    bint interactive             # a relay had a question and its answer; the engine sets it back
     bint half_close         # False: the first end closes both directions (--half-close-timeout 0)
-    net_socket names_bell   # a byte here wakes the resolver's thread
+    net_socket lookup_wakeup   # a byte here wakes the resolver's thread
     Relay *queue_first      # run queue: relays that deserve a turn
     Relay *queue_last
-    Relay *dead
+    Relay *closed
 
 cdef void relay_start(Loop *loop, net_socket fd, const net_addr *client, int target) noexcept nogil
 cdef void relay_turn_away(Loop *loop, net_socket fd, const net_addr *client, int error) noexcept nogil  # instead

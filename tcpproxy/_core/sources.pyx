@@ -2,7 +2,7 @@
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.net cimport net_source, net_yield
+from tcpproxy._core.net cimport net_source, thread_yield
 from tcpproxy._core.sync cimport sync_claim, sync_store
 
 
@@ -40,24 +40,24 @@ cdef inline uint64_t _find(Sources *sources, uint64_t source) noexcept nogil:
 
 cdef inline void _lock(Sources *sources) noexcept nogil:
     while not sync_claim(&sources.lock, 0, 1):
-        net_yield()
+        thread_yield()
 
 
 cdef bint sources_enter(Sources *sources, const net_addr *client) noexcept nogil:
     cdef uint64_t source
     cdef SourceSlot *slot
-    cdef bint welcome
+    cdef bint admitted
     if sources.slots == NULL:
         return True
     source = net_source(client)
     _lock(sources)
     slot = &sources.slots[_find(sources, source)]
-    welcome = slot.count < sources.most
-    if welcome:
+    admitted = slot.count < sources.most
+    if admitted:
         slot.source = source
         slot.count += 1
     sync_store(&sources.lock, 0)
-    return welcome
+    return admitted
 
 
 cdef void sources_leave(Sources *sources, const net_addr *client) noexcept nogil:
@@ -70,11 +70,11 @@ cdef void sources_leave(Sources *sources, const net_addr *client) noexcept nogil
     if sources.slots[at].count:
         sources.slots[at].count -= 1
         if sources.slots[at].count == 0:
-            _close_gap(sources, at)
+            _backshift(sources, at)
     sync_store(&sources.lock, 0)
 
 
-cdef void _close_gap(Sources *sources, uint64_t gap) noexcept nogil:
+cdef void _backshift(Sources *sources, uint64_t gap) noexcept nogil:
     """Moves up whoever was displaced over a slot that is now free: a search ends at the first free one."""
     cdef uint64_t at = gap
     while True:

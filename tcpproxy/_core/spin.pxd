@@ -17,14 +17,14 @@ cdef struct Spin:
     uint8_t mode
     uint64_t limit_ns
     uint64_t gap_ns[2]      # what to expect after an event of a client, and after one of an upstream
-    uint64_t rest_until_ns  # no polling before
-    uint32_t contended      # times in a row that others kept the processor long
+    uint64_t backoff_until_ns  # no polling before
+    uint32_t slow_yields      # times in a row that others kept the processor long
     uint64_t last_ns        # when the last event came
     Trial trial             # of events: way 1 is polling
     uint64_t hits           # polls that brought something, for tests and benchmarks
     uint64_t misses
 
 cdef void spin_init(Spin *spin, int64_t limit_ns) noexcept nogil       # < 0: adaptive
-# Waits like poller_wait; `after`: 0 or 1, which side the last event was of; `now_ns` is set to the time of return
-cdef int spin_wait(Spin *spin, Poller *poller, Ready *events, int room, int64_t timeout_ns, int after,
+# Waits like poller_wait; `last_side`: 0 or 1, which side the last event was of; `now_ns` is set to the time of return
+cdef int spin_wait(Spin *spin, Poller *poller, Ready *events, int room, int64_t timeout_ns, int last_side,
                    uint64_t *now_ns) noexcept nogil

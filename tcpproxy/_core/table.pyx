@@ -2,7 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from tcpproxy._core.relay cimport RELAY_DEAD, RELAY_FREE
+from tcpproxy._core.relay cimport RELAY_CLOSED, RELAY_FREE
 
 
 cdef bint _grow(Table *table) noexcept nogil:
@@ -56,7 +56,7 @@ cdef Relay *table_at(Table *table, uint32_t index) noexcept nogil:
 
 cdef Relay *table_find(Table *table, uint64_t tag) noexcept nogil:
     cdef Relay *relay = table_at(table, <uint32_t> (tag >> 4) & 0x0fffffff)
-    if relay == NULL or relay.generation != tag >> 32 or relay.state == RELAY_FREE or relay.state == RELAY_DEAD:
+    if relay == NULL or relay.generation != tag >> 32 or relay.state == RELAY_FREE or relay.state == RELAY_CLOSED:
         return NULL
     return relay
 

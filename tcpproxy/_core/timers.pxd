@@ -5,10 +5,10 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_NONE = 0
     TIMER_CONNECT           # upstream must be connected by then (names included)
-    TIMER_ABANDONED         # a client that closed without a byte while we connect gets this long
+    TIMER_CLIENT_GONE         # a client that closed without a byte while we connect gets this long
     TIMER_STAGGER           # start the next connection attempt (RFC 8305)
-    TIMER_SETTLED           # a connection has lasted long enough to be worth its keepalive options
-    TIMER_SILENCE           # look whether a peer that has to answer does, by the rule of keepalive
+    TIMER_KEEPALIVE           # a connection has lasted long enough to be worth its keepalive options
+    TIMER_UNACKED           # look whether a peer that has to answer does, by the rule of keepalive
     TIMER_IDLE              # no byte in either direction
     TIMER_HALF_CLOSE        # no byte since one direction ended
     TIMER_LINGER            # nothing of the last bytes has gone, after a reset or a forced end

@@ -6,20 +6,20 @@ from tcpproxy._core.bulk cimport bulk_init
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList, addresses_release
 from tcpproxy._core.engine cimport ABORT, DRAIN, LISTENERS, RUN, WORKERS, Engine, Group, View, ViewItem, \
     engine_run, engine_view
-from tcpproxy._core.events cimport EventRecord, ring_empty, ring_free, ring_init, ring_sleep, ring_take
+from tcpproxy._core.events cimport EventRecord, events_empty, events_free, events_init, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.handoff cimport Handed, handoff_init, handoff_pop
-from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, net_now_ns, net_pack, net_socket, net_tune
+from tcpproxy._core.net cimport NET_NONE, net_addr, net_close, net_format, clock_ns, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_free, poller_name, poller_new, poller_wake
-from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_DEAD, RELAY_FREE, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
+from tcpproxy._core.relay cimport RELAY_CONNECTING, RELAY_CLOSED, RELAY_FREE, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAMS, \
     Counters, Relay
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport PIPE_SIZE, Pipe, pipes_free, splice_here
 from tcpproxy._core.sync cimport sync_claim, sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_free
-from tcpproxy._core.timers cimport TIMER_ABANDONED, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_LINGER, TIMER_SETTLED, TIMER_SILENCE, TIMER_STAGGER, TIMER_STUCK
+from tcpproxy._core.timers cimport TIMER_CLIENT_GONE, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
+    TIMER_LINGER, TIMER_KEEPALIVE, TIMER_UNACKED, TIMER_STAGGER, TIMER_STUCK
 
 import os
 import threading
@@ -73,28 +73,28 @@ cdef class Worker:
         if loop.pump.poller == NULL:
             raise OSError(24, "no descriptor or memory for another " + POLLER + " poller")
         loop.pump.scratch = <char *> malloc(buffer_size)
-        if loop.pump.scratch == NULL or ring_init(&loop.events, EVENT_ROOM, bell) < 0:
+        if loop.pump.scratch == NULL or events_init(&loop.events, EVENT_ROOM, bell) < 0:
             raise MemoryError
         loop.pump.size = buffer_size
         loop.pump.budget = 4 * buffer_size if buffer_size > 65536 else 262144
-        loop.pump.most = PIPE_SIZE
+        loop.pump.splice_size = PIPE_SIZE
         loop.pump.zero_copy = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}[zero_copy]
         bulk_init(&self.engine.bulk)
         spin_init(&self.engine.spin, busy_poll_us * 1000)
-        loop.names_bell = names_bell
+        loop.lookup_wakeup = names_bell
         loop.half_close = half_close_timeout > 0
         loop.tuning.keepalive_idle = keepalive
         loop.tuning.keepalive_interval = max(1, keepalive // 6)
         loop.tuning.keepalive_count = 3
         loop.tuning.socket_buffer = socket_buffer
         if keepalive:
-            loop.timers.lists[<int> TIMER_SILENCE].length_ns = loop.tuning.keepalive_interval * <uint64_t> SECOND
+            loop.timers.lists[<int> TIMER_UNACKED].length_ns = loop.tuning.keepalive_interval * <uint64_t> SECOND
         loop.timers.lists[<int> TIMER_CONNECT].length_ns = <uint64_t> (connect_timeout * SECOND)
         loop.timers.lists[<int> TIMER_HALF_CLOSE].length_ns = <uint64_t> (half_close_timeout * SECOND)
         loop.timers.lists[<int> TIMER_IDLE].length_ns = <uint64_t> (idle_timeout * SECOND)
-        loop.timers.lists[<int> TIMER_ABANDONED].length_ns = SECOND
+        loop.timers.lists[<int> TIMER_CLIENT_GONE].length_ns = SECOND
         loop.timers.lists[<int> TIMER_STAGGER].length_ns = SECOND // 4      # RFC 8305, section 8
-        loop.timers.lists[<int> TIMER_SETTLED].length_ns = SECOND
+        loop.timers.lists[<int> TIMER_KEEPALIVE].length_ns = SECOND
         loop.timers.lists[<int> TIMER_LINGER].length_ns = 5 * <uint64_t> SECOND
         loop.timers.lists[<int> TIMER_FLUSH].length_ns = SECOND // 200
         loop.timers.lists[<int> TIMER_STUCK].length_ns = SECOND // 10
@@ -112,7 +112,7 @@ cdef class Worker:
             free(loop.upstreams[i].incoming)
         pipes_free(&loop.pump.pipes)
         table_free(&loop.table)
-        ring_free(&loop.events)
+        events_free(&loop.events)
         free(loop.pump.scratch)
         free(self.engine)
 
@@ -206,7 +206,7 @@ cdef class Worker:
         if answer == NULL:
             raise MemoryError
         answer.users = 1
-        answer.expires_ns = <uint64_t> -1 if lifetime is None else net_now_ns() + <uint64_t> (lifetime * SECOND)
+        answer.expires_ns = <uint64_t> -1 if lifetime is None else clock_ns() + <uint64_t> (lifetime * SECOND)
         for ip, port, scope in addresses[:ADDRESSES]:
             if net_pack(&answer.addresses[answer.count], PyBytes_AsString(ip), PyBytes_Size(ip), port, scope) < 0:
                 free(answer)
@@ -225,15 +225,15 @@ cdef class Worker:
         """Up to `most` records: (kind, reason, errno, client, upstream, to_upstream, to_client, duration, connect)."""
         cdef EventRecord record
         taken = []
-        while len(taken) < most and ring_take(&self.engine.loop.events, &record):
+        while len(taken) < most and events_take(&self.engine.loop.events, &record):
             taken.append((record.kind, record.reason, record.error, _text(&record.client), _text(&record.upstream),
                           record.to_upstream, record.to_client, record.duration_ns / 1e9, record.connect_ns / 1e9))
         return taken
 
     def await_events(self):
         """Ring the bell at the next event. False: there are some already."""
-        ring_sleep(&self.engine.loop.events)
-        return ring_empty(&self.engine.loop.events)
+        events_sleep(&self.engine.loop.events)
+        return events_empty(&self.engine.loop.events)
 
     # --- views ---
 
@@ -288,7 +288,7 @@ cdef class Worker:
         cdef Relay *relay
         for i in range(self.engine.loop.table.size):
             relay = table_at(&self.engine.loop.table, i)
-            if relay.state == RELAY_FREE or relay.state == RELAY_DEAD:
+            if relay.state == RELAY_FREE or relay.state == RELAY_CLOSED:
                 continue
             for side in range(2):
                 if relay.sides[side].watch.fd != NET_NONE:

@@ -273,9 +273,9 @@ class Run:
                 self._step(step)
             self._arrive()
             if self.schedule.settled:
-                self._settle()
+                self._after_turn()
             self._finish()
-            self._judge()
+            self._choose_mode()
         finally:
             self.path.wake()
             for half in self.halves:
@@ -315,7 +315,7 @@ class Run:
                 self._step(inner)
             self.path.wake()
         elif isinstance(step, Settle):
-            self._settle()
+            self._after_turn()
         elif isinstance(step, Pause):
             time.sleep(0.001)
         elif isinstance(step, Talk):
@@ -362,7 +362,7 @@ class Run:
                 poll.register(half.sock, half.wants())
         return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
-    def _settle(self) -> None:
+    def _after_turn(self) -> None:
         if any(half.aborted for half in self.halves):
             return
         one, other = self.halves
@@ -395,7 +395,7 @@ class Run:
             for half in self.halves
         )
 
-    def _judge(self) -> None:
+    def _choose_mode(self) -> None:
         for half, other in (self.halves, self.halves[::-1]):
             if not half.aborted:
                 trouble = self._trouble(half, other)

@@ -46,9 +46,9 @@ MUTANTS = {
             ("splice_linux.pyx", "    pipe.held = <uint32_t> n\n", "    pipe.held += <uint32_t> n\n"),
             (
                 "half.pyx",
-                "        half.confirm = got < CONFIRM\n",
+                "        half.ask_recv = got < CONFIRM\n",
                 "        while got > 0:\n"
-                "            got = pipe_fill(pipe, source.watch.fd, pump.most)\n"
+                "            got = pipe_fill(pipe, source.watch.fd, pump.splice_size)\n"
                 "        if net_would_block(got):\n"
                 "            _not_ready(source, READY_IN, pump)\n"
                 "        return pipe.held\n",
@@ -60,14 +60,14 @@ MUTANTS = {
     # The end of file is passed on as soon as it is seen, with bytes still in the pipe.
     "end-before-the-pipe-is-empty": Mutant(
         (
-            ("half.pyx", " net_exhausted, ", " net_exhausted, net_peek, "),
+            ("half.pyx", " net_out_of_resources, ", " net_out_of_resources, net_peek, "),
             (
                 "half.pyx",
                 "            used += <uint32_t> _splice(half, source, sink, pump)\n",
                 "            used += <uint32_t> _splice(half, source, sink, pump)\n"
                 "            if half.pipe != NULL and net_peek(source.watch.fd, pump.scratch, 1) == 0:\n"
                 "                net_shut_write(sink.watch.fd)\n"
-                "                source.ended = sink.shut = True\n"
+                "                source.eof_read = sink.fin_sent = True\n"
                 "                half.state = HALF_SHUT\n",
             ),
         ),

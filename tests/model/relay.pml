@@ -29,7 +29,7 @@ byte passed, read;      /* to the sink's window; by the receiver */
 byte mark;              /* which byte is urgent; 0: none */
 bool finished, reset;   /* the sender has ended */
 bool in_edge, out_edge; /* events that the relay has not fetched */
-bool hinted_edge;       /* with the end or the mark among them */
+bool announced_edge;       /* with the end or the mark among them */
 bool passed_end, passed_reset;
 bool copying;
 
@@ -45,9 +45,9 @@ proctype Sender()
     do
     :: atomic { sent < BYTES && queued < QUEUE ->
         sent++; in_edge = true;
-        if :: sent == mark -> hinted_edge = true :: else fi }
-    :: atomic { sent == BYTES -> finished = true; in_edge = true; hinted_edge = true; break }
-    :: atomic { reset = true; in_edge = true; hinted_edge = true; break }   /* may come at any time */
+        if :: sent == mark -> announced_edge = true :: else fi }
+    :: atomic { sent == BYTES -> finished = true; in_edge = true; announced_edge = true; break }
+    :: atomic { reset = true; in_edge = true; announced_edge = true; break }   /* may come at any time */
     :: atomic { sent == BYTES -> break }                                    /* stays open, and says no more */
     od
 }
@@ -63,14 +63,14 @@ end_read:
 
 proctype Half()
 {
-    bool in_ready, out_ready = true, hinted, confirm, over;
+    bool in_ready, out_ready = true, read_to_eagain, ask_recv, over;
     byte n;
 end_wait:
     do
     /* wait: fetch the events; those that come meanwhile are edges again */
     :: atomic { in_edge || out_edge ->
-        in_ready = in_ready || in_edge; out_ready = out_ready || out_edge; hinted = hinted || hinted_edge;
-        in_edge = false; out_edge = false; hinted_edge = false };
+        in_ready = in_ready || in_edge; out_ready = out_ready || out_edge; read_to_eagain = read_to_eagain || announced_edge;
+        in_edge = false; out_edge = false; announced_edge = false };
         /* pump */
         do
         :: held > 0 && !out_ready -> break
@@ -81,15 +81,15 @@ end_wait:
             :: else -> held = held - n; passed = passed + n
             fi }
         :: held == 0 && !in_ready -> break
-        :: held == 0 && in_ready && !copying && !confirm -> atomic {    /* splice, into an empty pipe */
+        :: held == 0 && in_ready && !copying && !ask_recv -> atomic {    /* splice, into an empty pipe */
             n = least(upto_mark, SLOTS);
             if
 #ifdef RESET
             :: at_mark && reset -> passed_reset = true; over = true
 #endif
-            :: at_mark || n == 0 -> confirm = true
+            :: at_mark || n == 0 -> ask_recv = true
             :: else ->
-                taken = taken + n; held = n; confirm = true;
+                taken = taken + n; held = n; ask_recv = true;
 #ifdef FULL
                 if :: held == SLOTS -> in_ready = false :: else fi;
 #endif
@@ -98,8 +98,8 @@ end_wait:
 #endif
             fi };
             if :: over -> goto done :: else fi
-        :: held == 0 && in_ready && (copying || confirm) -> atomic {    /* recv */
-            confirm = false;
+        :: held == 0 && in_ready && (copying || ask_recv) -> atomic {    /* recv */
+            ask_recv = false;
             n = least(upto_mark, SCRATCH);
             if
 #ifdef SIGNAL
@@ -110,7 +110,7 @@ end_wait:
 #ifdef URGENT
                 if :: n < SCRATCH -> in_ready = false :: else fi
 #else
-                if :: n < SCRATCH && !hinted -> in_ready = false :: else fi
+                if :: n < SCRATCH && !read_to_eagain -> in_ready = false :: else fi
 #endif
             :: n == 0 && finished -> passed_end = true; over = true
             :: n == 0 && reset -> passed_reset = true; over = true

@@ -8,28 +8,28 @@ from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_drop, buffer_fil
 from tcpproxy._core.bulk cimport OVER_NS, Bulk, bulk_count, bulk_init, bulk_judge
 from tcpproxy._core.connecting cimport CONNECTING_FAILED, CONNECTING_PENDING, AddressList, Connecting, \
     addresses_release, connecting_event, connecting_free, connecting_new, connecting_next
-from tcpproxy._core.events cimport EventRecord, EventRing, ring_claim, ring_empty, ring_free, ring_init, ring_publish, \
-    ring_sleep, ring_take
+from tcpproxy._core.events cimport EventRecord, EventRing, events_claim, events_empty, events_free, events_init, events_publish, \
+    events_sleep, events_take
 from tcpproxy._core.half cimport HALF_BROKEN, HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_WAIT, \
     ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, half_break, half_pump
 from tcpproxy._core.handoff cimport HANDOFF_ROOM, Handed, Handoff, handoff_init, handoff_pop, handoff_push
-from tcpproxy._core.net cimport net_addr, net_cpu_time, net_nap_us, net_pack, net_tuning
+from tcpproxy._core.net cimport net_addr, thread_cpu_time, thread_nap_us, net_pack, net_tuning
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_LISTENER, \
     WATCH_STREAM, Poller, Ready, Watch, poller_add, poller_free, poller_move, poller_name, poller_new, poller_rearm, \
     poller_remove, poller_wait, poller_wake
-from tcpproxy._core.relay cimport RELAY_DEAD, RELAY_FREE, RELAY_RELAYING, Relay, Table
+from tcpproxy._core.relay cimport RELAY_CLOSED, RELAY_FREE, RELAY_RELAYING, Relay, Table
 from tcpproxy._core.sources cimport Sources, sources_enter, sources_free, sources_init, sources_leave
 from tcpproxy._core.splice cimport PIPE_SIZE, PIPES, Pipe, pipe_give, pipe_take, pipes_free
 from tcpproxy._core.table cimport CHUNK, INDEX_LIMIT, table_at, table_find, table_free, table_new, table_release, table_tag
 from tcpproxy._core.timers cimport TIMER_KINDS, TIMER_NONE, Timer, Timers, timers_arm, timers_cancel, timers_pop, \
     timers_wait_ns
-from tcpproxy._core.trial cimport Trial, trial_again, trial_count, trial_due, trial_init, trial_way
+from tcpproxy._core.trial cimport Trial, trial_restart, trial_count, trial_due, trial_init, trial_arm
 
 IN, OUT, EOF, ERROR, URGENT = READY_IN, READY_OUT, READY_EOF, READY_ERROR, READY_URGENT
 STREAM, LISTENER = WATCH_STREAM, WATCH_LISTENER
 OPEN, DRAINING, SHUT, BROKEN = HALF_OPEN, HALF_DRAINING, HALF_SHUT, HALF_BROKEN
 WAIT, MORE, MOVED = PUMP_WAIT, PUMP_MORE, PUMP_MOVED
-FREE, RELAYING, DEAD = RELAY_FREE, RELAY_RELAYING, RELAY_DEAD
+FREE, RELAYING, DEAD = RELAY_FREE, RELAY_RELAYING, RELAY_CLOSED
 OVER = OVER_NS
 KINDS = range(TIMER_NONE + 1, TIMER_KINDS)
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
@@ -174,7 +174,7 @@ cdef class HalfDoor:
             raise MemoryError
         self.pump.size = size
         self.pump.budget = budget
-        self.pump.most = PIPE_SIZE
+        self.pump.splice_size = PIPE_SIZE
         self.pump.zero_copy = ZERO_COPY[zero_copy]
         self.source.watch.fd, self.source.watch.tag = source, 0
         self.sink.watch.fd, self.sink.watch.tag = sink, 1
@@ -200,9 +200,9 @@ cdef class HalfDoor:
             side = &self.sink if events[i].tag else &self.source
             side.ready |= events[i].bits & (READY_IN | READY_OUT)
             if events[i].bits & (READY_EOF | READY_URGENT):
-                side.hinted = True
+                side.read_to_eagain = True
             if events[i].bits & READY_ERROR:
-                side.alarmed = True
+                side.error_pending = True
         return count > 0
 
     def turn(self, *, bint without_memory=False):
@@ -276,16 +276,16 @@ cdef class HalfDoor:
         self.source.error, self.sink.error = value
 
     @property
-    def hinted(self):
-        return bool(self.source.hinted)
+    def read_to_eagain(self):
+        return bool(self.source.read_to_eagain)
 
-    @hinted.setter
-    def hinted(self, bint value):
-        self.source.hinted = value
+    @read_to_eagain.setter
+    def read_to_eagain(self, bint value):
+        self.source.read_to_eagain = value
 
     @property
     def ended(self):
-        return bool(self.source.ended)
+        return bool(self.source.eof_read)
 
 
 cdef class ConnectingDoor:
@@ -366,28 +366,28 @@ cdef class RingDoor:
     cdef EventRing it
 
     def __cinit__(self, uint64_t room, int bell, uint64_t wanted):
-        if ring_init(&self.it, room, bell) < 0:
+        if events_init(&self.it, room, bell) < 0:
             raise MemoryError
         self.it.wanted = wanted
 
     def __dealloc__(self):
-        ring_free(&self.it)
+        events_free(&self.it)
 
     def claim(self, int kind):
         """None, or whether the record was clean but for its kind."""
         cdef EventRecord clean
         memset(&clean, 0, sizeof(clean))
         clean.kind = kind
-        record = ring_claim(&self.it, kind)
+        record = events_claim(&self.it, kind)
         return None if record == NULL else memcmp(record, &clean, sizeof(clean)) == 0
 
     def write(self, int kind, uint64_t number):
-        record = ring_claim(&self.it, kind)
+        record = events_claim(&self.it, kind)
         if record == NULL:
             return False
         record.to_upstream = number
         record.error = -1
-        ring_publish(&self.it)
+        events_publish(&self.it)
         return True
 
     def write_many(self, int kind, uint64_t count):
@@ -396,22 +396,22 @@ cdef class RingDoor:
         cdef uint64_t i
         with nogil:
             for i in range(count):
-                record = ring_claim(&self.it, kind)
+                record = events_claim(&self.it, kind)
                 while record == NULL:
-                    net_nap_us(20)
-                    record = ring_claim(&self.it, kind)
+                    thread_nap_us(20)
+                    record = events_claim(&self.it, kind)
                 record.to_upstream = i
-                ring_publish(&self.it)
+                events_publish(&self.it)
 
     def take(self):
         """(kind, number), or None."""
         cdef EventRecord record
-        return (record.kind, record.to_upstream) if ring_take(&self.it, &record) else None
+        return (record.kind, record.to_upstream) if events_take(&self.it, &record) else None
 
     def sleep(self):
         """As the reader does. Returns whether it may really sleep."""
-        ring_sleep(&self.it)
-        return bool(ring_empty(&self.it))
+        events_sleep(&self.it)
+        return bool(events_empty(&self.it))
 
     @property
     def lost(self):
@@ -448,7 +448,7 @@ cdef class HandoffDoor:
             for i in range(count):
                 client.length = <uint32_t> i
                 while not handoff_push(self.it, i, &client, target):
-                    net_nap_us(20)
+                    thread_nap_us(20)
 
     def pop(self):
         """(fd, target, length and last byte of the address), or None."""
@@ -482,7 +482,7 @@ cdef class TableDoor:
     def dirty(self, uint32_t index, int state):
         """Gives a relay a state, and something in its first and last field."""
         relay = table_at(&self.it, index)
-        relay.next_dead = relay
+        relay.next_closed = relay
         relay.target = 1
         relay.state = state
 
@@ -560,44 +560,44 @@ cdef class SourcesDoor:
 
 def processor_time():
     """Of this thread, 0: not known."""
-    return net_cpu_time()
+    return thread_cpu_time()
 
 
 cdef class TrialDoor:
     cdef Trial it
 
-    def __cinit__(self, uint64_t look, uint64_t glance, uint64_t time, uint64_t cost, uint64_t crowd):
-        trial_init(&self.it, look, glance, time, cost, crowd)
+    def __cinit__(self, uint64_t sample, uint64_t probe, uint64_t time, uint64_t cost, uint64_t busy_batch):
+        trial_init(&self.it, sample, probe, time, cost, busy_batch)
 
     def count(self, uint64_t units, uint64_t took_ns):
         trial_count(&self.it, units, took_ns)
 
-    def again(self):
-        trial_again(&self.it)
+    def restart(self):
+        trial_restart(&self.it)
 
     def due(self):
         return trial_due(&self.it)
 
-    def way(self):
-        return trial_way(&self.it)
+    def arm(self):
+        return trial_arm(&self.it)
 
 
 cdef class BulkDoor:
-    """Of the calling thread: `last` is its policy."""
+    """Of the calling thread: `l` in its state: SCHED_BATCH."""
     cdef Bulk it
     cdef readonly uint64_t total
 
     def __cinit__(self):
         bulk_init(&self.it)
 
-    def count(self, uint64_t moved, uint64_t now_ns, *, bint alone=True):
+    def count(self, uint64_t moved, uint64_t now_ns, *, bint bulk_only=True):
         """A batch. True: judge() is due."""
         self.total += moved
-        return bulk_count(&self.it, self.total, alone, now_ns)
+        return bulk_count(&self.it, self.total, bulk_only, now_ns)
 
-    def judge(self, uint64_t everybody):
-        bulk_judge(&self.it, everybody)
+    def judge(self, uint64_t group_moved):
+        bulk_judge(&self.it, group_moved)
 
     @property
     def state(self):
-        return "".join(name for name, on in (("b", self.it.on), ("s", self.it.steady), ("l", self.it.last)) if on)
+        return "".join(name for name, on in (("b", self.it.on), ("s", self.it.steady), ("l", self.it.batch_policy)) if on)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 MUCH, LITTLE = 1 << 20, 106
-LOOK = 128 * MUCH
+SAMPLE = 128 * MUCH
 TURN_NS = 50_000
 
 
@@ -32,10 +32,10 @@ class Worker:
         self.now_ns = 1_000_000_000
         self.others = self.everybody = 0
 
-    def batch(self, moved: int, turn_ns: int = TURN_NS, *, alone: bool = True) -> str:
+    def batch(self, moved: int, turn_ns: int = TURN_NS, *, bulk_only: bool = True) -> str:
         self.now_ns += turn_ns
         self.everybody += moved * (1 + self.others)
-        if self.bulk.count(moved, self.now_ns, alone=alone):
+        if self.bulk.count(moved, self.now_ns, bulk_only=bulk_only):
             self.bulk.judge(self.everybody)
         return str(self.bulk.state)
 
@@ -44,7 +44,7 @@ class Worker:
         moved = MUCH
         while self.batch(MUCH, turn_ns) != state:
             moved += MUCH
-            assert moved < 100 * LOOK, f"it stays {self.bulk.state}"
+            assert moved < 100 * SAMPLE, f"it stays {self.bulk.state}"
         return moved
 
     def work(self) -> None:
@@ -102,10 +102,10 @@ class TestLast:
         worker.others = min(others, 1)
         worker.until("bs")
         worker.work()
-        assert worker.until("bsl") == LOOK
+        assert worker.until("bsl") == SAMPLE
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
         worker.others = others
-        states = [worker.batch(MUCH, turns * TURN_NS) for _ in range(LOOK // MUCH)]
+        states = [worker.batch(MUCH, turns * TURN_NS) for _ in range(SAMPLE // MUCH)]
         assert states == ["bsl"] * (len(states) - 1) + ["bsl" if stays else "bs"]
         assert os.sched_getscheduler(0) == (os.SCHED_BATCH if stays else os.SCHED_OTHER)
 
@@ -113,14 +113,14 @@ class TestLast:
         worker = Worker(door)
         worker.until("bsl")
         worker.work()
-        assert worker.until("bs") == LOOK
+        assert worker.until("bs") == SAMPLE
 
     def test_a_conversation_ends_it(self, door: ModuleType) -> None:
         worker = Worker(door)
         worker.until("bsl")
-        assert worker.batch(MUCH, alone=False) == "b"
+        assert worker.batch(MUCH, bulk_only=False) == "b"
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
-        assert worker.until("bsl") == 5 * MUCH  # and the look at the other way begins anew
+        assert worker.until("bsl") == 5 * MUCH  # and the sample of the held arm starts again
 
     def test_a_pause_ends_it(self, door: ModuleType) -> None:
         worker = Worker(door)
@@ -132,13 +132,13 @@ class TestLast:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         worker = Worker(door)
         assert "bsl" not in {worker.batch(MUCH) for _ in range(1000)}
-        assert worker.batch(MUCH, alone=False) == "b"
+        assert worker.batch(MUCH, bulk_only=False) == "b"
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
 
     def test_a_policy_that_somebody_chooses_meanwhile(self, door: ModuleType) -> None:
         worker = Worker(door)
         worker.until("bsl")
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        assert worker.batch(MUCH, alone=False) == "b"
+        assert worker.batch(MUCH, bulk_only=False) == "b"
         assert os.sched_getscheduler(0) == os.SCHED_IDLE
         assert "bsl" not in {worker.batch(MUCH) for _ in range(1000)}

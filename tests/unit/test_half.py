@@ -141,7 +141,7 @@ def test_a_short_read_proves_nothing_once_an_end_is_announced(it: Direction) -> 
     """Rows 68, 87: bytes and FIN behind one event, of which no other follows."""
     it.sender.sendall(b"last words")
     it.sender.close()
-    while not (it.half.ready[0] & IN and it.half.hinted):
+    while not (it.half.ready[0] & IN and it.half.read_to_eagain):
         listen(it)
     assert it.half.turn() == MOVED
     assert it.half.state == SHUT
@@ -151,7 +151,7 @@ def test_a_short_read_proves_nothing_once_an_end_is_announced(it: Direction) -> 
 def test_an_end_that_was_not_announced_is_heard_of(it: Direction) -> None:
     it.sender.sendall(b"last words")
     arrive(it, 10)
-    it.half.hinted = False
+    it.half.read_to_eagain = False
     it.sender.close()
     while it.half.state != SHUT:
         if it.half.turn() == WAIT:

@@ -87,7 +87,7 @@ class Owner:
 
     def __init__(self, poller: object, sock: socket.socket, tag: int = 1) -> None:
         self.poller, self.sock, self.tag = poller, sock, tag
-        self.ready, self.hinted, self.ended = 0, False, False
+        self.ready, self.read_to_eagain, self.ended = 0, False, False
         self.data = bytearray()
         self.waits = 0
         assert poller.add(sock.fileno(), tag) == 0  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ class Owner:
         for tag, bits in events:
             assert tag == self.tag
             self.ready |= bits & (IN | OUT)
-            self.hinted |= bits & (EOF | URGENT) != 0
+            self.read_to_eagain |= bits & (EOF | URGENT) != 0
         return bool(events)
 
     def read(self, size: int = 1000) -> None:
@@ -113,7 +113,7 @@ class Owner:
                 continue
             self.data += part
             self.ended = not part
-            if part and len(part) < size and not self.hinted:
+            if part and len(part) < size and not self.read_to_eagain:
                 self._drained()
 
     def _drained(self) -> None:

@@ -57,9 +57,9 @@ def test_like_a_dictionary(door: ModuleType, secret: int) -> None:
     for _ in range(20_000):
         if alive.total() < limit and chance.random() < 0.6:
             address = chance.choice(addresses)
-            welcome = table.enter(address)
-            assert welcome == (alive[address] < most)
-            alive[address] += welcome
+            admitted = table.enter(address)
+            assert admitted == (alive[address] < most)
+            alive[address] += admitted
         elif alive.total():
             address = chance.choice([*alive.elements()])
             table.leave(address)
