@@ -111,7 +111,8 @@ cdef bint _limit_splice(Engine *engine) noexcept nogil:
     cdef bint bulk_only
     if engine.loop.interactive:
         engine.loop.interactive = False
-        if now_ns > interactive_ns + INTERACTIVE_NS // 8:         # not for each of them: the others' processors would have to look
+        # Rate-limited: each store invalidates the cache line in every other worker.
+        if now_ns > interactive_ns + INTERACTIVE_NS // 8:
             sync_set(&engine.group.interactive_ns, now_ns)
             interactive_ns = now_ns
     bulk_only = now_ns >= interactive_ns + INTERACTIVE_NS
