@@ -7,8 +7,8 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["bulk", "connecting", "engine", "events", "half", "handoff", "relay", "sources", "spin", "table", "timers"]
-MODULES += ["trial", "worker"]
+MODULES = ["accepting", "bulk", "closing", "connecting", "engine", "events", "half", "handoff", "opening", "relay"]
+MODULES += ["reports", "resources", "sources", "spin", "table", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

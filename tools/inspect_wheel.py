@@ -17,9 +17,30 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-MODULES = ["bulk", "connecting", "engine", "events", "half", "handoff", "poller"]
-MODULES += ["relay", "sources", "spin", "splice", "table", "timers", "trial", "worker"]
-MOST = 400_000
+MODULES = [
+    "accepting",
+    "bulk",
+    "closing",
+    "connecting",
+    "engine",
+    "events",
+    "half",
+    "handoff",
+    "opening",
+    "poller",
+    "relay",
+    "reports",
+    "resources",
+    "sources",
+    "spin",
+    "splice",
+    "table",
+    "timers",
+    "trial",
+    "worker",
+]
+
+MOST = 500_000
 """Bytes of a wheel."""
 
 EXPECTED = (

@@ -1,15 +1,15 @@
-# Where a worker's relays live. A relay is found by the index in an event's tag and trusted only if the generation
-# agrees; its slot is never given back to malloc, so even a tag of long ago points at a slot.
+# Where a worker's relays live. A relay is found by the index in an event's tag, and trusted only if the generation agrees.
+# Its slot is never given back to malloc, so even the tag of a relay that ended long ago points at a slot.
 from libc.stdint cimport uint32_t, uint64_t
-from tcpproxy._core.relay cimport Relay, Table
+from tcpproxy._core.loop cimport TABLE_CHUNKS, Relay, Table
 
 cdef enum:
-    CHUNK = 64                  # relays allocated together
-    INDEX_LIMIT = 16384 * 64    # more than all workers may have together (listening.MOST); fits the tag's 28 bits
+    CHUNK = 64                              # relays allocated together
+    INDEX_LIMIT = TABLE_CHUNKS * CHUNK      # more than all workers may have together (2^20); fits the 28 bits of a tag
 
 cdef Relay *table_new(Table *table) noexcept nogil                     # zeroed but for index, generation; NULL: no memory
 cdef void table_release(Table *table, Relay *relay) noexcept nogil     # its generation ends
 cdef void table_free(Table *table) noexcept nogil
 cdef Relay *table_at(Table *table, uint32_t index) noexcept nogil      # NULL: beyond the table
-cdef Relay *table_find(Table *table, uint64_t tag) noexcept nogil      # NULL: stale, or dead
-cdef uint64_t table_tag(Relay *relay) noexcept nogil   # generation << 32 | index << 4; the low four bits: which socket
+cdef Relay *table_find(Table *table, uint64_t tag) noexcept nogil      # NULL: stale, or closed
+cdef uint64_t table_tag(const Relay *relay) noexcept nogil

@@ -2,7 +2,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from tcpproxy._core.relay cimport RELAY_CLOSED, RELAY_FREE
+from tcpproxy._core.loop cimport relay_alive
+from tcpproxy._core.tag cimport tag_generation, tag_index, tag_relay
 
 
 cdef bint _grow(Table *table) noexcept nogil:
@@ -55,11 +56,9 @@ cdef Relay *table_at(Table *table, uint32_t index) noexcept nogil:
 
 
 cdef Relay *table_find(Table *table, uint64_t tag) noexcept nogil:
-    cdef Relay *relay = table_at(table, <uint32_t> (tag >> 4) & 0x0fffffff)
-    if relay == NULL or relay.generation != tag >> 32 or relay.state == RELAY_FREE or relay.state == RELAY_CLOSED:
-        return NULL
-    return relay
+    cdef Relay *relay = table_at(table, tag_index(tag))
+    return relay if relay != NULL and relay.generation == tag_generation(tag) and relay_alive(relay) else NULL
 
 
-cdef uint64_t table_tag(Relay *relay) noexcept nogil:
-    return <uint64_t> relay.generation << 32 | <uint64_t> relay.index << 4
+cdef uint64_t table_tag(const Relay *relay) noexcept nogil:
+    return tag_relay(relay.index, relay.generation)

@@ -34,7 +34,7 @@ MUTANTS = {
     "short-read-at-urgent-mark": Mutant(
         (
             ("relay.pyx", "    if bits & (READY_EOF | READY_URGENT):\n", "    if bits & READY_EOF:\n"),
-            ("relay.pyx", "bits & (READY_EOF | READY_URGENT) != 0\n", "bits & READY_EOF != 0\n"),
+            ("opening.pyx", "bits & (READY_EOF | READY_URGENT) != 0\n", "bits & READY_EOF != 0\n"),
         ),
         "urgent",
         only="epoll",

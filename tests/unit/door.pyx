@@ -17,7 +17,7 @@ from tcpproxy._core.net cimport net_addr, thread_cpu_time, thread_nap_us, net_pa
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_LISTENER, \
     WATCH_STREAM, Poller, Ready, Watch, poller_add, poller_free, poller_move, poller_name, poller_new, poller_rearm, \
     poller_remove, poller_wait, poller_wake
-from tcpproxy._core.relay cimport RELAY_CLOSED, RELAY_FREE, RELAY_RELAYING, Relay, Table
+from tcpproxy._core.loop cimport RELAY_CLOSED, RELAY_FREE, RELAY_RELAYING, Relay, Table
 from tcpproxy._core.sources cimport Sources, sources_enter, sources_free, sources_init, sources_leave
 from tcpproxy._core.splice cimport PIPE_SIZE, PIPES, Pipe, pipe_give, pipe_take, pipes_free
 from tcpproxy._core.table cimport CHUNK, INDEX_LIMIT, table_at, table_find, table_free, table_new, table_release, table_tag

@@ -1,0 +1,162 @@
+# The listeners of a worker: the model is in accepting.pxd.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT
+from tcpproxy._core.handoff cimport handoff_push
+from tcpproxy._core.loop cimport Group, Listener
+from tcpproxy._core.net cimport net_accept, net_accept_transient, net_addr, net_close, net_out_of_resources, net_socket, \
+    net_would_block
+from tcpproxy._core.opening cimport opening_start, opening_turn_away
+from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wake
+from tcpproxy._core.reports cimport reports_paused
+from tcpproxy._core.sources cimport sources_enter
+from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_peek, sync_sub
+from tcpproxy._core.tag cimport tag_listener
+
+cdef enum:
+    ACCEPTS = 16                # connections accepted in a row at most, before relays get their turn
+    PAUSE_NS = 100000000        # ns without accepting after EMFILE and the like
+    ACCEPT_RETRY_NS = 5000000   # ns of a pause at Group.limit, at least, once a relay has ended
+
+
+cdef void accepting_watch(Loop *loop) noexcept nogil:
+    cdef int i, rc = 0
+    loop.accepting.resume_ns = 0
+    loop.accepting.at_limit = False
+    if loop.accepting.watched or sync_peek(&loop.stop):
+        return
+    for i in range(loop.accepting.count):
+        loop.accepting.listeners[i].watch.tag = tag_listener(<uint32_t> i)
+        rc = poller_add(loop.pump.poller, &loop.accepting.listeners[i].watch, WATCH_LISTENER)
+        if rc < 0:                              # no memory for it: undo, and try again after the pause
+            _unwatch(loop, i)
+            loop.accepting.resume_ns = loop.now_ns + PAUSE_NS
+            reports_paused(loop, EVENT_ACCEPT, -rc)
+            return
+    loop.accepting.watched = True
+
+
+cdef void _unwatch(Loop *loop, int count) noexcept nogil:
+    """Takes the first `count` listeners from the poller."""
+    while count > 0:
+        count -= 1
+        poller_remove(loop.pump.poller, &loop.accepting.listeners[count].watch, WATCH_LISTENER)
+    loop.accepting.watched = False
+
+
+cdef void accepting_close(Loop *loop) noexcept nogil:
+    cdef int i
+    if loop.accepting.watched:
+        _unwatch(loop, loop.accepting.count)
+    for i in range(loop.accepting.count):
+        net_close(loop.accepting.listeners[i].watch.fd)
+    loop.accepting.count = 0
+    loop.accepting.resume_ns = 0
+
+
+cdef void accepting_freed(Loop *loop) noexcept nogil:
+    # Not at once: proxies that are connected in a circle would refill a free slot 10,000 times a second.
+    cdef uint64_t earliest_ns = loop.accepting.paused_ns + ACCEPT_RETRY_NS
+    if loop.accepting.at_limit and loop.accepting.resume_ns > earliest_ns:
+        loop.accepting.resume_ns = earliest_ns
+
+
+cdef void _pause(Loop *loop, int kind, int error) noexcept nogil:
+    """Stops watching the listeners for a while; says so by an event of this kind."""
+    if loop.accepting.watched:
+        _unwatch(loop, loop.accepting.count)
+    loop.accepting.paused_ns = loop.now_ns
+    loop.accepting.resume_ns = loop.now_ns + PAUSE_NS
+    loop.accepting.at_limit = kind == EVENT_LIMIT
+    reports_paused(loop, kind, error)
+
+
+cdef bint _reserve(Loop *loop) noexcept nogil:
+    """Counts one connection more in `active`. False: the group has as many as it may, and nothing was counted."""
+    cdef Group *group = loop.group
+    cdef uint64_t total = 0
+    cdef int i
+    sync_add(&loop.counters.active, 1)
+    for i in range(group.count):
+        total += sync_load(&group.members[i].counters.active)
+    if total > group.limit:
+        sync_sub(&loop.counters.active, 1)
+        return False
+    return True
+
+
+cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil:
+    """Accepts one connection, and more only if the batches before had connections too.
+
+    A call of accept that finds none is worth avoiding: it was one call in five while eight clients came and went, when the
+    number doubled with each such batch. So four batches in a row are needed for one connection more.
+    """
+    cdef int _turn
+    if not loop.accepting.watched:
+        return                                  # a stale event: accepting was paused in this batch
+    if loop.accepting.found and loop.accepting.credit < 4 * ACCEPTS:
+        loop.accepting.credit += 1
+    else:
+        loop.accepting.credit = 4
+    loop.accepting.found = True
+    for _turn in range(loop.accepting.credit // 4):
+        if not _accept(loop, &loop.accepting.listeners[listener], _turn == 0):
+            return
+
+
+cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil:
+    """Accepts one connection. False: no more for now. `announced`: an event says that one is waiting."""
+    cdef net_addr client
+    cdef int64_t fd
+    if not _reserve(loop):
+        if announced:
+            _pause(loop, EVENT_LIMIT, 0)
+        return False
+    fd = net_accept(listener.watch.fd, &client, &loop.tuning)
+    if fd >= 0:
+        if sources_enter(&loop.group.sources, &client):
+            _choose_worker(loop, <net_socket> fd, &client, listener.target)
+        else:
+            opening_turn_away(loop, <net_socket> fd, &client, 0)
+        return True
+    sync_sub(&loop.counters.active, 1)
+    if net_would_block(fd):
+        loop.accepting.found = False
+        return False
+    if net_out_of_resources(fd) and not announced:
+        return False                            # Linux needs a descriptor before it looks whether a connection waits
+    sync_bump(&loop.counters.accept_errors, 1)
+    if net_accept_transient(<int> fd):
+        return True
+    _pause(loop, EVENT_ACCEPT, <int> -fd)       # EMFILE and the like
+    return False
+
+
+cdef void _choose_worker(Loop *loop, net_socket fd, const net_addr *client, int target) noexcept nogil:
+    """Keeps the connection, or hands it to the worker with the fewest connections, if that one has clearly fewer."""
+    cdef uint64_t mine = sync_peek(&loop.counters.active) - 1, fewest = mine, other
+    cdef Loop *best = loop
+    cdef int i
+    for i in range(loop.group.count):
+        other = sync_peek(&loop.group.members[i].counters.active)
+        if other < fewest:
+            fewest = other
+            best = loop.group.members[i]
+    if mine > fewest + fewest // 4 and _hand_off(best, fd, client, target):
+        sync_sub(&loop.counters.active, 1)
+    else:
+        opening_start(loop, fd, client, target)
+
+
+cdef bint _hand_off(Loop *to, net_socket fd, const net_addr *client, int target) noexcept nogil:
+    """Hands a connection to another worker. False: its inbox is full, or it ends.
+
+    Either that worker sees that it has a connection more, or this one sees that the other has finished. Its poller can be
+    woken even then: pollers are freed when no worker of the group runs any more.
+    """
+    cdef bint taken
+    sync_add(&to.counters.active, 1)
+    taken = not sync_check(&to.finished) and handoff_push(&to.inbox, fd, client, target)
+    if not taken:
+        sync_sub(&to.counters.active, 1)
+    poller_wake(to.pump.poller)                 # also if not taken: it may have put off its end for this connection
+    return taken

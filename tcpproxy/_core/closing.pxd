@@ -1,0 +1,23 @@
+# The end of a relay: resets passed on, last bytes drained, sockets closed.
+#
+#   relaying --a side was reset--> resetting --the kernel has sent what it was given--> closed
+#   relaying --both FINs passed on, a peer still sends--> lingering --its FIN, or time--> closed
+#
+# closing_close() and closing_timeout() end a relay at once; its slot is reclaimed by the engine after the batch.
+from libc.stdint cimport uint8_t
+from tcpproxy._core.loop cimport Loop, Relay
+
+cdef void closing_close(Loop *loop, Relay *relay, bint reset) noexcept nogil   # `reset`: RST to both sides, else FIN
+cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil     # RST to sides that had no FIN
+cdef void closing_abort(Loop *loop, Relay *relay) noexcept nogil               # the proxy stops
+cdef void closing_fail(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil     # upstream was not reached
+cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil     # closes those that are still under way
+# First failure of a side: nothing more is delivered to it; what it sent before is still read and delivered
+cdef void closing_side_failed(Loop *loop, Relay *relay, int side) noexcept nogil
+# Passes a reset on, once all bytes in front of it are delivered. True: the relay no longer relays
+cdef bint closing_pass_reset_on(Loop *loop, Relay *relay, int side) noexcept nogil
+cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil     # a step of RELAY_RESETTING
+cdef void closing_linger(Loop *loop, Relay *relay) noexcept nogil              # both FINs were passed on
+cdef void closing_drain_input(Loop *loop, Relay *relay) noexcept nogil         # a step of RELAY_LINGERING
+cdef void closing_arm_linger(Loop *loop, Relay *relay) noexcept nogil
+cdef bint closing_progress(Relay *relay) noexcept nogil    # has any byte left the kernel since the last call?

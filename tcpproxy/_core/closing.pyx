@@ -1,0 +1,201 @@
+# The end of a relay: the model is in closing.pxd.
+from libc.stdint cimport int64_t, uint32_t
+from tcpproxy._core.connecting cimport Connecting, connecting_free
+from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_SHUTDOWN, REASON_UPSTREAM_RESET
+from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break
+from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_LINGERING, RELAY_RESETTING, UPSTREAM, loop_enqueue
+from tcpproxy._core.net cimport NET_NONE, net_close, net_recv, net_reset, net_socket, net_unsent, net_would_block
+from tcpproxy._core.poller cimport READY_IN, WATCH_STREAM, poller_rearm, poller_remove
+from tcpproxy._core.reports cimport reports_ended, reports_failed
+from tcpproxy._core.sources cimport sources_leave
+from tcpproxy._core.sync cimport sync_sub
+from tcpproxy._core.timers cimport TIMER_FLUSH, TIMER_LINGER, TIMER_NONE, TIMER_STUCK, timers_arm, timers_cancel
+
+cdef enum:
+    DRAIN_READS = 4         # reads of a lingering side in one turn
+
+
+# --- progress of the last bytes ---
+
+cdef int _unsent(Relay *relay, int side, bint *progress) noexcept nogil:
+    """Bytes that the kernel has still to send to a side; sets `progress` if some have left since the last call."""
+    cdef Side *to = &relay.sides[side]
+    cdef int unsent = net_unsent(to.watch.fd) if to.watch.fd != NET_NONE else 0
+    cdef uint32_t left = <uint32_t> (relay.halves[1 - side].delivered - unsent)
+    if unsent > 0 and left != to.left_kernel:
+        progress[0] = True
+    to.left_kernel = left
+    return unsent
+
+
+cdef bint closing_progress(Relay *relay) noexcept nogil:
+    """Do bytes cross a wire although no socket has taken any for a while?
+
+    A full socket may hold 4 MiB and is writable again only when a third of that is free (Linux). A slow receiver may need
+    longer for a third than a time-out lasts.
+    """
+    cdef bint progress = False
+    _unsent(relay, CLIENT, &progress)
+    _unsent(relay, UPSTREAM, &progress)
+    return progress
+
+
+cdef void closing_arm_linger(Loop *loop, Relay *relay) noexcept nogil:
+    """Only queued bytes remain: the relay is closed when none has left the kernel for the length of TIMER_LINGER."""
+    closing_progress(relay)                     # for what it remembers: progress counts from now on
+    timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+
+
+# --- a side has failed ---
+
+cdef void closing_side_failed(Loop *loop, Relay *relay, int side) noexcept nogil:
+    """The first failure of a relay, a reset or the like, decides its reason; a second one changes nothing.
+
+    What is queued for the failed side is dropped. Reading goes on: bytes that it sent before its RST may still be in our
+    receive queue, even if a failed send reported the reset first.
+    """
+    if relay.reason == REASON_CLIENT_RESET or relay.reason == REASON_UPSTREAM_RESET:
+        return
+    relay.reason = REASON_CLIENT_RESET if side == CLIENT else REASON_UPSTREAM_RESET
+    relay.error = relay.sides[side].error
+    relay.sides[side].error_pending = True
+    relay.sides[side].ready |= READY_IN
+    half_break(&relay.halves[1 - side], &loop.pump)
+    loop_enqueue(loop, relay)
+
+
+cdef bint closing_pass_reset_on(Loop *loop, Relay *relay, int side) noexcept nogil:
+    cdef Half *rest = &relay.halves[side]
+    cdef Side *peer = &relay.sides[1 - side]
+    if peer.error:
+        closing_close(loop, relay, True)
+        return True
+    if rest.state < HALF_SHUT:
+        if relay.sides[side].ready & READY_IN or rest.buffer.memory != NULL or rest.pipe != NULL:
+            return False
+        # The receive queue is empty and no error was read: the failure was that of our send alone.
+        half_break(rest, &loop.pump)
+    if rest.state == HALF_SHUT and peer.eof_read:
+        closing_close(loop, relay, False)       # both directions of the peer ended cleanly: close, do not reset
+    else:
+        relay.state = RELAY_RESETTING
+        _close_side(loop, &relay.sides[side], True)     # at once: the failed side may be alive, and its peer slow
+        timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+        timers_arm(&loop.timers, &relay.check, TIMER_FLUSH, loop.now_ns)
+        closing_reset_when_sent(loop, relay)
+    return True
+
+
+cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
+    """Resets the peer of the failed side once its send queue is empty: RST destroys what the kernel has not sent yet.
+
+    No event says "send queue flushed": this checks every TIMER_FLUSH while the queue shrinks, every TIMER_STUCK while it
+    does not.
+    """
+    cdef int peer = UPSTREAM if relay.sides[CLIENT].error else CLIENT
+    cdef bint progress = False
+    if relay.sides[peer].error_pending or _unsent(relay, peer, &progress) <= 0:
+        closing_close(loop, relay, True)
+    elif progress:
+        timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+        timers_arm(&loop.timers, &relay.check, TIMER_FLUSH, loop.now_ns)
+    elif relay.check.kind == TIMER_NONE:
+        timers_arm(&loop.timers, &relay.check, TIMER_STUCK, loop.now_ns)
+
+
+# --- both directions have ended ---
+
+cdef void closing_linger(Loop *loop, Relay *relay) noexcept nogil:
+    """A peer that has its FIN still sends. Closing with unread input would send RST and destroy what is queued for it."""
+    relay.state = RELAY_LINGERING
+    closing_arm_linger(loop, relay)
+    closing_drain_input(loop, relay)
+
+
+cdef void closing_drain_input(Loop *loop, Relay *relay) noexcept nogil:
+    """Reads and discards what the peers send, until both have ended or TIMER_LINGER fires."""
+    cdef int side
+    for side in range(2):
+        _discard(loop, &relay.sides[side])
+        if not relay.sides[side].eof_read and relay.sides[side].ready & READY_IN:
+            loop_enqueue(loop, relay)
+    if relay.sides[CLIENT].eof_read and relay.sides[UPSTREAM].eof_read:
+        closing_close(loop, relay, False)
+
+
+cdef void _discard(Loop *loop, Side *side) noexcept nogil:
+    cdef int64_t got
+    cdef int _turn
+    for _turn in range(DRAIN_READS):
+        if side.eof_read or not side.ready & READY_IN:
+            return
+        got = net_recv(side.watch.fd, loop.pump.scratch, loop.pump.size)
+        if net_would_block(got):
+            side.ready &= ~READY_IN
+            poller_rearm(loop.pump.poller, &side.watch, READY_IN)
+        elif got <= 0:
+            side.eof_read = True
+
+
+# --- the end ---
+
+cdef void closing_fail(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil:
+    relay.reason = reason
+    relay.error = error
+    if relay.connecting != NULL:
+        relay.upstream = relay.connecting.list.addresses[relay.connecting.last]
+    reports_failed(loop, relay)
+    _release(loop, relay, True, True)
+
+
+cdef void closing_close(Loop *loop, Relay *relay, bint reset) noexcept nogil:
+    reports_ended(loop, relay)
+    _release(loop, relay, reset, reset)
+
+
+cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil:
+    """A stream that is cut ends with RST, so that no peer takes half an answer for a whole one. One that had its FIN keeps it."""
+    relay.reason = reason
+    reports_ended(loop, relay)
+    _release(loop, relay, relay.halves[UPSTREAM].state != HALF_SHUT, relay.halves[CLIENT].state != HALF_SHUT)
+
+
+cdef void closing_abort(Loop *loop, Relay *relay) noexcept nogil:
+    relay.reason = REASON_SHUTDOWN
+    closing_close(loop, relay, True)
+
+
+cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil:
+    cdef Connecting *connecting = relay.connecting
+    relay.connecting = NULL                     # before it is freed: see resources_close_after_fork
+    connecting_free(connecting, loop.pump.poller)
+
+
+cdef void _close_side(Loop *loop, Side *side, bint reset) noexcept nogil:
+    cdef net_socket fd = side.watch.fd
+    if fd == NET_NONE:
+        return
+    poller_remove(loop.pump.poller, &side.watch, WATCH_STREAM)
+    side.watch.fd = NET_NONE                    # before the number can be used again: see resources_close_after_fork
+    if reset:
+        net_reset(fd)
+    else:
+        net_close(fd)
+
+
+cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstream) noexcept nogil:
+    """Closes what the relay holds. Events of this batch may still name it, and the run queue may hold it."""
+    cdef int side
+    if relay.connecting != NULL:
+        closing_forget_attempts(loop, relay)
+    for side in range(2):
+        half_break(&relay.halves[side], &loop.pump)
+    _close_side(loop, &relay.sides[CLIENT], reset_client)
+    _close_side(loop, &relay.sides[UPSTREAM], reset_upstream)
+    timers_cancel(&loop.timers, &relay.deadline)
+    timers_cancel(&loop.timers, &relay.check)
+    relay.state = RELAY_CLOSED
+    relay.next_closed = loop.closed
+    loop.closed = relay
+    sources_leave(&loop.group.sources, &relay.client)
+    sync_sub(&loop.counters.active, 1)

@@ -1,0 +1,151 @@
+# The structs of a worker and its relays. They point at each other, so they are declared together; code is elsewhere.
+#
+# Loop is the one context: everything that the relays of a worker share. One thread owns a Loop. What other threads may
+# touch is `inbox`, `stop`, `finished`, `asking`, Upstream.incoming and .asked, `counters`, the reader's side of `events`,
+# and `group`; see sync.h.
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from tcpproxy._core.bulk cimport Bulk
+from tcpproxy._core.connecting cimport AddressList, Connecting
+from tcpproxy._core.events cimport EventRing
+from tcpproxy._core.half cimport Half, Pump, Side
+from tcpproxy._core.handoff cimport Handoff
+from tcpproxy._core.net cimport net_addr, net_socket, net_tuning
+from tcpproxy._core.poller cimport Ready, Watch
+from tcpproxy._core.sources cimport Sources
+from tcpproxy._core.spin cimport Spin
+from tcpproxy._core.timers cimport Timer, Timers
+
+cdef enum:                  # which side; halves[side] carries what that side sends
+    CLIENT = 0
+    UPSTREAM = 1
+
+cdef enum:                  # Relay.state, in the order of a relay's life
+    RELAY_FREE = 0
+    RELAY_RESOLVING         # waits for the addresses of upstream
+    RELAY_CONNECTING
+    RELAY_RELAYING
+    RELAY_RESETTING         # one side was reset; the other is reset once the kernel has sent what it was given
+    RELAY_LINGERING         # both FINs were passed on, but a peer still sends: read on, or close() would send RST
+    RELAY_CLOSED            # its sockets are closed; its slot is reclaimed when the batch is over
+
+cdef enum:                  # Loop.stop
+    RUN = 0
+    DRAIN = 1               # accept nothing, end with the last relay
+    ABORT = 2               # reset every relay and end
+
+cdef enum:                  # limits of one proxy
+    UPSTREAMS = 16          # a listener names its upstream by number
+    LISTENERS = 16
+    WORKERS = 64
+    BATCH = 256             # events taken from the poller at once
+    TABLE_CHUNKS = 16384
+
+cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
+    Relay *next             # of the run queue, or of the free slots
+    Relay *next_closed
+    Side sides[2]
+    Half halves[2]
+    Timer deadline          # connect, idle, half-close or linger: the one that applies
+    Timer check             # stagger while connecting, keepalive and unacked while relaying, flush while resetting
+    Connecting *connecting  # NULL unless connecting
+    uint64_t accepted_ns
+    uint64_t connected_ns   # 0: not connected
+    net_addr client
+    net_addr upstream       # connected to, or tried last
+    uint32_t index          # its slot in the table
+    uint32_t generation     # how often the slot was used: part of the tag, so that a stale event finds no relay
+    int32_t error           # errno behind the reason
+    uint32_t probes_at_ack[2]   # of each side: see net_unacked
+    uint8_t state
+    uint8_t reason          # REASON_ of events.pxd
+    uint8_t attempt         # upstream's socket in the tag: the number of the attempt that won, plus 1
+    uint8_t target          # index of its upstream
+    uint8_t queued          # on the run queue
+    uint8_t last_sender     # the side whose bytes were delivered last
+
+cdef struct Table:          # relays by index; see table.pxd
+    Relay *chunks[TABLE_CHUNKS]
+    uint32_t size           # slots that exist
+    Relay *free
+
+cdef struct Upstream:
+    AddressList *list       # the latest answer, or NULL
+    void *incoming          # AddressList that another thread left here; the latest one wins
+    uint64_t asked          # set by the worker, taken by the lookup thread
+    bint waiting            # asked, and no answer yet
+
+cdef struct Counters:       # written by the worker alone, read by any thread
+    uint64_t accepted
+    uint64_t ended          # relays that are over, for whatever reason
+    uint64_t failed         # those whose upstream was not reached
+    uint64_t refused        # turned away at once: no memory, or too many connections of that source
+    uint64_t to_upstream    # bytes delivered
+    uint64_t to_client
+    uint64_t wakeups        # returns from poller_wait
+    uint64_t accept_errors
+    uint64_t active         # relays alive now; other workers add to it before they hand a connection over
+
+cdef struct Listener:
+    Watch watch
+    int target              # the upstream of its clients
+
+cdef struct Accepting:      # see accepting.pxd
+    Listener listeners[LISTENERS]
+    int count
+    int credit              # four times the number of connections to accept in a row
+    bint found              # the last batch had connections too
+    bint watched            # the listeners are registered with the poller
+    uint64_t resume_ns      # when to register them again; 0: nothing planned
+    uint64_t paused_ns      # since when they are not registered
+    bint at_limit           # paused because of Group.limit: a relay that ends shortens the pause
+
+cdef struct Group:          # what the workers of one proxy share
+    int count
+    uint64_t limit          # connections at a time, all workers together
+    uint64_t interactive_ns     # when one of them last saw interactive traffic
+    Sources sources
+    Loop *members[WORKERS]
+
+cdef struct Loop:
+    Pump pump
+    Timers timers
+    EventRing events
+    Table table
+    Counters counters
+    Handoff inbox
+    Group *group
+    Accepting accepting
+    Upstream upstreams[UPSTREAMS]
+    int upstream_count
+    net_tuning tuning
+    uint64_t now_ns         # read once a batch
+    bint interactive        # a relay had interactive traffic; the engine clears it
+    bint half_close         # False: the first EOF closes both directions (--half-close-timeout 0)
+    net_socket lookup_wakeup    # a byte sent here wakes the lookup thread
+    Relay *queue_first      # run queue: relays that have something to do
+    Relay *queue_last
+    Relay *closed           # in this batch
+    Spin spin
+    Bulk bulk
+    int last_side           # of the last event: CLIENT or UPSTREAM
+    uint64_t stop
+    uint64_t finished       # the loop has ended or is about to: it takes neither connections nor questions any more
+    void *view
+    Ready ready[BATCH]
+
+
+cdef inline void loop_enqueue(Loop *loop, Relay *relay) noexcept nogil:
+    """Gives a relay a turn, at the end of the run queue; once, however often it is called before the turn."""
+    if relay.queued:
+        return
+    relay.queued = True
+    relay.next = NULL
+    if loop.queue_last != NULL:
+        loop.queue_last.next = relay
+    else:
+        loop.queue_first = relay
+    loop.queue_last = relay
+
+
+cdef inline bint relay_alive(const Relay *relay) noexcept nogil:
+    return relay.state != RELAY_FREE and relay.state != RELAY_CLOSED

@@ -1,0 +1,163 @@
+# The beginning of a relay: the model is in opening.pxd.
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from tcpproxy._core.closing cimport closing_close, closing_fail, closing_forget_attempts
+from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_has_more, connecting_new, \
+    connecting_next, connecting_take
+from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, REASON_DNS, \
+    REASON_LIMIT, REASON_REFUSED, REASON_UNREACHABLE
+from tcpproxy._core.half cimport Side
+from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAM, Upstream, \
+    loop_enqueue
+from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOMEM, ETIMEDOUT, NET_NONE, net_out_of_resources, \
+    net_peek, net_reset, net_send, net_would_block
+from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, poller_add
+from tcpproxy._core.reports cimport reports_accepted, reports_refused
+from tcpproxy._core.sources cimport sources_leave
+from tcpproxy._core.sync cimport sync_store, sync_sub
+from tcpproxy._core.table cimport table_new, table_release, table_tag
+from tcpproxy._core.timers cimport TIMER_CLIENT_GONE, TIMER_CONNECT, TIMER_KEEPALIVE, TIMER_STAGGER, timers_arm, \
+    timers_cancel
+
+
+# --- a client ---
+
+cdef void opening_start(Loop *loop, net_socket fd, const net_addr *client, int target) noexcept nogil:
+    cdef Relay *relay = table_new(&loop.table)
+    if relay != NULL:
+        relay.sides[CLIENT].watch.fd = fd
+        relay.sides[CLIENT].watch.tag = table_tag(relay)
+    if relay == NULL or poller_add(loop.pump.poller, &relay.sides[CLIENT].watch, WATCH_STREAM) < 0:
+        sources_leave(&loop.group.sources, client)
+        opening_turn_away(loop, fd, client, ENOMEM)
+        if relay != NULL:
+            table_release(&loop.table, relay)
+        return
+    relay.sides[CLIENT].ready = READY_OUT
+    relay.sides[CLIENT].no_delay = True         # inherited from the listener
+    relay.sides[UPSTREAM].watch.fd = NET_NONE
+    relay.client = client[0]
+    relay.target = <uint8_t> target
+    relay.accepted_ns = loop.now_ns
+    relay.deadline.owner = relay.check.owner = relay
+    relay.state = RELAY_RESOLVING
+    reports_accepted(loop, relay)
+    timers_arm(&loop.timers, &relay.deadline, TIMER_CONNECT, loop.now_ns)
+    _resolve(loop, relay)
+
+
+cdef void opening_turn_away(Loop *loop, net_socket fd, const net_addr *client, int error) noexcept nogil:
+    reports_refused(loop, client, error)
+    net_reset(fd)
+    sync_sub(&loop.counters.active, 1)
+
+
+cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
+    """An event of a client whose upstream is not connected yet: has the client left?
+
+    Its bytes stay in the kernel until then, so its end is seen in front of them.
+    """
+    cdef char byte
+    cdef bint reset = bits & READY_ERROR != 0
+    if not reset and not bits & READY_EOF:
+        return
+    if (net_peek(relay.sides[CLIENT].watch.fd, &byte, 1) > 0) == reset:
+        # FIN without a byte: the client has left, or has half-closed and waits for a greeting. RST behind some bytes: a
+        # direct connection would have delivered these. Both get TIMER_CLIENT_GONE (1 s). A client that sent bytes and
+        # half-closed keeps the full connect timeout.
+        relay.sides[CLIENT].error_pending |= reset
+        if relay.deadline.kind == TIMER_CONNECT \
+                and relay.deadline.due_ns > loop.now_ns + loop.timers.lists[TIMER_CLIENT_GONE].length_ns:
+            timers_arm(&loop.timers, &relay.deadline, TIMER_CLIENT_GONE, loop.now_ns)
+    elif reset:
+        relay.reason = REASON_CLIENT_RESET
+        closing_close(loop, relay, True)
+
+
+cdef void opening_client_gone(Loop *loop, Relay *relay) noexcept nogil:
+    relay.reason = REASON_CLIENT_RESET if relay.sides[CLIENT].error_pending else REASON_CLIENT_EOF
+    closing_close(loop, relay, True)
+
+
+# --- addresses ---
+
+cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
+    """Connects with addresses that have not expired; else asks for new ones, once for all relays that wait."""
+    cdef Upstream *upstream = &loop.upstreams[relay.target]
+    cdef int64_t sent
+    if upstream.list != NULL and upstream.list.count and loop.now_ns < upstream.list.expires_ns:
+        _connect(loop, relay)
+    elif not upstream.waiting:
+        sync_store(&upstream.asked, 1)
+        sent = net_send(loop.lookup_wakeup, <const char *> "n", 1)
+        upstream.waiting = sent > 0 or net_would_block(sent)    # else, without memory, the next client asks again
+
+
+cdef void opening_answered(Loop *loop, Relay *relay) noexcept nogil:
+    if relay.state == RELAY_RESOLVING:
+        if loop.upstreams[relay.target].list.count:
+            _connect(loop, relay)
+        else:
+            closing_fail(loop, relay, REASON_DNS, 0)
+
+
+# --- attempts to connect ---
+
+cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
+    relay.connecting = connecting_new(loop.upstreams[relay.target].list, &loop.tuning)
+    if relay.connecting == NULL:
+        closing_fail(loop, relay, REASON_LIMIT, ENOMEM)
+        return
+    relay.state = RELAY_CONNECTING
+    opening_next_attempt(loop, relay)
+
+
+cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil:
+    if connecting_next(relay.connecting, loop.pump.poller, table_tag(relay)) == CONNECTING_FAILED:
+        closing_fail(loop, relay, _failure(relay.connecting.error), relay.connecting.error)
+    elif connecting_has_more(relay.connecting):
+        timers_arm(&loop.timers, &relay.check, TIMER_STAGGER, loop.now_ns)
+    else:
+        timers_cancel(&loop.timers, &relay.check)
+
+
+cdef uint8_t _failure(int error) noexcept nogil:
+    """The reason that goes with the errno of a failed connect."""
+    if error == ECONNREFUSED:
+        return REASON_REFUSED
+    if error == ETIMEDOUT:
+        return REASON_CONNECT_TIMEOUT
+    if net_out_of_resources(-error) or error == EADDRNOTAVAIL:      # EMFILE and the like; no free local port
+        return REASON_LIMIT
+    return REASON_UNREACHABLE
+
+
+cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil:
+    if relay.state == RELAY_CONNECTING and relay.connecting.started:
+        relay.connecting.last = relay.connecting.started - 1
+    closing_fail(loop, relay, REASON_DNS if relay.state == RELAY_RESOLVING else REASON_CONNECT_TIMEOUT, ETIMEDOUT)
+
+
+cdef void opening_attempt_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil:
+    """An event of attempt `number`, counted from 0."""
+    cdef int won = connecting_event(relay.connecting, loop.pump.poller, number, bits)
+    if won >= 0:
+        _connected(loop, relay, <uint32_t> won)
+    elif won == CONNECTING_FAILED:
+        opening_next_attempt(loop, relay)
+
+
+cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
+    cdef Side *upstream = &relay.sides[UPSTREAM]
+    cdef uint32_t bits = relay.connecting.ready[number]
+    connecting_take(relay.connecting, loop.pump.poller, number, &upstream.watch)
+    relay.upstream = relay.connecting.list.addresses[number]
+    relay.attempt = <uint8_t> (number + 1)
+    upstream.error = relay.connecting.error
+    upstream.ready = bits & (READY_IN | READY_OUT)
+    upstream.read_to_eagain = bits & (READY_EOF | READY_URGENT) != 0
+    closing_forget_attempts(loop, relay)
+    relay.connected_ns = loop.now_ns
+    relay.state = RELAY_RELAYING
+    timers_arm(&loop.timers, &relay.check, TIMER_KEEPALIVE, loop.now_ns)
+    timers_cancel(&loop.timers, &relay.deadline)
+    loop_enqueue(loop, relay)

@@ -1,0 +1,23 @@
+# What a loop owns, from the beginning of a worker to its end: descriptors and memory.
+from tcpproxy._core.loop cimport Loop
+from tcpproxy._core.net cimport net_socket
+
+cdef enum:
+    SECOND = 1000000000  # ns
+
+cdef struct Settings:       # of one worker
+    net_socket log_wakeup       # non-blocking sockets: a byte is sent when there are event records to take,
+    net_socket lookup_wakeup    # and when addresses of an upstream are wanted
+    int buffer_size             # bytes
+    double connect_timeout      # seconds
+    double half_close_timeout   # seconds; 0: the first EOF closes both directions
+    double idle_timeout         # seconds; 0: none
+    int keepalive               # seconds; 0: off
+    int socket_buffer           # bytes; 0: the system's choice
+    int zero_copy               # ZERO_COPY_ of half.pxd
+    int busy_poll_us            # microseconds; 0: none, -1: adaptive
+
+cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil       # `loop` is zeroed: 0, -ENOMEM or -EMFILE
+cdef void resources_close(Loop *loop) noexcept nogil            # every descriptor; no worker of the group runs any more
+cdef void resources_free(Loop *loop) noexcept nogil             # the memory as well
+cdef void resources_close_after_fork(Loop *loop) noexcept nogil  # in a forked child: every descriptor, no memory
