@@ -7,7 +7,7 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["accepting", "bulk", "closing", "connecting", "engine", "events", "half", "handoff", "opening", "relay"]
+MODULES = ["accepting", "bulk", "closing", "connecting", "engine", "events", "half", "inbox", "opening", "relay"]
 MODULES += ["reports", "resources", "sources", "spin", "table", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",

@@ -25,7 +25,7 @@ MODULES = [
     "engine",
     "events",
     "half",
-    "handoff",
+    "inbox",
     "opening",
     "poller",
     "relay",

@@ -1,9 +1,9 @@
 # The listeners of a worker: the model is in accepting.pxd.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT
-from tcpproxy._core.handoff cimport handoff_push
+from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_push
 from tcpproxy._core.loop cimport Group, Listener
-from tcpproxy._core.net cimport net_accept, net_accept_transient, net_addr, net_close, net_out_of_resources, net_socket, \
+from tcpproxy._core.net cimport net_accept, net_accept_transient, net_close, net_out_of_resources, net_socket, \
     net_would_block
 from tcpproxy._core.opening cimport opening_start, opening_turn_away
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wake
@@ -105,18 +105,23 @@ cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil:
 
 cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil:
     """Accepts one connection. False: no more for now. `announced`: an event says that one is waiting."""
-    cdef net_addr client
+    cdef Message accepted
     cdef int64_t fd
     if not _reserve(loop):
         if announced:
             _pause(loop, EVENT_LIMIT, 0)
         return False
-    fd = net_accept(listener.watch.fd, &client, &loop.tuning)
+    fd = net_accept(listener.watch.fd, &accepted.client, &loop.tuning)
     if fd >= 0:
-        if sources_enter(&loop.group.sources, &client):
-            _choose_worker(loop, <net_socket> fd, &client, listener.target)
+        accepted.kind = MESSAGE_CONNECTION
+        accepted.id = sync_add(&loop.group.last_id, 1) + 1
+        accepted.fd = <net_socket> fd
+        accepted.target = listener.target
+        accepted.body = accepted.done = NULL
+        if sources_enter(&loop.group.sources, &accepted.client):
+            _choose_worker(loop, &accepted)
         else:
-            opening_turn_away(loop, <net_socket> fd, &client, 0)
+            opening_turn_away(loop, &accepted, 0)
         return True
     sync_sub(&loop.counters.active, 1)
     if net_would_block(fd):
@@ -131,7 +136,7 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
     return False
 
 
-cdef void _choose_worker(Loop *loop, net_socket fd, const net_addr *client, int target) noexcept nogil:
+cdef void _choose_worker(Loop *loop, const Message *accepted) noexcept nogil:
     """Keeps the connection, or hands it to the worker with the fewest connections, if that one has clearly fewer."""
     cdef uint64_t mine = sync_peek(&loop.counters.active) - 1, fewest = mine, other
     cdef Loop *best = loop
@@ -141,13 +146,13 @@ cdef void _choose_worker(Loop *loop, net_socket fd, const net_addr *client, int 
         if other < fewest:
             fewest = other
             best = loop.group.members[i]
-    if mine > fewest + fewest // 4 and _hand_off(best, fd, client, target):
+    if mine > fewest + fewest // 4 and _hand_off(best, accepted):
         sync_sub(&loop.counters.active, 1)
     else:
-        opening_start(loop, fd, client, target)
+        opening_start(loop, accepted)
 
 
-cdef bint _hand_off(Loop *to, net_socket fd, const net_addr *client, int target) noexcept nogil:
+cdef bint _hand_off(Loop *to, const Message *accepted) noexcept nogil:
     """Hands a connection to another worker. False: its inbox is full, or it ends.
 
     Either that worker sees that it has a connection more, or this one sees that the other has finished. Its poller can be
@@ -155,7 +160,7 @@ cdef bint _hand_off(Loop *to, net_socket fd, const net_addr *client, int target)
     """
     cdef bint taken
     sync_add(&to.counters.active, 1)
-    taken = not sync_check(&to.finished) and handoff_push(&to.inbox, fd, client, target)
+    taken = not sync_check(&to.finished) and inbox_push(&to.inbox, accepted)
     if not taken:
         sync_sub(&to.counters.active, 1)
     poller_wake(to.pump.poller)                 # also if not taken: it may have put off its end for this connection

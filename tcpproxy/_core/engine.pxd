@@ -3,10 +3,12 @@
 # A batch is one pass: commands, turns of the run queue, timers, slots of closed relays reclaimed, wait, events. Turns come
 # before timers, so that bytes of this batch re-arm their timers first.
 from libc.stdint cimport uint64_t, uint8_t
+from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop
 from tcpproxy._core.net cimport net_addr
 
 cdef struct ViewItem:       # one live relay, as another thread sees it
+    uint64_t id
     net_addr client
     net_addr upstream
     uint64_t to_upstream
@@ -18,7 +20,7 @@ cdef struct View:           # filled by the worker between two batches
     ViewItem *items
     uint64_t room
     uint64_t count          # of live relays; more than `room`: ask again
-    uint64_t done
 
 cdef int engine_run(Loop *loop) noexcept nogil             # until stopped: 0, or -errno of a poller that has failed
-cdef void engine_view(Loop *loop, View *view) noexcept nogil   # by another thread; waits for the worker
+# From another thread: sends a command and waits until it is carried out. False: the worker has ended, and did nothing
+cdef bint engine_ask(Loop *loop, Message *message) noexcept nogil

@@ -4,7 +4,7 @@ from tcpproxy._core.accepting cimport accepting_close, accepting_event, acceptin
 from tcpproxy._core.bulk cimport OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
-from tcpproxy._core.handoff cimport Handed, handoff_pop
+from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_pop, inbox_push
 from tcpproxy._core.loop cimport ABORT, BATCH, CLIENT, UPSTREAM, Group, Relay, relay_alive
 from tcpproxy._core.net cimport clock_ns, net_reset, thread_block_sigpipe, thread_nap_us, thread_yield
 from tcpproxy._core.opening cimport opening_answered, opening_start
@@ -13,7 +13,7 @@ from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
 from tcpproxy._core.splice cimport PIPE_SIZE
-from tcpproxy._core.sync cimport sync_bump, sync_check, sync_load, sync_load_pointer, sync_peek, sync_set, sync_store, \
+from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_load_pointer, sync_peek, sync_set, sync_store, \
     sync_sub, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_find, table_release
 from tcpproxy._core.tag cimport TAG_LISTENER, tag_socket
@@ -48,30 +48,35 @@ cdef int engine_run(Loop *loop) noexcept nogil:
 
 
 cdef bint _may_end(Loop *loop) noexcept nogil:
-    """Is no relay left, and does every other worker know that this one takes no more? See _hand_off in accepting.pyx."""
+    """Is no relay left, and does every other thread know that this worker takes no commands any more?
+
+    Who sends one counts it first (in `active` or `asking`) and looks at `finished` then; this does it the other way round, so
+    that one of the two sees the other.
+    """
     if sync_load(&loop.counters.active):
         return False
     sync_swap(&loop.finished, 1)
-    if sync_check(&loop.counters.active) == 0:
+    if sync_check(&loop.counters.active) == 0 and sync_check(&loop.asking) == 0:
         return True
-    sync_store(&loop.finished, 0)       # another worker is handing a connection over, and may not have seen `finished`
+    sync_store(&loop.finished, 0)       # a command is on its way, whose sender may not have seen `finished`
     return False
 
 
 cdef void _finish(Loop *loop) noexcept nogil:
-    cdef Handed handed
+    cdef Message message
     accepting_close(loop)
-    sync_swap(&loop.finished, 1)        # before the last look at `view`: see engine_view
+    sync_swap(&loop.finished, 1)
     _abort_all(loop)                    # there are none, unless the poller has failed
     _reclaim(loop)
-    while sync_check(&loop.counters.active):    # another worker hands a connection over, or is about to see `finished`
-        if handoff_pop(&loop.inbox, &handed):
-            net_reset(handed.fd)
-            sources_leave(&loop.group.sources, &handed.client)
+    while sync_check(&loop.counters.active) or sync_check(&loop.asking):   # a command is on its way: see _may_end
+        if not inbox_pop(&loop.inbox, &message):
+            thread_yield()
+        elif message.kind == MESSAGE_CONNECTION:
+            net_reset(message.fd)
+            sources_leave(&loop.group.sources, &message.client)
             sync_sub(&loop.counters.active, 1)
         else:
-            thread_yield()
-    _answer_view(loop)
+            _answer(loop, &message)
 
 
 cdef void _events(Loop *loop, int count) noexcept nogil:
@@ -207,18 +212,19 @@ cdef int64_t _wait_ns(Loop *loop) noexcept nogil:
 # --- commands from other threads ---
 
 cdef void _commands(Loop *loop) noexcept nogil:
-    cdef Handed handed
+    cdef Message message
     cdef AddressList *answer
     cdef uint64_t stop
     cdef int i
-    while handoff_pop(&loop.inbox, &handed):
-        opening_start(loop, handed.fd, &handed.client, handed.target)
+    while inbox_pop(&loop.inbox, &message):
+        if message.kind == MESSAGE_CONNECTION:
+            opening_start(loop, &message)
+        else:
+            _answer(loop, &message)
     for i in range(loop.upstream_count):
         if sync_load_pointer(&loop.upstreams[i].incoming) != NULL:
             answer = <AddressList *> sync_swap_pointer(&loop.upstreams[i].incoming, NULL)
             _answered(loop, i, answer)
-    if sync_load_pointer(&loop.view) != NULL:
-        _answer_view(loop)
     stop = sync_load(&loop.stop)
     if stop:
         accepting_close(loop)
@@ -248,19 +254,24 @@ cdef void _abort_all(Loop *loop) noexcept nogil:
             closing_abort(loop, relay)
 
 
-cdef void _answer_view(Loop *loop) noexcept nogil:
-    cdef View *view = <View *> sync_swap_pointer(&loop.view, NULL)
+cdef void _answer(Loop *loop, const Message *message) noexcept nogil:
+    """Carries out a command whose sender waits for it."""
+    _fill_view(loop, <View *> message.body)
+    sync_sub(&loop.asking, 1)
+    sync_store(message.done, 1)         # last: the sender's frame may be gone then
+
+
+cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
     cdef ViewItem *item
     cdef Relay *relay
     cdef uint32_t i
-    if view == NULL:
-        return
     for i in range(loop.table.size):
         relay = table_at(&loop.table, i)
         if not relay_alive(relay):
             continue
         if view.count < view.room:
             item = &view.items[view.count]
+            item.id = relay.id
             item.client = relay.client
             item.upstream = relay.upstream
             item.to_upstream = relay.halves[CLIENT].delivered
@@ -268,16 +279,18 @@ cdef void _answer_view(Loop *loop) noexcept nogil:
             item.age_ns = loop.now_ns - relay.accepted_ns
             item.state = relay.state
         view.count += 1
-    sync_store(&view.done, 1)
 
 
-cdef void engine_view(Loop *loop, View *view) noexcept nogil:
-    """Asks the worker for its relays and waits for the answer (one batch, usually microseconds)."""
-    view.count = view.done = 0
-    sync_swap_pointer(&loop.view, view)
-    if sync_load(&loop.finished):               # the worker has exited; it may have answered just before
-        if sync_swap_pointer(&loop.view, NULL) != NULL:
-            return
+cdef bint engine_ask(Loop *loop, Message *message) noexcept nogil:
+    cdef uint64_t done = 0
+    message.done = &done
+    sync_add(&loop.asking, 1)
+    if sync_check(&loop.finished):
+        sync_sub(&loop.asking, 1)
+        return False
+    while not inbox_push(&loop.inbox, message):
+        thread_nap_us(50)               # the worker empties it with its next batch
     poller_wake(loop.pump.poller)
-    while not sync_load(&view.done):
+    while not sync_load(&done):         # one batch, usually microseconds
         thread_nap_us(50)
+    return True

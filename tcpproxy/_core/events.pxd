@@ -29,6 +29,7 @@ cdef struct EventRecord:
     uint8_t kind
     uint8_t reason
     int32_t error           # errno behind it, or 0
+    uint64_t id             # of the connection, from 1; 0: about none
     uint64_t to_upstream    # bytes delivered
     uint64_t to_client
     uint64_t duration_ns    # since accept

@@ -8,7 +8,7 @@ from tcpproxy._core.bulk cimport Bulk
 from tcpproxy._core.connecting cimport AddressList, Connecting
 from tcpproxy._core.events cimport EventRing
 from tcpproxy._core.half cimport Half, Pump, Side
-from tcpproxy._core.handoff cimport Handoff
+from tcpproxy._core.inbox cimport Inbox
 from tcpproxy._core.net cimport net_addr, net_socket, net_tuning
 from tcpproxy._core.poller cimport Ready, Watch
 from tcpproxy._core.sources cimport Sources
@@ -48,6 +48,7 @@ cdef struct Relay:          # one proxied connection; its two sockets are `sides
     Timer deadline          # connect, idle, half-close or linger: the one that applies
     Timer check             # stagger while connecting, keepalive and unacked while relaying, flush while resetting
     Connecting *connecting  # NULL unless connecting
+    uint64_t id             # the number of the connection, from 1, in the order of accept
     uint64_t accepted_ns
     uint64_t connected_ns   # 0: not connected
     net_addr client
@@ -102,6 +103,7 @@ cdef struct Accepting:      # see accepting.pxd
 cdef struct Group:          # what the workers of one proxy share
     int count
     uint64_t limit          # connections at a time, all workers together
+    uint64_t last_id        # of the connection that was accepted last, by any worker; the first one has 1
     uint64_t interactive_ns     # when one of them last saw interactive traffic
     Sources sources
     Loop *members[WORKERS]
@@ -112,7 +114,7 @@ cdef struct Loop:
     EventRing events
     Table table
     Counters counters
-    Handoff inbox
+    Inbox inbox             # commands of other threads
     Group *group
     Accepting accepting
     Upstream upstreams[UPSTREAMS]
@@ -129,8 +131,8 @@ cdef struct Loop:
     Bulk bulk
     int last_side           # of the last event: CLIENT or UPSTREAM
     uint64_t stop
+    uint64_t asking         # threads that send a question or wait for its answer: the loop ends after them
     uint64_t finished       # the loop has ended or is about to: it takes neither connections nor questions any more
-    void *view
     Ready ready[BATCH]
 
 

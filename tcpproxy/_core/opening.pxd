@@ -4,13 +4,13 @@
 #
 # A failure resets the client. What the client sends meanwhile waits in the kernel.
 from libc.stdint cimport uint32_t
+from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay
-from tcpproxy._core.net cimport net_addr, net_socket
 
-# Takes over an accepted socket, which is counted in `active` already; its upstream is upstreams[target]
-cdef void opening_start(Loop *loop, net_socket fd, const net_addr *client, int target) noexcept nogil
+# Takes over an accepted socket (MESSAGE_CONNECTION), which is counted in `active` already
+cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil
 # Resets it instead; `error`: errno, or 0 if its source has as many connections as it may
-cdef void opening_turn_away(Loop *loop, net_socket fd, const net_addr *client, int error) noexcept nogil
+cdef void opening_turn_away(Loop *loop, const Message *accepted, int error) noexcept nogil
 cdef void opening_answered(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed
 cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil       # TIMER_CONNECT

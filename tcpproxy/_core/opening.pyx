@@ -21,22 +21,23 @@ from tcpproxy._core.timers cimport TIMER_CLIENT_GONE, TIMER_CONNECT, TIMER_KEEPA
 
 # --- a client ---
 
-cdef void opening_start(Loop *loop, net_socket fd, const net_addr *client, int target) noexcept nogil:
+cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
     cdef Relay *relay = table_new(&loop.table)
     if relay != NULL:
-        relay.sides[CLIENT].watch.fd = fd
+        relay.sides[CLIENT].watch.fd = accepted.fd
         relay.sides[CLIENT].watch.tag = table_tag(relay)
     if relay == NULL or poller_add(loop.pump.poller, &relay.sides[CLIENT].watch, WATCH_STREAM) < 0:
-        sources_leave(&loop.group.sources, client)
-        opening_turn_away(loop, fd, client, ENOMEM)
+        sources_leave(&loop.group.sources, &accepted.client)
+        opening_turn_away(loop, accepted, ENOMEM)
         if relay != NULL:
             table_release(&loop.table, relay)
         return
     relay.sides[CLIENT].ready = READY_OUT
     relay.sides[CLIENT].no_delay = True         # inherited from the listener
     relay.sides[UPSTREAM].watch.fd = NET_NONE
-    relay.client = client[0]
-    relay.target = <uint8_t> target
+    relay.id = accepted.id
+    relay.client = accepted.client
+    relay.target = <uint8_t> accepted.target
     relay.accepted_ns = loop.now_ns
     relay.deadline.owner = relay.check.owner = relay
     relay.state = RELAY_RESOLVING
@@ -45,9 +46,9 @@ cdef void opening_start(Loop *loop, net_socket fd, const net_addr *client, int t
     _resolve(loop, relay)
 
 
-cdef void opening_turn_away(Loop *loop, net_socket fd, const net_addr *client, int error) noexcept nogil:
-    reports_refused(loop, client, error)
-    net_reset(fd)
+cdef void opening_turn_away(Loop *loop, const Message *accepted, int error) noexcept nogil:
+    reports_refused(loop, accepted, error)
+    net_reset(accepted.fd)
     sync_sub(&loop.counters.active, 1)
 
 

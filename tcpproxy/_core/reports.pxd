@@ -1,9 +1,9 @@
 # What the core reports of its connections: the only place that writes event records and counts connections.
+from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay
-from tcpproxy._core.net cimport net_addr
 
 cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil
-cdef void reports_refused(Loop *loop, const net_addr *client, int error) noexcept nogil    # `error`: errno, 0: a limit
+cdef void reports_refused(Loop *loop, const Message *accepted, int error) noexcept nogil   # `error`: errno, 0: a limit
 cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil      # its upstream was not reached
 cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil
 cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil       # EVENT_ACCEPT or EVENT_LIMIT

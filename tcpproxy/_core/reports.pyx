@@ -9,17 +9,19 @@ cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil:
     cdef EventRecord *record = events_claim(&loop.events, EVENT_NEW)
     sync_bump(&loop.counters.accepted, 1)
     if record != NULL:
+        record.id = relay.id
         record.client = relay.client
         events_publish(&loop.events)
 
 
-cdef void reports_refused(Loop *loop, const net_addr *client, int error) noexcept nogil:
+cdef void reports_refused(Loop *loop, const Message *accepted, int error) noexcept nogil:
     cdef EventRecord *record = events_claim(&loop.events, EVENT_FAILED)
     sync_bump(&loop.counters.refused, 1)
     if record != NULL:
         record.reason = REASON_LIMIT
         record.error = error
-        record.client = client[0]
+        record.id = accepted.id
+        record.client = accepted.client
         events_publish(&loop.events)
 
 
@@ -37,6 +39,7 @@ cdef void _closed(Loop *loop, Relay *relay, int kind) noexcept nogil:
     sync_bump(&loop.counters.ended, 1)
     if record == NULL:
         return
+    record.id = relay.id
     record.reason = relay.reason
     record.error = relay.error
     record.to_upstream = relay.halves[CLIENT].delivered

@@ -5,7 +5,7 @@ from libc.stdlib cimport free, malloc
 from tcpproxy._core.bulk cimport bulk_init
 from tcpproxy._core.connecting cimport addresses_release
 from tcpproxy._core.events cimport events_free, events_init
-from tcpproxy._core.handoff cimport Handed, handoff_init, handoff_pop
+from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_init, inbox_pop
 from tcpproxy._core.loop cimport UPSTREAMS, Relay, relay_alive
 from tcpproxy._core.net cimport NET_NONE, net_close
 from tcpproxy._core.poller cimport poller_free, poller_new
@@ -20,7 +20,7 @@ cdef enum:
 
 
 cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
-    handoff_init(&loop.inbox)
+    inbox_init(&loop.inbox)
     loop.pump.poller = poller_new()
     if loop.pump.poller == NULL:
         return -EMFILE
@@ -59,10 +59,11 @@ cdef void _init_timers(Loop *loop, const Settings *settings) noexcept nogil:
 
 cdef void _close_waiting(Loop *loop) noexcept nogil:
     """Closes the sockets of a loop that never ran, or that stopped with a connection in its inbox."""
-    cdef Handed handed
+    cdef Message message
     cdef int i
-    while handoff_pop(&loop.inbox, &handed):
-        net_close(handed.fd)
+    while inbox_pop(&loop.inbox, &message):
+        if message.kind == MESSAGE_CONNECTION:
+            net_close(message.fd)
     for i in range(loop.accepting.count):
         net_close(loop.accepting.listeners[i].watch.fd)
     loop.accepting.count = 0

@@ -4,9 +4,10 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
-from tcpproxy._core.engine cimport View, ViewItem, engine_run, engine_view
+from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
 from tcpproxy._core.events cimport EventRecord, events_empty, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
+from tcpproxy._core.inbox cimport MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, DRAIN, LISTENERS, RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, RUN, \
     UPSTREAMS, WORKERS, Counters, Group, Loop
 from tcpproxy._core.net cimport clock_ns, net_addr, net_format, net_pack, net_socket, net_tune
@@ -210,14 +211,18 @@ cdef class Worker:
 
     cdef list _look(self):
         cdef View view
+        cdef Message question
         cdef uint64_t i
+        question.kind = MESSAGE_VIEW
+        question.body = &view
         view.room = sync_peek(&self.loop.counters.active) + 64
         while True:
             view.items = <ViewItem *> malloc(view.room * sizeof(ViewItem))
             if view.items == NULL:
                 raise MemoryError
+            view.count = 0
             with nogil:
-                engine_view(self.loop, &view)
+                engine_ask(self.loop, &question)
             if view.count <= view.room:
                 break
             free(view.items)

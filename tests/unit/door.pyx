@@ -12,7 +12,7 @@ from tcpproxy._core.events cimport EventRecord, EventRing, events_claim, events_
     events_sleep, events_take
 from tcpproxy._core.half cimport HALF_BROKEN, HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_WAIT, \
     ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, half_break, half_pump
-from tcpproxy._core.handoff cimport HANDOFF_ROOM, Handed, Handoff, handoff_init, handoff_pop, handoff_push
+from tcpproxy._core.inbox cimport INBOX_ROOM, Inbox, Message, inbox_init, inbox_pop, inbox_push
 from tcpproxy._core.net cimport net_addr, thread_cpu_time, thread_nap_us, net_pack, net_tuning
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_LISTENER, \
     WATCH_STREAM, Poller, Ready, Watch, poller_add, poller_free, poller_move, poller_name, poller_new, poller_rearm, \
@@ -34,7 +34,7 @@ OVER = OVER_NS
 KINDS = range(TIMER_NONE + 1, TIMER_KINDS)
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 PIPE_LIMIT, PIPE_ROOM = PIPES, PIPE_SIZE
-QUEUE_ROOM, TABLE_CHUNK, TABLE_ROOM = HANDOFF_ROOM, CHUNK, INDEX_LIMIT
+INBOX_LIMIT, TABLE_CHUNK, TABLE_ROOM = INBOX_ROOM, CHUNK, INDEX_LIMIT
 FAILED = CONNECTING_FAILED
 POLLER = poller_name().decode()
 
@@ -422,40 +422,47 @@ cdef class RingDoor:
         return bool(self.it.asleep)
 
 
-cdef class HandoffDoor:
-    cdef Handoff *it
+cdef class InboxDoor:
+    cdef Inbox *it
 
     def __cinit__(self):
-        self.it = <Handoff *> calloc(1, sizeof(Handoff))
-        handoff_init(self.it)
+        self.it = <Inbox *> calloc(1, sizeof(Inbox))
+        inbox_init(self.it)
 
     def __dealloc__(self):
         free(self.it)
 
     def push(self, int fd, int target=0):
-        cdef net_addr client
-        memset(&client, 0, sizeof(client))
-        client.length = 16
-        client.bytes[15] = <uint8_t> fd
-        return bool(handoff_push(self.it, fd, &client, target))
+        cdef Message message
+        memset(&message, 0, sizeof(message))
+        message.fd = fd
+        message.target = target
+        message.id = 1000 + <uint64_t> fd
+        message.client.length = 16
+        message.client.bytes[15] = <uint8_t> fd
+        return bool(inbox_push(self.it, &message))
 
     def push_many(self, int target, int count):
         """The numbers up to `count`, as fast as the reader makes room; for a thread."""
-        cdef net_addr client
+        cdef Message message
         cdef int i
-        memset(&client, 0, sizeof(client))
+        memset(&message, 0, sizeof(message))
+        message.target = target
         with nogil:
             for i in range(count):
-                client.length = <uint32_t> i
-                while not handoff_push(self.it, i, &client, target):
+                message.fd = i
+                message.id = 1000 + <uint64_t> i
+                message.client.length = <uint32_t> i
+                while not inbox_push(self.it, &message):
                     thread_nap_us(20)
 
     def pop(self):
-        """(fd, target, length and last byte of the address), or None."""
-        cdef Handed handed
-        if not handoff_pop(self.it, &handed):
+        """(fd, target, length and last byte of the address), or None. The id is checked: 1000 more than the fd."""
+        cdef Message message
+        if not inbox_pop(self.it, &message):
             return None
-        return handed.fd, handed.target, handed.client.length, handed.client.bytes[15]
+        assert message.id == 1000 + <uint64_t> message.fd
+        return message.fd, message.target, message.client.length, message.client.bytes[15]
 
 
 cdef class TableDoor:

@@ -1,4 +1,4 @@
-"""The queue of accepted sockets on their way to another worker: many writers, one reader, no locks."""
+"""Commands to a worker: many writers, one reader, no locks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from support import in_background
 
 
 def test_first_in_first_out(door: ModuleType) -> None:
-    queue = door.HandoffDoor()
+    queue = door.InboxDoor()
     assert queue.pop() is None
     for fd in (7, 8, 9):
         assert queue.push(fd, target=fd - 5)
@@ -17,8 +17,8 @@ def test_first_in_first_out(door: ModuleType) -> None:
 
 
 def test_a_full_queue_takes_nothing_and_loses_nothing(door: ModuleType) -> None:
-    queue = door.HandoffDoor()
-    room = door.QUEUE_ROOM
+    queue = door.InboxDoor()
+    room = door.INBOX_LIMIT
     assert all(queue.push(fd) for fd in range(room))
     assert not queue.push(room)
     assert not queue.push(room)
@@ -31,9 +31,9 @@ def test_a_full_queue_takes_nothing_and_loses_nothing(door: ModuleType) -> None:
 
 def test_many_rounds(door: ModuleType) -> None:
     """Each cell is used again and again, by a queue that is never full nor always empty."""
-    queue = door.HandoffDoor()
+    queue = door.InboxDoor()
     waiting: list[int] = []
-    for step in range(4 * door.QUEUE_ROOM):
+    for step in range(4 * door.INBOX_LIMIT):
         for fd in (3 * step, 3 * step + 1):
             if queue.push(fd):
                 waiting.append(fd)
@@ -46,7 +46,7 @@ def test_many_rounds(door: ModuleType) -> None:
 
 def test_many_writers(door: ModuleType) -> None:
     """Row 36: nothing is lost, nothing comes twice, each writer's sockets come in its order with their clients."""
-    queue = door.HandoffDoor()
+    queue = door.InboxDoor()
     writers, count = 4, 20_000
     expected = [0] * writers
     with contextlib.ExitStack() as threads:

@@ -1,0 +1,35 @@
+# Commands to a worker from other threads: a bounded queue, many writers, one reader, no locks. Each cell carries the turn in
+# which it may be used, so that a writer publishes with one store, and a full queue is seen without counting.
+#
+# A command reaches a worker in one of three ways:
+#   each one counts      a Message in the inbox: an accepted socket, a question
+#   the latest one wins  a slot that is swapped: the addresses of an upstream (Upstream.incoming)
+#   it must always work  an atomic word: stop and abort (Loop.stop)
+from libc.stdint cimport uint8_t, uint64_t
+from tcpproxy._core.net cimport net_addr, net_socket
+
+cdef enum:
+    INBOX_ROOM = 512            # a power of two
+
+cdef enum:                      # Message.kind
+    MESSAGE_CONNECTION = 0      # an accepted socket, handed over by another worker: fd, client, target, id
+    MESSAGE_VIEW                # fill the View in `body`
+
+cdef struct Message:
+    uint64_t turn
+    uint64_t id                 # of the connection
+    void *body                  # of the sender, who waits for `done`
+    uint64_t *done              # set when the command has been carried out; NULL: nobody waits
+    net_socket fd
+    int target                  # index of the upstream
+    net_addr client
+    uint8_t kind
+
+cdef struct Inbox:
+    Message cells[INBOX_ROOM]
+    uint64_t tail               # claimed by writers
+    uint64_t head               # the reader's own
+
+cdef void inbox_init(Inbox *inbox) noexcept nogil
+cdef bint inbox_push(Inbox *inbox, const Message *message) noexcept nogil      # copies it. False: full
+cdef bint inbox_pop(Inbox *inbox, Message *out) noexcept nogil                 # False: empty

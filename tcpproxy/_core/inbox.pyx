@@ -1,0 +1,42 @@
+# Commands to a worker from other threads: the model is in inbox.pxd.
+from libc.stdint cimport uint64_t
+from tcpproxy._core.sync cimport sync_claim, sync_load, sync_store
+
+
+cdef void inbox_init(Inbox *inbox) noexcept nogil:
+    cdef uint64_t i
+    inbox.head = inbox.tail = 0
+    for i in range(<uint64_t> INBOX_ROOM):
+        inbox.cells[i].turn = i
+
+
+cdef bint inbox_push(Inbox *inbox, const Message *message) noexcept nogil:
+    cdef uint64_t turn, at = sync_load(&inbox.tail)
+    cdef Message *cell
+    while True:
+        cell = &inbox.cells[at & (INBOX_ROOM - 1)]
+        turn = sync_load(&cell.turn)
+        if turn < at:
+            return False
+        if turn == at and sync_claim(&inbox.tail, at, at + 1):
+            break
+        at = sync_load(&inbox.tail)
+    cell.kind = message.kind
+    cell.id = message.id
+    cell.fd = message.fd
+    cell.target = message.target
+    cell.client = message.client
+    cell.body = message.body
+    cell.done = message.done
+    sync_store(&cell.turn, at + 1)
+    return True
+
+
+cdef bint inbox_pop(Inbox *inbox, Message *out) noexcept nogil:
+    cdef Message *cell = &inbox.cells[inbox.head & (INBOX_ROOM - 1)]
+    if sync_load(&cell.turn) != inbox.head + 1:
+        return False
+    out[0] = cell[0]
+    sync_store(&cell.turn, inbox.head + INBOX_ROOM)
+    inbox.head += 1
+    return True
