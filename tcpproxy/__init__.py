@@ -3,8 +3,9 @@
 TYPE_CHECKING = False  # typing's own costs the command milliseconds
 if TYPE_CHECKING:
     from .errors import StartError, TcpProxyError, UsageError, WorkerError
-    from .logs import Event
-    from .proxy import Connection, Proxy, Stats
+    from .proxy import Proxy
+    from .report.event import Event
+    from .views import Connection, Stats
 
 __version__ = "0.1.0"
 __all__ = ["Connection", "Event", "Proxy", "StartError", "Stats", "TcpProxyError", "UsageError", "WorkerError"]
@@ -17,7 +18,8 @@ if not TYPE_CHECKING:  # a type checker takes it for a promise of any name at al
 
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = "logs" if name == "Event" else "errors" if name.endswith("Error") else "proxy"
+        homes = {"Proxy": "proxy", "Event": "report.event", "Connection": "views", "Stats": "views"}
+        home = homes.get(name, "errors")
         try:
             module = importlib.import_module(f".{home}", __name__)
         except ImportError as error:

@@ -14,7 +14,7 @@ def main() -> None:
         from .errors import not_compiled
 
         sys.exit(str(not_compiled(error)))
-    from . import cli  # the imports behind it take most of a start's time
+    from .command import cli  # the imports behind it take most of a start's time
 
     cli.main()
 

@@ -10,16 +10,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Self
 
 from ._core.worker import Worker
-from .config import Config
+from .config.config import Config
 from .errors import StartError, WorkerError, describe
-from .listening import address, connection_limit, is_public, listen, small_buffers, where
-from .logs import Event, wanted
-from .reporter import Reporter
-from .resolver import Address, Resolver, numeric
+from .network.limits import connection_limit
+from .network.listening import address, is_public, listen, small_buffers, where
+from .network.resolver import Address, Resolver, numeric
+from .report.event import Event, wanted
+from .report.reporter import Reporter
+from .views import Connection, Stats
 
 START_PATIENCE = 2.0
 """Seconds that a start waits for upstream's name before it warns and listens all the same."""
@@ -29,48 +30,6 @@ LAST_WORDS = 3.0
 
 _live: weakref.WeakSet[Proxy] = weakref.WeakSet()
 _hooked = False
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Numbers since the start, over all workers."""
-
-    accepted: int
-    active: int
-    """Connections alive now."""
-    ended: int
-    failed: int
-    """Connections among `ended` whose upstream was not reached."""
-    refused: int
-    """Clients turned away at once, not among `accepted`: too many of their source, or no memory for another one."""
-    bytes_to_upstream: int
-    bytes_to_client: int
-    bytes_spliced: int
-    """Those that never left the kernel."""
-    accept_errors: int
-    events_lost: int
-    """Event records that nobody took in time."""
-    wakeups: int
-    """How often a worker was woken; stands still while nothing happens."""
-    polls_hit: int
-    """Busy polls that brought an event, and those that did not."""
-    polls_missed: int
-    accepted_by_worker: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """A live connection, at the moment of asking."""
-
-    client: str
-    upstream: str
-    """Empty until it is connected."""
-    state: str
-    """`resolving`, `connecting`, `relaying` or `closing`."""
-    to_upstream: int
-    to_client: int
-    age: float
-    """Seconds since the client was accepted."""
 
 
 class Proxy:

@@ -44,7 +44,7 @@ MOST = 500_000
 """Bytes of a wheel."""
 
 EXPECTED = (
-    r"tcpproxy/(\w+\.py|py\.typed)",
+    r"tcpproxy/((command|config|network|report)/)?(\w+\.py|py\.typed)",
     r"tcpproxy/_core/(__init__\.py|worker\.pyi)",
     rf"tcpproxy/_core/({'|'.join(MODULES)})(\.abi3\.so|\.cpython-3\d+t-[\w-]+\.so|\.pyd|\.cp3\d+t-[\w-]+\.pyd)",
     r"tcpproxy-[\d.]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|top_level\.txt|licenses/LICENSE|sboms/[\w.-]+)",

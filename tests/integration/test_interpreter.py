@@ -49,8 +49,11 @@ main()
 interrupts_itself = pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process here, whatever the signal is")
 
 
+IMPORTED = ["tcpproxy.command.cli", "click", "tcpproxy._core.worker", "tcpproxy.command.signals"]
+
+
 @interrupts_itself
-@pytest.mark.parametrize("module", ["tcpproxy.cli", "click", "tcpproxy._core.worker", "tcpproxy.signals"])
+@pytest.mark.parametrize("module", IMPORTED)
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
 def test_interrupted_while_it_is_imported(module: str, ignored: bool) -> None:
     """A SIGINT before the command has its handlers ends it without a traceback; one that is ignored stays so."""

@@ -36,8 +36,8 @@ from support import (
 )
 
 import tcpproxy
-from tcpproxy import logs
 from tcpproxy.errors import describe
+from tcpproxy.report.printer import Printer
 
 Start = Callable[..., Command]
 
@@ -356,7 +356,7 @@ def test_control_characters_in_an_event(form: str, kind: str) -> None:
     """Row 102: whatever an event carries, it makes no further line, and has nothing that a terminal obeys."""
     reader, writer = os.pipe()
     evil = f"{EVIL}\r\nNew connection from 192.0.2.1:1\x1b[2J\x00\x7f\udc80"
-    printer = logs.Printer(debug=True, json=form == "json", stdout=writer, stderr=writer)
+    printer = Printer(debug=True, json=form == "json", stdout=writer, stderr=writer)
     printer(tcpproxy.Event(kind, "client-eof", 5, evil, evil, text=evil))
     os.close(writer)
     with open(reader, "rb") as file:

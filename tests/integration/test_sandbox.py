@@ -17,8 +17,8 @@ import pytest
 from support import TIMEOUT, Command, Echo, connect, echoes, eventually, needs
 
 import tcpproxy
-from tcpproxy import sandbox
-from tcpproxy.config import Config
+from tcpproxy.command import sandbox
+from tcpproxy.config.config import Config
 
 ABI = ctypes.CDLL(None).syscall(444, None, 0, 1) if sys.platform == "linux" else -1
 needs_landlock = pytest.mark.skipif(ABI < 4, reason=f"the kernel has no Landlock for TCP (version {ABI})")

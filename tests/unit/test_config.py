@@ -10,16 +10,9 @@ import pytest
 import tcpproxy
 from tcpproxy import UsageError
 from tcpproxy._core import worker
-from tcpproxy.config import (
-    Config,
-    Endpoint,
-    parse_bind,
-    parse_busy_poll,
-    parse_duration,
-    parse_endpoint,
-    parse_number,
-    parse_size,
-)
+from tcpproxy.config.config import Config
+from tcpproxy.config.endpoints import Endpoint, parse_bind, parse_endpoint
+from tcpproxy.values import parse_busy_poll, parse_duration, parse_number, parse_size
 
 # --- remote ---
 
@@ -364,7 +357,7 @@ def guard(event, arguments):
         os._exit(99)
 
 sys.addaudithook(guard)
-from tcpproxy.cli import main
+from tcpproxy.command.cli import main
 main()
 """
 """The command, which ends with 99 when it is about to listen, connect, or look up a name."""

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from tcpproxy.config import Config
-from tcpproxy.listening import MOST, connection_limit
+from tcpproxy.config.config import Config
+from tcpproxy.network.limits import MOST, connection_limit
 
 SCRIPT = """
 import resource
-from tcpproxy.listening import raise_descriptor_limit
+from tcpproxy.network.limits import raise_descriptor_limit
 
 most, soft = {most}, {soft}
 real, kept = resource.setrlimit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -17,7 +17,11 @@ from support import fcntl
 
 from tcpproxy import Event
 from tcpproxy.errors import describe
-from tcpproxy.logs import BURST, KINDS, REASONS, Flood, Printer, clean, decode, is_new, logging_sink, wanted
+from tcpproxy.report.event import KINDS, REASONS, decode, is_new, wanted
+from tcpproxy.report.flood import Flood
+from tcpproxy.report.printer import BURST, Printer
+from tcpproxy.report.sink import logging_sink
+from tcpproxy.text import clean
 
 CLIENT, UPSTREAM = "192.0.2.1:50000", "[2001:db8::1]:80"
 END = Event("end", "client-eof", 0, CLIENT, UPSTREAM, 12, 345, 1.23456, 0.0021)

@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 
 from tcpproxy._core.worker import Worker
-from tcpproxy.logs import NEW, Event, Record
-from tcpproxy.reporter import Reporter
+from tcpproxy.report.event import NEW, Event, Record
+from tcpproxy.report.reporter import Reporter
 
 RECORD: Record = (NEW, 0, 0, "127.0.0.1:1", "", 0, 0, 0.0, 0.0)
 

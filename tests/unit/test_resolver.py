@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from support import TIMEOUT, at_best
 
-from tcpproxy import resolver
-from tcpproxy.resolver import FRESH, PATIENCE, Address, Resolver, numeric, resolve
+from tcpproxy.network import resolver
+from tcpproxy.network.resolver import FRESH, PATIENCE, Address, Resolver, numeric, resolve
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from tcpproxy.listening import MOST
+from tcpproxy.network.limits import MOST
 
 
 def test_a_relay_is_found_by_its_tag_whichever_socket_it_names(door: ModuleType) -> None:

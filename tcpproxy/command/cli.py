@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import click
 
-from . import __version__, logs, sandbox
-from ._core.worker import FEATURES, POLLER
-from .errors import TcpProxyError
-from .listening import raise_descriptor_limit
-from .proxy import Proxy
+from .. import __version__
+from .._core.worker import FEATURES, POLLER
+from ..errors import TcpProxyError
+from ..network.limits import raise_descriptor_limit
+from ..proxy import Proxy
+from ..report.printer import Printer, last_words
+from . import sandbox
 from .signals import serve
 
 
@@ -79,7 +81,7 @@ def command(
     Times are seconds or carry a unit (250ms, 10s, 5m), sizes too (64KiB).
     """
     raise_descriptor_limit()
-    printer = logs.Printer(debug=debug, quiet=quiet, json=log_format == "json")
+    printer = Printer(debug=debug, quiet=quiet, json=log_format == "json")
     if options["workers"] is None:
         options["workers"] = str(min(_usable_cpus(), 64))
     try:
@@ -87,12 +89,12 @@ def command(
         sandbox.enter(proxy.config, confine)  # before there are threads, which inherit it
         serve(proxy)
     except TcpProxyError as error:
-        logs.last_words(f"tcpproxy: {error}")
+        last_words(f"tcpproxy: {error}")
         sys.exit(error.exit_code)
     if printer.unwritten:
-        logs.last_words(f"{printer.unwritten} log lines could not be written")
+        last_words(f"{printer.unwritten} log lines could not be written")
     if proxy.failure:
-        logs.last_words(f"tcpproxy: {proxy.failure}")
+        last_words(f"tcpproxy: {proxy.failure}")
         sys.exit(proxy.failure.exit_code)
 
 

@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from . import logs
-from ._core.worker import Worker
-from .logs import Event
+from .._core.worker import Worker
+from .event import KINDS, Event, decode, is_new
+from .printer import Printer
+from .sink import logging_sink
 
 AT_ONCE = 256
 """Records taken from one worker before the others have their turn."""
@@ -27,18 +28,18 @@ class Reporter:
 
     def __init__(self, sink: Callable[[Event], None] | None) -> None:
         self._sink = sink
-        self._printer = sink if isinstance(sink, logs.Printer) else None
+        self._printer = sink if isinstance(sink, Printer) else None
         self._notes: collections.deque[Event] = collections.deque()
 
     def prepare(self) -> None:
         """At the start, before there is a thread; not before, since it imports what registers an exit hook."""
         if self._sink is None:
-            self._sink = logs.logging_sink()
+            self._sink = logging_sink()
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """What the sink wants to hear of."""
-        return self._printer.kinds if self._printer else logs.KINDS[1:]
+        return self._printer.kinds if self._printer else KINDS[1:]
 
     def note(self, kind: str, text: str) -> None:
         """Reports something that does not come from a worker; from any thread."""
@@ -89,11 +90,11 @@ class Reporter:
         while self._notes:
             self._emit([self._notes.popleft()])
         taken = [worker.take_events(AT_ONCE) for worker in workers]
-        for new, records in itertools.groupby(itertools.chain.from_iterable(taken), logs.is_new):
+        for new, records in itertools.groupby(itertools.chain.from_iterable(taken), is_new):
             if new and self._printer:
                 self._printer.newcomers(records)
             else:
-                self._emit([logs.decode(record, problem) for record in records])
+                self._emit([decode(record, problem) for record in records])
         return max(map(len, taken))
 
     def _emit(self, events: list[Event]) -> None:

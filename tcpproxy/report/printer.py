@@ -1,4 +1,4 @@
-"""Event records to log lines: on stdout and stderr for the command, through `logging` for a program."""
+"""Events as lines on stdout and stderr, for the command."""
 
 from __future__ import annotations
 
@@ -7,117 +7,14 @@ import itertools
 import os
 import select
 import time
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
 
-from .errors import describe
-
-REASONS = (
-    "",
-    "client-eof",
-    "upstream-eof",
-    "client-reset",
-    "upstream-reset",
-    "idle",
-    "half-close-timeout",
-    "connect-refused",
-    "connect-timeout",
-    "unreachable",
-    "dns",
-    "limit",
-    "shutdown",
-)
-KINDS = ("", "new", "end", "failed", "accept-error", "limit")
-NEW = KINDS.index("new")
+from ..text import clean
+from .event import Event, Record, decode
+from .flood import Flood
 
 BURST = 10
 """Failed connections of one reason that get a line in one second; the rest are counted and said in one line."""
-
-
-class Event(NamedTuple):
-    """A fact about the proxy or one of its connections. Addresses are `host:port`, empty where there is none."""
-
-    kind: str
-    """`new`, `end`, `failed` (upstream not reached, or the client turned away: its reason is `limit`), `accept-error`,
-    `limit`; from the proxy itself `listening`, `warning`, `lost` (lines or records that were left out)."""
-    reason: str = ""
-    """Why it ended or failed: one of REASONS."""
-    error: int = 0
-    """errno behind it, 0: none."""
-    client: str = ""
-    upstream: str = ""
-    to_upstream: int = 0
-    """Bytes delivered from client to upstream."""
-    to_client: int = 0
-    duration: float = 0.0
-    """Seconds since the client was accepted."""
-    connect_time: float = 0.0
-    """Seconds from there until upstream was connected, 0: it was not."""
-    text: str = ""
-    """`listening`: the address; `warning`: the sentence; `failed`: what the system said; `lost`: how many of what."""
-
-
-def wanted(kinds: tuple[str, ...]) -> int:
-    """The mask that makes a worker report these kinds."""
-    return sum(1 << KINDS.index(kind) for kind in kinds)
-
-
-Record = tuple[int, int, int, str, str, int, int, float, float]
-"""What Worker.take_events returns."""
-
-
-def is_new(record: Record) -> bool:
-    """Is it a new connection?"""
-    return record[0] == NEW
-
-
-def decode(record: Record, problem: str) -> Event:
-    """A record of the core as an Event; `problem`: why the last look-up of upstream's name failed."""
-    kind, reason, error, client, upstream, to_upstream, to_client, duration, connect_time = record
-    text = ""
-    if REASONS[reason] == "dns":
-        text = f"failed to lookup address information: {problem or 'no answer in time'}"
-    elif error:
-        text = f"{describe(error)} (os error {error})"
-    return Event(
-        KINDS[kind], REASONS[reason], error, client, upstream, to_upstream, to_client, duration, connect_time, text
-    )
-
-
-def clean(text: str) -> str:
-    """The text with everything that could move a cursor or begin a line made visible (log injection)."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-class Flood:
-    """Lets a few lines of a kind through each second and counts the rest."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._seconds: dict[str, tuple[float, int, int]] = {}  # when it began, lines in it, how many may pass
-
-    def admit(self, key: str, burst: int, *, told: bool = True) -> bool:
-        """May this line pass? Ask `overdue` first: here a second that is over is forgotten. `told`: it is counted."""
-        start, count, _ = self._seconds.get(key, (-1.0, 0, burst))
-        if self._clock() - start >= 1:
-            start, count = self._clock(), 0
-        self._seconds[key] = (start, count + 1, burst if told else count + 1)
-        return count < burst
-
-    def overdue(self, final: bool = False) -> dict[str, int]:
-        """How many lines were held back in seconds that are over (`final`: in any), by kind; each is told once."""
-        now = self._clock()
-        over = {key: count - burst for key, (start, count, burst) in self._seconds.items() if final or now - start >= 1}
-        for key in over:
-            del self._seconds[key]
-        return {key: count for key, count in over.items() if count > 0}
-
-    @property
-    def pending(self) -> bool:
-        """Is there something that `overdue` will have to say?"""
-        return any(count > burst for _, count, burst in self._seconds.values())
 
 
 class Printer:
@@ -234,22 +131,6 @@ class Printer:
         if event.kind == "end":
             fields.update(to_upstream=event.to_upstream, to_client=event.to_client)
         return json.dumps(fields)
-
-
-def logging_sink() -> Callable[[Event], None]:
-    """The default sink of a Proxy in a program: the logger `tcpproxy`, connections at DEBUG, trouble at WARNING."""
-    import logging  # not above: the command does without; and not in the log thread, where it could meet an exit
-
-    logger = logging.getLogger("tcpproxy")
-    levels = {"listening": logging.INFO, "new": logging.DEBUG, "end": logging.DEBUG}
-
-    def sink(event: Event) -> None:
-        level = levels.get(event.kind, logging.WARNING)
-        if logger.isEnabledFor(level):
-            with contextlib.suppress(Exception):  # a handler's mistake is not the proxy's
-                logger.log(level, "%s", " ".join(clean(str(part)) for part in event if part))
-
-    return sink
 
 
 def last_words(text: str) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 
-from .config import Config
-from .errors import StartError
-from .resolver import numeric
+from ..config.config import Config
+from ..errors import StartError
+from ..network.resolver import numeric
 
 _NO_NEW_PRIVS = 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture

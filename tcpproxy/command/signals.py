@@ -8,8 +8,8 @@ import socket
 import sys
 import threading
 
-from .errors import StartError
-from .proxy import Proxy
+from ..errors import StartError
+from ..proxy import Proxy
 
 CAUGHT = [signal.SIGINT, signal.SIGTERM]
 if sys.platform == "win32":

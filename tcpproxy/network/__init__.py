@@ -1,0 +1,1 @@
+"""What a proxy needs of the network before it relays: names, listeners, limits of descriptors."""

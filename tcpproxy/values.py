@@ -1,0 +1,91 @@
+"""Numbers, durations, sizes and choices, from what people write. Pure functions."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import UsageError
+from .text import shown
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|)", re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600}
+_LONGEST = 365 * 86400
+_SIZE = re.compile(r"(\d+)\s*(B|kB|KB|KiB|K|MB|MiB|M|)", re.ASCII)
+_BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "K": 1024, "KiB": 1024, "MB": 1000**2, "M": 1024**2, "MiB": 1024**2}
+
+
+def parse_number(what: str, value: int | str, least: int, most: int) -> int:
+    """A whole number from `least` to `most`, as a number or in digits. UsageError otherwise."""
+    number = value
+    if isinstance(value, str):
+        number = int(value) if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII) else -1
+    if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
+        raise UsageError(f"{what} {shown(value)} is not a whole number from {least} to {most}")
+    return int(number)
+
+
+def parse_duration(
+    what: str, value: float | str | None, *, least: float = 0, most: float = _LONGEST, off: bool = False
+) -> float:
+    """Seconds, from a number or a text like `250ms`, `10s`, `1.5m`, `2h`.
+
+    With `off`, the word `off` or None is 0, and 0 stands for no limit.
+
+    Raises:
+        UsageError: neither, negative, or outside `least` to `most`.
+    """
+    word = " or off" if off else ""
+    expected = f"expected seconds or a number with ms, s, m or h, like 250ms or 10s{word}"
+    if off and (value is None or value == "off"):
+        return 0.0
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if not match:
+            raise UsageError(f"{what} {shown(value)} is not a duration, {expected}")
+        seconds = float(match[1]) * _SECONDS[match[2]]
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(max(-1, min(value, 2 * _LONGEST)))  # also for numbers that no float can hold
+    else:
+        raise UsageError(f"{what} {shown(value)} is not a duration, {expected}")
+    if off and seconds == 0:
+        return 0.0
+    if not least <= seconds <= most:  # also refuses nan
+        raise UsageError(f"{what} {shown(value)} is out of range, expected {least:g}s to {most:.0f}s{word}")
+    return seconds
+
+
+def parse_busy_poll(value: int | str) -> int:
+    """Microseconds; `off` is 0, `auto` is -1. UsageError otherwise."""
+    if value in ("auto", "off"):
+        return -1 if value == "auto" else 0
+    if isinstance(value, str) and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
+        raise UsageError(f"busy-poll {shown(value)} is unknown, expected auto, off or microseconds from 1 to 1000")
+    return parse_number("busy-poll", value, 1, 1000)
+
+
+def parse_word(what: str, value: str, words: tuple[str, ...], unsaid: tuple[str, ...] = ()) -> str:
+    """One of the words, or of those that an error does not mention. UsageError otherwise."""
+    if value not in (*words, *unsaid):
+        raise UsageError(f"{what} {shown(value)} is unknown, expected {' or '.join(words)}")
+    return value
+
+
+def parse_size(what: str, value: int | str | None, least: int, most: int, *, off: bool = False) -> int:
+    """Bytes, from a number or a text like `64KiB`, `100kB`, `1M`. UsageError outside `least` to `most`.
+
+    With `off`, the word `off` or None is 0.
+    """
+    word = " or off" if off else ""
+    if off and value in (None, "off"):
+        return 0
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match and len(match[1]) <= 12:
+        size = int(match[1]) * _BYTES[match[2]]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        expected = f"expected bytes or a number with KiB or MiB, like 64KiB{word}"
+        raise UsageError(f"{what} {shown(value)} is not a size, {expected}")
+    if not least <= size <= most:
+        raise UsageError(f"{what} {shown(value)} is out of range, expected {least} to {most} bytes{word}")
+    return size
