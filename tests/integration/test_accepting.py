@@ -20,25 +20,11 @@ from pathlib import Path
 
 import pytest
 from networks import Namespace
-from support import (
-    TIMEOUT,
-    Command,
-    Echo,
-    Upstream,
-    at_best,
-    connect,
-    cpu_seconds,
-    eventually,
-    frozen,
-    limit_descriptors,
-    needs,
-    payload,
-    read_exactly,
-    reset,
-    resident,
-    resource,
-    strace,
-)
+from support.command import Command, frozen, strace
+from support.machine import cpu_seconds, limit_descriptors, needs, resident, resource
+from support.peers import Echo, Upstream, connect, reset
+from support.streams import payload, read_exactly
+from support.waiting import TIMEOUT, at_best, eventually
 
 import tcpproxy
 from tcpproxy._core.worker import POLLER, Worker

@@ -14,20 +14,11 @@ from collections.abc import Callable
 import pytest
 from campaigns import campaign
 from networks import Namespace, Wire
-from support import (
-    Command,
-    Echo,
-    Upstream,
-    bounds,
-    connect,
-    eventually,
-    in_background,
-    payload,
-    read_all,
-    read_exactly,
-    resident,
-    send_and_shut,
-)
+from support.command import Command
+from support.machine import resident
+from support.peers import Echo, Upstream, connect
+from support.streams import payload, read_all, read_exactly, send_and_shut
+from support.waiting import bounds, eventually, in_background
 from traffic import Server, Traffic
 from wire import Impairment
 

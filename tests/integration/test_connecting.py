@@ -18,30 +18,11 @@ from pathlib import Path
 
 import pytest
 from networks import Closed, Namespace, Silent
-from support import (
-    TIMEOUT,
-    Command,
-    Echo,
-    Link,
-    Upstream,
-    at_best,
-    bounds,
-    connect,
-    cpu_seconds,
-    descriptors,
-    eventually,
-    free_port,
-    in_background,
-    limit_descriptors,
-    needs,
-    pause,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    send_and_shut,
-    strace,
-)
+from support.command import Command, strace
+from support.machine import cpu_seconds, descriptors, limit_descriptors, needs
+from support.peers import Echo, Link, Upstream, connect, free_port, reset
+from support.streams import payload, read_all, read_exactly, send_and_shut
+from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background, pause
 
 import tcpproxy
 

@@ -11,24 +11,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support import (
-    TIMEOUT,
-    Link,
-    Upstream,
-    bounds,
-    connect,
-    eventually,
-    fill,
-    in_background,
-    pause,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    send_and_shut,
-    send_until_full,
-    sockets,
-)
+from support.machine import sockets
+from support.peers import Link, Upstream, connect, reset
+from support.streams import fill, payload, read_all, read_exactly, send_and_shut, send_until_full
+from support.waiting import TIMEOUT, bounds, eventually, in_background, pause
 
 import tcpproxy
 

@@ -21,26 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import (
-    Command,
-    Echo,
-    Link,
-    Upstream,
-    allow_descriptors,
-    bounds,
-    connect,
-    eventually,
-    fill,
-    free_port,
-    frozen,
-    in_background,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    send_and_shut,
-    strace,
-)
+from support.command import Command, frozen, strace
+from support.machine import allow_descriptors
+from support.peers import Echo, Link, Upstream, connect, free_port, reset
+from support.streams import fill, payload, read_all, read_exactly, send_and_shut
+from support.waiting import bounds, eventually, in_background
 
 import tcpproxy
 import tcpproxy._core

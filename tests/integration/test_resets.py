@@ -19,30 +19,11 @@ from collections.abc import Callable
 
 import pytest
 from networks import Namespace, Silent
-from support import (
-    TIMEOUT,
-    Command,
-    Link,
-    Upstream,
-    at_best,
-    bounds,
-    connect,
-    cpu_seconds,
-    eventually,
-    fcntl,
-    fill,
-    in_background,
-    pause,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    send_until_full,
-    sockets,
-    strace,
-    tells_resets,
-    termios,
-)
+from support.command import Command, strace
+from support.machine import cpu_seconds, fcntl, sockets, tells_resets, termios
+from support.peers import Link, Upstream, connect, reset
+from support.streams import fill, payload, read_all, read_exactly, send_until_full
+from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background, pause
 
 import tcpproxy
 

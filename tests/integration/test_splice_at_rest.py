@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support import Link, needs_proc, needs_splice, pause
+from support.machine import needs_proc, needs_splice
+from support.peers import Link
+from support.waiting import pause
 
 from .test_loop import STATES, blocked, blocked_both_ways, wakeups_while_quiet
 

@@ -16,7 +16,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import TIMEOUT, Command, Upstream, eventually, free_port, in_background, needs, payload, read_all
+from support.command import Command
+from support.machine import needs
+from support.peers import Upstream, free_port
+from support.streams import payload, read_all
+from support.waiting import TIMEOUT, eventually, in_background
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs of POSIX systems")
 

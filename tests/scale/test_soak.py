@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 
 from campaigns import Holdings, campaign, nobody_hung
-from support import Command, cpu_seconds, resident
+from support.command import Command
+from support.machine import cpu_seconds, resident
 from traffic import Server, Traffic
 
 MIB = 1 << 20

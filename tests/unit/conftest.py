@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
-from support import TIMEOUT, resource
+from support.machine import resource
+from support.waiting import TIMEOUT
 
 ROOT = pathlib.Path(__file__).parents[2]
 """The source tree: the door needs its .pxd and .h files, the compiled modules are those of the installed package."""

@@ -9,7 +9,7 @@ import time
 from types import ModuleType
 
 import pytest
-from support import TIMEOUT, in_background
+from support.waiting import TIMEOUT, in_background
 
 NEW, END = 1, 2
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import fcntl
+from support.machine import fcntl
 
 from tcpproxy import Event
 from tcpproxy.errors import describe

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import TIMEOUT, at_best
+from support.waiting import TIMEOUT, at_best
 
 from tcpproxy.network import resolver
 from tcpproxy.network.resolver import FRESH, PATIENCE, Address, Resolver, numeric, resolve
