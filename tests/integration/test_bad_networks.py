@@ -17,12 +17,11 @@ from networks import Namespace, Wire
 from support.command import Command
 from support.machine import resident
 from support.peers import Echo, Upstream, connect
-from support.streams import payload, read_all, read_exactly, send_and_shut
+from support.streams import KIB, MIB, payload, read_all, read_exactly, send_and_shut
 from support.waiting import bounds, eventually, in_background
 from traffic import Server, Traffic
 from wire import Impairment
 
-KIB, MIB = 1 << 10, 1 << 20
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 
 # --- a bad cable ---

@@ -19,14 +19,13 @@ from pathlib import Path
 import pytest
 from networks import Closed, Namespace, Silent
 from support.command import Command, strace
-from support.machine import cpu_seconds, descriptors, limit_descriptors, needs
+from support.machine import cpu_seconds, descriptors, limit_descriptors, needs, socket_links
 from support.peers import Echo, Link, Upstream, connect, free_port, reset
-from support.streams import payload, read_all, read_exactly, send_and_shut
+from support.streams import MIB, payload, read_all, read_exactly, send_and_shut
 from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background, pause
 
 import tcpproxy
 
-MIB = 1 << 20
 STAGGER = 0.25
 """Seconds between two attempts, RFC 8305, section 5."""
 
@@ -642,12 +641,9 @@ def test_circle_of_two(make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
 # --- looking at a process from outside ---
 
 
-def sockets_of(pid: int) -> Iterator[tuple[int, str]]:
+def tcp_sockets(pid: int) -> Iterator[tuple[int, str]]:
     """(remote port, state) of the TCP sockets in the process's network namespace that are its own."""
-    own = set()
-    for number in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            own.add(os.readlink(f"/proc/{pid}/fd/{number}"))
+    own = set(socket_links(pid))
     for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if f"socket:[{fields[9]}]" in own:
@@ -656,7 +652,7 @@ def sockets_of(pid: int) -> Iterator[tuple[int, str]]:
 
 def sockets_in_state(pid: int, port: int, state: str) -> int:
     """How many of its sockets to that remote port are in the state; 02 is SYN_SENT."""
-    return sum(it == (port, state) for it in sockets_of(pid))
+    return sum(it == (port, state) for it in tcp_sockets(pid))
 
 
 def connections_to(port: int) -> int:

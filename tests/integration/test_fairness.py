@@ -16,12 +16,10 @@ import pytest
 from support.command import Command, strace
 from support.machine import allow_descriptors, needs_splice
 from support.peers import Link, Upstream, connect
-from support.streams import bulk, payload, read_exactly
+from support.streams import MIB, bulk, payload, read_exactly
 from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
 
 import tcpproxy
-
-MIB = 1 << 20
 
 
 class Pinger:

@@ -22,30 +22,13 @@ from pathlib import Path
 
 import pytest
 from support.command import Command, frozen, strace
-from support.machine import allow_descriptors
+from support.machine import allow_descriptors, sockets
 from support.peers import Echo, Link, Upstream, connect, free_port, reset
-from support.streams import fill, payload, read_all, read_exactly, send_and_shut
-from support.waiting import bounds, eventually, in_background
+from support.streams import MIB, fill, payload, read_all, read_exactly, send_and_shut
+from support.waiting import bounds, eventually, in_background, pause
 
 import tcpproxy
 import tcpproxy._core
-
-MIB = 1 << 20
-
-
-def sockets_of(process: Command) -> int:
-    """Open sockets of the process."""
-    count = 0
-    for entry in os.scandir(f"/proc/{process.process.pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            count += os.readlink(entry.path).startswith("socket:")
-    return count
-
-
-def pause(seconds: float) -> None:
-    """For what must not happen: no event tells of that."""
-    threading.Event().wait(seconds)
-
 
 # --- one batch ---
 
@@ -59,7 +42,7 @@ def test_everything_at_once(command: Callable[..., Command], upstream: Upstream,
     chance = random.Random(seed)
     proxy = command(upstream.name, "--quiet", "--workers", "1")
     live = [(connect(proxy.address), upstream.accept()) for _ in range(20)]
-    baseline = sockets_of(proxy) - 40
+    baseline = sockets(proxy.process.pid) - 40
     for number in range(15):
         with frozen(proxy):
             leaving, live = live[:8], live[8:]
@@ -95,7 +78,7 @@ def test_everything_at_once(command: Callable[..., Command], upstream: Upstream,
     for pair in live:
         for end in pair:
             end.close()
-    eventually(lambda: sockets_of(proxy) == baseline, what="sockets are left open")
+    eventually(lambda: sockets(proxy.process.pid) == baseline, what="sockets are left open")
     assert proxy.process.poll() is None
     assert proxy.stderr == []
 
@@ -110,7 +93,7 @@ def test_descriptors_reused_while_connecting(command: Callable[..., Command], st
     proxy = command(upstream.name, "--quiet", "--workers", "1", "--connect-timeout", "30s")
     clients = [connect(proxy.address) for _ in range(8)]  # a few get through, the others wait in SYN_SENT
     baseline = len(clients)
-    eventually(lambda: sockets_of(proxy) >= 2 * baseline)
+    eventually(lambda: sockets(proxy.process.pid) >= 2 * baseline)
     for number in range(5):
         with frozen(proxy):
             for client in clients:

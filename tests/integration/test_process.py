@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 from support.command import Command
 from support.peers import Echo, Upstream, connect, free_port, reset
-from support.streams import echoes, is_over, payload, read_all, send_and_shut
+from support.streams import MIB, echoes, is_over, payload, read_all, send_and_shut
 from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
 
-MIB = 1 << 20
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Start = Callable[..., Command]
 

@@ -22,13 +22,10 @@ from networks import Namespace, Silent
 from support.command import Command, strace
 from support.machine import cpu_seconds, fcntl, sockets, tells_resets, termios
 from support.peers import Link, Upstream, connect, reset
-from support.streams import fill, payload, read_all, read_exactly, send_until_full
+from support.streams import KIB, MIB, fill, payload, read_all, read_exactly, send_until_full
 from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background, pause
 
 import tcpproxy
-
-KIB = 1 << 10
-MIB = 1 << 20
 
 pytestmark = pytest.mark.skipif(not tells_resets(), reason="needs a system that tells a later reader of a reset")
 

@@ -15,7 +15,7 @@ import pytest
 from support.command import Command, strace
 from support.machine import descriptors, needs_splice
 from support.peers import Link, Upstream, connect, reset
-from support.streams import fill, payload, read_all, read_exactly, send_and_shut
+from support.streams import MIB, fill, payload, read_all, read_exactly, send_and_shut
 from support.waiting import TIMEOUT, at_best, eventually, in_background
 
 import tcpproxy
@@ -23,7 +23,6 @@ from tcpproxy._core.worker import POLLER
 
 pytestmark = needs_splice
 
-MIB = 1 << 20
 PIPES = 32
 """A worker's pipes at one time."""
 

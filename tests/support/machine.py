@@ -37,14 +37,21 @@ def descriptors() -> int:
     return len(os.listdir("/dev/fd"))
 
 
-def sockets() -> int:
-    """Open sockets of this process; unlike `descriptors` without the pipes, a few of which a worker keeps for later."""
+def socket_links(pid: int) -> list[str]:
+    """The open sockets of a process, as /proc names them: socket:[inode]."""
     needs_proc()
-    total = 0
-    for number in os.listdir("/proc/self/fd"):
+    links = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):  # closed meanwhile
-            total += os.readlink(f"/proc/self/fd/{number}").startswith("socket:")
-    return total
+            links.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return [link for link in links if link.startswith("socket:")]
+
+
+def sockets(pid: int | None = None) -> int:
+    """How many sockets a process has open, this one by default; unlike `descriptors` without pipes, of which a worker
+    keeps a few for later.
+    """
+    return len(socket_links(pid or os.getpid()))
 
 
 def cpu_seconds(pid: int) -> float:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 from .waiting import TIMEOUT, in_background, pause
 
+KIB, MIB = 1 << 10, 1 << 20
+
 
 def echoes(connection: socket.socket, data: bytes = b"still there") -> bool:
     connection.sendall(data)

@@ -35,7 +35,7 @@ def in_background(function: Callable[..., object], *args: object) -> Iterator[li
 
 
 def pause(seconds: float) -> None:
-    """Lets time pass, where time is what a test is about."""
+    """Lets time pass: a test is about a duration, or about what must not happen, of which no event tells."""
     threading.Event().wait(seconds)
 
 
