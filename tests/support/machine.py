@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -144,3 +145,35 @@ def limit_descriptors(pid: int, free: int) -> tuple[int, int]:
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor(pid) + free, before[1]))
     return before
+
+
+def tcp_sockets(pid: int) -> Iterator[tuple[int, str]]:
+    """(remote port, state) of the TCP sockets in the process's network namespace that are its own."""
+    own = set(socket_links(pid))
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if f"socket:[{fields[9]}]" in own:
+            yield int(fields[2].rpartition(":")[2], 16), fields[3]
+
+
+def sockets_in_state(pid: int, port: int, state: str) -> int:
+    """How many of its sockets to that remote port are in the state; 02 is SYN_SENT."""
+    return sum(it == (port, state) for it in tcp_sockets(pid))
+
+
+def connections_to(port: int) -> int:
+    """Sockets of this thread's network namespace that are connected to the port, whoever owns them."""
+    lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
+    return sum(int(line.split()[2].rpartition(":")[2], 16) == port for line in lines)
+
+
+def private_memory(pid: int) -> int:
+    """Bytes of memory that a process has to itself."""
+    return int(re.findall(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0]) * 1024
+
+
+def cpu_while_asleep(pid: int, seconds: float) -> float:
+    """What a process uses while nothing happens for so long."""
+    before = cpu_seconds(pid)
+    select.select([], [], [], seconds)
+    return cpu_seconds(pid) - before

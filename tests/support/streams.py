@@ -131,3 +131,26 @@ def choke(sock: socket.socket) -> int:
             threading.Event().wait(0.04)  # a window probe, 200 ms later, finds room that was too little to announce
     sock.settimeout(TIMEOUT)
     return total
+
+
+def unsent_at_rest(sock: socket.socket) -> bool:
+    """Does the socket take nothing, for a while?"""
+    return all(not select.select([], [sock], [], 0.1)[1] for _ in range(3))
+
+
+def read_until_reset(sock: socket.socket, size: int = 1 << 20, every: float = 0) -> bytes:
+    """What comes before the reset; an end of file is a failure."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while True:
+            parts.append(sock.recv(size))
+            assert parts[-1], f"end of file after {sum(map(len, parts))} bytes, not a reset"
+            pause(every)
+    return b"".join(parts)
+
+
+def hears_of_reset(sock: socket.socket, within: float) -> bool:
+    """Does the kernel report an error or hang-up of it? Unlike a read, this works after the end of file too."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(within * 1000))

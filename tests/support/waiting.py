@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import tcpproxy
+
 TIMEOUT = 20.0
 """Seconds after which a peer that waits for something fails its test; nothing waits this long on purpose."""
 
@@ -65,3 +67,10 @@ def bounds(loose: float, tight: float) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "bound", [pytest.param(loose, id="loose"), pytest.param(tight, id="tight", marks=pytest.mark.timed)]
     )
+
+
+def ends(events: list[tcpproxy.Event], count: int = 1) -> list[tcpproxy.Event]:
+    """The `end` events, once there are so many; no other trouble was reported."""
+    eventually(lambda: sum(event.kind == "end" for event in events) >= count)
+    assert {event.kind for event in events} == {"listening", "new", "end"}
+    return [event for event in events if event.kind == "end"]
