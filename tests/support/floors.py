@@ -12,14 +12,14 @@ ROOMS = {
     "ground": "errors text values views lifetime",
     "faults": "faults",
     "config": "config",
-    "network": "network listening resolver",
+    "network": "network",
     "tap": "tap",
-    "report": "report reporter logs",
+    "report": "report",
     "crew": "crew",
     "proxy": "proxy controls",
     "package": "__init__",
     "extras": "metrics pytest_plugin",
-    "command": "command cli signals sandbox",
+    "command": "command",
     "main": "__main__",
 }
 """The shell's modules and packages by room. A module imports from its own room and from those before it."""
