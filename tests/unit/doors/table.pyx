@@ -5,6 +5,7 @@ from tcpproxy._core.table cimport CHUNK, INDEX_LIMIT, table_at, table_find, tabl
 
 FREE, RELAYING, DEAD = RELAY_FREE, RELAY_RELAYING, RELAY_CLOSED
 TABLE_CHUNK, TABLE_ROOM = CHUNK, INDEX_LIMIT
+RELAY_SIZE = sizeof(Relay)
 
 
 cdef class TableDoor:
