@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Self
 
-from ._core.worker import Worker
+from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
 from .errors import StartError, WorkerError, describe
 from .network.limits import connection_limit
@@ -174,16 +174,18 @@ class Proxy:
             self._reporter.note("warning", warning)
         for number in range(config.workers):
             worker = Worker(
-                bell=self._bells[1].fileno(),
-                names_bell=self._bells[3].fileno(),
-                buffer_size=config.buffer_size,
-                connect_timeout=config.connect_timeout,
-                half_close_timeout=config.half_close_timeout,
-                idle_timeout=config.idle_timeout,
-                keepalive=config.keepalive,
-                socket_buffer=config.socket_buffer,
-                zero_copy=config.zero_copy,
-                busy_poll_us=config.busy_poll,
+                {
+                    "log_wakeup": self._bells[1].fileno(),
+                    "lookup_wakeup": self._bells[3].fileno(),
+                    "buffer_size": config.buffer_size,
+                    "connect_timeout": config.connect_timeout,
+                    "half_close_timeout": config.half_close_timeout,
+                    "idle_timeout": config.idle_timeout,
+                    "keepalive": config.keepalive,
+                    "socket_buffer": config.socket_buffer,
+                    "zero_copy": ZERO_COPY[config.zero_copy],
+                    "busy_poll_us": config.busy_poll,
+                }
             )
             self._workers.append(worker)
             for listener in listeners:

@@ -1,24 +1,29 @@
 from collections.abc import Sequence
-from typing import Self, final
+from typing import Self, TypedDict, final
 
 POLLER: str
 FEATURES: tuple[str, ...]
+ZERO_COPY: dict[str, int]
+LIMITS: dict[str, int]
+STATES: tuple[str, ...]
+
+class _Settings(TypedDict):
+    log_wakeup: int
+    lookup_wakeup: int
+    buffer_size: int
+    connect_timeout: float
+    half_close_timeout: float
+    idle_timeout: float
+    keepalive: int
+    socket_buffer: int
+    zero_copy: int
+    busy_poll_us: int
 
 @final
 class Worker:
     def __new__(
         cls,
-        *,
-        bell: int,
-        names_bell: int,
-        buffer_size: int,
-        connect_timeout: float,
-        half_close_timeout: float,
-        idle_timeout: float,
-        keepalive: int,
-        socket_buffer: int,
-        zero_copy: str,
-        busy_poll_us: int,
+        settings: _Settings,
     ) -> Self: ...
     @staticmethod
     def link(workers: Sequence[Worker], *, limit: int, per_source: int) -> None: ...

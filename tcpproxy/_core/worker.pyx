@@ -8,7 +8,7 @@ from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
 from tcpproxy._core.events cimport EventRecord, events_empty, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_VIEW, Message
-from tcpproxy._core.loop cimport ABORT, DRAIN, LISTENERS, RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, RUN, \
+from tcpproxy._core.loop cimport ABORT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
     UPSTREAMS, WORKERS, Counters, Group, Loop
 from tcpproxy._core.net cimport clock_ns, net_addr, net_format, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
@@ -23,6 +23,9 @@ import threading
 
 POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
+ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
+LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS}
+STATES = ("resolving", "connecting", "relaying", "closing")
 
 
 cdef object _text(const net_addr *address):
@@ -44,9 +47,8 @@ cdef class _Group:
 cdef class Worker:
     """One thread's share of a proxy: a poller and its relays.
 
-    Times are in seconds, but for `busy_poll_us` (-1: adaptive, 0: none). `bell` and `names_bell` are non-blocking
-    sockets, kept open by the caller; a byte is sent to `bell` when there are events to take, to `names_bell` when
-    addresses of an upstream are wanted.
+    Its settings are the fields of Settings in resources.pxd; a KeyError names one that is missing. The wake-up sockets
+    among them do not block and are kept open by the caller.
     """
     cdef Loop *loop
     cdef _Group together
@@ -54,24 +56,12 @@ cdef class Worker:
     cdef bint abandoned             # in a forked child: its memory may be in any state
     cdef object lock                # one at a time of the threads that wake, view or close
 
-    def __cinit__(self, *, net_socket bell, net_socket names_bell, int buffer_size, double connect_timeout,
-                  double half_close_timeout, double idle_timeout, int keepalive, int socket_buffer, str zero_copy,
-                  int busy_poll_us):
-        cdef Settings settings
+    def __cinit__(self, settings):
+        cdef Settings numbers = settings
         cdef int rc
-        settings.log_wakeup = bell
-        settings.lookup_wakeup = names_bell
-        settings.buffer_size = buffer_size
-        settings.connect_timeout = connect_timeout
-        settings.half_close_timeout = half_close_timeout
-        settings.idle_timeout = idle_timeout
-        settings.keepalive = keepalive
-        settings.socket_buffer = socket_buffer
-        settings.zero_copy = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}[zero_copy]
-        settings.busy_poll_us = busy_poll_us
         self.lock = threading.Lock()
         self.loop = <Loop *> calloc(1, sizeof(Loop))
-        rc = resources_init(self.loop, &settings) if self.loop != NULL else -ENOMEM
+        rc = resources_init(self.loop, &numbers) if self.loop != NULL else -ENOMEM
         if rc == -ENOMEM:
             raise MemoryError
         if rc < 0:
@@ -241,6 +231,5 @@ cdef class Worker:
         self.lock = threading.Lock()                # a thread that is not in this process may hold the old one
 
 
-cdef str _state(int state):
-    return "resolving" if state == RELAY_RESOLVING else "connecting" if state == RELAY_CONNECTING \
-        else "relaying" if state == RELAY_RELAYING else "closing"
+cdef object _state(int state):
+    return STATES[min(state, RELAY_RESETTING) - RELAY_RESOLVING]        # resetting and lingering are both "closing"
