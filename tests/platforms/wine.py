@@ -185,11 +185,17 @@ class Kitchen:
     def build(self, site: Path) -> None:
         """The package, and the unit tests' doors into it, ready to import."""
         package = site / "tcpproxy"
+        extensions = dict(self._extensions())
+        built = {package / "_core" / f"{name}.pyd" for name in extensions}
+        built |= {site / f"{doors.module_name(name)}.pyd" for name in doors.names()}
+        for file in [*site.rglob("tcpproxy/**/*.py"), *site.rglob("*.pyd")]:
+            if file not in built and not (ROOT / file.relative_to(site)).exists():
+                file.unlink()  # of a module that the sources had at the last run
         for file in (ROOT / "tcpproxy").rglob("*.py"):
             copy = package / file.relative_to(ROOT / "tcpproxy")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)
-        jobs = [(package / "_core" / f"{name}.pyd", source) for name, source in self._extensions()]
+        jobs = [(package / "_core" / f"{name}.pyd", source) for name, source in extensions.items()]
         jobs += [(site / f"{doors.module_name(name)}.pyd", self._door(name)) for name in doors.names()]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: self._compile(*job), jobs))
