@@ -5,9 +5,9 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EventRecord, events_empty, events_sleep, events_take
+from tcpproxy._core.events cimport EVENT_NEW, EventRecord, events_empty, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
-from tcpproxy._core.inbox cimport MESSAGE_VIEW, Message
+from tcpproxy._core.inbox cimport MESSAGE_SYNC, MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
     UPSTREAMS, WORKERS, Counters, Group, Loop
 from tcpproxy._core.net cimport clock_ns, net_addr, net_format, net_pack, net_socket, net_tune
@@ -25,6 +25,9 @@ POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS}
+KINDS = ("new", "end", "failed", "accept-error", "limit")
+REASONS = ("", "client-eof", "upstream-eof", "client-reset", "upstream-reset", "idle", "half-close-timeout",
+           "connect-refused", "connect-timeout", "unreachable", "dns", "limit", "shutdown")
 STATES = ("resolving", "connecting", "relaying", "closing")
 
 
@@ -159,25 +162,38 @@ cdef class Worker:
 
     # --- events ---
 
-    def want_events(self, uint64_t kinds):
-        """Which kinds of event record to write, as bits 1 << kind."""
-        sync_set(&self.loop.events.wanted, kinds)
+    def want_events(self, kinds):
+        """Which of KINDS to write event records of."""
+        cdef uint64_t wanted = 0
+        for kind in kinds:
+            wanted |= <uint64_t> 1 << (KINDS.index(kind) + EVENT_NEW)
+        sync_set(&self.loop.events.wanted, wanted)
 
     def take_events(self, int most):
-        """Up to `most` records: (kind, reason, errno, client, upstream, to_upstream, to_client, duration, connect)."""
+        """Up to `most` records: (kind, reason, errno, id, client, upstream, to_upstream, to_client, duration, connect)."""
         cdef EventRecord record
         taken = []
         while len(taken) < most and events_take(&self.loop.events, &record):
-            taken.append((record.kind, record.reason, record.error, _text(&record.client), _text(&record.upstream),
-                          record.to_upstream, record.to_client, record.duration_ns / 1e9, record.connect_ns / 1e9))
+            taken.append((KINDS[record.kind - EVENT_NEW], REASONS[record.reason], record.error, record.id,
+                          _text(&record.client), _text(&record.upstream), record.to_upstream, record.to_client,
+                          record.duration_ns / 1e9, record.connect_ns / 1e9))
         return taken
 
     def await_events(self):
-        """Ring the bell at the next event. False: there are some already."""
+        """Makes the worker wake the reader with its next event record. False: there are some already."""
         events_sleep(&self.loop.events)
         return events_empty(&self.loop.events)
 
-    # --- views ---
+    # --- questions ---
+
+    def sync(self):
+        """Returns when the worker has carried out what it was told before; at once if it does not run."""
+        cdef Message question
+        question.kind = MESSAGE_SYNC
+        with self.lock:
+            if sync_load(&self.running) and self.loop.pump.poller != NULL:
+                with nogil:
+                    engine_ask(self.loop, &question)
 
     def counters(self):
         """Numbers since the start, readable at any time."""
@@ -193,7 +209,7 @@ cdef class Worker:
         }
 
     def connections(self):
-        """Live relays: (client, upstream, state, to_upstream, to_client, age). Empty when the worker does not run."""
+        """Live relays: (id, client, upstream, state, to_upstream, to_client, age). Empty when the worker does not run."""
         with self.lock:
             if not sync_load(&self.running) or self.loop.pump.poller == NULL:
                 return []
@@ -218,13 +234,14 @@ cdef class Worker:
             free(view.items)
             view.room = view.count + 64
         try:
-            return [(_text(&view.items[i].client), _text(&view.items[i].upstream), _state(view.items[i].state),
-                     view.items[i].to_upstream, view.items[i].to_client, view.items[i].age_ns / 1e9)
+            return [(view.items[i].id, _text(&view.items[i].client), _text(&view.items[i].upstream),
+                     _state(view.items[i].state), view.items[i].to_upstream, view.items[i].to_client,
+                     view.items[i].age_ns / 1e9)
                     for i in range(view.count)]
         finally:
             free(view.items)
 
-    def abandon(self):
+    def close_after_fork(self):
         """In a forked child: closes the copies of the parent's descriptors; the worker runs on in the parent only."""
         resources_close_after_fork(self.loop)
         self.abandoned = True
