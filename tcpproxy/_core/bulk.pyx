@@ -1,7 +1,7 @@
 # How a worker goes back to sleep that moves bulk: the model is in bulk.pxd.
 from libc.stdint cimport uint64_t
-from tcpproxy._core.net cimport thread_batch_policy
-from tcpproxy._core.trial cimport Trial, trial_restart, trial_count, trial_due, trial_init, trial_arm
+from tcpproxy._core.thread cimport thread_batch_policy
+from tcpproxy._core.trial cimport Trial, trial_arm, trial_count, trial_due, trial_init, trial_restart
 
 cdef enum:
     MANY = 16384            # bytes: a batch that moved more is bulk, where polling won nothing and cost 10 % (iperf3)

@@ -6,7 +6,7 @@ from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
 from tcpproxy._core.loop cimport ABORT, BATCH, CLIENT, UPSTREAM, Group, Relay, relay_alive
-from tcpproxy._core.net cimport clock_ns, net_reset, thread_block_sigpipe, thread_nap_us, thread_yield
+from tcpproxy._core.net cimport net_reset
 from tcpproxy._core.opening cimport opening_answered, opening_start
 from tcpproxy._core.poller cimport poller_wait, poller_wake
 from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
@@ -17,6 +17,7 @@ from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, syn
     sync_sub, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_find, table_release
 from tcpproxy._core.tag cimport TAG_LISTENER, tag_socket
+from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us, thread_yield
 from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
 
 cdef enum:

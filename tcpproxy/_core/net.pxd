@@ -19,12 +19,6 @@ cdef extern from "net.h" nogil:
     int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
     void net_format(const net_addr *addr, char *text)      # text: 80 bytes
     uint64_t net_source(const net_addr *addr)
-    void thread_nap_us(long us)
-    void thread_yield()
-    bint thread_batch_policy(bint on)
-    void thread_block_sigpipe()
-    uint64_t clock_ns()
-    uint64_t thread_cpu_time()
     int64_t net_accept(net_socket listener, net_addr *peer, const net_tuning *tuning)     # a net_socket
     int64_t net_open(const net_addr *to, const net_tuning *tuning)                        # a net_socket
     void net_no_delay(net_socket fd)

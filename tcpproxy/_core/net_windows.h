@@ -1,4 +1,6 @@
-/* What Winsock calls otherwise: included by net.h in place of the POSIX headers, and by nothing else.
+/* What Winsock calls otherwise than POSIX: included by net.h, and by nothing else.
+ *
+ * Its twin is net_posix.h: from net_socket on both have the same names in the same order.
  *
  * A SOCKET is an unsigned handle, not a small int, but 64-bit Windows keeps handles within 32 bits: net.h returns one as
  * an int64_t, which leaves room for -errno. Errors come from WSAGetLastError and are numbered as Python's errno module
@@ -20,16 +22,8 @@
 #include <stdio.h>
 #include <string.h>
 
-typedef SOCKET net_socket;
-#define NET_NONE INVALID_SOCKET
-#define NET_LENGTH(size) ((int)(size))
-
 #define SHUT_WR SD_SEND
 #define MSG_NOSIGNAL 0      /* there is no SIGPIPE */
-#define NET_POLLRDHUP 0     /* see NET_POLLHUP_STICKY */
-#define NET_POLLPRI 0       /* asking for it is an error */
-#define NET_CONNECTING EWOULDBLOCK
-#define NET_POLL_NAME "WSAPoll"
 
 /* The numbers that <errno.h> has for these belong to functions of the C library that do not exist here. */
 #undef EADDRINUSE
@@ -63,6 +57,18 @@ typedef SOCKET net_socket;
 #define ETIMEDOUT WSAETIMEDOUT
 #define EWOULDBLOCK WSAEWOULDBLOCK
 
+typedef SOCKET net_socket;
+#define NET_NONE INVALID_SOCKET
+#define NET_LENGTH(size) ((int)(size))
+#define NET_CONNECTING EWOULDBLOCK
+#define NET_POLLRDHUP 0     /* see NET_POLLHUP_STICKY */
+#define NET_POLLPRI 0       /* asking for it is an error */
+/* POLLHUP says that the peer has ended its direction, and is reported for ever, asked for or not. */
+#define NET_POLLHUP_STICKY 1
+/* Reporting an error may use it up: recv says 0 then, as if it were an end of file. */
+#define NET_POLL_CLEARS_ERROR 1
+#define NET_POLL_NAME "WSAPoll"
+
 static inline int net_errno(void)
 {
     int error = WSAGetLastError();
@@ -71,35 +77,6 @@ static inline int net_errno(void)
         return error - WSABASEERR;
     }
     return error;
-}
-
-static inline void thread_yield(void) { SwitchToThread(); }
-static inline int thread_batch_policy(int on) { (void)on; return 0; }
-
-static inline void thread_nap_us(long us)
-{
-    if (us < 1000)
-        SwitchToThread(); /* the shortest sleep lasts up to 16 ms */
-    else
-        Sleep((DWORD)(us / 1000));
-}
-
-static inline void thread_block_sigpipe(void) {}
-
-static inline uint64_t clock_ns(void)
-{
-    LARGE_INTEGER now, second;
-    QueryPerformanceCounter(&now);
-    QueryPerformanceFrequency(&second);
-    return (uint64_t)(now.QuadPart / second.QuadPart) * 1000000000u
-         + (uint64_t)(now.QuadPart % second.QuadPart) * 1000000000u / (uint64_t)second.QuadPart;
-}
-
-/* In cycles: GetThreadTimes counts in steps of up to 16 ms, more than there is to compare. */
-static inline uint64_t thread_cpu_time(void)
-{
-    ULONG64 cycles = 0;
-    return QueryThreadCycleTime(GetCurrentThread(), &cycles) ? cycles : 0;
 }
 
 static inline int net_unread(net_socket fd)

@@ -13,7 +13,8 @@
 from libc.errno cimport EAGAIN, EINTR, ENOMEM
 from libc.stdlib cimport calloc, free, realloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from tcpproxy._core.net cimport NET_NONE, net_close, net_out_of_resources, thread_nap_us, net_socket
+from tcpproxy._core.net cimport NET_NONE, net_close, net_out_of_resources, net_socket
+from tcpproxy._core.thread cimport thread_nap_us
 
 cdef extern from "net.h" nogil:
     struct pollfd:

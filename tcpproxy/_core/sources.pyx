@@ -2,8 +2,9 @@
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.net cimport net_source, thread_yield
+from tcpproxy._core.net cimport net_source
 from tcpproxy._core.sync cimport sync_claim, sync_store
+from tcpproxy._core.thread cimport thread_yield
 
 
 cdef int sources_init(Sources *sources, uint64_t limit, uint32_t most, uint64_t secret) noexcept nogil:

@@ -1,9 +1,9 @@
 # Adaptive busy polling: the model is in spin.pxd.
 from libc.stdint cimport int64_t, uint64_t
-from tcpproxy._core.net cimport clock_ns, thread_yield
 from tcpproxy._core.poller cimport poller_wait
 from tcpproxy._core.sync cimport sync_bump
-from tcpproxy._core.trial cimport trial_count, trial_init, trial_arm
+from tcpproxy._core.thread cimport clock_ns, thread_yield
+from tcpproxy._core.trial cimport trial_arm, trial_count, trial_init
 
 cdef enum:
     LIMIT_NS = 100000       # the longest poll

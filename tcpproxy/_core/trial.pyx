@@ -1,6 +1,6 @@
 # Which of two ways pays: the model is in trial.pxd.
 from libc.stdint cimport uint8_t, uint64_t
-from tcpproxy._core.net cimport thread_cpu_time
+from tcpproxy._core.thread cimport thread_cpu_time
 
 cdef enum:                  # Trial.phase, in turn
     PHASE_HOLD = 0          # what was better

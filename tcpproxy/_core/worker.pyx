@@ -10,13 +10,14 @@ from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_SYNC, MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
     UPSTREAMS, WORKERS, Counters, Group, Loop
-from tcpproxy._core.net cimport clock_ns, net_addr, net_format, net_pack, net_socket, net_tune
+from tcpproxy._core.net cimport net_addr, net_format, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
 from tcpproxy._core.resources cimport SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
     resources_init
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.splice cimport splice_here
 from tcpproxy._core.sync cimport sync_claim, sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
+from tcpproxy._core.thread cimport clock_ns
 
 import os
 import threading

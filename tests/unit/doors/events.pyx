@@ -2,7 +2,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memset
 from tcpproxy._core.events cimport EventRecord, EventRing, events_claim, events_empty, events_free, events_init, events_publish, \
     events_sleep, events_take
-from tcpproxy._core.net cimport thread_nap_us
+from tcpproxy._core.thread cimport thread_nap_us
 
 
 cdef class RingDoor:

@@ -1,5 +1,5 @@
 from libc.stdint cimport uint64_t
-from tcpproxy._core.net cimport thread_cpu_time
+from tcpproxy._core.thread cimport thread_cpu_time
 from tcpproxy._core.trial cimport Trial, trial_restart, trial_count, trial_due, trial_init, trial_arm
 
 
