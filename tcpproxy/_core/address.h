@@ -1,14 +1,15 @@
-/* A socket address, and what is read from it or written into it. A part of net.h, which includes the sockets' headers. */
+/* Socket addresses: packed, formatted, and reduced to what a limit per source counts. A part of net.h, which
+ * includes the system's headers before it. */
 #ifndef TCPPROXY_ADDRESS_H
 #define TCPPROXY_ADDRESS_H
 
-/* A socket address, small enough to sit in every relay. Opaque to the rest of the core. */
+/* A socket address, small enough for a field of every relay. Opaque to the rest of the core. */
 typedef struct {
-    uint32_t length; /* of what is in bytes; 0: no address */
+    uint32_t length; /* used part of `bytes`; 0: no address */
     uint8_t bytes[28];
 } net_addr;
 
-/* From a raw IPv4 (4) or IPv6 (16) address of `size` bytes, port in host order: 0, or -EINVAL. */
+/* Makes an address from a raw IPv4 (`size` 4) or IPv6 (`size` 16) address and a port in host order: 0, or -EINVAL. */
 static inline int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
 {
     memset(to, 0, sizeof *to);
@@ -33,7 +34,8 @@ static inline int net_pack(net_addr *to, const void *ip, size_t size, int port, 
     return 0;
 }
 
-/* "192.0.2.1:80" or "[2001:db8::1]:80", "" for no address; an IPv4 client of a dual-stack listener reads as IPv4. */
+/* Writes "192.0.2.1:80" or "[2001:db8::1]:80", "" for no address. IPv4-mapped addresses (IPv4 clients of a dual-stack
+ * listener) are written as IPv4. */
 static inline void net_format(const net_addr *from, char text[80])
 {
     char ip[INET6_ADDRSTRLEN] = "";
@@ -59,7 +61,7 @@ static inline void net_format(const net_addr *from, char text[80])
     }
 }
 
-/* What a limit per source counts: IPv4 by address, also behind a dual-stack listener; IPv6 by its /64. */
+/* Returns the source that a limit per source counts: IPv4 by address (IPv4-mapped ones too), IPv6 by /64. */
 static inline uint64_t net_source(const net_addr *from)
 {
     struct sockaddr_in v4;

@@ -1,9 +1,10 @@
-/* The socket calls that the core may use, the same for every platform. Parts of this file:
- * net_posix.h or net_windows.h, which hold what the platforms do not have in common, and address.h.
+/* The socket calls that the core may use, the same for every platform. Parts of this file: net_posix.h or
+ * net_windows.h, which hold what the platforms do not have in common, and address.h.
  *
- * Every call returns a value >= 0, or -errno. EINTR never leaves this file: an interrupted call is made again.
- * Sockets made here are non-blocking and close-on-exec: from their first moment where the making call can do that
- * (NET_ACCEPT4), elsewhere (macOS, Windows) right after it, so that a fork between the two inherits one.
+ * Every function returns a value >= 0, or -errno, unless its comment says otherwise. None returns -EINTR: an
+ * interrupted call is repeated here. Sockets made here are non-blocking and close-on-exec. Where socket() and accept4()
+ * take flags for this (NET_ACCEPT4), they are so from the start; elsewhere (macOS, Windows) a second call sets it, so a
+ * fork between the two calls inherits the socket.
  */
 #ifndef TCPPROXY_NET_H
 #define TCPPROXY_NET_H
@@ -14,11 +15,12 @@
     || defined(__DragonFly__)
 #include "net_posix.h"
 #else
-#error "tcpproxy does not know the sockets of this platform: net_posix.h is where to teach it"
+#error "tcpproxy does not know the sockets of this platform: add them to net_posix.h"
 #endif
 #include "address.h"
 
-/* What each stream socket of ours is given; durations in seconds, 0: keepalive off; a size of 0: the system's choice. */
+/* Options of each stream socket. Durations in seconds, keepalive_idle 0: no keepalive; socket_buffer in bytes, 0: the
+ * system's choice. */
 typedef struct {
     int keepalive_idle, keepalive_interval, keepalive_count;
     int socket_buffer;
@@ -29,11 +31,12 @@ static inline int net_set_int(net_socket fd, int level, int name, int value)
     return setsockopt(fd, level, name, (const char *)&value, sizeof value) == 0 ? 0 : -net_errno();
 }
 
-/* Options of a stream socket; best effort, since the relay works without each of them (only slower, or blind to a
- * peer that vanished). Without TCP_NODELAY on both legs a write-write-read round costs 25 ms and more. */
+/* Options of a stream socket. Errors are ignored, because a relay works without each of these options: slower, or
+ * without noticing a peer that vanished. Without TCP_NODELAY on both sockets a write-write-read exchange costs 25 ms
+ * and more. */
 static inline void net_no_delay(net_socket fd) { net_set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1); }
 
-static inline void net_no_sigpipe(net_socket fd) /* where send cannot be told */
+static inline void net_no_sigpipe(net_socket fd) /* for a system whose send() has no MSG_NOSIGNAL */
 {
 #ifdef __APPLE__
     net_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
@@ -42,7 +45,7 @@ static inline void net_no_sigpipe(net_socket fd) /* where send cannot be told */
 #endif
 }
 
-/* The urgent byte stays in the stream, where the other peer would have found it. */
+/* Keeps the urgent byte in the stream, at its place, so that it is passed on there. */
 static inline void net_oob_inline(net_socket fd) { net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1); }
 
 static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
@@ -61,7 +64,8 @@ static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
 #endif
 }
 
-/* The kernel's part of what a stalled direction holds. Before the handshake, which settles how the window is counted. */
+/* Limits the memory of the kernel for one stalled direction. To be called before the handshake, which fixes the window
+ * scale. */
 static inline void net_bound_buffers(net_socket fd, const net_tuning *tuning)
 {
     if (tuning->socket_buffer <= 0)
@@ -70,9 +74,10 @@ static inline void net_bound_buffers(net_socket fd, const net_tuning *tuning)
     net_set_int(fd, SOL_SOCKET, SO_RCVBUF, tuning->socket_buffer);
 }
 
-/* Bulk for a peer on this machine is not paced: nothing on the way there can overflow. BBR, where it is the system's choice,
- * sends each packet by a timer, which a virtual machine asks its host for: without it a third more throughput, for
- * three quarters of the processor time. "reno" is what every kernel has and everybody may choose. */
+/* Switches pacing off for bulk to a peer on this machine, where no queue on the way can overflow. BBR, where it is
+ * the system's congestion control, sends packets by a timer, and setting that timer makes a virtual machine exit to
+ * its host: without it a third more throughput for three quarters of the processor time (docs/decisions.md). "reno"
+ * exists in every kernel, and an unprivileged process may select it. */
 static inline void net_pacing_off(net_socket fd)
 {
 #ifdef __linux__
@@ -98,7 +103,7 @@ static inline void net_pacing_off(net_socket fd)
 #endif
 }
 
-/* All of them, for a listener: what it accepts inherits them. */
+/* Sets all options on a listener; accepted sockets inherit them. */
 static inline void net_tune(net_socket fd, const net_tuning *tuning)
 {
     net_no_delay(fd);
@@ -107,8 +112,8 @@ static inline void net_tune(net_socket fd, const net_tuning *tuning)
     net_bound_buffers(fd, tuning);
 }
 
-/* The accepted socket, or -errno. It inherits the listener's options (net_tune) on Linux, BSD and macOS alike, which
- * saves up to six system calls a connection; Windows promises less, and is told again. */
+/* Accepts one connection: a net_socket, or -errno. On Linux, the BSDs and macOS it inherits the listener's options
+ * (net_tune), which saves up to six system calls a connection. Windows does not promise that: they are set again. */
 static inline int64_t net_accept(net_socket listener, net_addr *from, const net_tuning *tuning)
 {
     struct sockaddr_storage peer;
@@ -126,7 +131,7 @@ static inline int64_t net_accept(net_socket listener, net_addr *from, const net_
     if (fd == NET_NONE)
         return -net_errno();
 #ifndef NET_ACCEPT4
-    int rc = length ? net_prepare(fd) : -ECONNABORTED; /* no address: it is gone already, and every call would fail */
+    int rc = length ? net_prepare(fd) : -ECONNABORTED; /* no address: reset already, every call would fail */
     if (rc < 0) {
         net_close(fd);
         return rc;
@@ -144,7 +149,8 @@ static inline int64_t net_accept(net_socket listener, net_addr *from, const net_
     return (int64_t)fd;
 }
 
-/* A stream socket fit to reach that address, or -errno. */
+/* Opens a stream socket of that address's family, with the options that must be set before connect: a net_socket, or
+ * -errno. */
 static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
 {
     int family = ((const struct sockaddr *)(const void *)to->bytes)->sa_family;
@@ -163,13 +169,13 @@ static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
     }
 #endif
     net_no_sigpipe(fd);
-    net_oob_inline(fd); /* before the first byte: a second urgent byte would drop an earlier one that is not inline */
+    net_oob_inline(fd); /* before the first byte: a second urgent byte drops an earlier one that is not inline */
     net_bound_buffers(fd, tuning);
     return (int64_t)fd;
 }
 
-/* 0: connected; -EINPROGRESS: under way; else why not. An interrupted connect goes on by itself, and asking again
- * would answer EALREADY: it counts as under way. */
+/* 0: connected; -EINPROGRESS: in progress; else -errno. An interrupted connect continues in the kernel, and a second
+ * call would return EALREADY: it counts as in progress. */
 static inline int net_connect(net_socket fd, const net_addr *to)
 {
     int error;
@@ -198,13 +204,13 @@ static inline int64_t net_send(net_socket fd, const void *from, size_t size)
         n = send(fd, (const char *)from, NET_LENGTH(size), MSG_NOSIGNAL);
     while (n < 0 && net_errno() == EINTR);
 #ifdef __APPLE__
-    if (n < 0 && errno == EPROTOTYPE) /* what macOS says amid a reset; trying again would spin */
+    if (n < 0 && errno == EPROTOTYPE) /* macOS, while a reset is processed; a retry would spin */
         return -ECONNRESET;
 #endif
     return n < 0 ? -net_errno() : n;
 }
 
-/* The pending error of a socket as a positive errno, 0 if there is none; asking takes it away. */
+/* Returns the pending error of a socket (SO_ERROR) and clears it: a positive errno, 0 if there is none. */
 static inline int net_take_error(net_socket fd)
 {
     int error = 0;
@@ -212,7 +218,7 @@ static inline int net_take_error(net_socket fd)
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, (char *)&error, &length) != 0 ? net_errno() : error;
 }
 
-/* 0: it is connected; else why not, as a positive errno. */
+/* Returns 0 if the socket is connected, else why not, as a positive errno. */
 static inline int net_unconnected(net_socket fd)
 {
     struct sockaddr_storage peer;
@@ -227,21 +233,22 @@ static inline void net_reset(net_socket fd) /* closes with RST */
     struct linger now = {1, 0};
     struct sockaddr nobody;
     if (setsockopt(fd, SOL_SOCKET, SO_LINGER, (const char *)&now, sizeof now) != 0) {
-        memset(&nobody, 0, sizeof nobody); /* a mere close would look like a proper end; this resets too, on Linux */
+        memset(&nobody, 0, sizeof nobody); /* close() would send FIN; on Linux this connect sends RST */
         nobody.sa_family = AF_UNSPEC;
         connect(fd, &nobody, sizeof nobody);
     }
     net_close(fd);
 }
 
-/* Bytes that the kernel has accepted for this socket and not yet put on the wire; a reset would destroy them.
- * Not SIOCOUTQ: that counts sent bytes too, which a delayed ACK keeps there for 40 ms. 0 where it cannot be asked. */
+/* Returns how many bytes are in the send queue that the kernel has not sent yet; a reset would destroy them. 0 where
+ * the system has no such call. Not SIOCOUTQ: that counts unacknowledged bytes too, which a delayed ACK keeps there
+ * for 40 ms. */
 static inline int net_unsent(net_socket fd)
 {
     int bytes = 0;
 #if defined(SIOCOUTQNSD) && !defined(NET_AS_ON_MACOS)
     return ioctl(fd, SIOCOUTQNSD, &bytes) < 0 ? 0 : bytes;
-#elif defined(SO_NWRITE) /* macOS; this and the next count sent bytes too: there is nothing better */
+#elif defined(SO_NWRITE) /* macOS; this and the next ones count unacknowledged bytes too: there is no better one */
     socklen_t length = sizeof bytes;
     return getsockopt(fd, SOL_SOCKET, SO_NWRITE, &bytes, &length) < 0 ? 0 : bytes;
 #elif defined(FIONWRITE) /* FreeBSD, NetBSD, DragonFly */
@@ -254,14 +261,16 @@ static inline int net_unsent(net_socket fd)
 #endif
 }
 
-/* Does something that was sent to this peer wait for its answer? 0: no; 1: it does; -ETIMEDOUT: and the peer is dead.
+/* Unacknowledged bytes? 0: none; 1: some; -ETIMEDOUT: and no probe was answered for the keepalive time: the peer is
+ * dead. The caller calls this every keepalive_interval, and keeps `probes_at_ack`: probes sent up to the last ACK.
  *
- * While bytes wait, keepalive asks nothing: retransmissions go on for 15 minutes, probes of a closed window for 30.
- * TCP_USER_TIMEOUT would end both, and with them a peer that answers every probe and merely does not read for so long
- * (seen with 6.18: tcp_probe_timer counts since the window was closed), whom a direct connection keeps for ever.
- * So keepalive's rule is applied here: silence for as long, and as many questions without an answer. Questions come at
- * growing intervals, up to two minutes behind a long closed window, unless the kernel lets us bound them.
- * `probes_at_ack`: questions put up to the last sign of life; the caller keeps it, and calls every keepalive_interval. */
+ * While bytes are unacknowledged, TCP sends no keepalive probes: retransmissions go on for 15 minutes, probes of a
+ * closed window for 30. TCP_USER_TIMEOUT would end both, but also a peer that answers every probe and does not read
+ * for that long (seen with Linux 6.18: tcp_probe_timer counts since the window was closed); a direct connection
+ * keeps such a peer for ever. So keepalive's rule is applied here: no ACK for keepalive_idle + keepalive_count *
+ * keepalive_interval seconds, and at least keepalive_count unanswered probes. The kernel sends probes and
+ * retransmissions at growing intervals, up to two minutes behind a window that was closed for long; TCP_RTO_MAX_MS
+ * bounds them where the kernel knows it. */
 static inline int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t *probes_at_ack)
 {
 #ifdef __linux__
@@ -274,10 +283,10 @@ static inline int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t 
     if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
         return 0;
     silent = info.tcpi_last_ack_recv < info.tcpi_last_data_recv ? info.tcpi_last_ack_recv : info.tcpi_last_data_recv;
-    /* Three counts, since none has all: of retransmissions into a closed window, of those that find their predecessor
-     * still waiting for a neighbour's address (ARP), and of probes. An answer may set the latter two back to 0. */
+    /* Three counts, since none includes all: retransmissions into a closed window; retransmissions whose predecessor
+     * still waits for a neighbour's address (ARP); probes. An ACK may set the latter two back to 0. */
     asked = info.tcpi_total_retrans + info.tcpi_retransmits + info.tcpi_probes;
-    if (silent < interval + 100) /* it has answered since the last look */
+    if (silent < interval + 100) /* an ACK has come since the last call */
         *probes_at_ack = asked;
     else
         net_set_int(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, most > 1000 ? most : 1000);
@@ -290,11 +299,12 @@ static inline int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t 
 #endif
 }
 
-/* Three kinds of "no", after EINTR: would block, out of something, and the end of this socket. */
+/* Errors are of three kinds: would block, out of resources (descriptors or memory), and a failure of this socket. */
 static inline int net_would_block(int64_t rc) { return rc == -EAGAIN || rc == -EWOULDBLOCK; }
 static inline int net_out_of_resources(int64_t rc) { return rc == -EMFILE || rc == -ENFILE || rc == -ENOBUFS || rc == -ENOMEM; }
 
-/* accept(2) reports errors of the connection that it would have returned: they say nothing about the next one. */
+/* accept(2) also reports errors of the connection that it would have returned. After these the next accept may
+ * succeed. */
 static inline int net_accept_transient(int rc)
 {
     switch (-rc) {
@@ -308,7 +318,7 @@ static inline int net_accept_transient(int rc)
     return 0;
 }
 
-/* Did a connect that ends with this errno get as far as a connection? A reset in SYN_SENT is ECONNREFUSED. */
+/* Was there a connection before this errno? Yes if it was reset afterwards; a reset in SYN_SENT is ECONNREFUSED. */
 static inline int net_was_connected(int error)
 {
     return error == ECONNRESET || error == ECONNABORTED || error == EPIPE;

@@ -1,6 +1,6 @@
-/* What POSIX calls otherwise than Winsock: included by net.h, and by nothing else.
+/* Sockets where POSIX differs from Winsock. Included by net.h only.
  *
- * Its twin is net_windows.h: from net_socket on both have the same names in the same order.
+ * The twin of net_windows.h: from net_socket on both files define the same names in the same order.
  */
 #ifndef TCPPROXY_NET_POSIX_H
 #define TCPPROXY_NET_POSIX_H
@@ -23,18 +23,19 @@
 #ifdef __linux__
 #include <linux/sockios.h>
 #endif
-#ifdef __APPLE__ /* an SDK may know MSG_NOSIGNAL, older systems do not: SO_NOSIGPIPE is set on each socket instead */
+#ifdef __APPLE__ /* new SDKs have MSG_NOSIGNAL, older systems do not: SO_NOSIGPIPE is set on each socket instead */
 #undef MSG_NOSIGNAL
 #endif
 #if defined(__linux__) && !defined(TCP_RTO_MAX_MS)
-#define TCP_RTO_MAX_MS 44 /* since Linux 6.15, and later in the headers */
+#define TCP_RTO_MAX_MS 44 /* since Linux 6.15; the headers got it later */
 #endif
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
 #endif
 
-/* Sockets that are non-blocking and close-on-exec from their making: not on macOS. NET_AS_ON_MACOS makes Linux do as macOS
- * does, so that the tests of the kqueue poller run through those lines as well. */
+/* Defined where socket() and accept4() make sockets that are non-blocking and close-on-exec from the start: not on
+ * macOS. With NET_AS_ON_MACOS Linux does as macOS does, so that the tests of the kqueue poller run those lines as
+ * well. */
 #if defined(SOCK_NONBLOCK) && !defined(__APPLE__) && !defined(NET_AS_ON_MACOS)
 #define NET_ACCEPT4
 #endif
@@ -42,35 +43,36 @@
 typedef int net_socket;
 #define NET_NONE (-1)
 #define NET_LENGTH(size) (size)
-#define NET_CONNECTING EINPROGRESS
+#define NET_CONNECTING EINPROGRESS /* connect() is in progress */
 #ifdef POLLRDHUP
 #define NET_POLLRDHUP POLLRDHUP
 #else
 #define NET_POLLRDHUP 0
 #endif
 #define NET_POLLPRI POLLPRI
-#define NET_POLLHUP_STICKY 0
-#define NET_POLL_CLEARS_ERROR 0
+#define NET_POLLHUP_STICKY 0 /* POLLHUP means that both directions have ended */
+#define NET_POLL_CLEARS_ERROR 0 /* poll() leaves an error for the next call to report */
 #define NET_POLL_NAME "poll"
 
 static inline int net_errno(void) { return errno; }
 
-/* Bytes that a recv would find now. */
+/* Bytes that a recv would find now; 0 if that cannot be found out. */
 static inline int net_unread(net_socket fd)
 {
     int bytes = 0;
     return ioctl(fd, FIONREAD, &bytes) < 0 ? 0 : bytes;
 }
 
-static inline void net_close(net_socket fd) { close(fd); } /* never again on EINTR: Linux has freed the number */
+static inline void net_close(net_socket fd) { close(fd); } /* not repeated after EINTR: Linux has closed it */
 
-static inline int net_prepare(net_socket fd) /* where socket() and accept() cannot do it in one call */
+static inline int net_prepare(net_socket fd) /* for socket() and accept() without flags for this */
 {
     int on = 1;
     return ioctl(fd, FIONBIO, &on) < 0 || ioctl(fd, FIOCLEX) < 0 ? -errno : 0;
 }
 
-/* Two ends that wake a poller: net_wake on one makes the other readable until net_drain; several may count as one. */
+/* A pair that wakes a poller: net_wake(writer) makes the reader readable until net_drain(reader). Several calls of
+ * net_wake may count as one. */
 static inline int net_wake_pair(net_socket *reader, net_socket *writer)
 {
     int ends[2];

@@ -1,11 +1,12 @@
-/* What a worker asks of its thread, and the clock. Each function is here for POSIX and for Windows, in the same order. */
+/* The calling thread (scheduling, signals, processor time) and the clock: for Windows, then for POSIX, in the same
+ * order. */
 #ifndef TCPPROXY_THREAD_H
 #define TCPPROXY_THREAD_H
 
 #ifdef _WIN32
 
 #ifndef WIN32_LEAN_AND_MEAN
-#define WIN32_LEAN_AND_MEAN /* not the old winsock.h, which winsock2.h does not get along with */
+#define WIN32_LEAN_AND_MEAN /* without the old winsock.h, which conflicts with winsock2.h */
 #endif
 #include <windows.h>
 #include <stdint.h>
@@ -17,7 +18,7 @@ static inline int thread_batch_policy(int on) { (void)on; return 0; }
 static inline void thread_nap_us(long us)
 {
     if (us < 1000)
-        SwitchToThread(); /* the shortest sleep lasts up to 16 ms */
+        SwitchToThread(); /* the shortest Sleep() takes up to 16 ms */
     else
         Sleep((DWORD)(us / 1000));
 }
@@ -33,7 +34,7 @@ static inline uint64_t clock_ns(void)
          + (uint64_t)(now.QuadPart % second.QuadPart) * 1000000000u / (uint64_t)second.QuadPart;
 }
 
-/* In cycles: GetThreadTimes counts in steps of up to 16 ms, more than there is to compare. */
+/* In cycles: GetThreadTimes counts in steps of up to 16 ms, which is more than the spans that are compared. */
 static inline uint64_t thread_cpu_time(void)
 {
     ULONG64 cycles = 0;
@@ -58,9 +59,10 @@ static inline uint64_t thread_cpu_time(void)
 
 static inline void thread_yield(void) { sched_yield(); }
 
-/* From now on nobody is interrupted when the calling thread is woken (SCHED_BATCH), or as usual again. 0: not here; or the
- * thread has another policy, which is somebody's choice; or a filter of system calls is in force, which might end the process
- * (services are often allowed no "@resources"). Not by sched_setscheduler(), which does nothing in musl. */
+/* Switches the thread to SCHED_BATCH (`on`: no wake-up preemption) or back to SCHED_OTHER. Returns 0 if refused: not
+ * Linux; or the thread has another policy, which is the user's choice; or a seccomp filter is in force, which might
+ * kill the process for this call (services are often denied systemd's group "@resources"). Direct system calls,
+ * because sched_setscheduler() of musl always fails. */
 static inline int thread_batch_policy(int on)
 {
 #ifdef __linux__
@@ -80,8 +82,9 @@ static inline void thread_nap_us(long us)
     nanosleep(&t, NULL);
 }
 
-/* In the calling thread alone, so that the program around us keeps its own way with the signal. On Linux sigprocmask is
- * the same call, while the symbol pthread_sigmask would ask for glibc 2.32 wherever a newer one was compiled with. */
+/* Blocks SIGPIPE in the calling thread only, so that the embedding program's handling of the signal does not change.
+ * On Linux sigprocmask is the same call; the symbol pthread_sigmask would need glibc 2.32 at run time if compiled
+ * with that or newer. */
 static inline void thread_block_sigpipe(void)
 {
     sigset_t set;
@@ -101,7 +104,7 @@ static inline uint64_t clock_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Processor time of the calling thread, in a unit of the platform's: for comparing two spans. Always 0: not known. */
+/* Processor time of the calling thread, in a unit of the platform: for comparing two spans. Always 0: not known. */
 static inline uint64_t thread_cpu_time(void)
 {
     struct timespec t;
