@@ -9,12 +9,11 @@ from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_
 from tcpproxy._core.sync cimport sync_bump
 
 cdef enum:
-    MODE_READS = 2          # reads in a row that change the mode. With 4 a transfer of 1 MiB cost a third more CPU, see
-                            # docs/decisions.md
+    # The figures are in docs/decisions.md.
+    MODE_READS = 2          # reads in a row that change the mode. With 4 a transfer of 1 MiB cost a third more CPU
     SMALLEST_MSS = 536      # bytes: a first send of so many fits one TCP segment, so Nagle holds back no rest of it
     SPLICE_WORTH = 16384    # bytes: a splice of less costs more than a copy
-    LIKELY_EMPTIED = 65536  # bytes: a splice of less has probably emptied the source. With 256 KiB the recv that follows
-                            # copied 8 % of all bytes, see docs/decisions.md
+    LIKELY_EMPTIED = 65536  # bytes: a splice of less has probably emptied the source. With 256 KiB 8 % of all bytes were copied
 
 
 cdef inline void _not_ready(Side *side, uint32_t bit, Pump *pump) noexcept nogil:

@@ -9,8 +9,7 @@ from tcpproxy._core.net cimport net_socket
 
 cdef enum:
     PIPES = 32              # pipes of one worker at most: each costs two descriptors and up to PIPE_SIZE of kernel memory
-    PIPE_SIZE = 1048576     # bytes of a pipe, and so of one splice at most. CPU per GB falls with the size up to 512 KiB or
-                            # 1 MiB, see docs/decisions.md
+    PIPE_SIZE = 1048576     # bytes of a pipe, and so of one splice: the cheapest size for bulk alone, see docs/decisions.md
 
 cdef struct Pipe:
     int reader, writer

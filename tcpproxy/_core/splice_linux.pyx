@@ -21,8 +21,7 @@ cdef extern from "net.h" nogil:
 
 cdef enum:
     IDLE_PIPES = 4          # pipes kept for later reads: a worker's turns need one at a time, full sinks hold the others
-    SMALLEST_PIPE = 65536   # bytes: a smaller pipe is slower than copying. An unprivileged user beyond its quota of pipe
-                            # memory gets 8 KiB
+    SMALLEST_PIPE = 65536   # bytes: a smaller pipe is slower than copying; an unprivileged user beyond its quota gets 8 KiB
 
 
 cdef bint splice_here() noexcept nogil:
