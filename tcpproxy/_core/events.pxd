@@ -54,7 +54,7 @@ cdef int events_init(EventRing *ring, uint64_t room, net_socket wakeup) noexcept
 cdef void events_free(EventRing *ring) noexcept nogil
 cdef EventRecord *events_claim(EventRing *ring, int kind) noexcept nogil   # zeroed; NULL: not wanted, or no room (counted)
 cdef void events_publish(EventRing *ring) noexcept nogil                   # the record that events_claim returned is complete
-cdef bint events_take(EventRing *ring, EventRecord *record) noexcept nogil # for the reader. False: there is none
+cdef bint events_take(EventRing *ring, EventRecord *record) noexcept nogil  # for the reader. False: there is none
 cdef void events_sleep(EventRing *ring) noexcept nogil                     # for the reader: the next record wakes it
 cdef bint events_empty(EventRing *ring) noexcept nogil
 cdef const char *events_kind_name(int kind) noexcept nogil                 # "" for EVENT_NONE; NULL: no such kind
