@@ -26,6 +26,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     timers     deadlines: a list for each constant length
     buffer     bytes that a half could not send yet
     tag        what an event's tag means
-    net        sockets; the platform's part is in posix.h or windows.h
+    net        sockets; the platform's part is in net_posix.h or net_windows.h
+    thread     the calling thread's scheduling, signals and processor time; the clock
     sync       atomics for what threads share
 """
