@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 from support.waiting import TIMEOUT, in_background
 
+from tcpproxy.report.event import KINDS, REASONS
+
 NEW, END = 1, 2
 
 Bell = tuple[socket.socket, socket.socket]
@@ -145,3 +147,9 @@ def test_a_writer_that_is_done_has_left_everything(door: ModuleType, bell: Bell)
     thread.start()
     thread.join(TIMEOUT)
     assert [ring.take() for _ in range(1001)] == [(NEW, number) for number in range(1000)] + [None]
+
+
+def test_names(door: ModuleType) -> None:
+    """Kinds and reasons have the names that Python knows, in the same order."""
+    assert door.names(False) == KINDS
+    assert door.names(True) == REASONS

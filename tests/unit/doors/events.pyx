@@ -1,8 +1,22 @@
 from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memset
-from tcpproxy._core.events cimport EventRecord, EventRing, events_claim, events_empty, events_free, events_init, events_publish, \
-    events_sleep, events_take
+from tcpproxy._core.events cimport EventRecord, EventRing, events_claim, events_empty, events_free, events_init, \
+    events_kind_name, events_publish, events_reason_name, events_sleep, events_take
 from tcpproxy._core.thread cimport thread_nap_us
+
+
+def names(bint reasons):
+    """Of all kinds, or of all reasons, in the order of their numbers."""
+    cdef const char *name
+    cdef int number = 0
+    found = []
+    assert events_kind_name(-1) == NULL and events_reason_name(-1) == NULL
+    while True:
+        name = events_reason_name(number) if reasons else events_kind_name(number)
+        if name == NULL:
+            return tuple(found)
+        found.append(name.decode())
+        number += 1
 
 
 cdef class RingDoor:
