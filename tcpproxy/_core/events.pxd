@@ -4,13 +4,12 @@ from libc.stdint cimport int32_t, uint8_t, uint64_t
 from tcpproxy._core.net cimport net_addr, net_socket
 
 cdef enum:                  # EventRecord.kind; names in events_kind_name
-    EVENT_NONE = 0
-    EVENT_NEW               # a client was accepted
+    EVENT_NEW = 1           # a client was accepted
     EVENT_END               # a relay that was connected has ended
     EVENT_FAILED            # a client was turned away, or its upstream was not reached
     EVENT_ACCEPT            # accepting pauses: out of descriptors or memory (EMFILE and the like)
     EVENT_LIMIT             # accepting pauses: as many connections as allowed (Group.limit)
-    EVENT_KINDS
+    KINDS
 
 cdef enum:                  # why a relay ended; names in events_reason_name
     REASON_NONE = 0
@@ -57,5 +56,5 @@ cdef void events_publish(EventRing *ring) noexcept nogil                   # the
 cdef bint events_take(EventRing *ring, EventRecord *record) noexcept nogil  # for the reader. False: there is none
 cdef void events_sleep(EventRing *ring) noexcept nogil                     # for the reader: the next record wakes it
 cdef bint events_empty(EventRing *ring) noexcept nogil
-cdef const char *events_kind_name(int kind) noexcept nogil                 # "" for EVENT_NONE; NULL: no such kind
+cdef const char *events_kind_name(int kind) noexcept nogil                 # "" for 0; NULL: no such kind
 cdef const char *events_reason_name(int reason) noexcept nogil             # "" for REASON_NONE; NULL: no such reason

@@ -14,7 +14,7 @@ cdef extern from * nogil:
         "connect-timeout", "unreachable", "dns", "limit", "shutdown",
     };
     """
-    const char **KIND_NAMES         # in the order of EVENT_
+    const char **KIND_NAMES         # in the order of EVENT_, from 0
     const char **REASON_NAMES       # in the order of REASON_
 
 
@@ -73,7 +73,7 @@ cdef bint events_empty(EventRing *ring) noexcept nogil:
 
 
 cdef const char *events_kind_name(int kind) noexcept nogil:
-    return KIND_NAMES[kind] if 0 <= kind < EVENT_KINDS else NULL
+    return KIND_NAMES[kind] if 0 <= kind < KINDS else NULL
 
 
 cdef const char *events_reason_name(int reason) noexcept nogil:
