@@ -5,7 +5,8 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EVENT_NEW, EventRecord, events_empty, events_sleep, events_take
+from tcpproxy._core.events cimport EVENT_LIMIT, EVENT_NEW, REASON_SHUTDOWN, EventRecord, events_empty, \
+    events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_SYNC, MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
@@ -26,9 +27,8 @@ POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS}
-KINDS = ("new", "end", "failed", "accept-error", "limit")
-REASONS = ("", "client-eof", "upstream-eof", "client-reset", "upstream-reset", "idle", "half-close-timeout",
-           "connect-refused", "connect-timeout", "unreachable", "dns", "limit", "shutdown")
+KINDS = tuple(events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_LIMIT + 1))
+REASONS = tuple(events_reason_name(reason).decode() for reason in range(REASON_SHUTDOWN + 1))
 STATES = ("resolving", "connecting", "relaying", "closing")
 
 
