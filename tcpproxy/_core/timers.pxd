@@ -30,6 +30,7 @@ cdef struct TimerList:
 
 cdef struct Timers:
     TimerList lists[TIMER_KINDS]
+    uint64_t earliest_ns    # no timer is due before: a batch need not look at the lists until then
 
 cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) noexcept nogil   # re-arms as well
 cdef void timers_cancel(Timers *timers, Timer *timer) noexcept nogil                           # does nothing if it is not armed

@@ -1,5 +1,5 @@
 # Deadlines: the model is in timers.pxd.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 
 cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) noexcept nogil:
@@ -7,6 +7,8 @@ cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) no
     timers_cancel(timers, timer)
     timer.kind = kind
     timer.due_ns = now_ns + line.length_ns
+    if timer.due_ns < timers.earliest_ns:
+        timers.earliest_ns = timer.due_ns
     timer.previous = line.last
     timer.next = NULL
     if line.last != NULL:
@@ -34,13 +36,21 @@ cdef void timers_cancel(Timers *timers, Timer *timer) noexcept nogil:
 
 cdef Timer *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil:
     cdef Timer *timer
+    cdef uint64_t earliest_ns = UINT64_MAX
     cdef int i
+    if now_ns < timers.earliest_ns:
+        return NULL
     for i in range(TIMER_NONE + 1, TIMER_KINDS):
         timer = timers.lists[i].first
-        if timer != NULL and timer.due_ns <= now_ns:
+        if timer == NULL:
+            continue
+        if timer.due_ns <= now_ns:
             timers_cancel(timers, timer)
             kind[0] = i
             return timer
+        if timer.due_ns < earliest_ns:
+            earliest_ns = timer.due_ns
+    timers.earliest_ns = earliest_ns
     return NULL
 
 
