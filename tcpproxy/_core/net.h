@@ -1,5 +1,5 @@
 /* The socket calls that the core may use, the same for every platform. Parts of this file: net_posix.h or
- * net_windows.h, which hold what the platforms do not have in common, and address.h.
+ * net_windows.h, which hold what the platforms do not have in common, address.h and sockopt.h.
  *
  * Every function returns a value >= 0, or -errno, unless its comment says otherwise. None returns -EINTR: an
  * interrupted call is repeated here. Sockets made here are non-blocking and close-on-exec. Where socket() and accept4()
@@ -18,99 +18,7 @@
 #error "tcpproxy does not know the sockets of this platform: add them to net_posix.h"
 #endif
 #include "address.h"
-
-/* Options of each stream socket. Durations in seconds, keepalive_idle 0: no keepalive; socket_buffer in bytes, 0: the
- * system's choice. */
-typedef struct {
-    int keepalive_idle, keepalive_interval, keepalive_count;
-    int socket_buffer;
-} net_tuning;
-
-static inline int net_set_int(net_socket fd, int level, int name, int value)
-{
-    return setsockopt(fd, level, name, (const char *)&value, sizeof value) == 0 ? 0 : -net_errno();
-}
-
-/* Options of a stream socket. Errors are ignored, because a relay works without each of these options: slower, or
- * without noticing a peer that vanished. Without TCP_NODELAY on both sockets a write-write-read exchange costs 25 ms
- * and more. */
-static inline void net_no_delay(net_socket fd) { net_set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1); }
-
-static inline void net_no_sigpipe(net_socket fd) /* for a system whose send() has no MSG_NOSIGNAL */
-{
-#ifdef __APPLE__
-    net_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
-#else
-    (void)fd;
-#endif
-}
-
-/* Keeps the urgent byte in the stream, at its place, so that it is passed on there. */
-static inline void net_oob_inline(net_socket fd) { net_set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1); }
-
-static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
-{
-    if (tuning->keepalive_idle <= 0)
-        return;
-    net_set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-#ifdef TCP_KEEPIDLE
-    net_set_int(fd, IPPROTO_TCP, TCP_KEEPIDLE, tuning->keepalive_idle);
-#elif defined(TCP_KEEPALIVE)
-    net_set_int(fd, IPPROTO_TCP, TCP_KEEPALIVE, tuning->keepalive_idle);
-#endif
-#ifdef TCP_KEEPINTVL
-    net_set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, tuning->keepalive_interval);
-    net_set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, tuning->keepalive_count);
-#endif
-}
-
-/* Limits the memory of the kernel for one stalled direction. To be called before the handshake, which fixes the window
- * scale. */
-static inline void net_bound_buffers(net_socket fd, const net_tuning *tuning)
-{
-    if (tuning->socket_buffer <= 0)
-        return;
-    net_set_int(fd, SOL_SOCKET, SO_SNDBUF, tuning->socket_buffer);
-    net_set_int(fd, SOL_SOCKET, SO_RCVBUF, tuning->socket_buffer);
-}
-
-/* Switches pacing off for bulk to a peer on this machine, where no queue on the way can overflow. BBR, where it is
- * the system's congestion control, sends packets by a timer, and setting that timer makes a virtual machine exit to
- * its host: without it a third more throughput for three quarters of the processor time (docs/decisions.md). "reno"
- * exists in every kernel, and an unprivileged process may select it. */
-static inline void net_pacing_off(net_socket fd)
-{
-#ifdef __linux__
-    union {
-        struct sockaddr any;
-        struct sockaddr_in v4;
-        struct sockaddr_in6 v6;
-    } ours = {{0}}, its = {{0}};
-    socklen_t ours_length = sizeof ours, its_length = sizeof its, control_length;
-    char control[16] = "";
-    int near = 0;
-    if (getsockname(fd, &ours.any, &ours_length) < 0 || getpeername(fd, &its.any, &its_length) < 0)
-        return;
-    if (its.any.sa_family == AF_INET)
-        near = its.v4.sin_addr.s_addr == ours.v4.sin_addr.s_addr || ntohl(its.v4.sin_addr.s_addr) >> 24 == 127;
-    else if (its.any.sa_family == AF_INET6)
-        near = IN6_ARE_ADDR_EQUAL(&its.v6.sin6_addr, &ours.v6.sin6_addr);
-    control_length = sizeof control - 1;
-    if (near && getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, control, &control_length) == 0 && !strncmp(control, "bbr", 3))
-        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
-#else
-    (void)fd;
-#endif
-}
-
-/* Sets all options on a listener; accepted sockets inherit them. */
-static inline void net_tune(net_socket fd, const net_tuning *tuning)
-{
-    net_no_delay(fd);
-    net_oob_inline(fd);
-    net_keep_alive(fd, tuning);
-    net_bound_buffers(fd, tuning);
-}
+#include "sockopt.h"
 
 /* Accepts one connection: a net_socket, or -errno. On Linux, the BSDs and macOS it inherits the listener's options
  * (net_tune), which saves up to six system calls a connection. Windows does not promise that: they are set again. */
