@@ -1,5 +1,6 @@
 """The options: a group is a frozen dataclass, its docstring the heading, and each field the row of one option."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -215,7 +216,8 @@ ROWS: dict[str, list[Option]] = {name: rows(group) for name, group in GROUPS.ite
 
 
 def heading(group: str) -> str:
-    return str(GROUPS[group].__doc__)
+    """The group's docstring; under python -OO, where there are none, its class name."""
+    return str(GROUPS[group].__doc__) if sys.flags.optimize < 2 else GROUPS[group].__name__
 
 
 def every_row() -> list[Option]:

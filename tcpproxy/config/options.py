@@ -19,7 +19,7 @@ WORKERS_LIMIT = 64
 _KEY = "option"
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)  # which saves time at a start
 class Option:
     """A row.
 
@@ -55,7 +55,7 @@ class Option:
 
     @property
     def long(self) -> str:
-        """Its name on the command line, as `--idle-timeout`."""
+        """Its name on the command line, with dashes."""
         return f"--{self.flag or self.name.replace('_', '-')}"
 
     @property

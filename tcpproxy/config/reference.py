@@ -38,14 +38,8 @@ def documented(cls: _Class) -> _Class:
     return cls
 
 
-def default_in_words(row: Option) -> str:
-    """The default in a program, as an argument and in words."""
-    default = row.default_in_program
-    meaning = row.shown if row.embedded is None else ""
-    return f"{default!r}: {meaning}" if meaning else f"{default!r}"
-
-
 def _argument(row: Option) -> str:
     unit = f" In {row.unit}." if row.unit else ""
-    text = f"{row.name}: {row.help} {row.doc}{unit} Default: {default_in_words(row)}."
+    meaning = f", {row.shown}" if row.shown and row.embedded is None else ""
+    text = f"{row.name}: {row.help} {row.doc}{unit} Default: {row.default_in_program!r}{meaning}."
     return textwrap.fill(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
