@@ -38,7 +38,7 @@ EXAMPLES = (
 
 NOTES = (
     "Exit codes: 0 stopped by a signal, 1 could not start or failed, 2 wrong usage.",
-    "Signals: SIGINT and SIGTERM stop it as --grace says; a second one stops it at once.",
+    "Signals: SIGINT or SIGTERM stops it within --grace, a second one at once.",
 )
 
 
