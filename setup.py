@@ -27,6 +27,8 @@ DIRECTIVES = {
 SYSTEM = sysconfig.get_platform().split("-")[0]
 """What is compiled for, which sys.platform is not in a cross build: linux, macosx, win, freebsd, ..."""
 
+HEADERS = [f"tcpproxy/_core/{name}.h" for name in ("net", "net_posix", "net_windows", "address", "thread", "sync")]
+
 DOUBLE = "tests/platforms/kqueue"
 """A kqueue for Linux, with which the kqueue poller is tested there; that build also does without what macOS has not."""
 
@@ -50,7 +52,7 @@ def poller():
     if name is None:
         sys.exit(
             f"tcpproxy does not know {sysconfig.get_platform()}, but {', '.join(POLLERS)}. For a relative of one of "
-            "these teach tcpproxy/_core/net.h of the source tree its sockets; then TCPPROXY_POLLER=poll pip install ."
+            "these teach tcpproxy/_core/net_posix.h its sockets; then TCPPROXY_POLLER=poll pip install ."
         )
     if name not in ("epoll", "kqueue", "poll"):
         sys.exit(f"tcpproxy has no poller {name!r}: TCPPROXY_POLLER is epoll, kqueue or poll")
@@ -67,7 +69,7 @@ def extension(module, source, *more):
         f"tcpproxy._core.{module}",
         [f"tcpproxy/_core/{source}.pyx", *more],
         include_dirs=["tcpproxy/_core", *([DOUBLE] if DOUBLED else [])],
-        depends=["tcpproxy/_core/net.h", "tcpproxy/_core/net_windows.h", "tcpproxy/_core/sync.h"],
+        depends=HEADERS,
         libraries=["ws2_32"] if SYSTEM == "win" else [],
         # Checked indirect calls, and no time of day in the file: as hardened and as reproducible as the ELF files.
         extra_compile_args=["/guard:cf", "/Brepro"] if MSVC else [],

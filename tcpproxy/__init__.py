@@ -1,14 +1,38 @@
-"""A TCP proxy for the one-time task: a command, and a library for tests and programs."""
+"""A TCP proxy for the one-time task: a command, and a library for tests and programs.
+
+    with tcpproxy.Proxy("db.example:5432") as proxy:
+        connection = socket.create_connection(proxy.address)
+
+Proxy          listens and forwards; help(tcpproxy.Proxy) lists its options
+Event          a fact about a proxy or a connection, as `on_event` gets it; EventKind and Reason are types of its fields
+Stats          numbers, from Proxy.stats()
+Connection     a live connection, from Proxy.connections(); State is the type of its state
+TcpProxyError  base of all errors: UsageError, StartError, WorkerError
+
+The names are imported when they are first used.
+"""
 
 TYPE_CHECKING = False  # typing's own costs the command milliseconds
 if TYPE_CHECKING:
     from .errors import StartError, TcpProxyError, UsageError, WorkerError
     from .proxy import Proxy
-    from .report.event import Event
-    from .views import Connection, Stats
+    from .report.event import Event, EventKind, Reason
+    from .views import Connection, State, Stats
 
 __version__ = "0.1.0"
-__all__ = ["Connection", "Event", "Proxy", "StartError", "Stats", "TcpProxyError", "UsageError", "WorkerError"]
+__all__ = [
+    "Connection",
+    "Event",
+    "EventKind",
+    "Proxy",
+    "Reason",
+    "StartError",
+    "State",
+    "Stats",
+    "TcpProxyError",
+    "UsageError",
+    "WorkerError",
+]
 
 if not TYPE_CHECKING:  # a type checker takes it for a promise of any name at all
 
@@ -18,8 +42,12 @@ if not TYPE_CHECKING:  # a type checker takes it for a promise of any name at al
 
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        homes = {"Proxy": "proxy", "Event": "report.event", "Connection": "views", "Stats": "views"}
-        home = homes.get(name, "errors")
+        if name == "Proxy":
+            home = "proxy"
+        elif name in ("Event", "EventKind", "Reason"):
+            home = "report.event"
+        else:
+            home = "errors" if name.endswith("Error") else "views"
         try:
             module = importlib.import_module(f".{home}", __name__)
         except ImportError as error:
@@ -27,3 +55,7 @@ if not TYPE_CHECKING:  # a type checker takes it for a promise of any name at al
 
             raise not_compiled(error) from None
         return globals().setdefault(name, getattr(module, name))
+
+    def __dir__() -> list[str]:
+        """The public names, also those that are not imported yet."""
+        return [*__all__, "__version__"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def shown(value: object) -> str:
-    """An argument as an error repeats it: a few lines at most, and also where Python refuses to write a number out."""
+    """The repr of an argument, for an error message. Long ones are cut; a number may be too long to print."""
     try:
         text = repr(value)
     except ValueError:
@@ -13,7 +13,7 @@ def shown(value: object) -> str:
 
 
 def clean(text: str) -> str:
-    """The text with everything that could move a cursor or begin a line made visible (log injection)."""
+    """The text with control characters escaped, so that it cannot begin a line or move a cursor (log injection)."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

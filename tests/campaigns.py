@@ -7,7 +7,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from support import Command, eventually, needs_proc
+from support.command import Command
+from support.machine import needs_proc
+from support.waiting import eventually
 from traffic import Traffic
 
 IDLE_PIPES = 4

@@ -1,4 +1,4 @@
-"""Fixtures: see support.py for what they hand out. Each closes, stops and ends what it has made."""
+"""Fixtures: see support/ for what they hand out. Each closes, stops and ends what it has made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable, Generator, Iterator
 import pytest
 from campaigns import totals
 from networks import Closed, Namespace, Silent
-from support import Command, Echo, Link, Upstream, absent
+from support.command import Command
+from support.machine import absent
+from support.peers import Echo, Link, Upstream
 
 import tcpproxy
 

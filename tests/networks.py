@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import wire
-from support import TIMEOUT, needs
+from support.machine import needs
+from support.waiting import TIMEOUT
 
 
 class Closed:

@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from support import Upstream, payload
+from support.peers import Upstream
+from support.streams import payload
 
 PATIENCE = 6.0
 """Seconds without a byte or an end after which an end of a conversation is hung: the proxy's longest linger is 5."""

@@ -1,0 +1,32 @@
+"""The compiled core: it carries every byte. Cython, GIL released, one thread a worker.
+
+The map. A file is one subject; its .pxd is the table of contents: structs, contracts, what each call returns. Imports
+point down only. docs/core.md tells the life of a byte and of a connection.
+
+    worker     the door between Python and the core; everything below is `noexcept nogil`
+    engine     the loop of a worker: wait, events, turns, timers, commands
+    accepting  listeners, pauses, which worker serves a client
+    relay      events, timers and turns of one connection
+    opening    from an accepted socket to two connected ones
+    closing    resets passed on, last bytes drained, sockets closed
+    reports    event records: the only place that writes facts
+    resources  what a loop owns: made, closed, freed, closed after a fork
+    table      relays by index and generation
+    loop       structs only: Loop, Relay, Upstream, Group, ...
+    half       one direction: the pump
+    connecting attempts to reach upstream (RFC 8305)
+    spin       adaptive busy polling
+    bulk       scheduling policy in steady bulk
+    trial      online A/B test that both use
+    sources    connections of each source address
+    inbox      commands to a worker from other threads
+    events     ring of event records, from a worker to Python
+    poller     THE contract of the pollers: epoll, kqueue, poll
+    splice     pipes for splice(2)
+    timers     deadlines: a list for each constant length
+    buffer     bytes that a half could not send yet
+    tag        what an event's tag means
+    net        sockets; the platform's part is in net_posix.h or net_windows.h
+    thread     the calling thread's scheduling, signals and processor time; the clock
+    sync       atomics for what threads share
+"""

@@ -1,27 +1,29 @@
-# How a worker that moves bulk goes back to sleep: so that whoever sends or receives goes first, and the next batch is larger.
+# Scheduling in bulk: a worker that moves bulk yields to local peers, so that each wake-up finds more bytes.
 #
-# It offers the processor (sched_yield), but that reaches only threads of its own scheduling group, and every session and service
-# has its own. So in steady bulk it asks the kernel not to interrupt anybody when it wakes this thread (SCHED_BATCH). On a
-# processor that somebody else keeps busy it would wait for that one too, so it is tried (see trial.pxd), and a
-# conversation, of any worker, ends it at once.
+# Before it waits it calls sched_yield. That gives way only to threads of its own scheduling group, and every session and every
+# service has a group of its own. So in steady bulk the thread also switches to SCHED_BATCH: when it is woken, it preempts no
+# other thread. On a processor that an unrelated program keeps busy it would wait for that program too. So a trial (trial.pxd)
+# decides about it, and interactive traffic of any worker ends it at once.
 from libc.stdint cimport uint64_t
 from tcpproxy._core.trial cimport Trial
 
 cdef enum:
-    OVER_NS = 100000000     # without bytes: over. Who wakes last sleeps no longer at a time, so as to be woken as usual then
+    OVER_NS = 100000000     # ns without bytes that end steady bulk. With SCHED_BATCH no wait is longer, so that it is left then
 
 cdef struct Bulk:
-    bint on                 # bytes come many at a time
-    bint steady             # have done so for a while, without a conversation
-    bint batch_policy             # the kernel wakes this thread last
-    bint unavailable             # it would not, or somebody has chosen a policy for this thread
-    uint64_t mean           # bytes of a batch, lately
-    uint64_t moved          # bytes, up to the last batch that moved any
-    uint64_t since_ns       # when that was
-    uint64_t group_moved      # bytes that all workers of the group had moved when the trial's phase began
-    Trial trial             # of bytes: way 1 is to wake last
+    bint on                 # the last batch that moved bytes was bulk: yield before the wait, and do not busy-poll
+    bint steady             # bulk for a while, without interactive traffic: the trial runs
+    bint batch_policy       # the thread is in SCHED_BATCH
+    bint unavailable        # the switch was refused, or the user has set a policy for this thread
+    uint64_t mean           # moving average of the bytes of a batch
+    uint64_t moved          # total of bytes up to the last batch that moved any
+    uint64_t since_ns       # time of that batch
+    uint64_t group_moved    # total of bytes of all workers of the group when the trial's phase began
+    Trial trial             # its units are bytes; arm 1 is SCHED_BATCH
 
 cdef void bulk_init(Bulk *bulk) noexcept nogil
-# After a batch. `total`: what this worker has moved; `bulk_only`: nobody has a conversation. True: bulk_judge, please
+# After a batch. `total`: bytes that this worker has moved so far; `bulk_only`: no worker has interactive traffic. True: the
+# caller has to call bulk_judge
 cdef bint bulk_count(Bulk *bulk, uint64_t total, bint bulk_only, uint64_t now_ns) noexcept nogil
-cdef void bulk_judge(Bulk *bulk, uint64_t group_moved) noexcept nogil        # what all workers of the group have moved
+# Chooses the policy. `group_moved`: bytes that all workers of the group have moved so far
+cdef void bulk_judge(Bulk *bulk, uint64_t group_moved) noexcept nogil

@@ -1,27 +1,31 @@
-# How a worker goes back to sleep that moves bulk: the model is in bulk.pxd.
+# Scheduling in bulk: the model is in bulk.pxd.
 from libc.stdint cimport uint64_t
-from tcpproxy._core.net cimport thread_batch_policy
-from tcpproxy._core.trial cimport Trial, trial_restart, trial_count, trial_due, trial_init, trial_arm
+from tcpproxy._core.thread cimport thread_batch_policy
+from tcpproxy._core.trial cimport Trial, trial_arm, trial_count, trial_due, trial_init, trial_restart
 
-cdef enum:
-    MANY = 16384            # bytes: a batch that moved more is bulk, where polling won nothing and cost 10 % (iperf3)
-    MEAN = 32768            # bytes a batch are steady. Not the least: of 131,072 sent at a time two segments leave 106
-    MOST = 131072           # counted of a batch, or the largest bulk_only would make the mean
-    SPAN = 16               # batches of the mean
-    SAMPLE = 134217728        # bytes, some 30 ms
-    TIME = 110              # per cent: where it helped 73 to 110 (iperf3, one stream and more), beside hungry programs 75 to 250
-    COST = 90               # where it helped 34 to 85
+cdef enum:                  # the measurements are in docs/decisions.md
+    BULK_BATCH = 16384      # bytes: a batch that moved more is bulk. Busy polling after one gained nothing and cost 10 % (iperf3)
+    # bytes per batch that make bulk steady, as a mean. A minimum per batch would not do: of 131,072 bytes sent at a time the
+    # last segment has 106, which arrive alone.
+    STEADY_MEAN = 32768
+    COUNTED_MOST = 131072   # bytes of a batch that count for the mean, or the largest batch alone would decide it
+    MEAN_BATCHES = 16       # batches that the mean reaches back
+    SAMPLE_BYTES = 134217728        # bytes of a sample and of a probe: some 30 ms
+    # SCHED_BATCH pays if it takes less than these per cent of the time and of the processor time. Where it helped, 73 to 110
+    # and 34 to 85 were seen (iperf3, one stream and more); beside programs that compute all the time, 75 to 250 of the time.
+    TIME_PERCENT = 110
+    COST_PERCENT = 90
 
 
 cdef void bulk_init(Bulk *bulk) noexcept nogil:
-    # The other way is as cheap to try as this one: a glance is a look.
-    trial_init(&bulk.trial, SAMPLE, SAMPLE, TIME, COST, 0)
+    # Both arms cost the same to try: probe = sample.
+    trial_init(&bulk.trial, SAMPLE_BYTES, SAMPLE_BYTES, TIME_PERCENT, COST_PERCENT, 0)
 
 
 cdef bint bulk_count(Bulk *bulk, uint64_t total, bint bulk_only, uint64_t now_ns) noexcept nogil:
     cdef uint64_t moved = total - bulk.moved, turn_ns = now_ns - bulk.since_ns
     if moved:
-        bulk.on = moved > MANY or bulk.steady
+        bulk.on = moved > BULK_BATCH or bulk.steady
         bulk.moved = total
         bulk.since_ns = now_ns
     if bulk.unavailable:
@@ -29,8 +33,8 @@ cdef bint bulk_count(Bulk *bulk, uint64_t total, bint bulk_only, uint64_t now_ns
     if not bulk_only or turn_ns >= OVER_NS:
         bulk.mean = 0
     elif moved:
-        bulk.mean = (bulk.mean * (SPAN - 1) + min(moved, <uint64_t> MOST)) // SPAN
-    if bulk.mean < MEAN:
+        bulk.mean = (bulk.mean * (MEAN_BATCHES - 1) + min(moved, <uint64_t> COUNTED_MOST)) // MEAN_BATCHES
+    if bulk.mean < STEADY_MEAN:
         bulk.steady = False
         _set_policy(bulk, False)
         return False
@@ -47,14 +51,14 @@ cdef bint bulk_count(Bulk *bulk, uint64_t total, bint bulk_only, uint64_t now_ns
 cdef void bulk_judge(Bulk *bulk, uint64_t group_moved) noexcept nogil:
     cdef Trial *trial = &bulk.trial
     if trial_due(trial):
-        # The time of what group_moved moves: workers share processors, and what one gains another may lose.
+        # Time per byte of the whole group: workers share processors, so what one gains another may lose.
         trial.took_ns = <uint64_t> (<double> trial.took_ns * trial.units / (group_moved - bulk.group_moved))
     bulk.group_moved = group_moved
     _set_policy(bulk, trial_arm(trial))
 
 
-cdef void _set_policy(Bulk *bulk, bint last) noexcept nogil:
-    if bulk.batch_policy != last:
-        bulk.unavailable = not thread_batch_policy(last)
-        bulk.batch_policy = last and not bulk.unavailable
+cdef void _set_policy(Bulk *bulk, bint batch) noexcept nogil:
+    if bulk.batch_policy != batch:
+        bulk.unavailable = not thread_batch_policy(batch)
+        bulk.batch_policy = batch and not bulk.unavailable
         bulk.steady = bulk.steady and not bulk.unavailable

@@ -1,38 +1,41 @@
-# Reaching upstream: every address of a list in turn, a new attempt each 250 ms or as soon as one has failed, the first
-# connection wins (RFC 8305, "Happy Eyeballs"). Exists only until the relay relays.
+# Connecting to upstream: the addresses of a list in order, a new attempt every 250 ms or as soon as one has failed; the first
+# connection wins (RFC 8305, "Happy Eyeballs"). A Connecting is freed when the relay starts to relay.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.net cimport net_addr, net_tuning
 from tcpproxy._core.poller cimport Poller, Watch
 
 cdef enum:
-    ADDRESSES = 14              # of one name: attempt n reports as n + 1 in a tag's four bits, and 15 is a listener's
+    ADDRESSES = 14              # addresses of one name at most: attempt n is n + 1 in a tag's low four bits, a listener 15
 
-cdef struct AddressList:        # one answer to "where is upstream?"; of one worker, counted by its users there
+cdef struct AddressList:        # the result of one lookup. Belongs to one worker; freed when its last user releases it
     uint32_t users
-    uint32_t count              # 0: the look-up failed
-    uint64_t expires_ns         # not to be used for new connections from then on
+    uint32_t count              # 0: the lookup has failed
+    uint64_t expires_ns         # from then on not used for new connections
     net_addr addresses[ADDRESSES]
 
 cdef struct Connecting:
     AddressList *list
-    const net_tuning *tuning    # of the worker
-    uint32_t started            # addresses tried so far
-    uint32_t pending            # attempts under way
+    const net_tuning *tuning    # the worker's
+    uint32_t started            # number of addresses tried so far
+    uint32_t pending            # number of attempts in progress
     int32_t error               # errno of the attempt that failed last
-    uint32_t last               # its address
-    Watch attempts[ADDRESSES]   # one per address; fd NET_NONE: not under way
-    uint8_t ready[ADDRESSES]    # READY_ bits reported so far: what is read first may come before "connected"
+    uint32_t last               # index of its address
+    Watch attempts[ADDRESSES]   # one per address; fd NET_NONE: not in progress
+    uint8_t ready[ADDRESSES]    # READY_ bits reported so far: bits of the winner's side, which the poller does not repeat
 
-cdef enum:                      # what the calls below return: the number of the attempt that has won, or
+cdef enum:                      # what the functions below return: the number of the attempt that has won, or
     CONNECTING_PENDING = -1
-    CONNECTING_FAILED = -2      # all addresses tried: `error`, `last`
+    CONNECTING_FAILED = -2      # `error` and `last` say which attempt failed last
 
 cdef Connecting *connecting_new(AddressList *list, const net_tuning *tuning) noexcept nogil      # NULL: no memory
-cdef void connecting_free(Connecting *connecting, Poller *poller) noexcept nogil    # closes every attempt under way
+cdef void connecting_free(Connecting *connecting, Poller *poller) noexcept nogil    # resets attempts in progress
+# Starts the next attempt. CONNECTING_FAILED: all addresses have been tried, and none is in progress
 cdef int connecting_next(Connecting *connecting, Poller *poller, uint64_t tag) noexcept nogil
+# An event of attempt `number`. CONNECTING_FAILED: this attempt has failed
 cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t number, uint32_t ready) noexcept nogil
-cdef void connecting_take(Connecting *connecting, Poller *poller, uint32_t number, Watch *to) noexcept nogil  # the winner
-cdef bint connecting_has_more(Connecting *connecting) noexcept nogil
+# Moves the winner's socket out
+cdef void connecting_take(Connecting *connecting, Poller *poller, uint32_t number, Watch *to) noexcept nogil
+cdef bint connecting_has_more(Connecting *connecting) noexcept nogil           # addresses that were not tried
 
 cdef void addresses_keep(AddressList *list) noexcept nogil
 cdef void addresses_release(AddressList *list) noexcept nogil          # NULL is allowed

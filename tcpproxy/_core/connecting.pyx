@@ -1,4 +1,4 @@
-# Reaching upstream: the model is in connecting.pxd.
+# Connecting to upstream: the model is in connecting.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_connect, net_open, net_reset, net_socket, net_take_error, \
@@ -37,20 +37,20 @@ cdef void _give_up(Connecting *connecting, Poller *poller, uint32_t number) noex
     if fd == NET_NONE:
         return
     poller_remove(poller, watch, WATCH_STREAM)
-    watch.fd = NET_NONE         # first, as in relay.pyx
-    net_reset(fd)               # it may be connected by now: upstream must not take that for a client with nothing to say
+    watch.fd = NET_NONE         # before the number can be used again: see resources_close_after_fork
+    net_reset(fd)               # it may be connected by now: a FIN would look like a client that sent nothing
     connecting.pending -= 1
 
 
 cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_t tag) noexcept nogil:
-    """Starts one attempt: 0 if it is under way, or -errno. Even a connect that succeeds at once is seen by its event."""
+    """Starts one attempt: 0 if it is in progress, or -errno. A connect that succeeds at once is reported by an event too."""
     cdef Watch *watch = &connecting.attempts[number]
     cdef int64_t opened = net_open(&connecting.list.addresses[number], connecting.tuning)
     cdef net_socket fd = <net_socket> opened
     cdef int rc
     if opened < 0:
         return <int> opened
-    # Connect first, watch then: epoll reports a hang-up on a socket that was never connected.
+    # Connect first, then add it to the poller: epoll reports a hang-up for a socket on which connect was not called.
     rc = net_connect(fd, &connecting.list.addresses[number])
     if rc == 0 or rc == -EINPROGRESS:
         watch.fd = fd
@@ -65,7 +65,7 @@ cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_
 
 
 cdef int connecting_next(Connecting *connecting, Poller *poller, uint64_t tag) noexcept nogil:
-    """Starts the next attempt that gets under way. `tag` is the relay's: attempt n reports under `tag` + n + 1."""
+    """Starts attempts until one is in progress. `tag` is the relay's: the tag of attempt n is `tag` + n + 1."""
     cdef uint32_t number
     cdef int rc
     while connecting_has_more(connecting):
@@ -80,16 +80,16 @@ cdef int connecting_next(Connecting *connecting, Poller *poller, uint64_t tag) n
 
 
 cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t number, uint32_t ready) noexcept nogil:
-    """What an event says of an attempt: `number` if it is connected, with `error` 0, or the reset that followed at once.
+    """Returns `number` if that attempt is connected; `error` is 0, or the errno of a reset that followed at once.
 
-    CONNECTING_FAILED means this attempt; others may be pending or untried.
+    CONNECTING_FAILED is about this attempt only: others may be pending or untried.
     """
     cdef int error = 0
     if number >= connecting.started or connecting.attempts[number].fd == NET_NONE:
-        return CONNECTING_PENDING               # an old event, of an attempt that was given up in this batch
+        return CONNECTING_PENDING               # a stale event: the attempt was given up in this batch
     connecting.ready[number] |= <uint8_t> ready
     if ready & READY_ERROR:
-        # The hint is not trusted: only the socket knows. To tell us of the error may have used it up (Windows).
+        # The bit is a hint: SO_ERROR confirms it. On Windows polling may have cleared the error: ask getpeername too.
         error = net_take_error(connecting.attempts[number].fd) or net_unconnected(connecting.attempts[number].fd)
         if error and not net_was_connected(error):
             connecting.error = error

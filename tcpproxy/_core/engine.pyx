@@ -4,9 +4,9 @@ from tcpproxy._core.accepting cimport accepting_close, accepting_event, acceptin
 from tcpproxy._core.bulk cimport OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
-from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_pop, inbox_push
+from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
 from tcpproxy._core.loop cimport ABORT, BATCH, CLIENT, UPSTREAM, Group, Relay, relay_alive
-from tcpproxy._core.net cimport clock_ns, net_reset, thread_block_sigpipe, thread_nap_us, thread_yield
+from tcpproxy._core.net cimport net_reset
 from tcpproxy._core.opening cimport opening_answered, opening_start
 from tcpproxy._core.poller cimport poller_wait, poller_wake
 from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
@@ -17,6 +17,7 @@ from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, syn
     sync_sub, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_find, table_release
 from tcpproxy._core.tag cimport TAG_LISTENER, tag_socket
+from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us, thread_yield
 from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
 
 cdef enum:
@@ -214,7 +215,6 @@ cdef int64_t _wait_ns(Loop *loop) noexcept nogil:
 cdef void _commands(Loop *loop) noexcept nogil:
     cdef Message message
     cdef AddressList *answer
-    cdef uint64_t stop
     cdef int i
     while inbox_pop(&loop.inbox, &message):
         if message.kind == MESSAGE_CONNECTION:
@@ -225,7 +225,11 @@ cdef void _commands(Loop *loop) noexcept nogil:
         if sync_load_pointer(&loop.upstreams[i].incoming) != NULL:
             answer = <AddressList *> sync_swap_pointer(&loop.upstreams[i].incoming, NULL)
             _answered(loop, i, answer)
-    stop = sync_load(&loop.stop)
+    _obey_stop(loop)
+
+
+cdef void _obey_stop(Loop *loop) noexcept nogil:
+    cdef uint64_t stop = sync_load(&loop.stop)
     if stop:
         accepting_close(loop)
     if stop == ABORT:
@@ -256,7 +260,10 @@ cdef void _abort_all(Loop *loop) noexcept nogil:
 
 cdef void _answer(Loop *loop, const Message *message) noexcept nogil:
     """Carries out a command whose sender waits for it."""
-    _fill_view(loop, <View *> message.body)
+    if message.kind == MESSAGE_VIEW:
+        _fill_view(loop, <View *> message.body)
+    elif message.kind == MESSAGE_SYNC:
+        _obey_stop(loop)
     sync_sub(&loop.asking, 1)
     sync_store(message.done, 1)         # last: the sender's frame may be gone then
 

@@ -6,6 +6,17 @@ from libc.string cimport memset
 from tcpproxy._core.net cimport net_send, net_would_block
 from tcpproxy._core.sync cimport sync_bump, sync_check, sync_load, sync_peek, sync_store, sync_swap
 
+cdef extern from * nogil:
+    """
+    static const char *const KIND_NAMES[] = {"", "new", "end", "failed", "accept-error", "limit"};
+    static const char *const REASON_NAMES[] = {
+        "", "client-eof", "upstream-eof", "client-reset", "upstream-reset", "idle", "half-close-timeout", "connect-refused",
+        "connect-timeout", "unreachable", "dns", "limit", "shutdown",
+    };
+    """
+    const char **KIND_NAMES         # in the order of EVENT_, from 0
+    const char **REASON_NAMES       # in the order of REASON_
+
 
 cdef int events_init(EventRing *ring, uint64_t room, net_socket wakeup) noexcept nogil:
     memset(ring, 0, sizeof(EventRing))
@@ -34,13 +45,13 @@ cdef EventRecord *events_claim(EventRing *ring, int kind) noexcept nogil:
 
 
 cdef void events_publish(EventRing *ring) noexcept nogil:
-    # swap and check, not store and load: a reader that falls asleep looks once more after saying so, and one of the two
-    # must see the other
+    # sync_swap and sync_check, not store and load: a reader sets `asleep` and then checks the ring once more, and one of the
+    # two has to see the other's change (sync.pxd).
     sync_swap(&ring.written, sync_peek(&ring.written) + 1)
     cdef int64_t rc
     if sync_check(&ring.asleep) and sync_swap(&ring.asleep, 0):
         rc = net_send(ring.wakeup, <const char *> "e", 1)
-        if rc < 0 and not net_would_block(rc):          # a full socket is a wakeup that already rings
+        if rc < 0 and not net_would_block(rc):          # a full socket: a wake-up is pending already
             sync_store(&ring.asleep, 1)                 # no memory: the next record tries again
 
 
@@ -59,3 +70,11 @@ cdef void events_sleep(EventRing *ring) noexcept nogil:
 
 cdef bint events_empty(EventRing *ring) noexcept nogil:
     return sync_peek(&ring.taken) == sync_check(&ring.written)
+
+
+cdef const char *events_kind_name(int kind) noexcept nogil:
+    return KIND_NAMES[kind] if 0 <= kind < KINDS else NULL
+
+
+cdef const char *events_reason_name(int reason) noexcept nogil:
+    return REASON_NAMES[reason] if 0 <= reason < REASONS else NULL

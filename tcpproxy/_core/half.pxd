@@ -1,7 +1,34 @@
-# One direction of a relay: bytes from `source` to `sink`. The pump is written once and called for both halves.
+# One direction of a relay: bytes from `source` to `sink`. Both directions run the same code, half_pump, whose contract is above
+# it in half.pyx.
 #
-#   open --EOF read--> draining --buffer empty, FIN passed on--> shut
+#   open --EOF read--> draining --everything sent, FIN passed on--> shut
 #   open or draining --source or sink failed--> broken
+#
+# WHAT THE FLAGS OF A SIDE MEAN
+#
+# A side is one of the two sockets. `eof_read` is about what it sends, `fin_sent` about what it receives; `error` and
+# `error_pending` are about the whole socket. While a relay relays (closing.pyx has what follows):
+#
+#   eof_read  fin_sent  error_pending  error    meaning, and what the relay does
+#   0         0         0              0        both directions are open
+#   1         0         0              0        the side has ended its direction (half-close): what it sent is delivered,
+#                                               then FIN is sent to the other side. It still receives
+#   0         1         0              0        the other side has ended its direction. This one may send on, for as long as
+#                                               --half-close-timeout allows without a byte
+#   1         1         0              0        both its directions have ended. Once those of the other side have too, the
+#                                               relay closes both sockets
+#   0         any       1              0        the poller has announced an error. Bytes that came before it may be unread:
+#                                               reads go on until recv reports the error, or until TIMER_LINGER fires
+#                                               because no byte has left our kernel for 5 s
+#   1         any       1              0        an RST behind its FIN. No recv follows, so _after_turn in relay.pyx takes the
+#                                               error from the socket, and the next row applies
+#   any       any       any            not 0    the side has failed. What is queued for it is dropped. What it sent is still
+#                                               read and delivered; then the other side is reset, but closed with FIN if
+#                                               both directions of that one had ended
+#   (both sides: error not 0)                   both are reset at once
+#
+# With --half-close-timeout 0 the first EOF makes both halves draining: `fin_sent` is then set on both sides while one of them
+# has no `eof_read`, and the relay reads and discards what that one sends (lingering).
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.buffer cimport Buffer
 from tcpproxy._core.poller cimport Poller, Watch
@@ -9,14 +36,14 @@ from tcpproxy._core.splice cimport Pipe, Pipes
 
 cdef enum:                      # Half.state
     HALF_OPEN = 0
-    HALF_DRAINING               # the source has ended; its last bytes wait in the buffer
+    HALF_DRAINING               # the source has ended; its last bytes may wait in the buffer or the pipe
     HALF_SHUT                   # the end was passed on
-    HALF_BROKEN                 # ended without an end of file: the sink has to hear of it by a reset
+    HALF_BROKEN                 # ended without an end of file: the sink has to be reset
 
 cdef enum:                      # what half_pump returns, as bits
     PUMP_WAIT = 0               # nothing to do before the next event
-    PUMP_MORE = 1               # another turn, please: the budget is used up, or bytes could not be had yet
-    PUMP_MOVED = 2              # bytes reached the sink, or an end was passed on
+    PUMP_MORE = 1               # call again after the other relays: the budget is used up, or recv gave nothing yet
+    PUMP_MOVED = 2              # bytes were copied from the source or taken by the sink, or an end was passed on
 
 cdef enum:                      # Pump.zero_copy
     ZERO_COPY_OFF = 0
@@ -26,38 +53,38 @@ cdef enum:                      # Pump.zero_copy
 cdef enum:                      # Half.mode
     MODE_COPY = 0
     MODE_SPLICE
-    MODE_REFUSED                # the system would not splice these sockets: copy for good
+    MODE_REFUSED                # the system refused to splice these sockets: copy until the end
 
-cdef struct Side:               # one socket of a relay and what is known of it
+cdef struct Side:               # one socket of a relay and its state
     Watch watch
-    int32_t error               # errno that ended it; 0: alive
-    uint32_t left_kernel             # bytes for it that had left our kernel at the relay's last look (modulo 2^32)
+    int32_t error               # errno of its failure; 0: none
+    uint32_t left_kernel        # bytes for it that had left our kernel at the last check (modulo 2^32)
     uint8_t ready               # READY_IN, READY_OUT: the next call may succeed
-    uint8_t read_to_eagain              # an end or an urgent mark was announced: a short read no longer means "drained"
-    uint8_t eof_read              # its EOF was read
-    uint8_t error_pending             # an error was announced for it, perhaps behind bytes still unread
-    uint8_t fin_sent               # the other side's EOF was passed on to it
-    uint8_t no_delay            # TCP_NODELAY is set; it costs a system call, and Nagle holds back no first send
-    uint8_t pacing_off             # it has taken bulk: net_pacing_off was called
+    uint8_t read_to_eagain      # an end or an urgent mark was announced: a short read no longer means "drained"
+    uint8_t eof_read            # its EOF was read
+    uint8_t error_pending       # an error was announced, perhaps behind bytes that are still unread
+    uint8_t fin_sent            # the other side's EOF was passed on to it
+    uint8_t no_delay            # TCP_NODELAY is set. Set late: it costs a call, and Nagle does not delay the first send
+    uint8_t pacing_off          # it has taken bulk, and net_pacing_off was called
 
 cdef struct Half:
     Buffer buffer
-    Pipe *pipe                  # bytes behind those in the buffer; NULL: none
+    Pipe *pipe                  # holds bytes that come after those in the buffer; NULL: none
     uint64_t delivered          # bytes that the sink's kernel took
     uint8_t state
     uint8_t mode
-    uint8_t streak              # reads in a row that speak for bulk, or against it
-    uint8_t ask_recv            # the last splice has probably emptied the source: ask with a recv
+    uint8_t streak              # reads in a row that speak for the other mode
+    uint8_t ask_recv            # the next read is a recv: the last splice has probably emptied the source
 
 cdef struct Pump:               # what all halves of a worker share
     Poller *poller
-    char *scratch               # every read goes here first, so that an idle relay owns no buffer
-    uint32_t size               # of the scratch, and so the most that a half ever buffers
-    uint32_t budget             # bytes a half may read in one turn; the last of its reads may go beyond
-    uint32_t splice_size              # bytes of one splice
+    char *scratch               # every recv goes here first, so that an idle relay owns no buffer
+    uint32_t size               # bytes of the scratch, and so the most that a half buffers
+    uint32_t budget             # bytes that a half may read in one turn; its last read may exceed it
+    uint32_t splice_size        # bytes of one splice at most
     uint8_t zero_copy
     Pipes pipes
-    uint64_t spliced            # bytes that no copy of ours has touched
+    uint64_t spliced            # bytes delivered by splice
 
 cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil
-cdef void half_break(Half *half, Pump *pump) noexcept nogil    # no further byte of it will be delivered
+cdef void half_break(Half *half, Pump *pump) noexcept nogil    # drops what is queued; nothing more will be delivered

@@ -1,4 +1,4 @@
-# One direction of a relay: the states are in half.pxd.
+# One direction of a relay: states and flags are in half.pxd.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t
 from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
@@ -9,10 +9,11 @@ from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_
 from tcpproxy._core.sync cimport sync_bump
 
 cdef enum:
-    STREAK = 2              # reads in a row that change the mode; with 4 a transfer of 1 MiB cost a third more, see bench/README
-    SEGMENT = 536           # bytes that fit any TCP segment, so that no rest of them waits for an acknowledgement
-    SMALL = 16384           # a splice of less is dearer than a copy
-    CONFIRM = 65536         # a splice of less has probably emptied the source
+    # The figures are in docs/decisions.md.
+    MODE_READS = 2          # reads in a row that change the mode. With 4 a transfer of 1 MiB cost a third more CPU
+    SMALLEST_MSS = 536      # bytes: a first send of so many fits one TCP segment, so Nagle holds back no rest of it
+    SPLICE_WORTH = 16384    # bytes: a splice of less costs more than a copy
+    LIKELY_EMPTIED = 65536  # bytes: a splice of less has probably emptied the source. With 256 KiB 8 % of all bytes were copied
 
 
 cdef inline void _not_ready(Side *side, uint32_t bit, Pump *pump) noexcept nogil:
@@ -21,9 +22,9 @@ cdef inline void _not_ready(Side *side, uint32_t bit, Pump *pump) noexcept nogil
 
 
 cdef int64_t _send(Half *half, Side *sink, const char *data, uint32_t size, Pump *pump) noexcept nogil:
-    """How many bytes the sink took. 0: it is full (no longer READY_OUT), or has failed (sink.error)."""
+    """Returns how many bytes the sink took. 0: it is full (READY_OUT is cleared), or has failed (sink.error)."""
     cdef int64_t sent
-    if not sink.no_delay and (half.delivered or size > SEGMENT):
+    if not sink.no_delay and (half.delivered or size > SMALLEST_MSS):
         net_no_delay(sink.watch.fd)
         sink.no_delay = True
     sent = net_send(sink.watch.fd, data, size)
@@ -40,17 +41,17 @@ cdef int64_t _send(Half *half, Side *sink, const char *data, uint32_t size, Pump
 # --- out ---
 
 cdef void _deliver(Half *half, Side *sink, uint32_t size, Pump *pump) noexcept nogil:
-    """Sends what was read into the scratch, and keeps what the sink would not take."""
+    """Sends what was read into the scratch, and buffers what the sink does not take."""
     cdef int64_t sent = _send(half, sink, pump.scratch, size, pump)
     if not sink.error and sent < <int64_t> size:
         if buffer_fill(&half.buffer, pump.scratch + sent, <uint32_t> (size - sent)) < 0:
-            sink.error = ENOMEM     # bytes are lost: the sink must not take what follows for the whole
+            sink.error = ENOMEM     # bytes are lost: nothing behind them may be delivered
     if sink.error:
         half_break(half, pump)
 
 
 cdef int _drain_buffer(Half *half, Side *sink, Pump *pump) noexcept nogil:
-    """Sends what waits in the buffer: PUMP_MOVED if any of it went."""
+    """Sends from the buffer. Returns PUMP_MOVED if the sink took any of it."""
     cdef int64_t sent = _send(half, sink, half.buffer.memory + half.buffer.start,
                               half.buffer.end - half.buffer.start, pump)
     if sent > 0:
@@ -62,12 +63,12 @@ cdef int _drain_buffer(Half *half, Side *sink, Pump *pump) noexcept nogil:
 
 cdef void _give_pipe(Half *half, Pump *pump) noexcept nogil:
     cdef Pipe *pipe = half.pipe
-    half.pipe = NULL                    # before it may be freed: see Worker.abandon
+    half.pipe = NULL                    # before it may be freed: see resources_close_after_fork
     pipe_give(&pump.pipes, pipe)
 
 
 cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
-    """Sends what waits in the pipe: PUMP_MOVED if any of it went."""
+    """Sends from the pipe. Returns PUMP_MOVED if the sink took any of it."""
     cdef int64_t sent = pipe_drain(half.pipe, sink.watch.fd)
     cdef int result = PUMP_WAIT
     if sent > 0:
@@ -83,7 +84,7 @@ cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
             _deliver(half, sink, <uint32_t> sent, pump)
             result = PUMP_MOVED
         else:
-            sink.error = ENOMEM         # bytes that cannot be had back are lost: see _deliver
+            sink.error = ENOMEM         # the bytes in the pipe are lost: see _deliver
     else:
         sink.error = <int> -sent
     if sink.error:
@@ -95,10 +96,10 @@ cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
 
 cdef void _pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     cdef int rc = 0
-    if not (source.eof_read and sink.eof_read and source.fin_sent):    # else both are closed in a moment, which says the same
+    if not (source.eof_read and sink.eof_read and source.fin_sent):    # else close() follows, which sends FIN as well
         rc = net_shut_write(sink.watch.fd)
     if rc < 0:
-        sink.error = -rc                # or the sink would wait for its end of file
+        sink.error = -rc                # the sink would wait for the end of file for ever
         half_break(half, pump)
         return
     sink.fin_sent = True
@@ -108,10 +109,10 @@ cdef void _pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcep
 # --- in ---
 
 cdef void _choose_mode(Half *half, Side *sink, int64_t got, Pump *pump) noexcept nogil:
-    """Is it bulk? Splice once some reads in a row have filled the scratch, copy again once some have been small."""
-    cdef bint speaks = got < SMALL if half.mode == MODE_SPLICE else got == <int64_t> pump.size
-    half.streak = half.streak + 1 if speaks else 0
-    if half.streak < STREAK:
+    """Splices after MODE_READS reads in a row that filled the scratch; copies again after as many small splices."""
+    cdef bint for_other = got < SPLICE_WORTH if half.mode == MODE_SPLICE else got == <int64_t> pump.size
+    half.streak = half.streak + 1 if for_other else 0
+    if half.streak < MODE_READS:
         return
     half.streak = 0
     if not sink.pacing_off:
@@ -122,23 +123,24 @@ cdef void _choose_mode(Half *half, Side *sink, int64_t got, Pump *pump) noexcept
 
 
 cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
-    """Bytes now in the scratch; 0: none, for whatever reason (source.ready, half.state)."""
+    """Reads into the scratch. Returns the number of bytes; 0: none, and source.ready and half.state say why."""
     cdef int64_t got = net_recv(source.watch.fd, pump.scratch, pump.size)
     if got == 0 and source.error_pending and NET_POLL_CLEARS_ERROR:
         got = -ECONNRESET
     if got > 0:
-        # A read that leaves room has emptied the socket, which saves the call that would say so; but not at an
-        # urgent mark, where recv stops early, and not when an end is pending, of which no further event would tell.
+        # A read that does not fill the scratch has emptied the socket: this saves the recv that would return "would
+        # block". It is not so at an urgent mark, where recv stops early, nor behind an announced end, which no further
+        # event reports.
         if got < <int64_t> pump.size and not source.read_to_eagain:
             _not_ready(source, READY_IN, pump)
         _choose_mode(half, sink, got, pump)
         return got
     if got == 0:
         source.eof_read = True
-        # After a failed send the pending error is used up, and recv says 0 where it means reset.
+        # A failed send has cleared the pending error: recv then returns 0 although the side was reset.
         half.state = HALF_BROKEN if source.error else HALF_DRAINING
     elif net_would_block(got):
-        # At an urgent mark recv says so with bytes queued, if a signal is pending: a SIGSTOP, say. No event would follow.
+        # At an urgent mark recv returns this with bytes queued if a signal is pending (SIGSTOP). No event would follow.
         if not source.read_to_eagain or net_unread(source.watch.fd) == 0:
             _not_ready(source, READY_IN, pump)
     else:
@@ -148,18 +150,18 @@ cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
 
 
 cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
-    """Bytes now in half.pipe; 0: none, or the scratch has to be asked (half.ask_recv)."""
+    """Reads into half.pipe. Returns the number of bytes; 0: none, and a recv has to confirm it (half.ask_recv)."""
     cdef int64_t got
     cdef Pipe *pipe = pipe_take(&pump.pipes)
     if pipe == NULL:
-        half.ask_recv = True             # by copying, this time
+        half.ask_recv = True            # no pipe: copy, this time
         return 0
     got = pipe_fill(pipe, source.watch.fd, pump.splice_size)
     if got > 0:
         half.pipe = pipe
-        # Less than a pipe is either all there was, or all that its slots could take: the next call tells, and that
-        # might as well be a recv, which can tell "nothing" from an urgent mark.
-        half.ask_recv = got < CONFIRM
+        # Less than a full pipe: either the source is empty, or the pipe has no free slot. Only the next read can tell. It
+        # is a recv, because splice cannot tell an empty socket from an urgent mark.
+        half.ask_recv = got < LIKELY_EMPTIED
         _choose_mode(half, sink, got, pump)
         return got
     pipe_give(&pump.pipes, pipe)
@@ -167,16 +169,43 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
         half.mode = MODE_REFUSED
         return 0
     if got < 0 and not net_would_block(got) and not net_out_of_resources(got):
-        source.error = <int> -got       # a reset hides the bytes behind an urgent mark from splice, not from recv
+        source.error = <int> -got       # a reset hides bytes behind an urgent mark from splice, but not from recv
     half.ask_recv = True
     return 0
 
 
+# THE CONTRACT OF half_pump
+#
+# Moves bytes from `source` to `sink`, in order, none twice and none left out. It never blocks. It returns when one of them
+# would block, when the budget is used up, or when this direction has ended.
+#
+#   Delivery     What was read is sent at once. What the sink does not take is kept: in the buffer (at most `size` bytes), or
+#                in the pipe (at most PIPE_SIZE).
+#   Full sink    While bytes are kept nothing is read. So the source's receive queue fills, and TCP stops its peer:
+#                back-pressure.
+#   EOF          Everything that was read is delivered first. Then shutdown() sends FIN to the sink, and the half is shut. The
+#                other half goes on. If the other half is shut already, close() follows and sends that FIN.
+#   Read error   (a reset.) source.error is set, the half is broken. All bytes in front of the error are with the sink's
+#                kernel by then, since a half reads only when it keeps nothing. The relay resets the sink once that kernel
+#                has sent them (closing.pyx).
+#   Send error   sink.error is set, the half is broken, what it kept is dropped. The other half still delivers what the sink
+#                sent before it failed; then the relay resets the source.
+#   No memory    for what the sink does not take: as a send error, ENOMEM. Bytes that are lost must not be skipped.
+#   Budget       At least `budget` bytes were read and the source may have more: returns PUMP_MORE. The last read may exceed the
+#                budget: by the scratch, or by one splice.
+#   Splice       Only with an empty pipe, so that "would block" is said of the source. "Would block" and 0 are confirmed with
+#                a recv: at an urgent mark splice returns them with bytes unread. A refusal consumes nothing: the half copies
+#                from then on.
+#
+# Returning early is safe: nothing is forgotten. A ready bit is cleared only when a call would have blocked or a read has
+# emptied the socket, and then the poller reports the next edge. In every other case the return value has PUMP_MORE, or the
+# half is over; half_pump of a half that is over does nothing and returns PUMP_WAIT.
+#
+# The caller is relay_turn, from the run queue. It calls again at the next event of either side, and without an event, behind
+# the turns of the other relays, after PUMP_MORE. After each call it looks at both sides' `error` and `eof_read` and decides
+# what becomes of the relay (_after_turn in relay.pyx); a table of the flags is in half.pxd.
 cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
-    """Moves bytes until one side would block, the budget is used up, or the direction has ended.
-
-    Returns PUMP_ bits. A failure is left in source.error or sink.error, with half.state HALF_BROKEN.
-    """
+    """Returns PUMP_ bits. A failure is left in source.error or sink.error, with half.state HALF_BROKEN."""
     cdef int result = PUMP_WAIT
     cdef int64_t got
     cdef uint32_t used = 0
@@ -207,7 +236,7 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
                 result |= PUMP_MOVED
                 _deliver(half, sink, <uint32_t> got, pump)
             elif half.state == HALF_OPEN and source.ready & READY_IN:
-                return result | PUMP_MORE       # bytes are there that cannot be had just now: meanwhile it is the others' turn
+                return result | PUMP_MORE       # readable, but recv gave nothing (urgent mark, no memory): retry later
     return result
 
 

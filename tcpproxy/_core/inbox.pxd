@@ -14,6 +14,7 @@ cdef enum:
 cdef enum:                      # Message.kind
     MESSAGE_CONNECTION = 0      # an accepted socket, handed over by another worker: fd, client, target, id
     MESSAGE_VIEW                # fill the View in `body`
+    MESSAGE_SYNC                # obey Loop.stop, so that the sender knows when that is done
 
 cdef struct Message:
     uint64_t turn

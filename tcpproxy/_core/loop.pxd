@@ -39,6 +39,7 @@ cdef enum:                  # limits of one proxy
     WORKERS = 64
     BATCH = 256             # events taken from the poller at once
     TABLE_CHUNKS = 16384
+    CONNECTIONS = 1000000   # at a time, however many descriptors there are: some systems allow a thousand times as many
 
 cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
     Relay *next             # of the run queue, or of the free slots

@@ -1,53 +1,51 @@
-# The socket calls that the core may use; net.h says what each returns (a value >= 0, or -errno).
+# The socket calls that the core may use. Each returns a value >= 0, or -errno; net.h has the details.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "net.h" nogil:
-    ctypedef int net_socket         # or whatever the platform has, signed or not: compare it with NET_NONE alone
+    ctypedef int net_socket         # the platform's type, signed or not: compare it with NET_NONE only
     net_socket NET_NONE
-    bint NET_POLL_CLEARS_ERROR            # recv may say 0 for a reset whose announcement used it up
+    bint NET_POLL_CLEARS_ERROR      # the poller may clear the error it reports: recv then returns 0 for a reset
 
     ctypedef struct net_addr:
-        uint32_t length
+        uint32_t length             # used part of `bytes`; 0: no address
         uint8_t bytes[28]
 
     ctypedef struct net_tuning:
         int keepalive_idle          # seconds; 0: off
         int keepalive_interval      # seconds
-        int keepalive_count
+        int keepalive_count         # unanswered probes that end a connection
         int socket_buffer           # bytes, of each direction; 0: the system's choice
 
     int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
-    void net_format(const net_addr *addr, char *text)      # text: 80 bytes
+    void net_format(const net_addr *addr, char *text)           # text: 80 bytes
     uint64_t net_source(const net_addr *addr)
-    void thread_nap_us(long us)
-    void thread_yield()
-    bint thread_batch_policy(bint on)
-    void thread_block_sigpipe()
-    uint64_t clock_ns()
-    uint64_t thread_cpu_time()
-    int64_t net_accept(net_socket listener, net_addr *peer, const net_tuning *tuning)     # a net_socket
-    int64_t net_open(const net_addr *to, const net_tuning *tuning)                        # a net_socket
+
+    int64_t net_accept(net_socket listener, net_addr *peer, const net_tuning *tuning)       # a net_socket, or -errno
+    int64_t net_open(const net_addr *to, const net_tuning *tuning)                          # the same
+    int net_connect(net_socket fd, const net_addr *to)          # 0, -EINPROGRESS, or another -errno
+    int net_take_error(net_socket fd)                           # a positive errno, or 0
+    int net_unconnected(net_socket fd)                          # a positive errno, or 0
+    int64_t net_recv(net_socket fd, void *to, size_t size)
+    int64_t net_peek(net_socket fd, void *to, size_t size)
+    int64_t net_send(net_socket fd, const void *data, size_t size)
+    int net_shut_write(net_socket fd)                           # sends FIN behind what is queued
+    void net_close(net_socket fd)
+    void net_reset(net_socket fd)                               # closes with RST
+
     void net_no_delay(net_socket fd)
     void net_oob_inline(net_socket fd)
     void net_pacing_off(net_socket fd)
     void net_keep_alive(net_socket fd, const net_tuning *tuning)
     void net_tune(net_socket fd, const net_tuning *tuning)
-    int net_connect(net_socket fd, const net_addr *to)
-    int64_t net_recv(net_socket fd, void *to, size_t size)
-    int64_t net_peek(net_socket fd, void *to, size_t size)
-    int64_t net_send(net_socket fd, const void *data, size_t size)
-    int net_take_error(net_socket fd)
-    int net_unconnected(net_socket fd)
-    int net_shut_write(net_socket fd)
-    void net_close(net_socket fd)
-    void net_reset(net_socket fd)
-    int net_unread(net_socket fd)
-    int net_unsent(net_socket fd)
-    int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t *probes_at_ack)
+
+    int net_unread(net_socket fd)                               # bytes in the receive queue
+    int net_unsent(net_socket fd)                               # bytes in the send queue that the kernel has not sent yet
+    int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t *probes_at_ack)       # 0, 1, or -ETIMEDOUT
+
     bint net_would_block(int64_t rc)
     bint net_out_of_resources(int64_t rc)
     bint net_accept_transient(int rc)
     bint net_was_connected(int error)
 
-    # errno.h's, or the platform's numbers for them
+    # errno.h's, or Winsock's numbers for them
     int EINPROGRESS, EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ETIMEDOUT, ENOMEM, EINVAL

@@ -1,8 +1,10 @@
-/* What Winsock calls otherwise: included by net.h in place of the POSIX headers, and by nothing else.
+/* Sockets where Winsock differs from POSIX. Included by net.h only.
  *
- * A SOCKET is an unsigned handle, not a small int, but 64-bit Windows keeps handles within 32 bits: net.h returns one as
- * an int64_t, which leaves room for -errno. Errors come from WSAGetLastError and are numbered as Python's errno module
- * does it on Windows: Winsock's own numbers, but for the six that have the same name in C.
+ * The twin of net_posix.h: from net_socket on both files define the same names in the same order.
+ *
+ * A SOCKET is an unsigned handle, not a small int, but 64-bit Windows keeps handles within 32 bits: net.h returns a
+ * socket as int64_t, which leaves room for -errno. Errors come from WSAGetLastError and have the numbers of Python's
+ * errno module on Windows: Winsock's own numbers, except for the six errors that have the same name in C.
  *
  * Written for MSVC as well as mingw: no GNU extensions.
  */
@@ -20,18 +22,10 @@
 #include <stdio.h>
 #include <string.h>
 
-typedef SOCKET net_socket;
-#define NET_NONE INVALID_SOCKET
-#define NET_LENGTH(size) ((int)(size))
-
 #define SHUT_WR SD_SEND
 #define MSG_NOSIGNAL 0      /* there is no SIGPIPE */
-#define NET_POLLRDHUP 0     /* see NET_POLLHUP_STICKY */
-#define NET_POLLPRI 0       /* asking for it is an error */
-#define NET_CONNECTING EWOULDBLOCK
-#define NET_POLL_NAME "WSAPoll"
 
-/* The numbers that <errno.h> has for these belong to functions of the C library that do not exist here. */
+/* <errno.h> has other numbers for these, which no socket function of Windows returns. */
 #undef EADDRINUSE
 #undef EADDRNOTAVAIL
 #undef ECONNABORTED
@@ -63,6 +57,18 @@ typedef SOCKET net_socket;
 #define ETIMEDOUT WSAETIMEDOUT
 #define EWOULDBLOCK WSAEWOULDBLOCK
 
+typedef SOCKET net_socket;
+#define NET_NONE INVALID_SOCKET
+#define NET_LENGTH(size) ((int)(size))
+#define NET_CONNECTING EWOULDBLOCK
+#define NET_POLLRDHUP 0     /* does not exist; see NET_POLLHUP_STICKY */
+#define NET_POLLPRI 0       /* WSAPoll refuses it */
+/* POLLHUP means that the peer has ended its direction. It is reported in every call from then on, requested or not. */
+#define NET_POLLHUP_STICKY 1
+/* WSAPoll may clear the error that it reports: recv then returns 0, as at an end of file. */
+#define NET_POLL_CLEARS_ERROR 1
+#define NET_POLL_NAME "WSAPoll"
+
 static inline int net_errno(void)
 {
     int error = WSAGetLastError();
@@ -71,35 +77,6 @@ static inline int net_errno(void)
         return error - WSABASEERR;
     }
     return error;
-}
-
-static inline void thread_yield(void) { SwitchToThread(); }
-static inline int thread_batch_policy(int on) { (void)on; return 0; }
-
-static inline void thread_nap_us(long us)
-{
-    if (us < 1000)
-        SwitchToThread(); /* the shortest sleep lasts up to 16 ms */
-    else
-        Sleep((DWORD)(us / 1000));
-}
-
-static inline void thread_block_sigpipe(void) {}
-
-static inline uint64_t clock_ns(void)
-{
-    LARGE_INTEGER now, second;
-    QueryPerformanceCounter(&now);
-    QueryPerformanceFrequency(&second);
-    return (uint64_t)(now.QuadPart / second.QuadPart) * 1000000000u
-         + (uint64_t)(now.QuadPart % second.QuadPart) * 1000000000u / (uint64_t)second.QuadPart;
-}
-
-/* In cycles: GetThreadTimes counts in steps of up to 16 ms, more than there is to compare. */
-static inline uint64_t thread_cpu_time(void)
-{
-    ULONG64 cycles = 0;
-    return QueryThreadCycleTime(GetCurrentThread(), &cycles) ? cycles : 0;
 }
 
 static inline int net_unread(net_socket fd)
@@ -119,8 +96,8 @@ static inline int net_prepare(net_socket fd)
     return 0;
 }
 
-/* There are no pipes that WSAPoll takes: two UDP sockets of loopback, connected to each other so that nobody else can
- * write to them. A datagram is dropped only where others already wait. */
+/* WSAPoll takes no pipes: two UDP sockets on loopback, connected to each other so that no other socket can send to
+ * them. A datagram is dropped only if the queue is full, and then the reader is readable anyway. */
 static inline int net_wake_pair(net_socket *reader, net_socket *writer)
 {
     net_socket ends[2] = {INVALID_SOCKET, INVALID_SOCKET};
@@ -160,8 +137,8 @@ static inline void net_drain(net_socket reader)
     }
 }
 
-/* By the documentation an entry that is to be left out gets POLLNVAL, and the result is of all that got something: who
- * looks for so many events would look in vain, so they are counted here. */
+/* WSAPoll marks an entry that is left out (INVALID_SOCKET) with POLLNVAL, and its result counts such entries
+ * (documented). The caller searches for as many events as the result says, so only real entries are counted here. */
 static inline int net_poll(struct pollfd *items, int count, int timeout_ms)
 {
     int i, n = WSAPoll(items, (ULONG)count, timeout_ms), found = 0;

@@ -1,11 +1,12 @@
 # epoll(7): the contract is in poller.pxd.
 #
-# Streams are registered once, edge-triggered, for everything: no epoll_ctl while bytes flow. `poller_rearm` has nothing to
-# do, since an edge that comes after a would-block is reported by itself.
+# A stream is registered once, edge-triggered, for all kinds of events: no epoll_ctl while bytes flow. `poller_rearm`
+# does nothing, because the kernel reports every edge that follows a would-block.
 #
-# The trap: epoll ties a registration to (number, open file). Closing the last descriptor of an open file removes it, which
-# saves one epoll_ctl a socket; but a copy in a forked child keeps it, and it goes on reporting under its old tag. The
-# owner's generation in the tag makes such reports harmless, and edges cannot spin; see Worker.abandon for the child.
+# A trap: epoll ties a registration to the pair (descriptor number, open file). Closing the last descriptor of an open
+# file removes the registration, which saves one epoll_ctl per socket. But a copy of the descriptor in a forked child
+# keeps it, and epoll goes on reporting under the old tag. The generation in the tag makes such events harmless, and
+# edges cannot make the loop spin. The child closes its copies in resources_close_after_fork.
 from libc.errno cimport errno, EINTR
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -87,7 +88,7 @@ cdef void poller_move(Poller *handle, Watch *watch, Watch *to) noexcept nogil:
 cdef void poller_remove(Poller *handle, Watch *watch, int kind) noexcept nogil:
     cdef Epoll *poller = <Epoll *> handle
     cdef epoll_event event
-    if kind == WATCH_LISTENER:                      # shared with the other workers: closing ours would not remove it
+    if kind == WATCH_LISTENER:                      # the other workers have copies: closing ours would not remove it
         event.events = 0
         epoll_ctl(poller.epfd, EPOLL_CTL_DEL, watch.fd, &event)
 
@@ -120,7 +121,8 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     while n < 0:
         if errno != EINTR:
             return -errno
-        # Look without waiting: after a stop and a continue the timers are due, and so may be bytes that disarm them.
+        # Poll once more without waiting: after SIGSTOP and SIGCONT timers are due, but bytes that re-arm them may be
+        # ready as well, and have to be handled first.
         n = epoll_wait(poller.epfd, poller.batch, room if room < BATCH else BATCH, 0)
     for i in range(n):
         events[i].tag = poller.batch[i].data.u64
@@ -132,7 +134,7 @@ cdef void poller_wake(Poller *handle) noexcept nogil:
     cdef Epoll *poller = <Epoll *> handle
     cdef uint64_t one = 1
     if write(poller.wakefd, &one, sizeof(one)) < 0:
-        pass                        # a full counter (EAGAIN) has an unseen edge already
+        pass                        # EAGAIN: the counter is full, so an edge is already pending
 
 
 cdef const char *poller_name() noexcept nogil:

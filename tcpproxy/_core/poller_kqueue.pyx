@@ -1,17 +1,18 @@
 # kqueue(2), for macOS and the BSDs: the contract is in poller.pxd.
 #
-# A stream has two filters, EVFILT_READ and EVFILT_WRITE, added in one call with EV_CLEAR and never touched again. Each is an
-# edge of its own: what is ready in both directions comes as two events, in either order, perhaps in two batches. A write
-# edge comes with every acknowledgement that makes room, wanted or not.
+# A stream has two filters, EVFILT_READ and EVFILT_WRITE, added in one call with EV_CLEAR and not changed afterwards.
+# Each filter reports its own edges: a socket that is ready in both directions makes two events, in either order,
+# perhaps in two batches. Every ACK that makes room in the send queue is a write edge.
 #
-# What is believed: `filter`, `udata`, and the errors. Never `data`, which the systems count differently. EV_EOF is a hint;
-# on EVFILT_WRITE it comes from our own shutdown too, so it tells of an error only if `fflags` holds one.
+# What is used of an event: `filter`, `udata`, and errors. `data` is not used: the systems count it differently. EV_EOF
+# is a hint; on EVFILT_WRITE our own shutdown() sets it too, so it counts as an error only if `fflags` holds one.
 #
-# The trap: recv stops at an urgent mark here as well, and not every kqueue can tell one (macOS and OpenBSD have NOTE_OOB, FreeBSD
-# and NetBSD nothing). So every read edge says READY_URGENT, "there may be a mark": a read goes on until it would block.
+# A trap: recv stops at an urgent mark here as well, and not every kqueue reports one (macOS and OpenBSD have NOTE_OOB,
+# FreeBSD and NetBSD have nothing). So every read edge sets READY_URGENT, "there may be a mark": reads go on until one
+# would block.
 #
-# Closing a descriptor removes its filters, and events not fetched yet with them; unlike with epoll no copy of it keeps them
-# alive, be it in this process or in a forked child, which has no kqueue at all: it is not inherited.
+# Closing a descriptor removes its filters, and with them the events that were not fetched yet. Unlike with epoll, a
+# copy of the descriptor does not keep them, neither in this process nor in a forked child: a kqueue is not inherited.
 from libc.errno cimport errno, EINTR
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
@@ -49,7 +50,7 @@ cdef uint64_t WAKE_TAG = <uint64_t>-1
 
 cdef struct Kqueue:
     int kq
-    int owner                       # the process that made it
+    int owner                       # pid of the process that made it
     kevent_t batch[BATCH]
 
 
@@ -85,7 +86,7 @@ cdef Poller *poller_new() noexcept nogil:
 
 cdef void poller_free(Poller *handle) noexcept nogil:
     cdef Kqueue *poller = <Kqueue *> handle
-    if poller.kq >= 0 and poller.owner == getpid():     # in a forked child the number is free, or somebody else's
+    if poller.kq >= 0 and poller.owner == getpid():     # a forked child has no kqueue: the number may be another file's
         close(poller.kq)
     free(poller)
 
@@ -96,7 +97,7 @@ cdef int poller_add(Poller *handle, Watch *watch, int kind) noexcept nogil:
     if kind == WATCH_LISTENER:
         _set(&changes[0], watch.fd, EVFILT_READ, EV_ADD, watch.tag)
         return _change(<Kqueue *> handle, changes, 1)
-    # If the second is refused, closing the socket takes the first away.
+    # If the second is refused, closing the socket removes the first.
     _set(&changes[0], watch.fd, EVFILT_READ, EV_ADD | EV_CLEAR, watch.tag)
     _set(&changes[1], watch.fd, EVFILT_WRITE, EV_ADD | EV_CLEAR, watch.tag)
     return _change(<Kqueue *> handle, changes, 2)
@@ -112,7 +113,7 @@ cdef void poller_move(Poller *handle, Watch *watch, Watch *to) noexcept nogil:
 
 cdef void poller_remove(Poller *handle, Watch *watch, int kind) noexcept nogil:
     cdef kevent_t change[1]
-    if kind == WATCH_LISTENER:                          # it may be watched again: accepting pauses that way
+    if kind == WATCH_LISTENER:                          # it may be added again, when accepting resumes
         memset(change, 0, sizeof(change))
         _set(change, watch.fd, EVFILT_READ, EV_DELETE, watch.tag)
         _change(<Kqueue *> handle, change, 1)
@@ -134,7 +135,7 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     if timeout_ns < 0:
         limit = NULL
     else:
-        # A day at most: some kernels refuse what is longer than three years.
+        # At most a day: some kernels refuse time-outs of more than three years.
         timeout.tv_sec = timeout_ns // 1000000000 if timeout_ns < DAY_NS else 86400
         timeout.tv_nsec = timeout_ns % 1000000000
     n = kevent(poller.kq, NULL, 0, poller.batch, room if room < BATCH else BATCH, limit)
@@ -152,7 +153,7 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
 cdef void poller_wake(Poller *handle) noexcept nogil:
     cdef kevent_t trigger[1]
     memset(trigger, 0, sizeof(trigger))
-    _set(trigger, 0, EVFILT_USER, 0, WAKE_TAG)          # some systems take over the udata of every change, this one too
+    _set(trigger, 0, EVFILT_USER, 0, WAKE_TAG)          # the tag again: some systems store the udata of every change
     trigger[0].fflags = NOTE_TRIGGER
     _change(<Kqueue *> handle, trigger, 1)
 

@@ -1,19 +1,22 @@
 # poll(2) and WSAPoll: the contract is in poller.pxd.
 #
-# poll reports levels, the contract wants edges: every bit of a stream is reported once and then left out of the set
-# until `poller_rearm` asks for it. Bits that poll reports unasked (POLLERR, POLLHUP) would make it return at once for ever,
-# so an entry with nothing armed leaves the set by a negative descriptor, and an error is reported once.
+# poll is level-triggered, the contract is edge-triggered: each bit of a stream is reported once, and then not requested
+# again until `poller_rearm`. poll reports POLLERR and POLLHUP even if they were not requested, and would return at once
+# for ever. So an entry with no bit armed leaves the set (its descriptor is negative there), and an error is reported
+# once.
 #
-# WSAPoll has a hang-up of its own: POLLHUP as soon as the peer has ended its direction, while the other one goes on
-# (NET_POLLHUP_STICKY). Such an entry is out of the set too, and looked at from time to time without waiting: for a reset, or
-# for room if we still send. WSAPoll refuses a set without a valid socket: the wake socket is always entry 0.
+# WSAPoll differs: it reports POLLHUP as soon as the peer has ended its direction, although our direction goes on
+# (NET_POLLHUP_STICKY). Such an entry leaves the set as well. It is polled without waiting every 1 to HUNG_POLL_MS ms,
+# for a reset, or for room if we still send. WSAPoll refuses a set without a valid socket: entry 0 is always the wake-up
+# socket.
 #
-# Cost: the kernel walks all entries at each call, so this is for platforms without better, and for proving that the
-# contract is one.
+# Cost: the kernel walks all entries in each call. So this poller is for platforms without epoll and kqueue, and for
+# tests: it shows that the contract does not depend on one system.
 from libc.errno cimport EAGAIN, EINTR, ENOMEM
 from libc.stdlib cimport calloc, free, realloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from tcpproxy._core.net cimport NET_NONE, net_close, net_out_of_resources, thread_nap_us, net_socket
+from tcpproxy._core.net cimport NET_NONE, net_close, net_out_of_resources, net_socket
+from tcpproxy._core.thread cimport thread_nap_us
 
 cdef extern from "net.h" nogil:
     struct pollfd:
@@ -31,21 +34,21 @@ cdef extern from "net.h" nogil:
 
 cdef enum:
     EVERYTHING = READY_IN | READY_OUT | READY_EOF | READY_ERROR | READY_URGENT
-    NAP_MS = 64             # the longest time between two looks at those that have hung up
+    HUNG_POLL_MS = 64       # ms: the longest time between two polls of entries that hung up; starts at 1, doubles each time
 
 cdef struct Entry:
     Watch *watch
-    uint8_t armed           # READY_ bits still to be reported once; READY_ERROR: has not been reported yet
+    uint8_t armed           # READY_ bits that may still be reported; READY_ERROR: no error has been reported yet
     uint8_t listener
-    uint8_t hung            # its hang-up was reported and would be for ever
+    uint8_t hung            # its hang-up was reported, and WSAPoll would report it in every call
 
 cdef struct Poll:
     pollfd *fds             # fds[i] belongs to entries[i]
     Entry *entries
     int count, room
-    int start               # where the next search for events begins: a full batch must not favour low slots
-    int hung                # entries that are
-    int nap_ms              # until the next look at them
+    int start               # where the next search for events begins: a full batch must not prefer low slots
+    int hung                # number of entries that are `hung`
+    int hung_poll_ms        # ms until they are polled next
     net_socket wake_reader, wake_writer
 
 
@@ -57,7 +60,7 @@ cdef Poller *poller_new() noexcept nogil:
     if net_wake_pair(&poller.wake_reader, &poller.wake_writer) < 0 or _grow(poller) < 0:
         poller_free(<Poller *> poller)
         return NULL
-    poller.nap_ms = 1
+    poller.hung_poll_ms = 1
     poller.fds[0].fd = poller.wake_reader
     poller.fds[0].events = POLLIN
     poller.count = 1
@@ -89,7 +92,7 @@ cdef int _grow(Poll *poller) noexcept nogil:
 
 
 cdef inline void _ask(Poll *poller, int slot) noexcept nogil:
-    """Puts into the set what the entry is armed for; nothing armed, or hung up: out of the set."""
+    """Requests what the entry is armed for. Nothing armed, or hung up: the entry leaves the set."""
     cdef Entry *entry = &poller.entries[slot]
     cdef pollfd *item = &poller.fds[slot]
     item.events = 0
@@ -124,7 +127,7 @@ cdef void poller_rearm(Poller *handle, Watch *watch, uint32_t bits) noexcept nog
     cdef Poll *poller = <Poll *> handle
     poller.entries[watch.slot].armed |= bits & (READY_IN | READY_OUT)
     _ask(poller, watch.slot)
-    poller.nap_ms = 1
+    poller.hung_poll_ms = 1
 
 
 cdef void poller_move(Poller *handle, Watch *watch, Watch *to) noexcept nogil:
@@ -146,7 +149,7 @@ cdef void poller_remove(Poller *handle, Watch *watch, int kind) noexcept nogil:
 
 
 cdef inline uint32_t _report(Poll *poller, int slot) noexcept nogil:
-    """What is new about this entry, in our bits; what it reports is disarmed."""
+    """Returns what is new about this entry, as READY_ bits, and disarms these bits."""
     cdef Entry *entry = &poller.entries[slot]
     cdef short seen = poller.fds[slot].revents
     cdef uint32_t bits = 0
@@ -168,15 +171,15 @@ cdef inline uint32_t _report(Poll *poller, int slot) noexcept nogil:
         bits |= READY_IN | READY_OUT | READY_EOF | READY_ERROR
     entry.armed &= ~bits
     if seen & (POLLERR | POLLNVAL) or (entry.hung and not NET_POLLHUP_STICKY):
-        # Nothing new can come but what a rearm asks for: out of the set, or poll would never wait again.
+        # Only bits that are re-armed can be new from now on. The entry leaves the set, or poll would never wait again.
         poller.hung -= entry.hung
         entry.armed = entry.hung = 0
     _ask(poller, slot)
     return bits
 
 
-cdef int _look_at_hung(Poll *poller) noexcept nogil:
-    """The whole set without waiting, and what is new about those that have hung up."""
+cdef int _poll_hung(Poll *poller) noexcept nogil:
+    """Polls the whole set and the entries that hung up, without waiting. Returns how many have something new."""
     cdef int slot, n
     for slot in range(1, poller.count):
         if poller.entries[slot].hung:
@@ -190,20 +193,20 @@ cdef int _look_at_hung(Poll *poller) noexcept nogil:
 
 
 cdef int _poll(Poll *poller, int timeout_ms) noexcept nogil:
-    cdef int n, nap
+    cdef int n, slice_ms
     if poller.hung == 0:
         return net_poll(poller.fds, poller.count, timeout_ms)
     while True:
-        n = _look_at_hung(poller)
+        n = _poll_hung(poller)
         if n != 0 or timeout_ms == 0:
             return n
-        nap = poller.nap_ms if timeout_ms < 0 or timeout_ms > poller.nap_ms else timeout_ms
-        n = net_poll(poller.fds, poller.count, nap)
+        slice_ms = poller.hung_poll_ms if timeout_ms < 0 or timeout_ms > poller.hung_poll_ms else timeout_ms
+        n = net_poll(poller.fds, poller.count, slice_ms)
         if n != 0:
             return n
         if timeout_ms > 0:
-            timeout_ms -= nap
-        poller.nap_ms = poller.nap_ms * 2 if poller.nap_ms * 2 < NAP_MS else NAP_MS
+            timeout_ms -= slice_ms
+        poller.hung_poll_ms = min(poller.hung_poll_ms * 2, HUNG_POLL_MS)
 
 
 cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns) noexcept nogil:
@@ -216,7 +219,7 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
         timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
     n = _poll(poller, timeout_ms)
     while n < 0:
-        if net_out_of_resources(n) or n == -EAGAIN:        # no memory for the set (WSAPoll: ENOBUFS): it passes
+        if net_out_of_resources(n) or n == -EAGAIN:        # no memory for the set (WSAPoll: ENOBUFS), for now
             thread_nap_us(1000)
             return 0
         if n != -EINTR:
@@ -233,7 +236,7 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
             break
         slot = 1 + (poller.start + i) % (poller.count - 1)
         if poller.fds[slot].revents == 0 or poller.fds[slot].fd == NET_NONE:
-            continue                                # WSAPoll says POLLNVAL of who is not in the set
+            continue                                # WSAPoll sets POLLNVAL for entries that left the set
         n -= 1
         bits = _report(poller, slot)
         if bits:

@@ -1,8 +1,9 @@
-# How many connections each source has: one table for the workers of a proxy. A source is an IPv4 address, or the /64 of an
-# IPv6 address, which is the least that a site is given: counted by address, one host would be 2^64 sources.
+# How many connections each source has: one table for all workers of a proxy. A source is an IPv4 address, or the /64 of an
+# IPv6 address: a site gets at least a /64, so if IPv6 addresses were counted singly, one host could be 2^64 sources.
 #
-# Open addressing, at most half full: no more sources live than connections, and those have a limit. So a flood from any
-# number of sources costs no more memory than the table has from its start, and a secret keeps it from aiming at one slot.
+# A hash table with open addressing, at most half full: there are never more sources than connections, whose number is
+# limited. So a flood from any number of sources uses no more memory than the table has from the start. The hash is keyed
+# with a secret, so that an attacker cannot choose sources that collide.
 from libc.stdint cimport uint32_t, uint64_t
 from tcpproxy._core.net cimport net_addr
 
@@ -11,14 +12,14 @@ cdef struct SourceSlot:
     uint32_t count              # 0: the slot is free
 
 cdef struct Sources:
-    SourceSlot *slots           # NULL: nothing is counted
-    uint64_t mask               # slots - 1
-    uint64_t secret
-    uint64_t lock               # held for some 50 ns
+    SourceSlot *slots           # NULL: there is no limit, nothing is counted
+    uint64_t mask               # number of slots - 1
+    uint64_t secret             # key of the hash
+    uint64_t lock               # a spin lock, 1: taken; held for some 50 ns
     uint32_t most               # connections of one source at a time
 
 cdef int sources_init(Sources *sources, uint64_t limit, uint32_t most, uint64_t secret) noexcept nogil     # 0 or -ENOMEM
 cdef void sources_free(Sources *sources) noexcept nogil
-# One connection more; False: that would be one too many. The caller sees to it that no more than `limit` are in.
+# Counts one connection more. False: its source has `most` already. The caller ensures that at most `limit` are counted
 cdef bint sources_enter(Sources *sources, const net_addr *client) noexcept nogil
-cdef void sources_leave(Sources *sources, const net_addr *client) noexcept nogil                           # that one is over
+cdef void sources_leave(Sources *sources, const net_addr *client) noexcept nogil                           # counts one less

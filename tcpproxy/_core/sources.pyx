@@ -2,8 +2,9 @@
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.net cimport net_source, thread_yield
+from tcpproxy._core.net cimport net_source
 from tcpproxy._core.sync cimport sync_claim, sync_store
+from tcpproxy._core.thread cimport thread_yield
 
 
 cdef int sources_init(Sources *sources, uint64_t limit, uint32_t most, uint64_t secret) noexcept nogil:
@@ -23,7 +24,7 @@ cdef void sources_free(Sources *sources) noexcept nogil:
 
 
 cdef inline uint64_t _home(Sources *sources, uint64_t source) noexcept nogil:
-    """Where the search for a source begins (the finalizer of MurmurHash3, keyed)."""
+    """Returns the slot where the search for a source begins: a keyed hash (the finalizer of MurmurHash3)."""
     cdef uint64_t mixed = source ^ sources.secret
     mixed = (mixed ^ mixed >> 33) * <uint64_t> 0xff51afd7ed558ccd + sources.secret
     mixed = (mixed ^ mixed >> 33) * <uint64_t> 0xc4ceb9fe1a85ec53
@@ -31,7 +32,7 @@ cdef inline uint64_t _home(Sources *sources, uint64_t source) noexcept nogil:
 
 
 cdef inline uint64_t _find(Sources *sources, uint64_t source) noexcept nogil:
-    """Its slot, or the free one where it would be."""
+    """Returns the slot of a source, or the free slot where it would be inserted."""
     cdef uint64_t at = _home(sources, source)
     while sources.slots[at].count and sources.slots[at].source != source:
         at = (at + 1) & sources.mask
@@ -75,7 +76,7 @@ cdef void sources_leave(Sources *sources, const net_addr *client) noexcept nogil
 
 
 cdef void _backshift(Sources *sources, uint64_t gap) noexcept nogil:
-    """Moves up whoever was displaced over a slot that is now free: a search ends at the first free one."""
+    """Backward-shift deletion: moves displaced entries into the gap, because a search ends at the first free slot."""
     cdef uint64_t at = gap
     while True:
         at = (at + 1) & sources.mask

@@ -1,31 +1,31 @@
-# Bytes from socket to socket inside the kernel: splice(2) through a pipe. Where that does not exist (splice_none.pyx), no
-# pipe is ever handed out, and the pump copies.
+# Bytes from socket to socket inside the kernel: splice(2) through a pipe. On systems without splice (splice_none.pyx)
+# pipe_take always returns NULL, and the pump copies.
 #
-# A pipe is taken for a read, and goes back to the worker's pool as soon as it is empty; while its sink is full it stays
-# with its half. It is filled only when it is empty: "would block" then says something about the socket alone, and not
-# that the pipe is full. How full a pipe is cannot be asked: small segments fill its slots long before its bytes.
+# A half takes a pipe for a read and returns it to the worker's pool as soon as it is empty; while its sink is full, the half
+# keeps the pipe. A pipe is filled only when it is empty, so that "would block" is about the socket and never means "the pipe
+# is full". There is no call that tells how full a pipe is: small segments use up its slots long before its bytes.
 from libc.stdint cimport int64_t, uint32_t
 from tcpproxy._core.net cimport net_socket
 
 cdef enum:
-    PIPES = 32              # of one worker at a time: two descriptors each, and up to PIPE_SIZE of kernel memory
-    PIPE_SIZE = 1048576     # bytes, also the most of one splice; see bench/README.md
+    PIPES = 32              # pipes of one worker at most: each costs two descriptors and up to PIPE_SIZE of kernel memory
+    PIPE_SIZE = 1048576     # bytes of a pipe, and so of one splice: the cheapest size for bulk alone, see docs/decisions.md
 
 cdef struct Pipe:
     int reader, writer
     uint32_t held           # bytes in it
 
-cdef struct Pipes:          # those of one worker
+cdef struct Pipes:          # the pipes of one worker
     Pipe *idle[PIPES]
     int idle_count
-    int count               # idle or with a half
+    int count               # idle ones and those that halves have
 
-cdef bint splice_here() noexcept nogil                                  # compiled in? The system may still refuse it
-cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil                      # NULL: none to be had, copy instead
-cdef void pipe_give(Pipes *pipes, Pipe *pipe) noexcept nogil           # kept or closed; always closed with bytes in it
-cdef void pipes_free(Pipes *pipes) noexcept nogil                      # the idle ones
-# Fills an empty pipe with `most` bytes at the most: bytes, 0: perhaps the end, or -errno
+cdef bint splice_here() noexcept nogil                                 # compiled in? The system may still refuse it
+cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil                      # NULL: none available, copy instead
+cdef void pipe_give(Pipes *pipes, Pipe *pipe) noexcept nogil           # pools or closes it; closes it if it has bytes
+cdef void pipes_free(Pipes *pipes) noexcept nogil                      # closes the idle ones
+# Moves up to `most` bytes from the socket into an empty pipe: their number; 0: perhaps the end of file; or -errno
 cdef int64_t pipe_fill(Pipe *pipe, net_socket source, uint32_t most) noexcept nogil
-cdef int64_t pipe_drain(Pipe *pipe, net_socket sink) noexcept nogil    # bytes that the sink took, or -errno
-cdef int64_t pipe_read(Pipe *pipe, char *to, uint32_t size) noexcept nogil     # out of the pipe by copying: bytes or -errno
-cdef bint splice_refused(int64_t rc) noexcept nogil                    # not here, not these sockets; nothing was consumed
+cdef int64_t pipe_drain(Pipe *pipe, net_socket sink) noexcept nogil    # number of bytes the sink took, or -errno
+cdef int64_t pipe_read(Pipe *pipe, char *to, uint32_t size) noexcept nogil     # copies out of the pipe: bytes, or -errno
+cdef bint splice_refused(int64_t rc) noexcept nogil                    # not supported, or not for these sockets

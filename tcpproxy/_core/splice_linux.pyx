@@ -1,8 +1,8 @@
 # splice(2): the model is in splice.pxd.
 #
-# Scars. SPLICE_F_MORE is never set: on an open-ended stream it holds the last bytes back for 200 ms. There is no
-# MSG_NOSIGNAL: a reset sink raises SIGPIPE, which worker threads block. splice stops at an urgent mark and then answers
-# "would block" or 0 with bytes unread: the caller confirms both with a recv.
+# Known traps. SPLICE_F_MORE is never set: on an open-ended stream it holds the last bytes back for 200 ms. splice has no
+# MSG_NOSIGNAL: a reset sink raises SIGPIPE, so worker threads block that signal. splice stops at an urgent mark and then
+# returns "would block" or 0 although bytes are unread: the caller confirms both with a recv.
 from libc.errno cimport errno, EINTR, EINVAL, ENOSYS, EPERM, EOPNOTSUPP
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
@@ -20,8 +20,8 @@ cdef extern from "net.h" nogil:
     Py_ssize_t splice(int source, void *no_offset, int sink, void *no_offset_either, size_t size, unsigned int flags)
 
 cdef enum:
-    IDLE = 4                # pipes kept for the next bulk read; the turns of a worker need one at a time
-    USABLE = 65536          # an unprivileged user beyond its quota gets pipes of 8 KiB: copying is faster than those
+    IDLE_PIPES = 4          # pipes kept for later reads: a worker's turns need one at a time, full sinks hold the others
+    SMALLEST_PIPE = 65536   # bytes: a smaller pipe is slower than copying; an unprivileged user beyond its quota gets 8 KiB
 
 
 cdef bint splice_here() noexcept nogil:
@@ -38,7 +38,7 @@ cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil:
         return NULL
     fcntl(ends[1], F_SETPIPE_SZ, PIPE_SIZE)
     pipe = <Pipe *> calloc(1, sizeof(Pipe))
-    if pipe == NULL or fcntl(ends[1], F_GETPIPE_SZ, 0) < USABLE:
+    if pipe == NULL or fcntl(ends[1], F_GETPIPE_SZ, 0) < SMALLEST_PIPE:
         free(pipe)
         close(ends[0])
         close(ends[1])
@@ -56,7 +56,7 @@ cdef void _close(Pipe *pipe) noexcept nogil:
 
 
 cdef void pipe_give(Pipes *pipes, Pipe *pipe) noexcept nogil:
-    if pipe.held == 0 and pipes.idle_count < IDLE:
+    if pipe.held == 0 and pipes.idle_count < IDLE_PIPES:
         pipes.idle[pipes.idle_count] = pipe
         pipes.idle_count += 1
     else:

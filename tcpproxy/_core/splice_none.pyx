@@ -1,4 +1,4 @@
-# No splice(2) on this platform: there are no pipes, so the pump copies. The model is in splice.pxd.
+# A platform without splice(2): there are no pipes, so the pump copies. The model is in splice.pxd.
 from libc.errno cimport ENOSYS
 from libc.stdint cimport int64_t, uint32_t
 

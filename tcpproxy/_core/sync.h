@@ -1,7 +1,36 @@
-/* What threads share: C atomics, and nothing else.
+/* C atomics, and the list of all memory that threads share.
  *
- * The core has one owner for nearly everything. The exceptions are the stop flag, the counters, the ring of event
- * records, the queue of handed-over sockets and the slot where a new address list is left; they go through these.
+ * A Loop belongs to one thread, its worker. While workers run, only the following is accessed by other threads as well,
+ * and only through the functions below. The memory order of each function is in sync.pxd.
+ *
+ *   what                         written by                           read by
+ *   Loop.stop                    any thread (Worker.stop)             the worker
+ *   Loop.finished                the worker                           threads that send it a command
+ *   Loop.asking                  threads that send a question: +1;    the worker, before it ends
+ *                                the worker when it answers: -1
+ *   Loop.counters                the worker alone, except `active`    any thread (Worker.counters); `active` and the
+ *   Counters.active              the worker; workers that hand a      bytes moved: all workers of the group
+ *                                connection over to it: +1
+ *   Pump.spliced                 the worker                           any thread
+ *   Spin.hits, .misses           the worker                           any thread
+ *   Loop.inbox: tail, cells      any thread writes a message          the worker takes it
+ *   Message.done                 the worker, when it has answered     the thread that waits, in whose frame it is
+ *   the View in Message.body     the worker                           the same thread, after `done`
+ *   Loop.events: written, lost   the worker                           the log thread; `lost`: any thread
+ *   Loop.events: taken           the log thread                       the worker
+ *   Loop.events: asleep          the log thread sets it, the worker   both
+ *                                clears it when it wakes that thread
+ *   Loop.events: wanted          any thread (Worker.want_events)      the worker
+ *   Upstream.incoming            the lookup thread leaves a list      the worker takes it
+ *   Upstream.asked               the worker sets it                   the lookup thread takes it
+ *   Group.last_id                each worker that accepts: +1         the same
+ *   Group.interactive_ns         each worker                          each worker
+ *   Sources.lock                 each worker: a spin lock over        each worker
+ *                                Sources.slots
+ *   Worker.running               the thread that calls Worker.run     any thread (Worker.connections)
+ *
+ * The rest of Group, of Sources and of what a loop is set up with (Pump.poller, members, limits) is read-only while
+ * workers run. poller_wake may be called by any thread: a poller's wake-up is an object of the kernel.
  */
 #ifndef TCPPROXY_SYNC_H
 #define TCPPROXY_SYNC_H
@@ -10,7 +39,7 @@
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #ifndef WIN32_LEAN_AND_MEAN
-#define WIN32_LEAN_AND_MEAN /* not the old winsock.h, which winsock2.h does not get along with */
+#define WIN32_LEAN_AND_MEAN /* without the old winsock.h, which conflicts with winsock2.h */
 #endif
 #include <windows.h>
 
@@ -60,10 +89,7 @@ static inline void *sync_load_pointer(void **p) { return __atomic_load_n(p, __AT
 #error "sync.h needs the __atomic builtins of GCC and clang, or the Interlocked functions of MSVC"
 #endif
 
-/* Two threads that each change one thing (sync_swap, sync_add) and then sync_check what the other changes: at least one of
- * them sees it. Acquire would not do: the load may overtake the store before it.
- *
- * sync_add and sync_sub return the value before. A single writer bumps instead: a load and a store cost less. */
+/* For a word with a single writer: a load and a store, which cost less than sync_add. */
 static inline void sync_bump(uint64_t *p, uint64_t n) { sync_set(p, sync_peek(p) + n); }
 
 #endif

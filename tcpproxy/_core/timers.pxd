@@ -1,19 +1,19 @@
-# Deadlines. Every kind of time-out has one constant length, so the timers of one kind, kept in arming order, are also in
-# order of their due time: arming, re-arming and cancelling are O(1), and the next due time is the least of a few heads.
+# Deadlines. All timers of one kind have the same length, so a list in arming order is also in order of due time. Arming,
+# re-arming and cancelling are O(1); the next due time is the earliest of the lists' heads.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_NONE = 0
-    TIMER_CONNECT           # upstream must be connected by then (names included)
-    TIMER_CLIENT_GONE         # a client that closed without a byte while we connect gets this long
+    TIMER_CONNECT           # upstream must be connected by then, name lookup included
+    TIMER_CLIENT_GONE       # the client has left while we connect: connecting goes on for this long
     TIMER_STAGGER           # start the next connection attempt (RFC 8305)
-    TIMER_KEEPALIVE           # a connection has lasted long enough to be worth its keepalive options
-    TIMER_UNACKED           # look whether a peer that has to answer does, by the rule of keepalive
-    TIMER_IDLE              # no byte in either direction
-    TIMER_HALF_CLOSE        # no byte since one direction ended
-    TIMER_LINGER            # nothing of the last bytes has gone, after a reset or a forced end
-    TIMER_FLUSH             # look again whether the kernel has sent what a reset would destroy
-    TIMER_STUCK             # the same, where the last look saw no change
+    TIMER_KEEPALIVE         # set the keepalive options: they are not worth their calls for a shorter connection
+    TIMER_UNACKED           # check a side with unacknowledged bytes, by keepalive's rule (net_unacked)
+    TIMER_IDLE              # no byte in either direction for this long
+    TIMER_HALF_CLOSE        # one direction has ended, and no byte has moved for this long
+    TIMER_LINGER            # only last bytes are left to send, and none has left the kernel for this long
+    TIMER_FLUSH             # check whether the kernel has sent what a reset would destroy
+    TIMER_STUCK             # the same, after a check that saw no progress
     TIMER_KINDS
 
 cdef struct Timer:
@@ -21,10 +21,10 @@ cdef struct Timer:
     Timer *next
     uint64_t due_ns
     void *owner
-    uint8_t kind
+    uint8_t kind            # TIMER_NONE: not armed
 
 cdef struct TimerList:
-    Timer *first            # due first
+    Timer *first            # the one that is due first
     Timer *last
     uint64_t length_ns
 
@@ -32,6 +32,6 @@ cdef struct Timers:
     TimerList lists[TIMER_KINDS]
 
 cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) noexcept nogil   # re-arms as well
-cdef void timers_cancel(Timers *timers, Timer *timer) noexcept nogil                           # harmless if not armed
-cdef Timer *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil      # one that is due, disarmed; or NULL
-cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil            # until the next one; -1: none
+cdef void timers_cancel(Timers *timers, Timer *timer) noexcept nogil                           # does nothing if it is not armed
+cdef Timer *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil      # disarms one that is due; NULL: none
+cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil            # until the next one is due; -1: none

@@ -1,27 +1,28 @@
-# Which of two ways pays, found by trying: the arm that is kept, then a sample at what it costs, then the other arm for a
-# little, then a verdict. What a arm costs is the time and the processor time of a unit of work.
+# An online A/B test between two ways to do the same work, the arms 0 and 1. Its phases: hold the current arm; sample it, that
+# is, measure it; probe the other arm, as a rule for less work; then decide. What is compared is the time and the processor
+# time per unit of work. A unit is what the user counts: an event (spin) or a byte (bulk).
 from libc.stdint cimport uint8_t, uint64_t
 
 cdef struct Trial:
-    uint64_t sample           # units of work that a sample at the kept arm takes
-    uint64_t probe         # and one at the other arm, if it agrees with the last verdict
-    uint64_t time           # per cent: arm 1 pays if it takes less than so much of the time of arm 0,
-    uint64_t cost           # and less than so much of its processor time
-    uint64_t busy_batch          # units a batch, from which on arm 1 is not worth trying; 0: always
-    uint8_t arm             # now
+    uint64_t sample         # units of work in a sample of the current arm
+    uint64_t probe          # units of work in a probe of the other arm, if the probe confirms the last verdict
+    uint64_t time_percent   # arm 1 pays if a unit takes less than this per cent of arm 0's time,
+    uint64_t cost_percent   # and less than this per cent of its processor time
+    uint64_t busy_batch     # units per batch from which on arm 1 is not probed; 0: it always is
+    uint8_t arm             # the arm to use now
     uint8_t phase           # PHASE_ of trial.pyx
     uint64_t hold           # units for which the last verdict holds
     uint64_t length         # units of this phase
-    uint64_t units          # those so far
-    uint64_t batches        # that they came in
-    uint64_t took_ns        # for them
+    uint64_t units          # units counted in this phase
+    uint64_t batches        # batches counted in this phase
+    uint64_t took_ns        # time of these units
     uint64_t began_cpu      # processor time of the thread when the phase began
-    uint64_t times[2]       # of a unit, by arm
-    uint64_t costs[2]
+    uint64_t times[2]       # of a unit, by arm, in 1/1024 ns
+    uint64_t costs[2]       # processor time of a unit, by arm
 
-cdef void trial_init(Trial *trial, uint64_t sample, uint64_t probe, uint64_t time, uint64_t cost,
+cdef void trial_init(Trial *trial, uint64_t sample, uint64_t probe, uint64_t time_percent, uint64_t cost_percent,
                      uint64_t busy_batch) noexcept nogil
-cdef void trial_count(Trial *trial, uint64_t units, uint64_t took_ns) noexcept nogil       # a batch of work, done
-cdef bint trial_due(const Trial *trial) noexcept nogil            # is the phase over?
-cdef void trial_restart(Trial *trial) noexcept nogil                # something else came between: a sample begins anew
-cdef uint8_t trial_arm(Trial *trial) noexcept nogil               # goes on, if the phase is over, and names the arm
+cdef void trial_count(Trial *trial, uint64_t units, uint64_t took_ns) noexcept nogil   # a batch of work is done
+cdef bint trial_due(const Trial *trial) noexcept nogil      # is this phase over?
+cdef void trial_restart(Trial *trial) noexcept nogil        # other work came between: a sample or probe begins again
+cdef uint8_t trial_arm(Trial *trial) noexcept nogil         # begins the next phase if this one is over. Returns the arm to use

@@ -1,29 +1,30 @@
-# Which of two ways pays: the model is in trial.pxd.
+# An online A/B test: the model is in trial.pxd.
 from libc.stdint cimport uint8_t, uint64_t
-from tcpproxy._core.net cimport thread_cpu_time
+from tcpproxy._core.thread cimport thread_cpu_time
 
-cdef enum:                  # Trial.phase, in turn
-    PHASE_HOLD = 0          # what was better
-    PHASE_SAMPLE              # goes on with that, and sees what it costs
-    PHASE_PROBE             # tries the other arm
+cdef enum:                  # Trial.phase, in this order
+    PHASE_HOLD = 0          # use the better arm, without measuring
+    PHASE_SAMPLE            # go on with it, and measure it
+    PHASE_PROBE             # use the other arm, and measure it
 
 cdef enum:
-    OTHER = 4               # of a sample, at the least, before a change of mind
-cdef enum:                  # looks for which a verdict holds
-    HOLD_LEAST = 4          # after a change of mind, which may be a mistake; twice as many each time there is none
+    REVERSAL_PART = 4       # a verdict is reversed only by a probe of at least 1/4 sample: shorter ones are noisy
+
+cdef enum:                  # samples for which a verdict holds: doubled at each confirmation, from the least to the most
+    HOLD_LEAST = 4          # after a reversal, which may be a mistake
     HOLD_MOST = 256
 
 
-cdef void trial_init(Trial *trial, uint64_t sample, uint64_t probe, uint64_t time, uint64_t cost,
+cdef void trial_init(Trial *trial, uint64_t sample, uint64_t probe, uint64_t time_percent, uint64_t cost_percent,
                      uint64_t busy_batch) noexcept nogil:
     trial.sample = sample
     trial.probe = probe
-    trial.time = time
-    trial.cost = cost
+    trial.time_percent = time_percent
+    trial.cost_percent = cost_percent
     trial.busy_batch = busy_batch
     trial.arm = 0
     trial.hold = HOLD_LEAST * sample // 2
-    trial.phase = PHASE_HOLD                    # of no length: the first sample begins in the thread that will work
+    trial.phase = PHASE_HOLD        # its length is 0: the first sample begins later, in the worker's thread, which is measured
 
 
 cdef void trial_count(Trial *trial, uint64_t units, uint64_t took_ns) noexcept nogil:
@@ -52,7 +53,7 @@ cdef void _next_phase(Trial *trial) noexcept nogil:
     if trial.phase == PHASE_HOLD:
         _begin(trial, PHASE_SAMPLE, trial.sample)
         return
-    # In 1/1024 ns: a byte takes less than one.
+    # In 1/1024 ns, because a byte takes less than 1 ns.
     trial.times[tried] = (trial.took_ns << 10) // trial.units
     trial.costs[tried] = ((thread_cpu_time() - trial.began_cpu) << 10) // trial.units
     if trial.phase == PHASE_SAMPLE:
@@ -63,9 +64,10 @@ cdef void _next_phase(Trial *trial) noexcept nogil:
         _begin(trial, PHASE_PROBE, trial.probe)
         return
     # Where the processor time is not known (0), arm 1 does not pay.
-    pays = trial.times[1] * 100 < trial.times[0] * trial.time and trial.costs[1] * 100 < trial.costs[0] * trial.cost
-    if pays == tried and trial.units < trial.sample // OTHER:
-        trial.length = trial.sample // OTHER
+    pays = trial.times[1] * 100 < trial.times[0] * trial.time_percent \
+        and trial.costs[1] * 100 < trial.costs[0] * trial.cost_percent
+    if pays == tried and trial.units < trial.sample // REVERSAL_PART:
+        trial.length = trial.sample // REVERSAL_PART
         return
     trial.arm = pays
     _hold(trial, HOLD_LEAST * trial.sample if pays == tried else 2 * trial.hold)

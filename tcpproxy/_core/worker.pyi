@@ -1,24 +1,31 @@
-from collections.abc import Sequence
-from typing import Self, final
+from collections.abc import Iterable, Sequence
+from typing import Any, Self, TypedDict, final
 
 POLLER: str
 FEATURES: tuple[str, ...]
+ZERO_COPY: dict[str, int]
+LIMITS: dict[str, int]
+KINDS: tuple[str, ...]
+REASONS: tuple[str, ...]
+STATES: tuple[str, ...]
+
+class _Settings(TypedDict):
+    log_wakeup: int
+    lookup_wakeup: int
+    buffer_size: int
+    connect_timeout: float
+    half_close_timeout: float
+    idle_timeout: float
+    keepalive: int
+    socket_buffer: int
+    zero_copy: int
+    busy_poll_us: int
 
 @final
 class Worker:
     def __new__(
         cls,
-        *,
-        bell: int,
-        names_bell: int,
-        buffer_size: int,
-        connect_timeout: float,
-        half_close_timeout: float,
-        idle_timeout: float,
-        keepalive: int,
-        socket_buffer: int,
-        zero_copy: str,
-        busy_poll_us: int,
+        settings: _Settings,
     ) -> Self: ...
     @staticmethod
     def link(workers: Sequence[Worker], *, limit: int, per_source: int) -> None: ...
@@ -30,9 +37,10 @@ class Worker:
     def set_addresses(
         self, target: int, addresses: Sequence[tuple[bytes, int, int]], lifetime: float | None
     ) -> None: ...
-    def want_events(self, kinds: int) -> None: ...
-    def take_events(self, most: int) -> list[tuple[int, int, int, str, str, int, int, float, float]]: ...
+    def want_events(self, kinds: Iterable[str]) -> None: ...
+    def take_events(self, most: int) -> list[tuple[Any, Any, int, int, str, str, int, int, float, float]]: ...
     def await_events(self) -> bool: ...
     def counters(self) -> dict[str, int]: ...
-    def connections(self) -> list[tuple[str, str, str, int, int, float]]: ...
-    def abandon(self) -> None: ...
+    def connections(self) -> list[tuple[int, str, str, Any, int, int, float]]: ...
+    def sync(self) -> None: ...
+    def close_after_fork(self) -> None: ...

@@ -5,24 +5,31 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EventRecord, events_empty, events_sleep, events_take
+from tcpproxy._core.events cimport EVENT_LIMIT, EVENT_NEW, REASON_SHUTDOWN, EventRecord, events_empty, \
+    events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
-from tcpproxy._core.inbox cimport MESSAGE_VIEW, Message
-from tcpproxy._core.loop cimport ABORT, DRAIN, LISTENERS, RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, RUN, \
+from tcpproxy._core.inbox cimport MESSAGE_SYNC, MESSAGE_VIEW, Message
+from tcpproxy._core.loop cimport ABORT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
     UPSTREAMS, WORKERS, Counters, Group, Loop
-from tcpproxy._core.net cimport clock_ns, net_addr, net_format, net_pack, net_socket, net_tune
+from tcpproxy._core.net cimport net_addr, net_format, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
 from tcpproxy._core.resources cimport SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
     resources_init
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.splice cimport splice_here
 from tcpproxy._core.sync cimport sync_claim, sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
+from tcpproxy._core.thread cimport clock_ns
 
 import os
 import threading
 
 POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
+ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
+LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS}
+KINDS = tuple(events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_LIMIT + 1))
+REASONS = tuple(events_reason_name(reason).decode() for reason in range(REASON_SHUTDOWN + 1))
+STATES = ("resolving", "connecting", "relaying", "closing")
 
 
 cdef object _text(const net_addr *address):
@@ -44,9 +51,8 @@ cdef class _Group:
 cdef class Worker:
     """One thread's share of a proxy: a poller and its relays.
 
-    Times are in seconds, but for `busy_poll_us` (-1: adaptive, 0: none). `bell` and `names_bell` are non-blocking
-    sockets, kept open by the caller; a byte is sent to `bell` when there are events to take, to `names_bell` when
-    addresses of an upstream are wanted.
+    Its settings are the fields of Settings in resources.pxd; a KeyError names one that is missing. The wake-up sockets
+    among them do not block and are kept open by the caller.
     """
     cdef Loop *loop
     cdef _Group together
@@ -54,24 +60,12 @@ cdef class Worker:
     cdef bint abandoned             # in a forked child: its memory may be in any state
     cdef object lock                # one at a time of the threads that wake, view or close
 
-    def __cinit__(self, *, net_socket bell, net_socket names_bell, int buffer_size, double connect_timeout,
-                  double half_close_timeout, double idle_timeout, int keepalive, int socket_buffer, str zero_copy,
-                  int busy_poll_us):
-        cdef Settings settings
+    def __cinit__(self, settings):
+        cdef Settings numbers = settings
         cdef int rc
-        settings.log_wakeup = bell
-        settings.lookup_wakeup = names_bell
-        settings.buffer_size = buffer_size
-        settings.connect_timeout = connect_timeout
-        settings.half_close_timeout = half_close_timeout
-        settings.idle_timeout = idle_timeout
-        settings.keepalive = keepalive
-        settings.socket_buffer = socket_buffer
-        settings.zero_copy = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}[zero_copy]
-        settings.busy_poll_us = busy_poll_us
         self.lock = threading.Lock()
         self.loop = <Loop *> calloc(1, sizeof(Loop))
-        rc = resources_init(self.loop, &settings) if self.loop != NULL else -ENOMEM
+        rc = resources_init(self.loop, &numbers) if self.loop != NULL else -ENOMEM
         if rc == -ENOMEM:
             raise MemoryError
         if rc < 0:
@@ -169,25 +163,38 @@ cdef class Worker:
 
     # --- events ---
 
-    def want_events(self, uint64_t kinds):
-        """Which kinds of event record to write, as bits 1 << kind."""
-        sync_set(&self.loop.events.wanted, kinds)
+    def want_events(self, kinds):
+        """Which of KINDS to write event records of."""
+        cdef uint64_t wanted = 0
+        for kind in kinds:
+            wanted |= <uint64_t> 1 << (KINDS.index(kind) + EVENT_NEW)
+        sync_set(&self.loop.events.wanted, wanted)
 
     def take_events(self, int most):
-        """Up to `most` records: (kind, reason, errno, client, upstream, to_upstream, to_client, duration, connect)."""
+        """Up to `most` records: (kind, reason, errno, id, client, upstream, to_upstream, to_client, duration, connect)."""
         cdef EventRecord record
         taken = []
         while len(taken) < most and events_take(&self.loop.events, &record):
-            taken.append((record.kind, record.reason, record.error, _text(&record.client), _text(&record.upstream),
-                          record.to_upstream, record.to_client, record.duration_ns / 1e9, record.connect_ns / 1e9))
+            taken.append((KINDS[record.kind - EVENT_NEW], REASONS[record.reason], record.error, record.id,
+                          _text(&record.client), _text(&record.upstream), record.to_upstream, record.to_client,
+                          record.duration_ns / 1e9, record.connect_ns / 1e9))
         return taken
 
     def await_events(self):
-        """Ring the bell at the next event. False: there are some already."""
+        """Makes the worker wake the reader with its next event record. False: there are some already."""
         events_sleep(&self.loop.events)
         return events_empty(&self.loop.events)
 
-    # --- views ---
+    # --- questions ---
+
+    def sync(self):
+        """Returns when the worker has carried out what it was told before; at once if it does not run."""
+        cdef Message question
+        question.kind = MESSAGE_SYNC
+        with self.lock:
+            if sync_load(&self.running) and self.loop.pump.poller != NULL:
+                with nogil:
+                    engine_ask(self.loop, &question)
 
     def counters(self):
         """Numbers since the start, readable at any time."""
@@ -203,7 +210,7 @@ cdef class Worker:
         }
 
     def connections(self):
-        """Live relays: (client, upstream, state, to_upstream, to_client, age). Empty when the worker does not run."""
+        """Live relays: (id, client, upstream, state, to_upstream, to_client, age). Empty when the worker does not run."""
         with self.lock:
             if not sync_load(&self.running) or self.loop.pump.poller == NULL:
                 return []
@@ -228,19 +235,19 @@ cdef class Worker:
             free(view.items)
             view.room = view.count + 64
         try:
-            return [(_text(&view.items[i].client), _text(&view.items[i].upstream), _state(view.items[i].state),
-                     view.items[i].to_upstream, view.items[i].to_client, view.items[i].age_ns / 1e9)
+            return [(view.items[i].id, _text(&view.items[i].client), _text(&view.items[i].upstream),
+                     _state(view.items[i].state), view.items[i].to_upstream, view.items[i].to_client,
+                     view.items[i].age_ns / 1e9)
                     for i in range(view.count)]
         finally:
             free(view.items)
 
-    def abandon(self):
+    def close_after_fork(self):
         """In a forked child: closes the copies of the parent's descriptors; the worker runs on in the parent only."""
         resources_close_after_fork(self.loop)
         self.abandoned = True
         self.lock = threading.Lock()                # a thread that is not in this process may hold the old one
 
 
-cdef str _state(int state):
-    return "resolving" if state == RELAY_RESOLVING else "connecting" if state == RELAY_CONNECTING \
-        else "relaying" if state == RELAY_RELAYING else "closing"
+cdef object _state(int state):
+    return STATES[min(state, RELAY_RESETTING) - RELAY_RESOLVING]        # resetting and lingering are both "closing"

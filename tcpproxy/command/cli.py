@@ -14,7 +14,7 @@ from ..config.groups import every_row
 from ..errors import TcpProxyError
 from ..network.limits import raise_descriptor_limit
 from ..proxy import Proxy
-from ..report.printer import Printer, last_words
+from ..report.printer import Printer, final_line
 from . import sandbox
 from .signals import serve
 from .usage import Command, option
@@ -31,12 +31,12 @@ def run(remote: str, **given: str | bool | None) -> None:
         sandbox.enter(config, config.operating.sandbox)  # before there are threads, which inherit it
         serve(proxy)
     except TcpProxyError as error:
-        last_words(f"tcpproxy: {error}")
+        final_line(f"tcpproxy: {error}")
         sys.exit(error.exit_code)
     if printer.unwritten:
-        last_words(f"{printer.unwritten} log lines could not be written")
+        final_line(f"{printer.unwritten} log lines could not be written")
     if proxy.failure:
-        last_words(f"tcpproxy: {proxy.failure}")
+        final_line(f"tcpproxy: {proxy.failure}")
         sys.exit(proxy.failure.exit_code)
 
 

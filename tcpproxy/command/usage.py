@@ -9,7 +9,7 @@ import click
 
 from ..config.groups import ROWS, every_row, heading
 from ..config.options import Option
-from ..report.printer import last_words
+from ..report.printer import final_line
 from ..text import shown
 
 WIDEST, NARROWEST = 100, 40
@@ -89,8 +89,8 @@ class WrongUsage(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Prints the sentence on stderr, and where to read more."""
-        last_words(f"tcpproxy: {self.message}")
-        last_words("Try 'tcpproxy --help'.")
+        final_line(f"tcpproxy: {self.message}")
+        final_line("Try 'tcpproxy --help'.")
 
 
 def help_text(columns: int) -> str:

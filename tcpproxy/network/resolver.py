@@ -1,4 +1,4 @@
-"""Names to addresses, off the relay threads: merged queries, and the last good answer when a look-up fails."""
+"""Names to addresses, outside the worker threads: merged queries, and the last good answer while lookups fail."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import time
 Address = tuple[bytes, int, int]
 """(raw IPv4 or IPv6 address, port, IPv6 scope id)"""
 
-FRESH = 5.0
-"""Seconds that an answer serves new connections."""
+TTL = 5.0
+"""Seconds for which an answer is used for new connections."""
 
-RECENT = 300.0
-"""Seconds that a good answer may stand in for look-ups that fail."""
+MAX_STALE = 300.0
+"""Seconds for which a good answer is used while lookups fail."""
 
-PATIENCE = 1.0
-"""Seconds that those who wait are kept waiting for a slow look-up while a recent answer is at hand."""
+STALE_AFTER = 1.0
+"""Seconds that a caller waits for a slow query before it gets the last good answer."""
 
 OUT_OF_MEMORY = os.strerror(errno.ENOMEM)
 
 
 def resolve(host: str, port: int) -> list[Address]:
-    """Asks the system; blocks for as long as that takes (tens of seconds when a DNS server is dead).
+    """Asks the system. Blocks until there is an answer: tens of seconds when a DNS server is dead.
 
     Returns:
-        Addresses in the order to try them: the system's (RFC 6724), with the families taking turns (RFC 8305,
-        section 4), so that one dead family costs one attempt and not all of them.
+        Addresses in the order to try them: the system's (RFC 6724), with the families alternating (RFC 8305, section
+        4), so that a dead family delays each second attempt only.
 
     Raises:
         OSError: there is no answer; its text says why.
@@ -50,79 +50,79 @@ def resolve(host: str, port: int) -> list[Address]:
 
 
 class Resolver:
-    """Looks one name up again and again, one query at a time, whoever asks meanwhile waits for the same answer."""
+    """Resolves one name. At most one query is in flight; concurrent callers share its answer."""
 
     def __init__(self, host: str, port: int) -> None:
         self._where = (host, port)
         self._changed = threading.Condition()
         self._good: list[Address] = []
-        self._good_at = -RECENT
+        self._good_at = -MAX_STALE
         self._asking = False
         self._answers = 0
         self._closed = False
-        self.problem = ""
-        """Why the last look-up failed; empty after one that did not."""
+        self.lookup_error = ""
+        """Why the last lookup failed; empty if it did not."""
 
     def lookup(self, timeout: float | None = None) -> tuple[list[Address], float]:
-        """The addresses, after a look-up that all callers share.
+        """Returns the addresses, after a query that all concurrent callers share.
 
         Args:
-            timeout: seconds to wait at most; None: until there is an answer. With a recent good answer at hand
-                nobody waits longer than PATIENCE.
+            timeout: seconds to wait at most; None: until there is an answer. No longer than STALE_AFTER if the last
+                good answer is younger than MAX_STALE.
 
         Returns:
-            The addresses and the seconds that they may be used. No addresses: the look-up failed or takes too long.
+            The addresses, and the seconds for which they may be used. No addresses: the query failed or takes too long.
         """
         with self._changed:
             before = self._answers
             if not self._asking and not self._closed:
                 self._asking = self._begin()
-            recent = time.monotonic() - self._good_at < RECENT
-            wait = PATIENCE if recent and (timeout is None or timeout > PATIENCE) else timeout
+            recent = time.monotonic() - self._good_at < MAX_STALE
+            wait = STALE_AFTER if recent and (timeout is None or timeout > STALE_AFTER) else timeout
             if self._asking:
                 self._changed.wait_for(lambda: self._answers != before or self._closed, wait)
-            if self._answers != before and not self.problem:
-                return self._good, FRESH
-            recent = time.monotonic() - self._good_at < RECENT
-            return (self._good, PATIENCE) if recent else ([], 0.0)
+            if self._answers != before and not self.lookup_error:
+                return self._good, TTL
+            recent = time.monotonic() - self._good_at < MAX_STALE
+            return (self._good, STALE_AFTER) if recent else ([], 0.0)
 
     def _begin(self) -> bool:
-        # A thread of its own each time: getaddrinfo cannot be interrupted, and must not hold up an exit.
+        # A thread for each query: getaddrinfo cannot be interrupted, and must not delay an exit.
         try:
             threading.Thread(target=self._ask, name="tcpproxy-lookup", daemon=True).start()
         except (RuntimeError, MemoryError) as error:  # no thread left in this process or machine
-            self.problem = str(error) or OUT_OF_MEMORY
+            self.lookup_error = str(error) or OUT_OF_MEMORY
             return False
         return True
 
     def close(self) -> None:
-        """Lets go everybody who waits."""
+        """Wakes all waiters; no query begins any more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _ask(self) -> None:
         found: list[Address] = []
-        problem = "the look-up failed"
+        lookup_error = "the lookup failed"
         try:
             found = resolve(*self._where)
-            problem = "" if found else "No address associated with hostname"
+            lookup_error = "" if found else "No address associated with hostname"
         except OSError as error:
-            problem = error.strerror or str(error)
+            lookup_error = error.strerror or str(error)
         except MemoryError:
-            problem = OUT_OF_MEMORY
-        finally:  # whatever it was: who waits is told, and the next one may ask again
+            lookup_error = OUT_OF_MEMORY
+        finally:  # on every outcome: wake all waiters and allow the next query
             with self._changed:
                 self._asking = False
                 self._answers += 1
-                self.problem = problem
+                self.lookup_error = lookup_error
                 if found:
                     self._good, self._good_at = found, time.monotonic()
                 self._changed.notify_all()
 
 
 def numeric(host: str, port: int) -> list[Address] | None:
-    """The address itself where `host` is one already, without asking anybody; None: it is a name."""
+    """The address, if `host` is a numeric one: no query is made. None: it is a name."""
     with contextlib.suppress(OSError, UnicodeError):
         flags = socket.AI_NUMERICHOST
         for family, _, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags):

@@ -1,12 +1,23 @@
-"""Event: a fact about a proxy or one of its connections, made from the core's event records."""
+"""Event: a fact about a proxy or one of its connections, made from an event record of the core."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..errors import describe
 
-REASONS = (
+EventKind = Literal["new", "end", "failed", "accept-error", "limit", "listening", "warning", "lost"]
+"""What an Event is about.
+
+new: a client was accepted.
+end: a connection that was connected has ended; `reason` says why.
+failed: upstream was not reached, or the client was turned away (`reason` is `limit`); the client was reset.
+accept-error: accepting pauses, because the system has no descriptor or memory.
+limit: accepting pauses, because there are `max_connections` connections.
+listening: the proxy listens on the address in `text`.
+warning: a sentence for the operator, in `text`.
+lost: records or lines were left out; `text` says how many.
+"""
+
+Reason = Literal[
     "",
     "client-eof",
     "upstream-eof",
@@ -20,56 +31,65 @@ REASONS = (
     "dns",
     "limit",
     "shutdown",
-)
-KINDS = ("", "new", "end", "failed", "accept-error", "limit")
-NEW = KINDS.index("new")
+]
+"""Why a connection ended or failed.
+
+client-eof, upstream-eof: the side that ended its direction first; the other one ended, too.
+client-reset, upstream-reset: the side that reset the connection, failed, or was found dead.
+idle: no byte for `idle_timeout`.
+half-close-timeout: one direction had ended, and no byte moved in the other one for `half_close_timeout`.
+connect-refused: upstream refused the connection.
+connect-timeout: upstream was not connected within `connect_timeout`.
+unreachable: upstream could not be reached for another reason; `error` has it.
+dns: upstream's name did not resolve.
+limit: the client's source has `max_connections_per_source`, or the system has no descriptor, port or memory (`error`).
+shutdown: the proxy was stopped.
+"""
 
 
 class Event(NamedTuple):
-    """A fact about the proxy or one of its connections. Addresses are `host:port`, empty where there is none."""
+    """A fact about the proxy or one of its connections."""
 
-    kind: str
-    """`new`, `end`, `failed` (upstream not reached, or the client turned away: its reason is `limit`), `accept-error`,
-    `limit`; from the proxy itself `listening`, `warning`, `lost` (lines or records that were left out)."""
-    reason: str = ""
-    """Why it ended or failed: one of REASONS."""
+    kind: EventKind
+    """What it is about."""
+    reason: Reason = ""
+    """Why the connection ended or failed; empty for other kinds."""
     error: int = 0
-    """errno behind it, 0: none."""
+    """The errno behind it; 0: none."""
     client: str = ""
+    """The client's address, `host:port`; empty where the event is about no connection."""
     upstream: str = ""
+    """The address that was connected, or tried last; empty if there was none."""
     to_upstream: int = 0
     """Bytes delivered from client to upstream."""
     to_client: int = 0
+    """Bytes delivered from upstream to client."""
     duration: float = 0.0
     """Seconds since the client was accepted."""
     connect_time: float = 0.0
-    """Seconds from there until upstream was connected, 0: it was not."""
+    """Seconds from accept until upstream was connected; 0: it was not."""
     text: str = ""
     """`listening`: the address; `warning`: the sentence; `failed`: what the system said; `lost`: how many of what."""
+    id: int = 0
+    """The number of the connection, from 1, in the order of accept; 0: the event is about no connection."""
 
 
-def wanted(kinds: tuple[str, ...]) -> int:
-    """The mask that makes a worker report these kinds."""
-    return sum(1 << KINDS.index(kind) for kind in kinds)
-
-
-Record = tuple[int, int, int, str, str, int, int, float, float]
-"""What Worker.take_events returns."""
+Record = tuple[EventKind, Reason, int, int, str, str, int, int, float, float]
+"""What Worker.take_events returns: (kind, reason, errno, id, client, upstream, to_upstream, to_client, duration,
+connect_time)."""
 
 
 def is_new(record: Record) -> bool:
-    """Is it a new connection?"""
-    return record[0] == NEW
+    """Is it about a new connection?"""
+    return record[0] == "new"
 
 
-def decode(record: Record, problem: str) -> Event:
-    """A record of the core as an Event; `problem`: why the last look-up of upstream's name failed."""
-    kind, reason, error, client, upstream, to_upstream, to_client, duration, connect_time = record
+def decode(record: Record, lookup_error: str) -> Event:
+    """Makes an Event from a record of the core. `lookup_error`: why the last lookup of upstream's name failed."""
+    kind, reason, error, number, client, upstream, to_upstream, to_client, duration, connect_time = record
     text = ""
-    if REASONS[reason] == "dns":
-        text = f"failed to lookup address information: {problem or 'no answer in time'}"
+    if reason == "dns":
+        text = f"failed to lookup address information: {lookup_error or 'no answer in time'}"
     elif error:
         text = f"{describe(error)} (os error {error})"
-    return Event(
-        KINDS[kind], REASONS[reason], error, client, upstream, to_upstream, to_client, duration, connect_time, text
-    )
+    return Event(kind, reason, error, client, upstream, to_upstream, to_client, duration, connect_time, text, number)

@@ -10,20 +10,20 @@ import time
 from collections.abc import Iterable
 
 from ..text import clean
-from .event import Event, Record, decode
-from .flood import Flood
+from .event import Event, EventKind, Record, decode
+from .ratelimit import RateLimit
 
 BURST = 10
-"""Failed connections of one reason that get a line in one second; the rest are counted and said in one line."""
+"""Failed connections of one reason that get a line each in a second; one more line counts the others."""
 
 
 class Printer:
-    """Writes events as lines, in the words of the original command. Never raises; what cannot be written is counted.
+    """Writes events as lines, in the words of the original command. Never raises; counts what cannot be written.
 
     Args:
-        debug: a line or more per connection end.
-        quiet: no line per connection.
-        json: one object a line instead of text.
+        debug: print how each connection ended.
+        quiet: print no line for a new connection.
+        json: print one JSON object a line instead of text.
         stdout, stderr: descriptors to write to.
     """
 
@@ -32,50 +32,54 @@ class Printer:
     ) -> None:
         self._debug, self._quiet, self._json = debug, quiet, json
         self._stdout, self._stderr = stdout, stderr
-        self._flood = Flood()
+        self._rate_limit = RateLimit()
         self._torn: dict[int, bool] = {}
-        """Of a descriptor: a disk became full amid its last line."""
+        """Descriptors whose last line is incomplete, because a disk was full."""
         self.unwritten = 0
         """Lines that stdout or stderr would not take."""
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """What this printer has a line for."""
-        new, end = () if self._quiet else ("new",), ("end",) if self._debug else ()
-        return ("failed", "accept-error", "limit", *new, *end)
+    def kinds(self) -> tuple[EventKind, ...]:
+        """The kinds that this printer has a line for."""
+        kinds: list[EventKind] = ["failed", "accept-error", "limit"]
+        if not self._quiet:
+            kinds.append("new")
+        if self._debug:
+            kinds.append("end")
+        return tuple(kinds)
 
     def __call__(self, event: Event) -> None:
         self.many([event])
 
     def many(self, events: Iterable[Event]) -> None:
         """Prints them in order, with one write where several in a row go to the same place."""
-        self.settle()
+        self.flush_suppressed()
         for target, group in itertools.groupby(filter(self._admitted, events), self._target):
             self._write(target, [line for event in group for line in self._lines(event)])
 
-    def newcomers(self, records: Iterable[Record]) -> None:
-        """Prints new connections, of which there may be tens of thousands a second, without an Event for each.
+    def print_new(self, records: Iterable[Record]) -> None:
+        """Prints new connections without an Event for each: there may be tens of thousands a second.
 
-        Through `many` they took a tenth of all processor time while connections came and went.
+        Through `many` they took a tenth of all CPU time while connections came and went.
         """
         if self._json:
             self.many([decode(record, "") for record in records])
         else:
-            self.settle()
-            self._write(self._stdout, [f"New connection from {record[3]}" for record in records])
+            self.flush_suppressed()
+            self._write(self._stdout, [f"New connection from {record[4]}" for record in records])
 
-    def settle(self, final: bool = False) -> bool:
-        """Says how many lines were held back in the last seconds. Returns whether it has to be called once more."""
-        for key, count in self._flood.overdue(final).items():
+    def flush_suppressed(self, final: bool = False) -> bool:
+        """Says how many lines the rate limit has suppressed in the last seconds. True: call again a second later."""
+        for key, count in self._rate_limit.take_suppressed(final).items():
             lost = Event("lost", text=f"{count} more lines of the kind {key} were not shown")
             self._write(self._target(lost), self._lines(lost))
-        return self._flood.pending
+        return self._rate_limit.pending
 
     def _admitted(self, event: Event) -> bool:
         if event.kind == "failed":
-            return self._flood.admit(f"{event.kind} ({event.reason})", BURST)
-        # A state that lasts, and is looked at again ten times a second: its line says so, and how often says nothing.
-        return event.kind not in ("accept-error", "limit") or self._flood.admit(event.kind, 1, told=False)
+            return self._rate_limit.admit(f"{event.kind} ({event.reason})", BURST)
+        # A lasting condition, checked again ten times a second: one line a second, and repeats are not counted.
+        return event.kind not in ("accept-error", "limit") or self._rate_limit.admit(event.kind, 1, counted=False)
 
     def _target(self, event: Event) -> int:
         return self._stdout if event.kind in ("listening", "new") else self._stderr
@@ -133,8 +137,8 @@ class Printer:
         return json.dumps(fields)
 
 
-def last_words(text: str) -> None:
-    """A line on stderr at the very end: not written where that would fail or wait."""
+def final_line(text: str) -> None:
+    """Writes a line to stderr at the very end. It is dropped where writing would fail or block."""
     with contextlib.suppress(OSError, ValueError):
-        if os.name == "nt" or select.select([], [2], [], 1)[1]:  # where only sockets can be asked
+        if os.name == "nt" or select.select([], [2], [], 1)[1]:  # Windows: select takes sockets only
             os.write(2, f"{clean(text)}\n".encode("utf-8", "backslashreplace"))

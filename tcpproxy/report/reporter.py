@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import itertools
-import socket
 import threading
 import time
 from collections.abc import Callable
 
-from .._core.worker import Worker
-from .event import KINDS, Event, decode, is_new
+from .._core.worker import KINDS, Worker
+from ..network.resolver import Resolver
+from ..wakeup import Wakeup
+from .event import Event, EventKind, decode, is_new
 from .printer import Printer
 from .sink import logging_sink
 
 AT_ONCE = 256
 """Records taken from one worker before the others have their turn."""
+
+GATHER = 0.02
+"""Seconds: the log thread wakes no more often than this while records come fast, and no worker wakes it meanwhile. A
+ring has room for 50,000 records a second then."""
+
+FEW = 8
+"""Records within GATHER that are delivered one by one, at once: one wake-up of the log thread each, some 50 us."""
 
 
 class Reporter:
@@ -30,82 +37,138 @@ class Reporter:
         self._sink = sink
         self._printer = sink if isinstance(sink, Printer) else None
         self._notes: collections.deque[Event] = collections.deque()
+        self._flushes: collections.deque[threading.Event] = collections.deque()
+        self._workers: list[Worker] = []
+        self._threads: list[threading.Thread] = []
+        self._wakeup: Wakeup | None = None
+        self._resolver: Resolver | None = None
+        self._ended = False
+        self._window, self._recent = 0.0, 0  # since when records are counted, and how many there were
+        self._lost, self._next_lost = 0, 0.0  # records that were said to be lost; when to say so again
 
-    def prepare(self) -> None:
-        """At the start, before there is a thread; not before, since it imports what registers an exit hook."""
+    def open(
+        self, workers: list[Worker], threads: list[threading.Thread], wakeup: Wakeup, resolver: Resolver | None
+    ) -> None:
+        """Prepares `run`. At the start of a proxy, before there is a thread: it imports what registers an exit hook.
+
+        Args:
+            workers, threads: the workers, and the threads that run them.
+            wakeup: wakes the log thread; a worker does so with a record that it writes while the log thread sleeps.
+            resolver: knows why the last lookup failed; None: upstream has a numeric address.
+        """
+        self._workers, self._threads, self._wakeup, self._resolver = workers, threads, wakeup, resolver
         if self._sink is None:
             self._sink = logging_sink()
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What the sink wants to hear of."""
-        return self._printer.kinds if self._printer else KINDS[1:]
+        """The kinds of event that the sink has a use for."""
+        return self._printer.kinds if self._printer else KINDS
 
-    def note(self, kind: str, text: str) -> None:
+    @property
+    def prints(self) -> bool:
+        """Is the sink a Printer, whose outputs may block?"""
+        return self._printer is not None
+
+    def note(self, kind: EventKind, text: str) -> None:
         """Reports something that does not come from a worker; from any thread."""
         self._notes.append(Event(kind, text=text))
+        if self._wakeup:
+            self._wakeup.wake()
 
-    def run(
-        self,
-        workers: list[Worker],
-        threads: list[threading.Thread],
-        bell: socket.socket,
-        stopped: threading.Event,
-        problem: Callable[[], str],
-    ) -> None:
-        """Reports until the workers are over.
+    def flush(self, timeout: float) -> bool:
+        """Waits until the sink has every record that was written, and every note that was made, before the call.
 
         Args:
-            workers, threads: the workers, and the threads that run them.
-            bell: readable when a worker has news after a silence.
-            stopped: set at the end.
-            problem: why the last look-up of upstream's name failed, empty if it did not.
-        """
-        told, tell = 0, 0.0  # of those that were lost; when to tell again
-        while True:
-            last = not any(thread.is_alive() for thread in threads)
-            most = self._some(workers, problem())
-            lost = sum(worker.counters()["events_lost"] for worker in workers)
-            if lost != told and (time.monotonic() >= tell or (last and not most)):
-                self._emit([Event("lost", text=f"{lost - told} log records were dropped: output is too slow")])
-                told, tell = lost, time.monotonic() + 1
-            if most == AT_ONCE:
-                continue  # more is waiting, and what does not fit behind it is lost
-            if most:
-                stopped.wait(0.02)  # gathers what comes meanwhile, so that a flood rings no bell per record
-            elif last:
-                if self._printer:
-                    self._printer.settle(final=True)
-                return
-            else:
-                nothing = [worker.await_events() for worker in workers]  # each of them rings from now on
-                if all(nothing) and not self._notes:
-                    held = self._printer is not None and self._printer.settle()
-                    bell.settimeout(1.0 if held or lost != told else None)
-                    with contextlib.suppress(TimeoutError):
-                        bell.recv(4096)
+            timeout: seconds to wait at most, for a sink that blocks.
 
-    def _some(self, workers: list[Worker], problem: str) -> int:
-        """Reports some records. Returns the most that one worker had, up to AT_ONCE."""
+        Returns:
+            False if the time was over first. From any thread but the log thread.
+        """
+        delivered = threading.Event()
+        self._flushes.append(delivered)
+        if self._ended:
+            return True
+        if self._wakeup:
+            self._wakeup.wake()
+        return delivered.wait(timeout)
+
+    def run(self) -> None:
+        """The log thread: reports until the workers have ended."""
+        assert self._wakeup is not None  # since `open`
+        try:
+            while self._pass(self._wakeup):
+                pass
+        finally:
+            self._ended = True
+            self._release(len(self._flushes))
+
+    def _pass(self, wakeup: Wakeup) -> bool:
+        """Reports what there is, then waits for more. False: the workers have ended, and all is reported."""
+        last = not any(thread.is_alive() for thread in self._threads)
+        flushes = len(self._flushes)
+        most = self._drain()
+        unsaid = self._say_lost(last and not most)
+        if most == AT_ONCE:
+            return True  # more is waiting, and what finds no room behind it is lost
+        self._release(flushes)
+        if most:
+            if self._are_many(most):
+                wakeup.wait(GATHER)
+        elif last:
+            if self._printer:
+                self._printer.flush_suppressed(final=True)
+            return False
+        else:
+            empty = [worker.await_events() for worker in self._workers]  # from now on a record wakes this thread
+            if all(empty) and not self._notes and not self._flushes:
+                suppressed = self._printer is not None and self._printer.flush_suppressed()
+                wakeup.wait(1.0 if suppressed or unsaid else None)
+        return True
+
+    def _release(self, count: int) -> None:
+        """Tells the first `count` callers of `flush` that it is done."""
+        for _ in range(count):
+            self._flushes.popleft().set()
+
+    def _are_many(self, count: int) -> bool:
+        """Do records come fast? Counts those of this pass."""
+        now = time.monotonic()
+        if now - self._window > GATHER:
+            self._window, self._recent = now, 0
+        self._recent += count
+        return self._recent > FEW
+
+    def _say_lost(self, final: bool) -> bool:
+        """Says once a second how many records found no room. True: some are still to be said."""
+        lost = sum(worker.counters()["events_lost"] for worker in self._workers)
+        if lost != self._lost and (final or time.monotonic() >= self._next_lost):
+            self._emit([Event("lost", text=f"{lost - self._lost} log records were dropped: output is too slow")])
+            self._lost, self._next_lost = lost, time.monotonic() + 1
+        return lost != self._lost
+
+    def _drain(self) -> int:
+        """Reports notes, and some records. Returns the most that one worker had, up to AT_ONCE."""
         while self._notes:
             self._emit([self._notes.popleft()])
-        taken = [worker.take_events(AT_ONCE) for worker in workers]
+        taken = [worker.take_events(AT_ONCE) for worker in self._workers]
+        lookup_error = self._resolver.lookup_error if self._resolver else ""
         for new, records in itertools.groupby(itertools.chain.from_iterable(taken), is_new):
             if new and self._printer:
-                self._printer.newcomers(records)
+                self._printer.print_new(records)
             else:
-                self._emit([decode(record, problem) for record in records])
+                self._emit([decode(record, lookup_error) for record in records])
         return max(map(len, taken))
 
     def _emit(self, events: list[Event]) -> None:
         if self._printer:
             self._printer.many(events)
             return
-        assert self._sink is not None  # since `prepare`
+        assert self._sink is not None  # since `open`
         for event in events:
             try:
                 self._sink(event)
-            except BaseException:  # a callback of the program's: its mistake must not end the log
+            except BaseException:  # the program's callback: its mistake must not end the log thread
                 import logging
 
                 logging.getLogger("tcpproxy").exception("on_event failed")

@@ -10,8 +10,9 @@ from .event import Event
 
 
 def logging_sink() -> Callable[[Event], None]:
-    """The default sink of a Proxy in a program: the logger `tcpproxy`, connections at DEBUG, trouble at WARNING."""
-    import logging  # not above: the command does without; and not in the log thread, where it could meet an exit
+    """The default sink of a Proxy in a program: the logger `tcpproxy`. Connections: DEBUG; trouble: WARNING."""
+    # Imported here: the command does not need it, and an import in the log thread can race with interpreter shutdown.
+    import logging
 
     logger = logging.getLogger("tcpproxy")
     levels = {"listening": logging.INFO, "new": logging.DEBUG, "end": logging.DEBUG}
@@ -19,7 +20,7 @@ def logging_sink() -> Callable[[Event], None]:
     def sink(event: Event) -> None:
         level = levels.get(event.kind, logging.WARNING)
         if logger.isEnabledFor(level):
-            with contextlib.suppress(Exception):  # a handler's mistake is not the proxy's
+            with contextlib.suppress(Exception):  # a handler of the program may fail
                 logger.log(level, "%s", " ".join(clean(str(part)) for part in event if part))
 
     return sink

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from campaigns import Holdings, campaign, nobody_hung
-from support import Command, needs_proc
+from support.command import Command
+from support.machine import needs_proc
 from traffic import Server, Traffic
 
 CALLS = ["accept4", "socket", "connect", "recv", "send", "splice", "pipe2", "fcntl", "read", "epoll_ctl"]

@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import pytest
 from campaigns import campaign, valgrind
-from support import Command, eventually, sockets
+from support.command import Command
+from support.machine import sockets
+from support.waiting import eventually
 from traffic import Server, Traffic
 
 import tcpproxy

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pytest
 from campaigns import Holdings, campaign, nobody_hung
-from support import TIMEOUT, Command, eventually, needs
+from support.command import Command
+from support.machine import needs
+from support.waiting import TIMEOUT, eventually
 from traffic import Server, Traffic
 
 from tcpproxy._core.worker import POLLER

@@ -20,28 +20,14 @@ from pathlib import Path
 
 import pytest
 from networks import Namespace
-from support import (
-    TIMEOUT,
-    Command,
-    Echo,
-    Upstream,
-    at_best,
-    connect,
-    cpu_seconds,
-    eventually,
-    frozen,
-    limit_descriptors,
-    needs,
-    payload,
-    read_exactly,
-    reset,
-    resident,
-    resource,
-    strace,
-)
+from support.command import Command, frozen, strace
+from support.machine import cpu_seconds, limit_descriptors, needs, resident, resource
+from support.peers import Echo, Upstream, connect, reset
+from support.streams import payload, read_exactly
+from support.waiting import TIMEOUT, at_best, eventually
 
 import tcpproxy
-from tcpproxy._core.worker import POLLER, Worker
+from tcpproxy._core.worker import POLLER, ZERO_COPY, Worker
 
 PAUSE = 0.1
 """Seconds without accepting, when there is nothing left to accept with."""
@@ -575,20 +561,22 @@ class Two:
     """Two workers of one proxy, of which the first alone has a listener that clients know; both reach the upstream."""
 
     def __init__(self, stack: contextlib.ExitStack, echo: Echo) -> None:
-        bell, names_bell = (stack.enter_context(end) for end in socket.socketpair())
-        bell.setblocking(False)
+        log_wakeup, lookup_wakeup = (stack.enter_context(end) for end in socket.socketpair())
+        log_wakeup.setblocking(False)
         self.workers = [
             Worker(
-                bell=bell.fileno(),
-                names_bell=names_bell.fileno(),
-                buffer_size=65536,
-                connect_timeout=10,
-                half_close_timeout=60,
-                idle_timeout=0,
-                keepalive=0,
-                socket_buffer=0,
-                zero_copy="auto",
-                busy_poll_us=0,
+                {
+                    "log_wakeup": log_wakeup.fileno(),
+                    "lookup_wakeup": lookup_wakeup.fileno(),
+                    "buffer_size": 65536,
+                    "connect_timeout": 10,
+                    "half_close_timeout": 60,
+                    "idle_timeout": 0,
+                    "keepalive": 0,
+                    "socket_buffer": 0,
+                    "zero_copy": ZERO_COPY["auto"],
+                    "busy_poll_us": 0,
+                }
             )
             for _ in range(2)
         ]

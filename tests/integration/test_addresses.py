@@ -15,20 +15,11 @@ from collections.abc import Callable
 
 import pytest
 from networks import Namespace
-from support import (
-    Command,
-    Echo,
-    Upstream,
-    connect,
-    descriptors,
-    eventually,
-    free_port,
-    in_background,
-    payload,
-    read_all,
-    read_exactly,
-    send_and_shut,
-)
+from support.command import Command
+from support.machine import descriptors
+from support.peers import Echo, Upstream, connect, free_port
+from support.streams import payload, read_all, read_exactly, send_and_shut
+from support.waiting import eventually, in_background
 
 import tcpproxy
 from tcpproxy.errors import describe

@@ -16,35 +16,13 @@ from pathlib import Path
 
 import pytest
 from networks import Namespace
-from support import (
-    TIMEOUT,
-    Command,
-    Link,
-    Upstream,
-    at_best,
-    choke,
-    connect,
-    cpu_seconds,
-    descriptors,
-    eventually,
-    fcntl,
-    fill,
-    in_background,
-    needs,
-    pause,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    send_and_shut,
-    send_until_full,
-    strace,
-    termios,
-)
+from support.command import Command, strace
+from support.machine import cpu_seconds, descriptors, fcntl, needs, termios
+from support.peers import Link, Upstream, connect, reset
+from support.streams import KIB, MIB, choke, fill, payload, read_all, read_exactly, send_and_shut, send_until_full
+from support.waiting import TIMEOUT, at_best, eventually, in_background, pause
 
 import tcpproxy
-
-KIB, MIB = 1 << 10, 1 << 20
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -14,24 +14,14 @@ from collections.abc import Callable
 import pytest
 from campaigns import campaign
 from networks import Namespace, Wire
-from support import (
-    Command,
-    Echo,
-    Upstream,
-    bounds,
-    connect,
-    eventually,
-    in_background,
-    payload,
-    read_all,
-    read_exactly,
-    resident,
-    send_and_shut,
-)
+from support.command import Command
+from support.machine import resident
+from support.peers import Echo, Upstream, connect
+from support.streams import KIB, MIB, payload, read_all, read_exactly, send_and_shut
+from support.waiting import bounds, eventually, in_background
 from traffic import Server, Traffic
 from wire import Impairment
 
-KIB, MIB = 1 << 10, 1 << 20
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 
 # --- a bad cable ---

@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support import TIMEOUT, Command, Upstream, bulk, connect, eventually, talk
+from support.command import Command
+from support.peers import Upstream, connect
+from support.streams import bulk, talk
+from support.waiting import TIMEOUT, eventually
 
 if sys.platform != "linux":
     pytest.skip("another system has no SCHED_BATCH", allow_module_level=True)

@@ -9,20 +9,11 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support import (
-    TIMEOUT,
-    Command,
-    Echo,
-    Upstream,
-    at_best,
-    connect,
-    cpu_seconds,
-    in_background,
-    pause,
-    read_exactly,
-    send_and_shut,
-    talk,
-)
+from support.command import Command
+from support.machine import cpu_seconds
+from support.peers import Echo, Upstream, connect
+from support.streams import read_exactly, send_and_shut, talk
+from support.waiting import TIMEOUT, at_best, in_background, pause
 
 import tcpproxy
 

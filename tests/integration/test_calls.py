@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Command, Echo, connect, read_exactly, strace
+from support.command import Command, strace
+from support.peers import Echo, connect
+from support.streams import read_exactly
 
 MESSAGE = b"m" * 64
 BORN = re.compile(r"(?:<\.\.\. )?(accept4?|socket)\b.* = (\d+)$")  # a call that another thread cuts in two is "resumed"

@@ -12,40 +12,28 @@ import socket
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from networks import Closed, Namespace, Silent
-from support import (
-    TIMEOUT,
-    Command,
-    Echo,
-    Link,
-    Upstream,
-    at_best,
-    bounds,
-    connect,
-    cpu_seconds,
+from support.command import Command, strace
+from support.machine import (
+    connections_to,
+    cpu_while_asleep,
     descriptors,
-    eventually,
-    free_port,
-    in_background,
     limit_descriptors,
     needs,
-    pause,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    send_and_shut,
-    strace,
+    private_memory,
+    sockets_in_state,
 )
+from support.peers import Echo, Link, Upstream, connect, reset
+from support.streams import MIB, payload, read_all, read_exactly, send_and_shut, unsent_at_rest
+from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background, pause
 
 import tcpproxy
 
-MIB = 1 << 20
 STAGGER = 0.25
 """Seconds between two attempts, RFC 8305, section 5."""
 
@@ -433,11 +421,11 @@ def test_bytes_before_upstream_is_connected(silent: Silent, command: Callable[..
     data = payload(12 * MIB)
     with connect(process.address) as client:
         eventually(lambda: sockets_in_state(process.process.pid, silent.port, "02") == 1)
-        memory = resident(process.process.pid)
+        memory = private_memory(process.process.pid)
         with in_background(send_and_shut, client, data) as sent:
             eventually(lambda: unsent_at_rest(client), what="nothing stopped the client")
             assert not sent
-            assert resident(process.process.pid) - memory < MIB // 2
+            assert private_memory(process.process.pid) - memory < MIB // 2
             at_best(lambda: cpu_while_asleep(process.process.pid, 0.5), 0.025)
             silent.let_in()
             with silent.accept() as server:
@@ -575,127 +563,3 @@ def test_no_descriptor_for_upstream(workers: str, echo: Echo, command: Callable[
         limit_descriptors(pid, 2)
         time_to_echo(process.address)
     assert len(failures()) == 3
-
-
-# --- pointed at itself ---
-
-ITSELF = [
-    ("127.0.0.1", "127.0.0.1"),
-    ("127.0.0.1", "localhost"),
-    ("127.0.0.1", "0.0.0.0"),
-    ("127.0.0.1", "[::ffff:127.0.0.1]"),
-    ("0.0.0.0", "127.0.0.1"),
-    ("0.0.0.0", "127.0.0.5"),
-    ("0.0.0.0", "0.0.0.0"),
-    ("0.0.0.0", "[::ffff:127.0.0.1]"),
-    ("localhost", "localhost"),
-    ("localhost", "127.0.0.1"),
-    ("::1", "[::1]"),
-    ("::1", "[::]"),
-    ("::", "[::1]"),
-    ("::", "[::]"),
-    ("::", "127.0.0.1"),
-    ("::", "0.0.0.0"),
-    ("::", "localhost"),
-    ("::", "[::ffff:127.0.0.1]"),
-]
-
-
-@pytest.mark.parametrize(("bind", "host"), ITSELF)
-def test_target_is_itself(bind: str, host: str) -> None:
-    """Row 51: refused at start, whatever the address is called; nothing is left that listens."""
-    port = free_port()
-    before = descriptors()
-    with pytest.raises(tcpproxy.UsageError, match="own address"):
-        tcpproxy.Proxy(f"{host}:{port}", bind=bind, port=port).start().stop()
-    assert descriptors() == before
-    with socket.create_server(("127.0.0.1", port)):
-        pass
-
-
-@pytest.mark.parametrize(("bind", "host"), [("127.0.0.1", "127.0.0.5"), ("127.0.0.5", "localhost")])
-def test_target_is_a_neighbour(bind: str, host: str) -> None:
-    """Row 51: the same port at another address of this machine is somebody else."""
-    upstream_host = "127.0.0.1" if host == "localhost" else host
-    with socket.create_server((upstream_host, 0)) as listener:
-        port = listener.getsockname()[1]
-        with tcpproxy.Proxy(f"{host}:{port}", bind=bind, port=port) as proxy, connect(proxy.address) as client:
-            listener.settimeout(TIMEOUT)
-            server, _ = listener.accept()
-            with server:
-                client.sendall(b"hello")
-                assert read_exactly(server, 5) == b"hello"
-
-
-def test_command_with_itself_as_target(command: Callable[..., Command]) -> None:
-    """Row 51: a sentence and the exit code of a mistake in usage, before it says that it listens."""
-    port = free_port()
-    process = command("-l", str(port), f"localhost:{port}")
-    assert process.wait() == 2
-    assert process.stdout == []
-    assert "own address" in process.stderr[-1]
-
-
-def test_circle_of_two(make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
-    """Row 51: two proxies that forward to each other cannot know; max-connections bounds what one client starts."""
-    port = free_port()
-    first = make_proxy(f"127.0.0.1:{port}", max_connections=20)
-    second = make_proxy(f"127.0.0.1:{first.address[1]}", port=port, max_connections=20)
-    before = descriptors()
-    with connect(first.address) as client:
-        eventually(lambda: first.stats().active == second.stats().active == 20)
-        assert descriptors() - before <= 1 + 2 * 2 * 20
-        # Full, it is quiet: one look every 100 ms.
-        start, wakeups = time.monotonic(), first.stats().wakeups + second.stats().wakeups
-        at_best(lambda: cpu_while_asleep(os.getpid(), 1.0), 0.1)
-        wakeups = first.stats().wakeups + second.stats().wakeups - wakeups
-        assert wakeups < 60 * (time.monotonic() - start)
-        assert first.stats().accepted + second.stats().accepted <= 40
-        reset(client)
-    start = time.monotonic()
-    first.stop()
-    second.stop()
-    assert time.monotonic() - start < 5
-
-
-# --- looking at a process from outside ---
-
-
-def sockets_of(pid: int) -> Iterator[tuple[int, str]]:
-    """(remote port, state) of the TCP sockets in the process's network namespace that are its own."""
-    own = set()
-    for number in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            own.add(os.readlink(f"/proc/{pid}/fd/{number}"))
-    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if f"socket:[{fields[9]}]" in own:
-            yield int(fields[2].rpartition(":")[2], 16), fields[3]
-
-
-def sockets_in_state(pid: int, port: int, state: str) -> int:
-    """How many of its sockets to that remote port are in the state; 02 is SYN_SENT."""
-    return sum(it == (port, state) for it in sockets_of(pid))
-
-
-def connections_to(port: int) -> int:
-    """Sockets of this thread's network namespace that are connected to the port, whoever owns them."""
-    lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
-    return sum(int(line.split()[2].rpartition(":")[2], 16) == port for line in lines)
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that a process has to itself."""
-    return int(re.findall(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[0]) * 1024
-
-
-def unsent_at_rest(sock: socket.socket) -> bool:
-    """Does the socket take nothing, for a while?"""
-    return all(not select.select([], [sock], [], 0.1)[1] for _ in range(3))
-
-
-def cpu_while_asleep(pid: int, seconds: float) -> float:
-    """What a process uses while nothing happens for so long."""
-    before = cpu_seconds(pid)
-    select.select([], [], [], seconds)
-    return cpu_seconds(pid) - before

@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import TIMEOUT, Command, Echo, connect, echoes, eventually
+from support.command import Command
+from support.peers import Echo, connect
+from support.streams import echoes
+from support.waiting import TIMEOUT, eventually
 
 import tcpproxy
 

@@ -11,29 +11,12 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support import (
-    TIMEOUT,
-    Link,
-    Upstream,
-    bounds,
-    connect,
-    eventually,
-    fill,
-    in_background,
-    pause,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    send_and_shut,
-    send_until_full,
-    sockets,
-)
+from support.machine import sockets
+from support.peers import Link, Upstream, connect, reset
+from support.streams import KIB, MIB, fill, payload, read_all, read_exactly, send_and_shut, send_until_full
+from support.waiting import TIMEOUT, bounds, eventually, in_background, pause
 
 import tcpproxy
-
-KIB = 1 << 10
-MIB = 1 << 20
 
 proxied = pytest.mark.parametrize("workers", [1, 2], ids=["1worker", "2workers"])
 """For what a direct connection does not do: half-close-timeout."""

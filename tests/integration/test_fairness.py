@@ -13,27 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import (
-    TIMEOUT,
-    Command,
-    Link,
-    Upstream,
-    allow_descriptors,
-    at_best,
-    bounds,
-    bulk,
-    connect,
-    eventually,
-    in_background,
-    needs_splice,
-    payload,
-    read_exactly,
-    strace,
-)
+from support.command import Command, strace
+from support.machine import allow_descriptors, needs_splice
+from support.peers import Link, Upstream, connect
+from support.streams import MIB, bulk, payload, read_exactly
+from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
 
 import tcpproxy
-
-MIB = 1 << 20
 
 
 class Pinger:

@@ -12,20 +12,9 @@ import threading
 import time
 
 import pytest
-from support import (
-    TIMEOUT,
-    Echo,
-    Upstream,
-    connect,
-    echoes,
-    fill,
-    free_port,
-    in_background,
-    is_over,
-    payload,
-    read_exactly,
-    reset,
-)
+from support.peers import Echo, Upstream, connect, free_port, reset
+from support.streams import echoes, fill, is_over, payload, read_exactly
+from support.waiting import TIMEOUT, in_background
 
 # --- import ---
 

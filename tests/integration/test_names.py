@@ -21,17 +21,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import (
-    TIMEOUT,
-    Command,
-    Serving,
-    allow_descriptors,
-    connect,
-    eventually,
-    free_port,
-    read_all,
-    read_exactly,
-)
+from support.command import Command
+from support.machine import allow_descriptors
+from support.peers import Serving, connect, free_port
+from support.streams import read_all, read_exactly
+from support.waiting import TIMEOUT, eventually
 
 NAME = "upstream.test"
 A, AAAA = 1, 28

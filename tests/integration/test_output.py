@@ -14,26 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import (
-    TIMEOUT,
-    Command,
-    Echo,
-    Upstream,
-    connect,
-    echoes,
-    eventually,
-    in_background,
-    is_over,
-    name_of,
-    needs,
-    needs_proc,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    resource,
-    send_and_shut,
-)
+from support.command import Command
+from support.machine import needs, needs_proc, resource
+from support.peers import Echo, Upstream, connect, name_of, reset
+from support.streams import echoes, is_over, payload, read_all, read_exactly, send_and_shut
+from support.waiting import TIMEOUT, eventually, in_background
 
 import tcpproxy
 from tcpproxy.errors import describe

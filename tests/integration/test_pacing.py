@@ -10,7 +10,11 @@ from collections.abc import Callable
 
 import pytest
 from networks import Namespace
-from support import Command, Upstream, connect, in_background, name_of, needs, payload, read_exactly
+from support.command import Command
+from support.machine import needs
+from support.peers import Upstream, connect, name_of
+from support.streams import payload, read_exactly
+from support.waiting import in_background
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 BULK = payload(2 << 20)

@@ -11,26 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import (
-    TIMEOUT,
-    Command,
-    Echo,
-    Upstream,
-    at_best,
-    bounds,
-    connect,
-    echoes,
-    eventually,
-    free_port,
-    in_background,
-    is_over,
-    payload,
-    read_all,
-    reset,
-    send_and_shut,
-)
+from support.command import Command
+from support.peers import Echo, Upstream, connect, free_port, reset
+from support.streams import MIB, echoes, is_over, payload, read_all, send_and_shut
+from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
 
-MIB = 1 << 20
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Start = Callable[..., Command]
 

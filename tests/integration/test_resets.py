@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import itertools
-import select
 import signal
 import socket
 import statistics
@@ -18,36 +16,13 @@ import time
 from collections.abc import Callable
 
 import pytest
-from networks import Namespace, Silent
-from support import (
-    TIMEOUT,
-    Command,
-    Link,
-    Upstream,
-    at_best,
-    bounds,
-    connect,
-    cpu_seconds,
-    eventually,
-    fcntl,
-    fill,
-    in_background,
-    pause,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    send_until_full,
-    sockets,
-    strace,
-    tells_resets,
-    termios,
-)
+from support.command import Command, strace
+from support.machine import fcntl, sockets, tells_resets, termios
+from support.peers import Link, Upstream, connect, reset
+from support.streams import KIB, MIB, fill, hears_of_reset, payload, read_exactly, read_until_reset, send_until_full
+from support.waiting import TIMEOUT, bounds, ends, eventually, in_background, pause
 
 import tcpproxy
-
-KIB = 1 << 10
-MIB = 1 << 20
 
 pytestmark = pytest.mark.skipif(not tells_resets(), reason="needs a system that tells a later reader of a reset")
 
@@ -65,24 +40,6 @@ def unacknowledged(sock: socket.socket) -> int:
     return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
 
 
-def read_until_reset(sock: socket.socket, size: int = 1 << 20, every: float = 0) -> bytes:
-    """What comes before the reset; an end of file is a failure."""
-    parts = []
-    with contextlib.suppress(ConnectionResetError):
-        while True:
-            parts.append(sock.recv(size))
-            assert parts[-1], f"end of file after {sum(map(len, parts))} bytes, not a reset"
-            pause(every)
-    return b"".join(parts)
-
-
-def hears_of_reset(sock: socket.socket, within: float) -> bool:
-    """Does the kernel report an error or hang-up of it? Unlike a read, this works after the end of file too."""
-    poll = select.poll()
-    poll.register(sock, 0)
-    return bool(poll.poll(within * 1000))
-
-
 def send_for_ever(sock: socket.socket) -> None:
     while True:
         sock.sendall(bytes(64 * KIB))
@@ -90,13 +47,6 @@ def send_for_ever(sock: socket.socket) -> None:
 
 def idle(link: Link) -> bool:
     return link.proxy is None or link.proxy.stats().active == 0
-
-
-def ends(events: list[tcpproxy.Event], count: int = 1) -> list[tcpproxy.Event]:
-    """The `end` events, once there are so many; no other trouble was reported."""
-    eventually(lambda: sum(event.kind == "end" for event in events) >= count)
-    assert {event.kind for event in events} == {"listening", "new", "end"}
-    return [event for event in events if event.kind == "end"]
 
 
 # --- idle ---
@@ -419,300 +369,3 @@ def test_no_signal_in_an_embedding_program(upstream: Upstream) -> None:
         program.stdin.close()
         assert program.stdout.read() == b"alive\n"
         assert program.wait(TIMEOUT) == 0
-
-
-# --- connecting ---
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_client_resets_while_connecting(
-    silent: Silent, make_proxy: Callable[..., tcpproxy.Proxy], workers: int, events: list[tcpproxy.Event]
-) -> None:
-    """Row 20: upstream has not answered yet when the client resets; nothing is left of either."""
-    proxy = make_proxy(silent.name, workers=workers)
-    before = sockets()
-    clients = [connect(proxy.address) for _ in range(10)]
-    eventually(lambda: [item.state for item in proxy.connections()] == ["connecting"] * 10)
-    for client in clients:
-        reset(client)
-    eventually(lambda: proxy.stats().active == 0 and sockets() <= before, within=4)
-    assert {event.reason for event in ends(events, 10)} == {"client-reset"}
-
-
-def test_no_wake_up_loop_while_connecting(silent: Silent, command: Callable[..., Command]) -> None:
-    """Rows 25, 26: a connect under way, also of clients that have sent something or have ended, costs nothing."""
-    process = command("--workers", "1", "--connect-timeout", "60s", silent.name)
-
-    def used_in_two_seconds() -> float:
-        begin = cpu_seconds(process.process.pid)
-        pause(2)
-        return cpu_seconds(process.process.pid) - begin
-
-    with contextlib.ExitStack() as stack:
-        quiet, talking, ended = (stack.enter_context(connect(process.address)) for _ in range(3))
-        talking.sendall(b"hello")
-        ended.sendall(b"hello")
-        ended.shutdown(socket.SHUT_WR)
-        eventually(lambda: len(process.stdout) == 4)
-        at_best(used_in_two_seconds, 0.1)
-        for client in (quiet, talking, ended):
-            assert not hears_of_reset(client, 0)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_refused(make_proxy: Callable[..., tcpproxy.Proxy], workers: int, events: list[tcpproxy.Event]) -> None:
-    """Row 25: the socket, not the hint, tells that a connect failed, and why; every client is told by a reset."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        proxy = make_proxy("{}:{}".format(*nobody.getsockname()), workers=workers)
-        before = sockets()
-
-        def ask(question: bytes) -> bytes:
-            with connect(proxy.address) as client:  # which may be reset before connect returns
-                client.sendall(question)
-                return client.recv(1)
-
-        for number in range(50):
-            with pytest.raises((ConnectionResetError, BrokenPipeError)):
-                ask(b"hello" * (number % 2))
-        eventually(lambda: proxy.stats().active == 0 and sockets() <= before)
-    eventually(lambda: sum(event.kind == "failed" for event in events) == 50)
-    assert {(event.reason, event.error) for event in events if event.kind == "failed"} == {
-        ("connect-refused", errno.ECONNREFUSED)
-    }
-    assert not [event for event in events if event.kind == "end"]
-
-
-@both_ways
-@pytest.mark.parametrize("banner", [b"", b"220 too busy\r\n"])
-def test_upstream_resets_just_after_connect(
-    upstream: Upstream,
-    make_proxy: Callable[..., tcpproxy.Proxy],
-    workers: int,
-    banner: bytes,
-    events: list[tcpproxy.Event],
-) -> None:
-    """Rows 20, 25: upstream accepts, says a word or none, and resets. The client gets the word and the reset, as it
-    would directly: this is a connection that ended, not one that failed.
-    """
-    proxy = make_proxy(upstream.name, workers=workers) if workers else None
-    before = sockets()
-    for _ in range(100):
-        with connect(proxy.address if proxy else (upstream.host, upstream.port)) as client:
-            server = upstream.accept()
-            if banner:
-                server.sendall(banner)
-            reset(server)
-            assert read_until_reset(client) == banner
-    eventually(lambda: sockets() <= before)
-    if proxy:
-        assert {event.reason for event in ends(events, 100)} == {"upstream-reset"}
-        assert proxy.stats().failed == 0
-
-
-@both_ways
-def test_upstream_goes_without_accepting(
-    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], workers: int
-) -> None:
-    """Row 25: the kernel of upstream has connected, but its program ends before it accepts."""
-    proxy = make_proxy(upstream.name, workers=workers) if workers else None
-    with connect(proxy.address if proxy else (upstream.host, upstream.port)) as client:
-        client.sendall(b"hello")
-        if proxy:
-            eventually(lambda: [item.to_upstream for item in proxy.connections()] == [5])
-        upstream.close()
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-
-
-@both_ways
-def test_client_resets_just_after_connect(
-    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], workers: int, events: list[tcpproxy.Event]
-) -> None:
-    """Rows 18, 20: the client connects, sends and resets before upstream is reached; no trouble, nothing left."""
-    proxy = make_proxy(upstream.name, workers=workers) if workers else None
-    before = sockets()
-    for number in range(200):
-        client = connect(proxy.address if proxy else (upstream.host, upstream.port))
-        if number % 2:
-            client.sendall(b"hello")
-        reset(client)
-    if proxy:
-        eventually(lambda: proxy.stats().ended == 200 and sockets() <= before)
-        assert {event.reason for event in ends(events, 200)} == {"client-reset"}
-    with connect(proxy.address if proxy else (upstream.host, upstream.port)) as client:
-        client.sendall(b"alive")
-
-        def find_it() -> bool:
-            with upstream.accept() as server, contextlib.suppress(ConnectionResetError):
-                return server.recv(5) == b"alive"
-            return False
-
-        eventually(find_it)
-
-
-# --- a peer that vanishes ---
-
-HERE, THERE = "192.0.2.1", "192.0.2.2"
-TCP_RTO_MAX_MS = 44
-"""Of Linux 6.15 and later, and missing from Python."""
-
-
-@pytest.fixture
-def here(namespaces: Callable[[], Namespace]) -> Namespace:
-    """A network namespace for the proxy and the peers that stay, so that the machine's own network is left alone."""
-    return namespaces()
-
-
-@pytest.fixture
-def there(namespaces: Callable[[], Namespace], here: Namespace) -> Namespace:
-    """A network namespace for the peers that vanish, linked to `here`."""
-    there = namespaces()
-    here.join(there)
-    here.address("v", f"{HERE}/30")
-    there.address("v", f"{THERE}/30")
-    return there
-
-
-def across(
-    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command], keepalive: int
-) -> tuple[list[Command], list[socket.socket]]:
-    """A connection from `there`, one to there, and one to there of a proxy without keepalive, as control.
-
-    Returns the first two proxies, and of all three connections the end that is here.
-    """
-    upstream = stack.enter_context(contextlib.closing(here.call(Upstream)))
-    far_away = stack.enter_context(contextlib.closing(there.call(Upstream, THERE)))
-    seconds = str(keepalive)
-    from_there = command("-d", "--keepalive", seconds, "-b", HERE, upstream.name, wrapper=here.wrapper)
-    to_there = command("-d", "--keepalive", seconds, far_away.name, wrapper=here.wrapper)
-    control = command("--keepalive", "off", far_away.name, wrapper=here.wrapper)
-    here_is = []
-    for process, client_from, at in (
-        (from_there, there, upstream),
-        (to_there, here, far_away),
-        (control, here, far_away),
-    ):
-        client = stack.enter_context(client_from.call(connect, process.address))
-        server = stack.enter_context(at.accept())
-        client.sendall(b"x")
-        assert server.recv(1) == b"x"
-        here_is.append(server if client_from is there else client)
-    return [from_there, to_there], here_is
-
-
-def check_reasons(from_there: Command, to_there: Command) -> None:
-    """Who is there has vanished, and each proxy says which side that was."""
-    for process, reason in ((from_there, "client-reset"), (to_there, "upstream-reset")):
-        process.signal(signal.SIGTERM)
-        assert process.wait() == 0
-        assert process.stderr[-1].endswith(f": {reason}")
-
-
-def test_vanished_peer(
-    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command]
-) -> None:
-    """Row 24: a client and an upstream vanish without a word; keepalive finds out, and the others are told.
-
-    A connection of a proxy without keepalive, as control, stays.
-    """
-    proxies, (server, client, unaware) = across(here, there, stack, command, keepalive=1)
-    pause(2.5)
-    # They have answered the first questions, so nothing has happened.
-    assert not select.select([server, client, unaware], [], [], 0)[0]
-    there.ip("link", "set", "v", "down")  # whatever is sent there is lost from now on
-    begin = time.monotonic()
-    for sock in (server, client):
-        with pytest.raises(ConnectionResetError):
-            sock.recv(1)
-    assert time.monotonic() - begin < 15
-    assert not select.select([unaware], [], [], 0)[0]
-    check_reasons(*proxies)
-
-
-@bounds(15, 8.5)
-@pytest.mark.parametrize("window", ["open", "closed"])
-def test_vanished_peer_that_owes_an_answer(
-    here: Namespace,
-    there: Namespace,
-    stack: contextlib.ExitStack,
-    command: Callable[..., Command],
-    window: str,
-    bound: float,
-) -> None:
-    """Row 24: with bytes on their way to it keepalive is silent; a peer that vanishes is found as soon all the same.
-
-    A connection of a proxy without keepalive, as control, stays.
-    """
-    proxies, here_is = across(here, there, stack, command, keepalive=2)
-    if window == "closed":
-        for sock in here_is:
-            fill(sock)
-    begin = time.monotonic()
-    there.ip("link", "set", "v", "down")  # whatever is sent there is lost from now on
-    if window == "open":
-        for sock in here_is:
-            sock.sendall(b"to nobody")
-    for sock in here_is[:2]:
-        with pytest.raises(ConnectionResetError):
-            sock.recv(1)
-    # Two seconds and three times one; ticks of a second, and questions at growing intervals.
-    assert 3.5 < time.monotonic() - begin < bound
-    assert not select.select([here_is[2]], [], [], 0)[0]
-    check_reasons(*proxies)
-
-
-# Behind a window that shrank the kernel itself gives up after two seconds without an answer, at this keepalive.
-@pytest.mark.parametrize("room", [None, pytest.param(2048, id="window that shrinks", marks=pytest.mark.timed)])
-def test_a_peer_that_does_not_read_is_not_dead(
-    here: Namespace, there: Namespace, stack: contextlib.ExitStack, command: Callable[..., Command], room: int | None
-) -> None:
-    """Rows 24 and 30: one that answers every probe of its closed window is kept, for longer than a dead one would be.
-
-    When it dies then, probes have become rare, and it is found all the same.
-    """
-    far_away = stack.enter_context(contextlib.closing(there.call(Upstream, THERE)))
-    process = command("-d", "--keepalive", "1", far_away.name, wrapper=here.wrapper)
-    pairs = []
-    for _ in range(2):
-        client = stack.enter_context(here.call(connect, process.address))
-        server = stack.enter_context(far_away.accept())
-        if room:
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
-        pairs.append((client, server, fill(client)))
-    assert not select.select([client for client, _, _ in pairs], [], [], 9)[0]  # a dead one has four seconds
-    client, server, stuck = pairs[0]
-    client.shutdown(socket.SHUT_WR)
-    assert read_all(server) == bytes(stuck)
-    try:
-        client.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, 120000)
-    except OSError:
-        return  # probes cannot be bounded by this kernel: the dead peer would have minutes
-    there.ip("link", "set", "v", "down")
-    begin = time.monotonic()
-    with pytest.raises(ConnectionResetError):
-        pairs[1][0].recv(1)
-    assert time.monotonic() - begin < 15
-
-
-def test_reset_of_the_one_that_is_waited_for(
-    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], stack: contextlib.ExitStack
-) -> None:
-    """Rows 19, 21: a peer has reset, and what it had sent waits in the proxy's kernel for the other one, which does not
-    read, and then resets too: nothing waits any more, and the relay ends long before its time is over.
-    """
-    upstream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KIB)  # what it accepts inherits it
-    proxy = make_proxy(upstream.name, workers=2)
-    for swapped in (False, True):
-        client = socket.socket()
-        client.settimeout(TIMEOUT)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * KIB)
-        client.connect(proxy.address)
-        server = stack.enter_context(upstream.accept())
-        near, far = (server, stack.enter_context(client)) if swapped else (stack.enter_context(client), server)
-        near.sendall(bytes(512 * KIB))
-        eventually(lambda: [it.to_upstream + it.to_client for it in proxy.connections()] == [512 * KIB])
-        reset(near)
-        eventually(lambda: [it.state for it in proxy.connections()] == ["closing"])
-        reset(far)
-        eventually(lambda: proxy.stats().active == 0, within=4)

@@ -14,7 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import TIMEOUT, Command, Echo, connect, echoes, eventually, needs
+from support.command import Command
+from support.machine import needs
+from support.peers import Echo, connect
+from support.streams import echoes
+from support.waiting import TIMEOUT, eventually
 
 import tcpproxy
 from tcpproxy.command import sandbox

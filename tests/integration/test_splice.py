@@ -12,32 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import (
-    TIMEOUT,
-    Command,
-    Link,
-    Upstream,
-    at_best,
-    connect,
-    descriptors,
-    eventually,
-    fill,
-    in_background,
-    needs_splice,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    send_and_shut,
-    strace,
-)
+from support.command import Command, strace
+from support.machine import descriptors, needs_splice
+from support.peers import Link, Upstream, connect, reset
+from support.streams import MIB, fill, payload, read_all, read_exactly, send_and_shut
+from support.waiting import TIMEOUT, at_best, eventually, in_background
 
 import tcpproxy
 from tcpproxy._core.worker import POLLER
 
 pytestmark = needs_splice
 
-MIB = 1 << 20
 PIPES = 32
 """A worker's pipes at one time."""
 

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support import Link, needs_proc, needs_splice, pause
+from support.machine import needs_proc, needs_splice
+from support.peers import Link
+from support.states import STATES, blocked, blocked_both_ways
+from support.streams import MIB
+from support.waiting import pause
 
-from .test_loop import STATES, blocked, blocked_both_ways, wakeups_while_quiet
+from .test_wakeups import wakeups_while_quiet
 
-MIB = 1 << 20
 SECONDS = 0.5
 
 

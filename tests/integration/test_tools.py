@@ -16,11 +16,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import TIMEOUT, Command, Upstream, eventually, free_port, in_background, needs, payload, read_all
+from support.command import Command
+from support.machine import needs
+from support.peers import Upstream, free_port
+from support.streams import MIB, payload, read_all
+from support.waiting import TIMEOUT, eventually, in_background
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs of POSIX systems")
 
-MIB = 1 << 20
 
 Through = Callable[[int], str]
 

@@ -16,26 +16,12 @@ from pathlib import Path
 
 import pytest
 from networks import Namespace
-from support import (
-    TIMEOUT,
-    Command,
-    Link,
-    Upstream,
-    at_best,
-    connect,
-    cpu_seconds,
-    eventually,
-    fcntl,
-    in_background,
-    pause,
-    payload,
-    read_all,
-    read_exactly,
-    send_and_shut,
-    strace,
-)
+from support.command import Command, strace
+from support.machine import cpu_seconds, fcntl
+from support.peers import Link, Upstream, connect
+from support.streams import MIB, payload, read_all, read_exactly, send_and_shut
+from support.waiting import TIMEOUT, at_best, eventually, in_background, pause
 
-MIB = 1 << 20
 FIN_WAIT2 = 5  # a socket's state once its end of file, and so everything before it, has reached the other kernel
 
 Part = tuple[bytes, int]

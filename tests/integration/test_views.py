@@ -15,21 +15,10 @@ from unittest import mock
 
 import pytest
 from networks import Closed
-from support import (
-    Echo,
-    Upstream,
-    at_best,
-    connect,
-    eventually,
-    free_port,
-    in_background,
-    proxy_threads,
-    read_all,
-    read_exactly,
-    relays,
-    reset,
-    run,
-)
+from support.command import proxy_threads, run
+from support.peers import Echo, Upstream, connect, free_port, relays, reset
+from support.streams import read_all, read_exactly
+from support.waiting import at_best, eventually, in_background
 
 from tcpproxy import Connection, Event, Proxy, Stats
 from tcpproxy.errors import describe

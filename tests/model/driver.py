@@ -28,7 +28,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from support import Command, Upstream, eventually, fcntl, payload, reset, termios
+from support.command import Command
+from support.machine import fcntl, termios
+from support.peers import Upstream, reset
+from support.streams import payload
+from support.waiting import eventually
 
 from .schedule import Abort, Frozen, Pause, Read, Schedule, Send, Settle, Shut, Step, Talk
 

@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from support import needs_proc
+from support.machine import needs_proc
 
 from tcpproxy._core.worker import FEATURES
 

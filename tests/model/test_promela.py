@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import needs
+from support.machine import needs
 
 MODEL = Path(__file__).with_name("relay.pml")
 LOST, HUNG = "assertion violated", "acceptance cycle"

@@ -9,7 +9,7 @@ import pytest
 from campaigns import valgrind
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis.errors import FlakyFailure
-from support import needs_proc
+from support.machine import needs_proc
 
 from .driver import Path, Violation, Wire, compare, paths
 from .schedule import Abort, Frozen, Schedule, Send, Settle, Shut, Talk, schedules

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import absent, resource
+from support.machine import absent, resource
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="plays another platform on Linux")
 

@@ -19,7 +19,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
-from support import TIMEOUT, choke, descriptors, in_background, reset
+from support.machine import descriptors
+from support.peers import reset
+from support.streams import choke
+from support.waiting import TIMEOUT, in_background
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs a double of kqueue")
 

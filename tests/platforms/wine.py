@@ -28,6 +28,10 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support import doors  # noqa: E402
+
 HERE = Path(__file__).resolve().parent / "windows"
 TARGET = "x86_64-windows-gnu"
 BRINGS_PYTHON = "panda3d==1.10.16"
@@ -179,14 +183,20 @@ class Kitchen:
     # --- what is made of the sources ---
 
     def build(self, site: Path) -> None:
-        """The package, and the unit tests' door into it, ready to import."""
+        """The package, and the unit tests' doors into it, ready to import."""
         package = site / "tcpproxy"
+        extensions = dict(self._extensions())
+        built = {package / "_core" / f"{name}.pyd" for name in extensions}
+        built |= {site / f"{doors.module_name(name)}.pyd" for name in doors.names()}
+        for file in [*site.rglob("tcpproxy/**/*.py"), *site.rglob("*.pyd")]:
+            if file not in built and not (ROOT / file.relative_to(site)).exists():
+                file.unlink()  # of a module that the sources had at the last run
         for file in (ROOT / "tcpproxy").rglob("*.py"):
             copy = package / file.relative_to(ROOT / "tcpproxy")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)
-        jobs = [(package / "_core" / f"{name}.pyd", source) for name, source in self._extensions()]
-        jobs.append((site / "door.pyd", self._door()))
+        jobs = [(package / "_core" / f"{name}.pyd", source) for name, source in extensions.items()]
+        jobs += [(site / f"{doors.module_name(name)}.pyd", self._door(name)) for name in doors.names()]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda job: self._compile(*job), jobs))
 
@@ -198,17 +208,9 @@ class Kitchen:
         for extension in arguments["ext_modules"]:
             yield extension.name.rpartition(".")[2], ROOT / extension.sources[0]
 
-    def _door(self) -> Path:
-        from Cython.Build import cythonize
-        from setuptools import Extension
-
-        source = self.folder / "door.pyx"
-        shutil.copy2(ROOT / "tests" / "unit" / "door.pyx", source)
-        directives = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}
-        cythonize(
-            [Extension("door", [str(source)])], include_path=[str(ROOT)], compiler_directives=directives, quiet=True
-        )
-        return source.with_suffix(".c")
+    def _door(self, name: str) -> Path:
+        """The C file of a door of the unit tests."""
+        return Path(doors.extension(name, self.folder).sources[0])
 
     def _compile(self, module: Path, source: Path) -> None:
         newest = max(file.stat().st_mtime for file in [source, *(ROOT / "tcpproxy" / "_core").glob("*.h")])

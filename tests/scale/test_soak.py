@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 
 from campaigns import Holdings, campaign, nobody_hung
-from support import Command, cpu_seconds, resident
+from support.command import Command
+from support.machine import cpu_seconds, resident
+from support.streams import MIB
 from traffic import Server, Traffic
 
-MIB = 1 << 20
 MINUTE = 60
 SHARE = 0.4
 """Of one processor, for proxy and peers together; the rest is for the others on the machine."""

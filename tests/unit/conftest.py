@@ -1,4 +1,4 @@
-"""Builds the door through which the unit tests reach the compiled core, and makes connected sockets."""
+"""The door of each unit test into the compiled core, and connected sockets."""
 
 from __future__ import annotations
 
@@ -15,80 +15,55 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
-from support import TIMEOUT, resource
-
-ROOT = pathlib.Path(__file__).parents[2]
-"""The source tree: the door needs its .pxd and .h files, the compiled modules are those of the installed package."""
-
-DIRECTIVES = {
-    "language_level": 3,
-    "boundscheck": False,
-    "wraparound": False,
-    "cdivision": True,
-    "freethreading_compatible": True,
-}
-"""As in setup.py, where they matter."""
+from support import doors
+from support.machine import resource
+from support.waiting import TIMEOUT
 
 Pair = tuple[socket.socket, socket.socket]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "door" in getattr(item, "fixturenames", ()):  # the first of them compiles it, and others wait for that
+        if "door" in getattr(item, "fixturenames", ()):  # the first one compiles the door, the others wait for that
             item.add_marker(pytest.mark.timeout(300))
 
 
-@pytest.fixture(scope="session")
-def door(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The module door.pyx, compiled; a cross build brings one along."""
-    if importlib.util.find_spec("door"):
-        return importlib.import_module("door")
+@pytest.fixture(scope="module")
+def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The door of this test module: doors/NAME.pyx of test_NAME.py, compiled. A cross build brings its doors along."""
+    name = request.path.stem.removeprefix("test_")
+    module = doors.module_name(name)
+    if module in sys.modules or importlib.util.find_spec(module):
+        return importlib.import_module(module)
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     if os.name != "nt" and not shutil.which(compiler):  # on Windows it need not be on PATH: setuptools finds it
         pytest.skip(f"needs a C compiler, and there is no {compiler}")
+    return _load(module, _built(name, tmp_path_factory))
+
+
+def _built(name: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The file of a door, compiled by the first process of this run that needs it."""
+    module = doors.module_name(name)
     if "PYTEST_XDIST_WORKER" not in os.environ or os.name == "nt":
-        return _load(_build(tmp_path_factory.mktemp("door")))
+        return doors.build(name, tmp_path_factory.mktemp(module))
     import fcntl
 
-    folder = tmp_path_factory.getbasetemp().parent  # all processes of this run share it: the first one compiles
-    with open(folder / "door.lock", "w") as lock:
+    folder = tmp_path_factory.getbasetemp().parent / module  # all processes of this run share the parent
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        built = list((folder / "door").glob("door*" + sysconfig.get_config_var("EXT_SUFFIX")))
-        if not built:
-            (folder / "door").mkdir(exist_ok=True)
-            built = [_build(folder / "door")]
-    return _load(built[0])
+        built = list(folder.glob(f"{module}*{sysconfig.get_config_var('EXT_SUFFIX')}"))
+        return built[0] if built else doors.build(name, folder)
 
 
-def _build(folder: pathlib.Path) -> pathlib.Path:
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-    from setuptools.command.build_ext import build_ext
-
-    source = folder / "door.pyx"  # a copy, because the C file is written beside it
-    shutil.copy(pathlib.Path(__file__).with_name("door.pyx"), source)
-    extension = Extension(
-        "door",
-        [str(source)],
-        include_dirs=[str(ROOT / "tcpproxy" / "_core")],
-        libraries=["ws2_32"] if os.name == "nt" else [],
-    )
-    modules = cythonize([extension], include_path=[str(ROOT)], compiler_directives=DIRECTIVES, quiet=True)
-    build = build_ext(Distribution({"ext_modules": modules}))
-    build.build_lib = build.build_temp = str(folder)
-    build.ensure_finalized()
-    build.run()
-    return pathlib.Path(build.get_ext_fullpath("door"))
-
-
-def _load(path: pathlib.Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("door", path)
+def _load(module: str, path: pathlib.Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(module, path)
     assert spec
     assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["door"] = module
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[module] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 @pytest.fixture

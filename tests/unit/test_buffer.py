@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-from support import payload
+from support.streams import payload
 
 
 def test_keeps_a_copy_until_all_of_it_was_sent(door: ModuleType) -> None:

@@ -9,7 +9,9 @@ import time
 from types import ModuleType
 
 import pytest
-from support import TIMEOUT, in_background
+from support.waiting import TIMEOUT, in_background
+
+from tcpproxy._core.worker import KINDS, REASONS
 
 NEW, END = 1, 2
 
@@ -145,3 +147,9 @@ def test_a_writer_that_is_done_has_left_everything(door: ModuleType, bell: Bell)
     thread.start()
     thread.join(TIMEOUT)
     assert [ring.take() for _ in range(1001)] == [(NEW, number) for number in range(1000)] + [None]
+
+
+def test_names(door: ModuleType) -> None:
+    """Kinds and reasons have the names that Python gets, in the order of their numbers; the first kind is 1."""
+    assert door.names(False) == ("", *KINDS)
+    assert door.names(True) == REASONS

@@ -12,18 +12,10 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
-from support import (
-    TIMEOUT,
-    choke,
-    eventually,
-    in_background,
-    needs_splice,
-    payload,
-    read_all,
-    read_exactly,
-    reset,
-    resource,
-)
+from support.machine import needs_splice, resource
+from support.peers import reset
+from support.streams import choke, payload, read_all, read_exactly
+from support.waiting import TIMEOUT, eventually, in_background
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from types import ModuleType
 
-from support import in_background
+from support.waiting import in_background
 
 
 def test_first_in_first_out(door: ModuleType) -> None:

@@ -14,7 +14,10 @@ from types import ModuleType
 
 import pytest
 from networks import Closed
-from support import TIMEOUT, at_best, choke, descriptors, in_background, payload, reset, resource
+from support.machine import descriptors, resource
+from support.peers import reset
+from support.streams import choke, payload
+from support.waiting import TIMEOUT, at_best, in_background
 
 from tcpproxy._core.worker import POLLER
 

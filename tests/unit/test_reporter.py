@@ -1,19 +1,21 @@
-"""The log thread: it keeps up with a flood of records, and says what it could not have, without a flood of its own."""
+"""The log thread: it delivers at once, gathers while records come fast, and says what it could not have."""
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
+from support.waiting import TIMEOUT, in_background
 
 from tcpproxy._core.worker import Worker
-from tcpproxy.report.event import NEW, Event, Record
-from tcpproxy.report.reporter import Reporter
+from tcpproxy.report.event import Event, Record
+from tcpproxy.report.reporter import AT_ONCE, FEW, GATHER, Reporter
+from tcpproxy.wakeup import Wakeup
 
-RECORD: Record = (NEW, 0, 0, "127.0.0.1:1", "", 0, 0, 0.0, 0.0)
+RECORD: Record = ("new", "", 0, 1, "127.0.0.1:1", "", 0, 0, 0.0, 0.0)
 
 
 class Flooded:
@@ -35,41 +37,124 @@ class Flooded:
         return not self._left
 
 
-class Waits(threading.Event):
-    """An event that is set already, and counts who waits for it."""
+class Waits(Wakeup):
+    """A wake-up that never sleeps, and counts who waits for it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.set()
-        self.count = 0
+        self.timeouts: list[float | None] = []
 
-    def wait(self, timeout: float | None = None) -> bool:
-        self.count += 1
-        return super().wait(timeout)
+    def wait(self, timeout: float | None = None) -> None:
+        self.timeouts.append(timeout)
 
 
-def report(worker: Flooded) -> tuple[list[Event], int]:
-    """What is reported until such a worker, which has ended, has nothing left; and how often the thread waited."""
-    events: list[Event] = []
+@pytest.fixture
+def wakeup() -> Iterator[Waits]:
     waits = Waits()
-    bell, far = socket.socketpair()
-    with bell, far:
-        Reporter(events.append).run([cast(Worker, worker)], [], bell, waits, str)
-    return events, waits.count
+    yield waits
+    waits.close()
 
 
-def test_a_flood_is_taken_without_waiting() -> None:
-    """Whoever waits with records left to take loses some of those to come: 13,000 a second were the most."""
-    events, waits = report(Flooded(10_000))
-    assert len(events) == 10_000
-    assert waits <= 1
+def report(worker: Flooded, wakeup: Wakeup) -> list[Event]:
+    """What is reported until such a worker, which has ended, has nothing left."""
+    events: list[Event] = []
+    reporter = Reporter(events.append)
+    reporter.open([cast(Worker, worker)], [], wakeup, None)
+    reporter.run()
+    return events
+
+
+def test_a_flood_is_taken_without_waiting(wakeup: Waits) -> None:
+    """A reader that waits with records left to take loses some of those to come: 13,000 a second were the most."""
+    assert len(report(Flooded(10_000), wakeup)) == 10_000
+    assert len(wakeup.timeouts) <= 1
+
+
+@pytest.mark.parametrize(("count", "gathers"), [(1, False), (FEW, False), (FEW + 1, True), (AT_ONCE - 1, True)])
+def test_only_many_records_are_gathered(wakeup: Waits, count: int, gathers: bool) -> None:
+    assert len(report(Flooded(count), wakeup)) == count
+    assert wakeup.timeouts == ([GATHER] if gathers else [])
 
 
 @pytest.mark.parametrize("lost", [1, 3])
-def test_what_was_lost_is_told_once_a_second(lost: int) -> None:
+def test_what_was_lost_is_told_once_a_second(wakeup: Waits, lost: int) -> None:
     """All of it, in the end."""
     start = time.monotonic()
-    events, _ = report(Flooded(10_000, lost))
-    told = [int(event.text.split()[0]) for event in events if event.kind == "lost"]
+    told = [int(event.text.split()[0]) for event in report(Flooded(10_000, lost), wakeup) if event.kind == "lost"]
     assert sum(told) == 10_000 * lost
     assert len(told) <= 2 + time.monotonic() - start
+
+
+class Trickle(Flooded):
+    """A worker that goes on until it is told to end; records are added from outside."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def add(self, count: int) -> None:
+        self._left += count
+
+
+@pytest.fixture
+def running() -> Iterator[tuple[Trickle, Reporter, list[Event], Callable[[], None]]]:
+    """A worker, the reporter that runs beside it, what it has reported, and how to make its sink block."""
+    worker, wakeup, events, free = Trickle(), Wakeup(), list[Event](), threading.Event()
+    free.set()
+    over = threading.Event()
+    alive = threading.Thread(target=over.wait, daemon=True)
+    alive.start()
+
+    def sink(event: Event) -> None:
+        free.wait(TIMEOUT)
+        events.append(event)
+
+    reporter = Reporter(sink)
+    reporter.open([cast(Worker, worker)], [alive], wakeup, None)
+    with in_background(reporter.run):
+        yield worker, reporter, events, free.clear
+        free.set()
+        over.set()
+        alive.join(TIMEOUT)
+        wakeup.wake()
+    wakeup.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, FEW, 200, 1_000])
+def test_a_flush_delivers_what_was_there(
+    running: tuple[Trickle, Reporter, list[Event], Callable[[], None]], count: int
+) -> None:
+    worker, reporter, events, _ = running
+    for turn in range(1, 20):
+        worker.add(count)
+        reporter.note("warning", "a note")
+        assert reporter.flush(TIMEOUT)
+        assert len(events) == turn * (count + 1)
+
+
+def test_a_flush_does_not_wait_for_the_end_of_a_gathering(
+    running: tuple[Trickle, Reporter, list[Event], Callable[[], None]],
+) -> None:
+    worker, reporter, _, _ = running
+    times = []
+    for _ in range(50):
+        worker.add(FEW + 1)
+        start = time.monotonic()
+        assert reporter.flush(TIMEOUT)
+        times.append(time.monotonic() - start)
+    assert min(times) < GATHER / 2, times
+
+
+def test_a_flush_does_not_wait_for_a_sink_that_blocks(
+    running: tuple[Trickle, Reporter, list[Event], Callable[[], None]],
+) -> None:
+    worker, reporter, _, block = running
+    block()
+    worker.add(1)
+    assert not reporter.flush(0.05)
+
+
+def test_a_flush_after_the_end(wakeup: Waits) -> None:
+    reporter = Reporter(lambda event: None)
+    reporter.open([cast(Worker, Flooded(1))], [], wakeup, None)
+    reporter.run()
+    assert reporter.flush(TIMEOUT)

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import TIMEOUT, at_best
+from support.waiting import TIMEOUT, at_best
 
 from tcpproxy.network import resolver
-from tcpproxy.network.resolver import FRESH, PATIENCE, Address, Resolver, numeric, resolve
+from tcpproxy.network.resolver import STALE_AFTER, TTL, Address, Resolver, numeric, resolve
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
@@ -186,12 +186,12 @@ NO_SUCH_NAME = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 def test_good_answer(system: System, shared: Resolver) -> None:
     """Row 91: it serves for 5 seconds, and each look-up asks anew."""
-    assert shared.lookup() == ([v4(1)], FRESH)
+    assert shared.lookup() == ([v4(1)], TTL)
     system.answer = [v4(2)]
-    assert shared.lookup() == ([v4(2)], FRESH)
+    assert shared.lookup() == ([v4(2)], TTL)
     assert system.calls == 2
-    assert shared.problem == ""
-    assert FRESH == 5
+    assert shared.lookup_error == ""
+    assert TTL == 5
 
 
 def test_queries_are_merged(system: System, shared: Resolver) -> None:
@@ -202,7 +202,7 @@ def test_queries_are_merged(system: System, shared: Resolver) -> None:
         while len(shared._changed._waiters) < 20:  # type: ignore[attr-defined]
             threading.Event().wait(0.001)
         system.open.set()
-    assert results == [([v4(1)], FRESH)] * 20
+    assert results == [([v4(1)], TTL)] * 20
     assert system.calls == 1
 
 
@@ -211,20 +211,20 @@ def test_no_answer_ever(system: System, shared: Resolver, answer: list[Address] 
     """Row 92: nothing to use, and a reason."""
     system.answer = answer
     assert shared.lookup() == ([], 0.0)
-    assert shared.problem
+    assert shared.lookup_error
     system.answer = [v4(1)]
-    assert shared.lookup() == ([v4(1)], FRESH)
-    assert shared.problem == ""
+    assert shared.lookup() == ([v4(1)], TTL)
+    assert shared.lookup_error == ""
 
 
 def test_reason_is_the_systems(system: System, shared: Resolver) -> None:
     """Row 92."""
     system.answer = NO_SUCH_NAME
     shared.lookup()
-    assert shared.problem == "Name or service not known"
+    assert shared.lookup_error == "Name or service not known"
     system.answer = OSError("no number")
     shared.lookup()
-    assert shared.problem == "no number"
+    assert shared.lookup_error == "no number"
 
 
 def test_recent_answer_stands_in_for_a_failure(system: System, shared: Resolver) -> None:
@@ -232,16 +232,16 @@ def test_recent_answer_stands_in_for_a_failure(system: System, shared: Resolver)
     shared.lookup()
     system.answer = NO_SUCH_NAME
     for _ in range(3):
-        assert shared.lookup() == ([v4(1)], PATIENCE)
-    assert shared.problem == "Name or service not known"
+        assert shared.lookup() == ([v4(1)], STALE_AFTER)
+    assert shared.lookup_error == "Name or service not known"
     system.answer = [v4(2)]
-    assert shared.lookup() == ([v4(2)], FRESH)
+    assert shared.lookup() == ([v4(2)], TTL)
 
 
 def test_old_answer_stands_in_no_more(system: System, shared: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 92: an answer is not used for ever."""
     shared.lookup()
-    monkeypatch.setattr(resolver, "RECENT", 0.0)
+    monkeypatch.setattr(resolver, "MAX_STALE", 0.0)
     system.answer = NO_SUCH_NAME
     assert shared.lookup() == ([], 0.0)
 
@@ -253,20 +253,20 @@ def test_recent_answer_stands_in_for_a_slow_look_up(system: System, shared: Reso
     system.answer = [v4(2)]
     for _ in range(2):
         began = time.monotonic()
-        assert shared.lookup() == ([v4(1)], PATIENCE)
-        assert PATIENCE * 0.9 < time.monotonic() - began < PATIENCE + 5
+        assert shared.lookup() == ([v4(1)], STALE_AFTER)
+        assert STALE_AFTER * 0.9 < time.monotonic() - began < STALE_AFTER + 5
 
     def time_to_look_up() -> float:
         began = time.monotonic()
-        assert shared.lookup(0.05) == ([v4(1)], PATIENCE)
+        assert shared.lookup(0.05) == ([v4(1)], STALE_AFTER)
         return time.monotonic() - began
 
-    at_best(time_to_look_up, PATIENCE)
+    at_best(time_to_look_up, STALE_AFTER)
     assert system.calls == 2
     with waiting(1, shared.lookup) as results:
         system.open.set()
-    assert results in ([([v4(2)], FRESH)], [([v4(1)], PATIENCE)])
-    assert shared.lookup() == ([v4(2)], FRESH)
+    assert results in ([([v4(2)], TTL)], [([v4(1)], STALE_AFTER)])
+    assert shared.lookup() == ([v4(2)], TTL)
 
 
 def test_patience_of_the_caller(system: System, shared: Resolver) -> None:
@@ -275,7 +275,7 @@ def test_patience_of_the_caller(system: System, shared: Resolver) -> None:
     began = time.monotonic()
     assert shared.lookup(0.2) == ([], 0.0)
     assert 0.18 < time.monotonic() - began < 5
-    assert shared.problem == "", "it has not failed, it is only slow"
+    assert shared.lookup_error == "", "it has not failed, it is only slow"
 
 
 def test_close_lets_everybody_go(system: System, shared: Resolver) -> None:
@@ -298,7 +298,7 @@ def test_look_up_that_cannot_start(system: System, shared: Resolver, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         assert shared.lookup(0.1) == ([], 0.0)
-    assert shared.lookup(5) == ([v4(1)], FRESH)
+    assert shared.lookup(5) == ([v4(1)], TTL)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
@@ -321,9 +321,9 @@ def test_look_up_that_cannot_start_keeps_nobody_waiting(
         return results[0]
 
     assert refused() == ([], 0.0)
-    assert shared.problem
-    assert shared.lookup() == ([v4(1)], FRESH)
-    assert refused() == ([v4(1)], PATIENCE)
+    assert shared.lookup_error
+    assert shared.lookup() == ([v4(1)], TTL)
+    assert refused() == ([v4(1)], STALE_AFTER)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError()])
@@ -336,6 +336,6 @@ def test_look_up_that_fails_as_none_should(
     with waiting(3, shared.lookup) as results:
         pass
     assert results == [([], 0.0)] * 3
-    assert shared.problem
+    assert shared.lookup_error
     system.answer = [v4(1)]
-    assert shared.lookup() == ([v4(1)], FRESH)
+    assert shared.lookup() == ([v4(1)], TTL)

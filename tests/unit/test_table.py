@@ -32,6 +32,11 @@ def test_free_and_dead_relays_are_not_found(door: ModuleType, state: str) -> Non
     assert table.find(table.tag(index)) is None
 
 
+def test_the_size_of_a_relay(door: ModuleType) -> None:
+    """An idle connection costs one relay and nothing else: a field more is a decision, and this number is its place."""
+    assert door.RELAY_SIZE == 368
+
+
 def test_a_stale_tag_finds_nobody(door: ModuleType) -> None:
     """Row 65: the slot is used again, by another relay under another tag."""
     table = door.TableDoor()

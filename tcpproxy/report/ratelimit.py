@@ -6,23 +6,31 @@ import time
 from collections.abc import Callable
 
 
-class Flood:
-    """Lets a few lines of a kind through each second and counts the rest."""
+class RateLimit:
+    """Lets a few lines of a kind pass in each second and counts the rest."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seconds: dict[str, tuple[float, int, int]] = {}  # when it began, lines in it, how many may pass
 
-    def admit(self, key: str, burst: int, *, told: bool = True) -> bool:
-        """May this line pass? Ask `overdue` first: here a second that is over is forgotten. `told`: it is counted."""
+    def admit(self, key: str, burst: int, *, counted: bool = True) -> bool:
+        """May this line pass?
+
+        Call `take_suppressed` first: this starts a new one-second window and drops the old count.
+
+        Args:
+            key: the kind of line.
+            burst: lines that may pass in a second.
+            counted: `take_suppressed` reports the line if it may not pass.
+        """
         start, count, _ = self._seconds.get(key, (-1.0, 0, burst))
         if self._clock() - start >= 1:
             start, count = self._clock(), 0
-        self._seconds[key] = (start, count + 1, burst if told else count + 1)
+        self._seconds[key] = (start, count + 1, burst if counted else count + 1)
         return count < burst
 
-    def overdue(self, final: bool = False) -> dict[str, int]:
-        """How many lines were held back in seconds that are over (`final`: in any), by kind; each is told once."""
+    def take_suppressed(self, final: bool = False) -> dict[str, int]:
+        """How many lines did not pass in windows that are over (`final`: in all), by kind. Each is returned once."""
         now = self._clock()
         over = {key: count - burst for key, (start, count, burst) in self._seconds.items() if final or now - start >= 1}
         for key in over:
@@ -31,5 +39,5 @@ class Flood:
 
     @property
     def pending(self) -> bool:
-        """Is there something that `overdue` will have to say?"""
+        """Will `take_suppressed` have something to return?"""
         return any(count > burst for _, count, burst in self._seconds.values())

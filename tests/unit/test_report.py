@@ -11,17 +11,20 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from support import fcntl
+from support.machine import fcntl
 
 from tcpproxy import Event
+from tcpproxy._core.worker import KINDS, REASONS, STATES
 from tcpproxy.errors import describe
-from tcpproxy.report.event import KINDS, REASONS, decode, is_new, wanted
-from tcpproxy.report.flood import Flood
+from tcpproxy.report.event import EventKind, Reason, Record, decode, is_new
 from tcpproxy.report.printer import BURST, Printer
+from tcpproxy.report.ratelimit import RateLimit
 from tcpproxy.report.sink import logging_sink
 from tcpproxy.text import clean
+from tcpproxy.views import State
 
 CLIENT, UPSTREAM = "192.0.2.1:50000", "[2001:db8::1]:80"
 END = Event("end", "client-eof", 0, CLIENT, UPSTREAM, 12, 345, 1.23456, 0.0021)
@@ -150,19 +153,19 @@ def test_kinds_that_have_a_line(options: dict[str, bool], kinds: set[str]) -> No
     assert set(Printer(**options).kinds) == {"failed", "accept-error", "limit"} | kinds
 
 
-def test_mask_of_kinds() -> None:
-    assert wanted(()) == 0
-    assert wanted(("new",)) == 0b10
-    assert wanted(("end", "limit")) == 0b100100
-    assert wanted(KINDS[1:]) == 0b111110
-
-
 def test_names_of_the_core() -> None:
-    """Kinds and reasons are the core's, in its order."""
+    """The types list the kinds, reasons and states that the core exports; the proxy itself adds some kinds."""
+    assert get_args(EventKind)[: len(KINDS)] == KINDS
+    assert get_args(Reason) == REASONS
+    assert get_args(State) == STATES
+
+
+def test_kinds_and_reasons_in_order() -> None:
+    """Their names are in the order of the core's numbers."""
     source = Path(__file__).parents[2] / "tcpproxy/_core/events.pxd"
     if not source.exists():
         pytest.skip("no source tree here")
-    found = {"EVENT": [""], "REASON": []}
+    found: dict[str, list[str]] = {"EVENT": [], "REASON": []}
     for prefix, name in re.findall(r"^    (EVENT|REASON)_(\w+)", source.read_text(), re.MULTILINE):
         found[prefix].append(name.lower())
     long_names = {"accept": "accept-error", "refused": "connect-refused", "none": ""}
@@ -172,15 +175,14 @@ def test_names_of_the_core() -> None:
 
 def test_decoded_record() -> None:
     """What the core counted, and the system's or the look-up's words."""
-    refused = REASONS.index("connect-refused")
-    record = (KINDS.index("failed"), refused, errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25)
+    record: Record = ("failed", "connect-refused", errno.ECONNREFUSED, 17, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25)
     text = f"{describe(errno.ECONNREFUSED)} (os error {errno.ECONNREFUSED})"
-    expected = Event("failed", "connect-refused", errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25, text)
+    expected = Event("failed", "connect-refused", errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25, text, 17)
     assert decode(record, "unrelated") == expected
-    dns = (KINDS.index("failed"), REASONS.index("dns"), 0, CLIENT, "", 0, 0, 0.5, 0.0)
+    dns: Record = ("failed", "dns", 0, 1, CLIENT, "", 0, 0, 0.5, 0.0)
     assert decode(dns, "no such host").text == "failed to lookup address information: no such host"
     assert decode(dns, "").text == "failed to lookup address information: no answer in time"
-    assert decode((KINDS.index("end"), REASONS.index("idle"), 0, CLIENT, "", 0, 0, 0.5, 0.1), "").text == ""
+    assert decode(("end", "idle", 0, 1, CLIENT, "", 0, 0, 0.5, 0.1), "").text == ""
 
 
 # --- injection ---
@@ -224,61 +226,61 @@ def test_one_line_whatever_it_says(streams: Streams, kind: str, as_json: bool) -
 def test_flood_lets_a_burst_through_each_second() -> None:
     """Row 103."""
     clock = Clock()
-    flood = Flood(clock)
-    assert [flood.admit("a", 3) for _ in range(5)] == [True] * 3 + [False] * 2
+    limit = RateLimit(clock)
+    assert [limit.admit("a", 3) for _ in range(5)] == [True] * 3 + [False] * 2
     clock.now += 0.999
-    assert not flood.admit("a", 3)
-    assert flood.overdue() == {}
+    assert not limit.admit("a", 3)
+    assert limit.take_suppressed() == {}
     clock.now += 0.001
-    assert flood.overdue() == {"a": 3}
-    assert [flood.admit("a", 3) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert limit.take_suppressed() == {"a": 3}
+    assert [limit.admit("a", 3) for _ in range(5)] == [True] * 3 + [False] * 2
 
 
 def test_flood_tells_each_count_once() -> None:
     """Row 103."""
     clock = Clock()
-    flood = Flood(clock)
+    limit = RateLimit(clock)
     for _ in range(10):
-        flood.admit("a", 1)
-    assert flood.pending
+        limit.admit("a", 1)
+    assert limit.pending
     clock.now += 60
-    assert flood.pending
-    assert flood.overdue() == {"a": 9}
-    assert not flood.pending
-    assert flood.overdue() == {}
+    assert limit.pending
+    assert limit.take_suppressed() == {"a": 9}
+    assert not limit.pending
+    assert limit.take_suppressed() == {}
 
 
 def test_flood_of_one_kind_holds_back_no_other() -> None:
     """Row 103."""
     clock = Clock()
-    flood = Flood(clock)
+    limit = RateLimit(clock)
     for _ in range(10):
-        flood.admit("a", 2)
-    assert flood.admit("b", 2)
+        limit.admit("a", 2)
+    assert limit.admit("b", 2)
     clock.now += 0.5
-    assert flood.admit("c", 1)
-    assert not flood.admit("c", 1)
+    assert limit.admit("c", 1)
+    assert not limit.admit("c", 1)
     clock.now += 0.5
-    assert flood.overdue() == {"a": 8}
-    assert flood.pending, "c is not over yet"
+    assert limit.take_suppressed() == {"a": 8}
+    assert limit.pending, "c is not over yet"
     clock.now += 0.5
-    assert flood.overdue() == {"c": 1}
+    assert limit.take_suppressed() == {"c": 1}
 
 
 def test_no_flood_nothing_to_tell() -> None:
     """Row 103."""
     clock = Clock()
-    flood = Flood(clock)
+    limit = RateLimit(clock)
     for _ in range(100):
-        assert flood.admit("a", 1)
-        assert not flood.pending
+        assert limit.admit("a", 1)
+        assert not limit.pending
         clock.now += 1
-        assert flood.overdue() == {}
+        assert limit.take_suppressed() == {}
 
 
 def with_clock(printer: Printer) -> Clock:
     clock = Clock()
-    printer._flood = Flood(clock)
+    printer._rate_limit = RateLimit(clock)
     return clock
 
 
@@ -289,10 +291,10 @@ def test_printer_holds_back_a_flood_and_says_so(streams: Streams) -> None:
     for _ in range(100):
         printer(FAILED)
     assert len(streams.taken()[1]) == BURST
-    assert printer.settle(), "it has to be called again: there is something left to say"
+    assert printer.flush_suppressed(), "it has to be called again: there is something left to say"
     assert streams.taken() == ([], [])
     clock.now += 1
-    assert not printer.settle()
+    assert not printer.flush_suppressed()
     assert streams.taken() == ([], [f"{100 - BURST} more lines of the kind failed (connect-refused) were not shown"])
 
 
@@ -348,9 +350,9 @@ def test_connections_are_never_held_back(streams: Streams) -> None:
 def test_newcomers_read_like_other_events(streams: Streams, as_json: bool) -> None:
     """New connections take a short way of their own, to the same lines."""
     printer = streams.printer(json=as_json)
-    records = [(KINDS.index("new"), 0, 0, f"192.0.2.1:{port}", "", 0, 0, 0.0, 0.0) for port in (50000, 50001)]
+    records: list[Record] = [("new", "", 0, n, f"192.0.2.1:{n}", "", 0, 0, 0.0, 0.0) for n in (50000, 50001)]
     assert all(map(is_new, records))
-    printer.newcomers(records)
+    printer.print_new(records)
     printer.many([decode(record, "") for record in records])
     out, err = streams.taken()
     assert err == []

@@ -1,0 +1,83 @@
+/* Socket addresses: packed, formatted, and reduced to what a limit per source counts. A part of net.h, which
+ * includes the system's headers before it. */
+#ifndef TCPPROXY_ADDRESS_H
+#define TCPPROXY_ADDRESS_H
+
+/* A socket address, small enough for a field of every relay. Opaque to the rest of the core. */
+typedef struct {
+    uint32_t length; /* used part of `bytes`; 0: no address */
+    uint8_t bytes[28];
+} net_addr;
+
+/* Makes an address from a raw IPv4 (`size` 4) or IPv6 (`size` 16) address and a port in host order: 0, or -EINVAL. */
+static inline int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
+{
+    memset(to, 0, sizeof *to);
+    if (size == 4) {
+        struct sockaddr_in v4;
+        memset(&v4, 0, sizeof v4);
+        v4.sin_family = AF_INET;
+        v4.sin_port = htons((uint16_t)port);
+        memcpy(&v4.sin_addr, ip, 4);
+        memcpy(to->bytes, &v4, to->length = sizeof v4);
+    } else if (size == 16) {
+        struct sockaddr_in6 v6;
+        memset(&v6, 0, sizeof v6);
+        v6.sin6_family = AF_INET6;
+        v6.sin6_port = htons((uint16_t)port);
+        v6.sin6_scope_id = scope;
+        memcpy(&v6.sin6_addr, ip, 16);
+        memcpy(to->bytes, &v6, to->length = sizeof v6);
+    } else {
+        return -EINVAL;
+    }
+    return 0;
+}
+
+/* Writes "192.0.2.1:80" or "[2001:db8::1]:80", "" for no address. IPv4-mapped addresses (IPv4 clients of a dual-stack
+ * listener) are written as IPv4. */
+static inline void net_format(const net_addr *from, char text[80])
+{
+    char ip[INET6_ADDRSTRLEN] = "";
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    text[0] = 0;
+    if (from->length == sizeof v4) {
+        memcpy(&v4, from->bytes, sizeof v4);
+        inet_ntop(AF_INET, &v4.sin_addr, ip, sizeof ip);
+        snprintf(text, 80, "%s:%u", ip, ntohs(v4.sin_port));
+    } else if (from->length == sizeof v6) {
+        memcpy(&v6, from->bytes, sizeof v6);
+        if (IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr)) {
+            inet_ntop(AF_INET, &v6.sin6_addr.s6_addr[12], ip, sizeof ip);
+            snprintf(text, 80, "%s:%u", ip, ntohs(v6.sin6_port));
+        } else {
+            inet_ntop(AF_INET6, &v6.sin6_addr, ip, sizeof ip);
+            if (v6.sin6_scope_id)
+                snprintf(text, 80, "[%s%%%u]:%u", ip, (unsigned)v6.sin6_scope_id, ntohs(v6.sin6_port));
+            else
+                snprintf(text, 80, "[%s]:%u", ip, ntohs(v6.sin6_port));
+        }
+    }
+}
+
+/* Returns the source that a limit per source counts: IPv4 by address (IPv4-mapped ones too), IPv6 by /64. */
+static inline uint64_t net_source(const net_addr *from)
+{
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    uint64_t source = 0;
+    int i, end;
+    if (from->length == sizeof v4) {
+        memcpy(&v4, from->bytes, sizeof v4);
+        source = (uint64_t)0xffff << 32 | ntohl(v4.sin_addr.s_addr);
+    } else if (from->length == sizeof v6) {
+        memcpy(&v6, from->bytes, sizeof v6);
+        i = IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr) ? 10 : 0;
+        for (end = i ? 16 : 8; i < end; i++)
+            source = source << 8 | v6.sin6_addr.s6_addr[i];
+    }
+    return source;
+}
+
+#endif

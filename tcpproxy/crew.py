@@ -1,0 +1,186 @@
+"""Crew: the threads of a proxy. One a worker, one that reports, one that looks upstream's name up."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ._core.worker import ZERO_COPY, Worker
+from .config.config import Config
+from .errors import WorkerError, describe
+from .network.resolver import TTL, Address, Resolver
+from .report.reporter import Reporter
+from .wakeup import Wakeup
+
+LOG_DRAIN = 3.0
+"""Seconds that an end, or a caller who waits for its events, waits at most for the log thread: a write may block."""
+
+
+class Crew:
+    """Makes the workers of a proxy and the threads that serve them; starts, stops and joins them.
+
+    Args:
+        config: what the proxy was told.
+        reporter: what the log thread runs.
+        resolver: looks upstream's name up; None: upstream has a numeric address.
+        failed: called once, by a worker's thread, if a worker ends by itself.
+    """
+
+    def __init__(
+        self, config: Config, reporter: Reporter, resolver: Resolver | None, failed: Callable[[WorkerError], None]
+    ) -> None:
+        self._config, self._reporter, self._resolver, self._failed = config, reporter, resolver, failed
+        self._wakeups: list[Wakeup] = []
+        self._workers: list[Worker] = []
+        self._threads: list[threading.Thread] = []
+        self._log_thread: threading.Thread | None = None
+        self._lookup_thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    def open(self, listeners: list[socket.socket], addresses: list[Address], limit: int) -> None:
+        """Makes workers and threads, none of which runs yet. After an error `close` gives back what was made.
+
+        Args:
+            listeners: each worker gets a duplicate of each; the caller keeps and closes these.
+            addresses: upstream's, empty if it did not resolve yet.
+            limit: connections at a time.
+
+        Raises:
+            OSError, MemoryError: the system refuses a descriptor or memory.
+        """
+        config = self._config
+        self._wakeups.append(lookup_wakeup := Wakeup())
+        self._wakeups.append(log_wakeup := Wakeup())
+        for number in range(config.operating.workers):
+            worker = Worker(
+                {
+                    "log_wakeup": log_wakeup.fileno(),
+                    "lookup_wakeup": lookup_wakeup.fileno(),
+                    "buffer_size": config.memory.buffer_size,
+                    "connect_timeout": config.timeouts.connect_timeout,
+                    "half_close_timeout": config.timeouts.half_close_timeout,
+                    "idle_timeout": config.timeouts.idle_timeout,
+                    "keepalive": config.timeouts.keepalive,
+                    "socket_buffer": config.memory.socket_buffer,
+                    "zero_copy": ZERO_COPY[config.speed.zero_copy],
+                    "busy_poll_us": config.speed.busy_poll,
+                }
+            )
+            self._workers.append(worker)
+            for listener in listeners:
+                with listener.dup() as duplicate:
+                    worker.listen(duplicate.fileno(), 0)
+                    duplicate.detach()  # from here on the worker owns and closes it
+            worker.want_events(self._reporter.kinds)
+            if addresses:
+                worker.set_addresses(0, addresses, None if self._resolver is None else TTL)
+            self._threads.append(_thread(f"tcpproxy-worker-{number}", self._run, worker))
+        Worker.link(self._workers, limit=limit, per_source=config.clients.max_connections_per_source)
+        self._reporter.open(self._workers, self._threads, log_wakeup, self._resolver)
+        self._log_thread = _thread("tcpproxy-log", self._reporter.run)
+        if self._resolver:
+            self._lookup_thread = _thread("tcpproxy-names", self._serve_lookups, self._resolver, lookup_wakeup)
+
+    def start(self) -> None:
+        """Starts all threads.
+
+        Raises:
+            RuntimeError: the system refuses a thread.
+        """
+        for thread in (*self._threads, self._log_thread, self._lookup_thread):
+            if thread:
+                thread.start()
+
+    def is_helper(self) -> bool:
+        """Is the calling thread the log or the lookup thread? Neither can wait for itself."""
+        return threading.current_thread() in (self._log_thread, self._lookup_thread)
+
+    def stop(self, *, abort: bool) -> None:
+        """Makes the workers accept no more; with `abort` they reset all connections and end. Does not wait."""
+        self._stopping.set()
+        for worker in self._workers:
+            worker.stop(abort=abort)
+
+    def sync(self) -> None:
+        """Returns when every worker has carried out what it was told before."""
+        for worker in self._workers:
+            worker.sync()
+
+    def join(self, timeout: float | None) -> None:
+        """Waits until all workers have ended, at most `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            _join(thread, deadline)
+
+    def close(self) -> None:
+        """Gives back all descriptors, once all workers have ended or none has started, and ends the other threads."""
+        for worker in self._workers:
+            worker.close()
+        if self._resolver:
+            self._resolver.close()
+        for wakeup in self._wakeups:
+            wakeup.wake()
+        # The log thread may be stuck in a write to a full pipe: then it is left behind, as a daemon thread, with its
+        # wake-up. Or the machine stands still for a moment, and the last lines are still to come.
+        deadline = time.monotonic() + LOG_DRAIN
+        helpers = [thread for thread in (self._log_thread, self._lookup_thread) if thread]
+        for thread in helpers:
+            _join(thread, deadline)
+        if not any(thread.is_alive() for thread in helpers):
+            for wakeup in self._wakeups:
+                wakeup.close()
+
+    def close_after_fork(self) -> None:
+        """In a forked child: closes the copies of the parent's descriptors. The threads run in the parent only."""
+        for worker in self._workers:
+            worker.close_after_fork()
+        for wakeup in self._wakeups:
+            wakeup.close()
+
+    def counters(self) -> list[dict[str, int]]:
+        """Those of each worker."""
+        return [worker.counters() for worker in self._workers]
+
+    def connections(self) -> list[tuple[int, str, str, Any, int, int, float]]:
+        """The live connections of all workers: (id, client, upstream, state, to_upstream, to_client, age)."""
+        return [item for worker in self._workers for item in worker.connections()]
+
+    # --- what the threads do ---
+
+    def _run(self, worker: Worker) -> None:
+        try:
+            worker.run()
+        except OSError as error:
+            self._failed(WorkerError(error.errno, describe(error.errno or 0), error.filename))
+
+    def _serve_lookups(self, resolver: Resolver, wakeup: Wakeup) -> None:
+        """Looks upstream's name up whenever a worker asks."""
+        while not self._stopping.is_set() or any(thread.is_alive() for thread in self._threads):
+            wakeup.wait()
+            asked = [worker.wants_addresses(0) for worker in self._workers]  # of each one: the call clears its flag
+            if any(asked):
+                addresses, lifetime = resolver.lookup()
+                for worker in self._workers:
+                    self._publish_addresses(worker, addresses, lifetime)
+
+    def _publish_addresses(self, worker: Worker, addresses: list[Address], lifetime: float) -> None:
+        """Gives a worker the answer that it waits for. Tries again without memory: the worker would not ask again."""
+        while True:
+            with contextlib.suppress(MemoryError):
+                return worker.set_addresses(0, addresses, lifetime)
+            if self._stopping.wait(0.1):
+                return
+
+
+def _thread(name: str, target: Callable[..., None], *args: object) -> threading.Thread:
+    # Daemon threads, joined by stop() and at exit: non-daemon threads would block interpreter exit.
+    return threading.Thread(target=target, args=args, name=name, daemon=True)
+
+
+def _join(thread: threading.Thread, deadline: float | None) -> None:
+    if thread.ident is not None:
+        thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))

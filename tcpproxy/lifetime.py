@@ -1,0 +1,49 @@
+"""What happens to proxies when their process ends or forks."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from typing import Protocol
+
+
+class Mortal(Protocol):
+    """What can be registered here."""
+
+    def stop(self, grace: float | None = None) -> None:
+        """Called at the exit of the process, with a grace of 0."""
+
+    def _close_after_fork(self) -> None:
+        """Called in a forked child: it runs on in the parent only."""
+
+
+_live: weakref.WeakSet[Mortal] = weakref.WeakSet()
+_hooked = False
+
+
+def register(proxy: Mortal) -> None:
+    """Stops it at exit, and closes its descriptors in forked children. The hooks are set at the first call."""
+    global _hooked
+    if not _hooked:
+        _hooked = True
+        atexit.register(_stop_all)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_close_all_after_fork)
+    _live.add(proxy)
+
+
+def unregister(proxy: Mortal) -> None:
+    """It has stopped."""
+    _live.discard(proxy)
+
+
+def _stop_all() -> None:
+    for proxy in list(_live):
+        proxy.stop(grace=0)
+
+
+def _close_all_after_fork() -> None:
+    for proxy in list(_live):
+        proxy._close_after_fork()
+    _live.clear()

@@ -1,0 +1,163 @@
+"""What a call has done is known when it returns: events are delivered, listeners closed. And events come at once."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from support.peers import Echo, connect, echoes
+from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
+
+from tcpproxy import Event, Proxy
+
+pytestmark = pytest.mark.parametrize("workers", [1, 2])
+
+
+def connected(stack: contextlib.ExitStack, proxy: Proxy, count: int) -> list[socket.socket]:
+    clients = [stack.enter_context(connect(proxy.address)) for _ in range(count)]
+    for client in clients:
+        assert echoes(client)
+    return clients
+
+
+def test_abort_returns_when_the_ends_are_told(echo: Echo, workers: int) -> None:
+    """Also where several have been written at once, and again and again. Nothing is reported twice."""
+    for count in (1, 50) * 10:
+        events: list[Event] = []
+        with Proxy(echo.name, workers=workers, on_event=events.append) as proxy, contextlib.ExitStack() as stack:
+            connected(stack, proxy, count)
+            proxy.abort()
+            ends = [event for event in events if event.kind == "end"]
+            assert Counter(event.reason for event in ends) == {"shutdown": count}
+            assert sorted(event.id for event in ends) == list(range(1, count + 1))
+            assert (proxy.stats().active, proxy.connections()) == (0, [])
+        assert Counter(event.kind for event in events) == {"listening": 1, "new": count, "end": count}
+
+
+def test_start_returns_when_it_is_told(echo: Echo, workers: int) -> None:
+    events: list[Event] = []
+    with Proxy(echo.name, workers=workers, on_event=events.append) as proxy:
+        host, port = proxy.address
+        assert [(event.kind, event.text) for event in events] == [("listening", f"{host}:{port}")]
+
+
+def test_drain_returns_when_nobody_listens(echo: Echo, workers: int) -> None:
+    for _ in range(20):
+        with Proxy(echo.name, workers=workers) as proxy, contextlib.ExitStack() as stack:
+            client = connected(stack, proxy, 1)[0]
+            proxy.drain()
+            with pytest.raises(ConnectionRefusedError):
+                connect(proxy.address)
+            assert echoes(client), "connections go on"
+            client.close()
+
+
+def test_drain_and_abort_before_the_start_and_after_the_end(echo: Echo, workers: int) -> None:
+    proxy = Proxy(echo.name, workers=workers)
+    proxy.drain()
+    proxy.abort()
+    proxy.start()
+    with connect(proxy.address) as client:
+        assert echoes(client)
+    proxy.stop()
+    proxy.drain()
+    proxy.abort()
+
+
+@bounds(0.5, 0.005)
+def test_events_come_at_once(echo: Echo, workers: int, bound: float) -> None:
+    """From connect to `new` and from close to `end`, at the median of some."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with Proxy(echo.name, workers=workers, on_event=events.put) as proxy:
+        assert events.get(timeout=TIMEOUT).kind == "listening"
+
+        def latency() -> float:
+            times = []
+            for _ in range(9):
+                start = time.monotonic()
+                with connect(proxy.address) as client:
+                    assert events.get(timeout=TIMEOUT).kind == "new"
+                    times.append(time.monotonic() - start)
+                    assert echoes(client)
+                    start = time.monotonic()
+                assert events.get(timeout=TIMEOUT).kind == "end"
+                times.append(time.monotonic() - start)
+                threading.Event().wait(0.03)  # few: the next one is not of the same 20 ms
+            return statistics.median(times)
+
+        at_best(latency, bound)
+
+
+def test_a_sink_that_blocks_holds_no_caller_for_long(echo: Echo, workers: int) -> None:
+    """The log thread's drain limit is 3 s; `start` is bounded by it as well."""
+    free = threading.Event()
+
+    def block(event: Event) -> None:
+        if event.kind == "end":
+            free.wait(TIMEOUT)
+
+    with Proxy(echo.name, workers=workers, on_event=block) as proxy, contextlib.ExitStack() as stack:
+        stack.callback(free.set)
+        connected(stack, proxy, 2)
+        start = time.monotonic()
+        proxy.abort()
+        assert 1 < time.monotonic() - start < TIMEOUT / 2
+
+
+@pytest.mark.parametrize("verb", ["abort", "drain", "stop"])
+def test_called_by_the_sink(echo: Echo, workers: int, verb: str) -> None:
+    """It does not wait for itself."""
+    called = threading.Event()
+    proxy: Proxy
+
+    def sink(event: Event) -> None:
+        if event.kind == "new":
+            getattr(proxy, verb)()
+            called.set()
+
+    proxy = Proxy(echo.name, workers=workers, on_event=sink)
+    with proxy:
+        with contextlib.suppress(ConnectionError), connect(proxy.address):  # an abort may be faster than connect()
+            assert called.wait(TIMEOUT)
+        assert called.wait(TIMEOUT)
+        assert proxy.wait(TIMEOUT)
+        eventually(lambda: proxy.stats().active == 0, TIMEOUT)
+
+
+@pytest.mark.parametrize("verbs", [("abort", "abort"), ("stop", "abort"), ("drain", "abort"), ("stop", "drain")])
+def test_several_threads_at_once(echo: Echo, workers: int, verbs: tuple[str, str]) -> None:
+    """Each call returns, and all facts are told once."""
+    for _ in range(10):
+        events: list[Event] = []
+        with Proxy(echo.name, workers=workers, on_event=events.append) as proxy, contextlib.ExitStack() as stack:
+            connected(stack, proxy, 5)
+            together = threading.Barrier(2, timeout=TIMEOUT)
+
+            def call(verb: str, run: Callable[[], object] = together.wait, proxy: Proxy = proxy) -> None:
+                run()
+                getattr(proxy, verb)()
+
+            with in_background(call, verbs[0]):
+                call(verbs[1])
+        assert Counter(event.kind for event in events) == {"listening": 1, "new": 5, "end": 5}
+
+
+def test_a_flood_is_gathered_and_nothing_is_lost(echo: Echo, workers: int) -> None:
+    """Connections come faster than one by one: their events are in batches, and each is there once."""
+    count = 1_000
+    events: list[Event] = []
+    with Proxy(echo.name, workers=workers, on_event=events.append) as proxy:
+        for _ in range(count):
+            connect(proxy.address).close()
+        eventually(lambda: proxy.stats().ended == count, TIMEOUT)
+        proxy.abort()
+        assert proxy.stats().events_lost == 0
+    assert sorted(event.id for event in events if event.kind == "new") == list(range(1, count + 1))
+    assert sorted(event.id for event in events if event.kind in ("end", "failed")) == list(range(1, count + 1))

@@ -1,0 +1,1 @@
+"""What tests share. Tests import from the modules, each about one thing."""

@@ -1,0 +1,59 @@
+"""What help(), dir() and repr() show of the package, without loading what they do not need."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import typing
+
+import pytest
+
+import tcpproxy
+
+
+def shown(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True).stdout
+
+
+@pytest.mark.parametrize("show", ["dir(tcpproxy)", "help(tcpproxy)"])
+def test_the_names_are_shown_without_the_core(show: str) -> None:
+    loaded = "print([name for name in sys.modules if name.startswith(('tcpproxy.', 'click'))], file=sys.stderr)"
+    code = f"import sys, tcpproxy; print({show}); {loaded}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True)
+    assert [name for name in tcpproxy.__all__ if name not in done.stdout] == []
+    if show.startswith("dir"):
+        assert done.stderr.strip() == "[]"
+
+
+def test_the_docstring_has_every_name() -> None:
+    assert [name for name in tcpproxy.__all__ if name not in (tcpproxy.__doc__ or "")] == []
+
+
+def test_signatures_are_readable() -> None:
+    for kind in (tcpproxy.Event, tcpproxy.Stats, tcpproxy.Connection):
+        assert "ForwardRef" not in str(inspect.signature(kind))
+
+
+@pytest.mark.parametrize("name", ["EventKind", "Reason", "State"])
+def test_each_word_is_explained(name: str) -> None:
+    """The text below a Literal type has a line, or a part of one, for each of its words."""
+    literal = getattr(tcpproxy, name)
+    module = inspect.getsource(sys.modules["tcpproxy.views" if name == "State" else "tcpproxy.report.event"])
+    text = module.split(f"{name} = Literal", 1)[1].split('"""')[1]
+    assert [word for word in typing.get_args(literal) if word and f"{word}" not in text] == []
+
+
+def test_repr() -> None:
+    proxy = tcpproxy.Proxy("127.0.0.1:9")
+    assert repr(proxy) == "<Proxy 127.0.0.1 -> 127.0.0.1:9, not started>"
+    with proxy:
+        host, port = proxy.address
+        assert repr(proxy) == f"<Proxy {host}:{port} -> 127.0.0.1:9, listening>"
+        proxy.drain()
+        assert repr(proxy) == f"<Proxy {host}:{port} -> 127.0.0.1:9, stopping>"
+    assert repr(proxy) == f"<Proxy {host}:{port} -> 127.0.0.1:9, stopped>"
+
+
+def test_help_of_the_package_begins_with_its_use() -> None:
+    assert "with tcpproxy.Proxy(" in shown("import tcpproxy; help(tcpproxy)").split("NAME")[1][:400]
