@@ -55,19 +55,19 @@ class Crew:
         config = self._config
         self._wakeups.append(lookup_wakeup := Wakeup())
         self._wakeups.append(log_wakeup := Wakeup())
-        for number in range(config.workers):
+        for number in range(config.operating.workers):
             worker = Worker(
                 {
                     "log_wakeup": log_wakeup.fileno(),
                     "lookup_wakeup": lookup_wakeup.fileno(),
-                    "buffer_size": config.buffer_size,
-                    "connect_timeout": config.connect_timeout,
-                    "half_close_timeout": config.half_close_timeout,
-                    "idle_timeout": config.idle_timeout,
-                    "keepalive": config.keepalive,
-                    "socket_buffer": config.socket_buffer,
-                    "zero_copy": ZERO_COPY[config.zero_copy],
-                    "busy_poll_us": config.busy_poll,
+                    "buffer_size": config.memory.buffer_size,
+                    "connect_timeout": config.timeouts.connect_timeout,
+                    "half_close_timeout": config.timeouts.half_close_timeout,
+                    "idle_timeout": config.timeouts.idle_timeout,
+                    "keepalive": config.timeouts.keepalive,
+                    "socket_buffer": config.memory.socket_buffer,
+                    "zero_copy": ZERO_COPY[config.speed.zero_copy],
+                    "busy_poll_us": config.speed.busy_poll,
                 }
             )
             self._workers.append(worker)
@@ -79,7 +79,7 @@ class Crew:
             if addresses:
                 worker.set_addresses(0, addresses, None if self._resolver is None else TTL)
             self._threads.append(_thread(f"tcpproxy-worker-{number}", self._run, worker))
-        Worker.link(self._workers, limit=limit, per_source=config.max_connections_per_source)
+        Worker.link(self._workers, limit=limit, per_source=config.clients.max_connections_per_source)
         self._reporter.open(self._workers, self._threads, log_wakeup, self._resolver)
         self._log_thread = _thread("tcpproxy-log", self._reporter.run)
         if self._resolver:

@@ -8,10 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import Self, Unpack
 
 from . import lifetime
 from .config.config import Config
+from .config.groups import Options
+from .config.reference import documented
 from .crew import LOG_DRAIN, Crew
 from .errors import StartError, WorkerError
 from .network.limits import connection_limit
@@ -25,6 +27,7 @@ START_LOOKUP = 2.0
 """Seconds that a start waits for upstream's name before it warns and listens all the same."""
 
 
+@documented
 class Proxy:
     """Forwards TCP connections to `remote`, in threads of this process. A context manager, plain or async.
 
@@ -32,26 +35,8 @@ class Proxy:
 
     Args:
         remote: `HOST:PORT` or `[IPv6]:PORT`.
-        bind: where to listen: a name or address; `localhost` means both families, on one port.
-        port: 0 picks a free one; see `address`.
-        workers: threads that relay.
-        connect_timeout: how long a client waits at most for upstream, name look-up included.
-        half_close_timeout: how long a connection of which one direction has ended may be without a byte in
-            the other. 0: the first end closes both directions.
-        idle_timeout: how long a connection may be without a byte; None: no limit.
-        keepalive: idle time after which TCP asks whether the peer is still there (and gives up on it after about half
-            that time again, also on Linux with bytes on their way to it); None: never.
-        grace: how long `stop` lets connections end by themselves.
-        max_connections: at one time; more wait. None: what the limit of open files allows.
-        max_connections_per_source: at one time of one source, which is an IPv4 address or the /64 of an IPv6 address;
-            more are reset at once. None: any number.
-        buffer_size: the most that is read at once, and kept of a direction whose receiver is slow.
-        socket_buffer: size of the kernel's buffers, of each socket and direction, so that a stalled direction holds no
-            more than a known amount there; None: the system's choice, up to several MiB.
-        zero_copy: `auto` moves bulk bytes inside the kernel where the platform can (splice on Linux), `off` copies.
-        busy_poll: microseconds that a worker polls on after an event before it sleeps; `auto`: only when recent
-            gaps say that it pays; `off`.
         on_event: called with each `Event`, in a thread of the proxy's own; None: the logger `tcpproxy`.
+    <options>
 
     Raises:
         UsageError: an argument that cannot be meant, or a target that is this proxy itself.
@@ -59,42 +44,9 @@ class Proxy:
     """
 
     def __init__(
-        self,
-        remote: str,
-        *,
-        bind: str = "127.0.0.1",
-        port: int | str = 0,
-        workers: int | str = 1,
-        connect_timeout: float | str = 10,
-        half_close_timeout: float | str = 60,
-        idle_timeout: float | str | None = None,
-        keepalive: float | str | None = 60,
-        grace: float | str = 0,
-        max_connections: int | str | None = None,
-        max_connections_per_source: int | str | None = None,
-        buffer_size: int | str = 65536,
-        socket_buffer: int | str | None = None,
-        zero_copy: str = "auto",
-        busy_poll: int | str = "auto",
-        on_event: Callable[[Event], None] | None = None,
+        self, remote: str, *, on_event: Callable[[Event], None] | None = None, **options: Unpack[Options]
     ) -> None:
-        self.config = Config.make(
-            remote,
-            bind=bind,
-            port=port,
-            workers=workers,
-            connect_timeout=connect_timeout,
-            half_close_timeout=half_close_timeout,
-            idle_timeout=idle_timeout,
-            keepalive=keepalive,
-            grace=grace,
-            max_connections=max_connections,
-            max_connections_per_source=max_connections_per_source,
-            buffer_size=buffer_size,
-            socket_buffer=socket_buffer,
-            zero_copy=zero_copy,
-            busy_poll=busy_poll,
-        )
+        self.config = Config.make(remote, **options)
         self.addresses: list[tuple[str, int]] = []
         """What it listens on, as (host, port)."""
         self.failure: WorkerError | None = None
@@ -108,7 +60,7 @@ class Proxy:
 
     def __repr__(self) -> str:
         addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses]
-        return f"<Proxy {', '.join(addresses) or self.config.bind} -> {self.config.remote}, {self._state}>"
+        return f"<Proxy {', '.join(addresses) or self.config.listening.bind} -> {self.config.remote}, {self._state}>"
 
     @property
     def _state(self) -> str:
@@ -206,7 +158,7 @@ class Proxy:
             crew = self._crew
         if not crew:
             return
-        deadline = time.monotonic() + (self.config.grace if grace is None else grace)
+        deadline = time.monotonic() + (self.config.timeouts.grace if grace is None else grace)
         self._stop(crew, abort=False)
         crew.join(max(0.0, deadline - time.monotonic()))
         self._stop(crew, abort=True)

@@ -7,11 +7,17 @@ import re
 from .errors import UsageError
 from .text import shown
 
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|)", re.ASCII)
-_SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600}
-_LONGEST = 365 * 86400
-_SIZE = re.compile(r"(\d+)\s*(B|kB|KB|KiB|K|MB|MiB|M|)", re.ASCII)
-_BYTES = {"": 1, "B": 1, "kB": 1000, "KB": 1000, "K": 1024, "KiB": 1024, "MB": 1000**2, "M": 1024**2, "MiB": 1024**2}
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d|)", re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}
+LONGEST = 365 * 86400
+"""Seconds: the longest duration."""
+_BYTES: dict[str, int] = {
+    **{"": 1, "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3},
+    **{unit + more: 1024**power for power, unit in enumerate("KMG", 1) for more in ("", "iB")},
+    **{unit: 1024**power for power, unit in enumerate("kmg", 1)},
+}
+"""Units of sizes. A letter alone is a power of 1024."""
+_SIZE = re.compile(rf"(\d+)\s*({'|'.join(_BYTES)})", re.ASCII)
 
 
 def parse_number(what: str, value: int | str, least: int, most: int) -> int:
@@ -25,7 +31,7 @@ def parse_number(what: str, value: int | str, least: int, most: int) -> int:
 
 
 def parse_duration(
-    what: str, value: float | str | None, *, least: float = 0, most: float = _LONGEST, off: bool = False
+    what: str, value: float | str | None, *, least: float = 0, most: float = LONGEST, off: bool = False
 ) -> float:
     """Seconds, from a number or a text like `250ms`, `10s`, `1.5m`, `2h`.
 
@@ -35,7 +41,7 @@ def parse_duration(
         UsageError: neither, negative, or outside `least` to `most`.
     """
     word = " or off" if off else ""
-    expected = f"expected seconds or a number with ms, s, m or h, like 250ms or 10s{word}"
+    expected = f"expected seconds or a number with ms, s, m, h or d, like 250ms or 10s{word}"
     if off and (value is None or value == "off"):
         return 0.0
     if isinstance(value, str):
@@ -44,7 +50,7 @@ def parse_duration(
             raise UsageError(f"{what} {shown(value)} is not a duration, {expected}")
         seconds = float(match[1]) * _SECONDS[match[2]]
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(max(-1, min(value, 2 * _LONGEST)))  # also for numbers that no float can hold
+        seconds = float(max(-1, min(value, 2 * LONGEST)))  # also for numbers that no float can hold
     else:
         raise UsageError(f"{what} {shown(value)} is not a duration, {expected}")
     if off and seconds == 0:
@@ -54,19 +60,20 @@ def parse_duration(
     return seconds
 
 
-def parse_busy_poll(value: int | str) -> int:
+def parse_busy_poll(what: str, value: int | str) -> int:
     """Microseconds; `off` is 0, `auto` is -1. UsageError otherwise."""
     if value in ("auto", "off"):
         return -1 if value == "auto" else 0
     if isinstance(value, str) and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
-        raise UsageError(f"busy-poll {shown(value)} is unknown, expected auto, off or microseconds from 1 to 1000")
-    return parse_number("busy-poll", value, 1, 1000)
+        raise UsageError(f"{what} {shown(value)} is unknown, expected auto, off or microseconds from 1 to 1000")
+    return parse_number(what, value, 1, 1000)
 
 
-def parse_word(what: str, value: str, words: tuple[str, ...], unsaid: tuple[str, ...] = ()) -> str:
-    """One of the words, or of those that an error does not mention. UsageError otherwise."""
-    if value not in (*words, *unsaid):
-        raise UsageError(f"{what} {shown(value)} is unknown, expected {' or '.join(words)}")
+def parse_choice(what: str, value: str, words: tuple[str, ...], hidden: tuple[str, ...] = ()) -> str:
+    """One of the words, or of the `hidden` ones, which the error does not list. UsageError otherwise."""
+    if value not in (*words, *hidden):
+        expected = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise UsageError(f"{what} {shown(value)} is unknown, expected {expected}")
     return value
 
 

@@ -133,7 +133,9 @@ def command(request: pytest.FixtureRequest, stack: contextlib.ExitStack) -> Call
     """Starts the command."""
 
     def start(*args: str, **popen: object) -> Command:
-        process = Command(f"--zero-copy={request.config.getoption('--zero-copy')}", *args, **popen)  # type: ignore[arg-type]
+        if not any(arg.startswith("--zero-copy") for arg in args):
+            args = (f"--zero-copy={request.config.getoption('--zero-copy')}", *args)
+        process = Command(*args, **popen)  # type: ignore[arg-type]
         stack.callback(process.end)
         return process
 

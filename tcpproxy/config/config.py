@@ -2,81 +2,75 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Unpack
 
-from ..values import parse_busy_poll, parse_duration, parse_number, parse_size, parse_word
-from .endpoints import Endpoint, parse_bind, parse_endpoint
-
-WORKERS_LIMIT = 64
+from .endpoints import Endpoint, parse_endpoint
+from .groups import GROUPS, ROWS, Clients, Listening, Memory, Operating, Options, Output, Speed, Timeouts, every_row
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a proxy needs to know. Times in seconds, sizes in bytes; `make` builds one from what people write."""
 
     remote: Endpoint
-    bind: str
-    port: int
-    workers: int
-    connect_timeout: float
-    half_close_timeout: float
-    idle_timeout: float
-    keepalive: int
-    grace: float
-    max_connections: int | None
-    max_connections_per_source: int
-    """0: any number."""
-    buffer_size: int
-    socket_buffer: int
-    """0: the system's own choice."""
-    zero_copy: str
-    busy_poll: int
+    listening: Listening
+    clients: Clients
+    timeouts: Timeouts
+    memory: Memory
+    output: Output
+    operating: Operating
+    speed: Speed
 
     @classmethod
-    def make(
-        cls,
-        remote: str,
-        *,
-        bind: str = "127.0.0.1",
-        port: int | str = 0,
-        workers: int | str = 1,
-        connect_timeout: float | str = 10,
-        half_close_timeout: float | str = 60,
-        idle_timeout: float | str | None = None,
-        keepalive: float | str | None = 60,
-        grace: float | str = 0,
-        max_connections: int | str | None = None,
-        max_connections_per_source: int | str | None = None,
-        buffer_size: int | str = 65536,
-        socket_buffer: int | str | None = None,
-        zero_copy: str = "auto",
-        busy_poll: int | str = "auto",
-    ) -> Config:
-        """Checks and converts; the arguments are described in `tcpproxy.Proxy`.
+    def make(cls, remote: str | Config, **given: Unpack[Options]) -> Config:
+        """Checks and converts the arguments of `tcpproxy.Proxy`. A Config, which the command makes, stays what it is.
 
         Raises:
-            UsageError: the first argument that cannot be meant.
+            UsageError: the first argument that is invalid.
+            TypeError: there is no such argument.
         """
-        return cls(
-            remote=parse_endpoint(remote),
-            bind=parse_bind(bind),
-            port=parse_number("local-port", port, 0, 65535),
-            workers=parse_number("workers", workers, 1, WORKERS_LIMIT),
-            connect_timeout=parse_duration("connect-timeout", connect_timeout, least=0.001),
-            half_close_timeout=parse_duration("half-close-timeout", half_close_timeout),
-            idle_timeout=parse_duration("idle-timeout", idle_timeout, least=0.001, off=True),
-            keepalive=math.ceil(parse_duration("keepalive", keepalive, least=1, most=32767, off=True)),
-            grace=parse_duration("grace", grace),
-            max_connections=None
-            if max_connections is None
-            else parse_number("max-connections", max_connections, 1, 10**6),
-            max_connections_per_source=0
-            if max_connections_per_source is None
-            else parse_number("max-connections-per-source", max_connections_per_source, 1, 10**6),
-            buffer_size=parse_size("buffer-size", buffer_size, 1024, 16 * 1024**2),
-            socket_buffer=parse_size("socket-buffer", socket_buffer, 4096, 1024**3, off=True),
-            # "always", from the first byte on, is for tests
-            zero_copy=parse_word("zero-copy", zero_copy, ("auto", "off"), ("always",)),
-            busy_poll=parse_busy_poll(busy_poll),
-        )
+        if isinstance(remote, Config):
+            return remote
+        for name in given:
+            _check_argument(name)
+        values = {row.name: given.get(row.name, row.default_in_program) for row in every_row()}
+        return cls._convert(remote, values, {row.name: row.name for row in every_row()})
+
+    @classmethod
+    def for_command(cls, remote: str, given: Mapping[str, Any]) -> Config:
+        """The same for the command: with its defaults, and its names of the options in errors.
+
+        Args:
+            remote: the command's argument.
+            given: option values by the names of their rows; one that is missing or None has its default.
+
+        Raises:
+            UsageError: the first value that is invalid.
+        """
+        values = {row.name: row.default if given.get(row.name) is None else given[row.name] for row in every_row()}
+        return cls._convert(remote, values, {row.name: row.long for row in every_row()})
+
+    @classmethod
+    def _convert(cls, remote: str, values: Mapping[str, Any], labels: Mapping[str, str]) -> Config:
+        target = parse_endpoint(remote)
+        groups = {
+            name: group(**{row.name: row.parse(labels[row.name], values[row.name]) for row in ROWS[name]})
+            for name, group in GROUPS.items()
+        }
+        return cls(remote=target, **groups)
+
+
+def _check_argument(name: str) -> None:
+    for row in every_row():
+        if name == row.name and not row.command_only:
+            return
+        if name in (row.name, row.long.removeprefix("--").replace("-", "_")):
+            hint = "is an option of the command only" if row.command_only else f"is {row.name!r} in a program"
+            raise TypeError(f"Proxy() got an unexpected keyword argument {name!r}, which {hint}")
+    import difflib  # only an error needs it
+
+    close = difflib.get_close_matches(name, Options.__annotations__, 1, 0.75)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    raise TypeError(f"Proxy() got an unexpected keyword argument {name!r}{hint}")

@@ -31,8 +31,7 @@ def parse_endpoint(text: str) -> Endpoint:
         UsageError: there is no port, no host, or one that cannot exist.
     """
     expected = "expected HOST:PORT or [IPv6]:PORT"
-    if not isinstance(text, str) or not text:
-        raise UsageError(f"remote {shown(text)} is empty, {expected}")
+    _check_text("remote", text, expected)
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket:
@@ -48,39 +47,57 @@ def parse_endpoint(text: str) -> Endpoint:
         if not colon:
             raise UsageError(f"remote {shown(text)} has no port, {expected}")
         if ":" in host:
-            raise UsageError(f"remote {shown(text)} has more than one ':', {expected} (an IPv6 address needs brackets)")
+            hint = " (an IPv6 address needs brackets)" if is_ip(text) or is_ip(host.partition("%")[0]) else ""
+            raise UsageError(f"remote {shown(text)} has more than one ':', {expected}{hint}")
     _check_host("remote", text, host, expected)
     if not port:
         raise UsageError(f"remote {shown(text)} has an empty port, {expected}")
     return Endpoint(host, parse_number(f"port of remote {shown(text)}:", port, 1, 65535))
 
 
-def parse_bind(text: str) -> str:
+def parse_bind(what: str, text: str) -> str:
     """A name or IP address to listen on; IPv6 with or without brackets.
 
     Raises:
         UsageError: it is empty or no host.
     """
     expected = "expected a name, an IPv4 address or an IPv6 address"
-    if not isinstance(text, str) or not text:
-        raise UsageError(f"bind {shown(text)} is empty, {expected}")
+    _check_text(what, text, expected)
+    if re.fullmatch(r"(\[.*\]|[^:\[\]]+):\w*", text, re.DOTALL):
+        raise UsageError(f"{what} {shown(text)} has a port, which is an option of its own, {expected}")
     host = text
     if text.startswith("[") or text.endswith("]"):
         host = text[1:-1]
         if not (text.startswith("[") and text.endswith("]")) or ":" not in host:
-            raise UsageError(f"bind {shown(text)} is not an IPv6 address in brackets, {expected}")
-    _check_host("bind", text, host, expected)
+            raise UsageError(f"{what} {shown(text)} is not an IPv6 address in brackets, {expected}")
+    _check_host(what, text, host, expected)
     return host
 
 
+def _check_text(what: str, text: object, expected: str) -> None:
+    if not isinstance(text, str):
+        raise UsageError(f"{what} {shown(text)} is not a text, {expected}")
+    if not text:
+        raise UsageError(f"{what} {shown(text)} is empty, {expected}")
+
+
 def _check_host(what: str, text: str, host: str, expected: str) -> None:
-    if not host:
+    problem = _host_problem(host)
+    if problem == "empty":
         raise UsageError(f"{what} {shown(text)} has an empty host, {expected}")
+    if problem:
+        which = problem if host == text else f"has {shown(host)}, which {problem}"
+        raise UsageError(f"{what} {shown(text)} {which}, {expected}")
+
+
+def _host_problem(host: str) -> str:
+    """What is wrong with a host, as the end of a sentence; nothing: it may exist."""
+    if not host:
+        return "empty"
     if ":" in host:
         address, percent, scope = host.partition("%")
-        if not is_ip(address) or (percent and not re.fullmatch(r"[\w.-]{1,15}", scope)):
-            raise UsageError(f"{what} {shown(text)} has {shown(host)}, which is not an IPv6 address, {expected}")
-        return
+        is_good = is_ip(address) and (not percent or re.fullmatch(r"[\w.-]{1,15}", scope))
+        return "" if is_good else "is not an IPv6 address"
     labels = host.removesuffix(".").split(".")
     if not host.isascii():
         try:
@@ -88,10 +105,11 @@ def _check_host(what: str, text: str, host: str, expected: str) -> None:
         except UnicodeError:
             labels = [""]
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise UsageError(f"{what} {shown(text)} has {shown(host)}, which cannot be a host name, {expected}")
+        return "cannot be a host name"
     # No top-level domain is a number, so 1.2.3.999 is no name; and 010.0.0.1 is 8.0.0.1 to some, 10.0.0.1 to others.
     if len(labels) > 3 and re.fullmatch(r"\d+", labels[-1], re.ASCII) and not is_ip(host):
-        raise UsageError(f"{what} {shown(text)} has {shown(host)}, which is not an IPv4 address, {expected}")
+        return "is not an IPv4 address"
+    return ""
 
 
 def is_ip(host: str) -> bool:

@@ -30,23 +30,22 @@ def raise_descriptor_limit() -> None:
 
 def connection_limit(config: Config) -> tuple[int, str]:
     """How many connections at a time, and a warning if descriptors will not reach for as many as were asked for."""
+    asked = config.clients.max_connections
     try:
         import resource
 
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except ImportError:
-        return config.max_connections or MOST, ""
+        return asked or MOST, ""
     if soft == resource.RLIM_INFINITY:
-        return config.max_connections or MOST, ""
+        return asked or MOST, ""
     # Two a connection; the rest for listeners, pollers and pipes (32 a worker, two descriptors each), for logs,
     # look-ups and what the program has open besides.
     # Few descriptors: fewer pipes, and who gets none is copied.
-    pipes = 0 if config.zero_copy == "off" else min(64 * config.workers, soft // 8)
-    fits = min(MOST, max(1, (soft - 40 - 8 * config.workers - pipes) // 2))
-    if config.max_connections is None:
+    pipes = 0 if config.speed.zero_copy == "off" else min(64 * config.operating.workers, soft // 8)
+    fits = min(MOST, max(1, (soft - 40 - 8 * config.operating.workers - pipes) // 2))
+    if asked is None:
         return fits, ""
-    if config.max_connections > fits:
-        return config.max_connections, (
-            f"max-connections {config.max_connections} is more than the limit of {soft} open files allows ({fits})"
-        )
-    return config.max_connections, ""
+    if asked > fits:
+        return asked, (f"max-connections {asked} is more than the limit of {soft} open files allows ({fits})")
+    return asked, ""

@@ -23,7 +23,7 @@ def listen(config: Config, target: list[Address]) -> list[socket.socket]:
     places = _bind_places(config)
     for attempt in range(8):
         sockets: list[socket.socket] = []
-        port = config.port
+        port = config.listening.port
         try:
             for family, host in places:
                 sockets.append(_bind(family, host, port, config, target))
@@ -33,11 +33,11 @@ def listen(config: Config, target: list[Address]) -> list[socket.socket]:
         except OSError as error:
             for listener in sockets:
                 listener.close()
-            if config.port == 0 and len(places) > 1 and sockets and attempt < 7:
+            if config.listening.port == 0 and len(places) > 1 and sockets and attempt < 7:
                 continue  # the port that was free in one family is taken in the other
             if isinstance(error, StartError):
                 raise
-            raise StartError(f"cannot listen on {config.bind} port {port}", error) from error
+            raise StartError(f"cannot listen on {config.listening.bind} port {port}", error) from error
         except UsageError:
             for listener in sockets:
                 listener.close()
@@ -48,14 +48,14 @@ def listen(config: Config, target: list[Address]) -> list[socket.socket]:
 
 def _bind_places(config: Config) -> list[tuple[int, str]]:
     """(family, address) to listen on."""
-    if config.bind == "localhost":
+    if config.listening.bind == "localhost":
         both = [(int(socket.AF_INET), "127.0.0.1")]
         return [*both, (int(socket.AF_INET6), "::1")] if _is_local(socket.AF_INET6, "::1") else both
     try:
-        found = socket.getaddrinfo(config.bind, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(config.listening.bind, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         why = error if isinstance(error, OSError) else OSError(str(error))
-        raise StartError(f"cannot listen on {config.bind}", OSError(why.strerror or str(why))) from error
+        raise StartError(f"cannot listen on {config.listening.bind}", OSError(why.strerror or str(why))) from error
     places: list[tuple[int, str]] = []
     for family, _, _, _, where in found:
         host = str(where[0])
@@ -65,7 +65,7 @@ def _bind_places(config: Config) -> list[tuple[int, str]]:
             places.append((int(family), host))
     if len(places) > LISTENERS:
         why = OSError(f"it has {len(places)} addresses, expected at most {LISTENERS}")
-        raise StartError(f"cannot listen on {config.bind}", why)
+        raise StartError(f"cannot listen on {config.listening.bind}", why)
     return places
 
 
@@ -140,11 +140,12 @@ def is_public(listener: socket.socket) -> bool:
 
 def small_buffers(listener: socket.socket, config: Config) -> str:
     """A warning if the system gave this socket less than the buffers that were asked for."""
+    asked = config.memory.socket_buffer
     scale = 2 if sys.platform == "linux" else 1  # Linux doubles the number, for its own needs, and says so
     names = (("sending", socket.SO_SNDBUF, "wmem_max"), ("receiving", socket.SO_RCVBUF, "rmem_max"))
     for what, option, limit in names:
         got = listener.getsockopt(socket.SOL_SOCKET, option) // scale
-        if got < config.socket_buffer:
+        if got < asked:
             hint = f" (net.core.{limit})" if scale == 2 else ""
-            return f"socket-buffer {config.socket_buffer} is more than the system allows for {what}: {got} bytes{hint}"
+            return f"socket-buffer {asked} is more than the system allows for {what}: {got} bytes{hint}"
     return ""

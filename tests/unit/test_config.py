@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from tcpproxy import UsageError
 from tcpproxy._core import worker
 from tcpproxy.config.config import Config
 from tcpproxy.config.endpoints import Endpoint, parse_bind, parse_endpoint
+from tcpproxy.config.groups import Clients, Listening, Memory, Operating, Output, Speed, Timeouts
 from tcpproxy.values import parse_busy_poll, parse_duration, parse_number, parse_size
 
 # --- remote ---
@@ -66,9 +69,11 @@ BAD_REMOTES = {
     "localhost:0x50": "is not a whole number from 1 to 65535",
     "localhost:\u0668\u0660": "is not a whole number from 1 to 65535",
     "localhost:99999999999999999999": "is not a whole number from 1 to 65535",
-    "::1": "has more than one ':'",
-    "::1:80": "has more than one ':'",
-    "2001:db8::1:80": "has more than one ':'",
+    "::1": "(an IPv6 address needs brackets)",
+    "::1:80": "(an IPv6 address needs brackets)",
+    "2001:db8::1:80": "(an IPv6 address needs brackets)",
+    "fe80::1%eth0:80": "(an IPv6 address needs brackets)",
+    "18080:localhost:16379": "has more than one ':', expected HOST:PORT or [IPv6]:PORT",
     "localhost:80:81": "has more than one ':'",
     "http://localhost:80": "has more than one ':'",
     "http://localhost": "is not a whole number from 1 to 65535",
@@ -128,9 +133,8 @@ def test_bad_remote(text: str) -> None:
         assert repr(text) in sentence
         assert repr(text.rpartition(":")[2]) in sentence
     else:
-        assert one_sentence(caught.value, text).endswith(
-            ("expected HOST:PORT or [IPv6]:PORT", "expected HOST:PORT or [IPv6]:PORT (an IPv6 address needs brackets)")
-        )
+        hint = " (an IPv6 address needs brackets)" if "brackets)" in BAD_REMOTES[text] else ""
+        assert one_sentence(caught.value, text).endswith(f"expected HOST:PORT or [IPv6]:PORT{hint}")
 
 
 # --- bind ---
@@ -151,28 +155,28 @@ def test_bad_remote(text: str) -> None:
 )
 def test_bind(text: str, host: str) -> None:
     """Rows 93, 94."""
-    assert parse_bind(text) == host
+    assert parse_bind("bind", text) == host
 
 
 BAD_BINDS = {
     "": "is empty",
-    "127.0.0.1:80": "which is not an IPv6 address",
-    "localhost:80": "which is not an IPv6 address",
-    "[::1]:80": "is not an IPv6 address in brackets",
+    "127.0.0.1:80": "has a port, which is an option of its own",
+    "localhost:80": "has a port, which is an option of its own",
+    "[::1]:80": "has a port, which is an option of its own",
     "[::1": "is not an IPv6 address in brackets",
     "::1]": "is not an IPv6 address in brackets",
     "[127.0.0.1]": "is not an IPv6 address in brackets",
     "[localhost]": "is not an IPv6 address in brackets",
     "[]": "is not an IPv6 address in brackets",
     "[": "is not an IPv6 address in brackets",
-    "fe80::1%": "which is not an IPv6 address",
-    "1:2:3": "which is not an IPv6 address",
+    "fe80::1%": "is not an IPv6 address",
+    "1:2:3": "is not an IPv6 address",
     "local host": "cannot be a host name",
     "a..b": "cannot be a host name",
     "a" * 64: "cannot be a host name",
     "a/b": "cannot be a host name",
     "a\x1bb": "cannot be a host name",
-    "1.2.3.999": "which is not an IPv4 address",
+    "1.2.3.999": "is not an IPv4 address",
 }
 
 
@@ -180,7 +184,7 @@ BAD_BINDS = {
 def test_bad_bind(text: str) -> None:
     """Row 95."""
     with pytest.raises(UsageError) as caught:
-        parse_bind(text)
+        parse_bind("bind", text)
     assert BAD_BINDS[text] in one_sentence(caught.value, text)
     assert str(caught.value).endswith("expected a name, an IPv4 address or an IPv6 address")
 
@@ -195,7 +199,7 @@ def test_number_that_python_does_not_write_out(value: int | str) -> None:
         lambda: parse_number("workers", value, 1, 100),
         lambda: parse_size("buffer-size", value, 1024, 16 << 20),
         lambda: parse_duration("grace", value),
-        lambda: parse_busy_poll(value),
+        lambda: parse_busy_poll("busy-poll", value),
         lambda: Config.make("localhost:80", port=value),
     ):
         with pytest.raises(UsageError) as caught:
@@ -237,6 +241,8 @@ def test_bad_number(value: object) -> None:
         (0.25, 0.25),
         (0, 0),
         ("8760h", 31536000),
+        ("1d", 86400),
+        ("365d", 31536000),
     ],
 )
 def test_duration(value: float | str, seconds: float) -> None:
@@ -262,14 +268,14 @@ def test_no_duration(value: object) -> None:
     with pytest.raises(UsageError) as caught:
         parse_duration("grace", value)  # type: ignore[arg-type]
     assert str(caught.value) == (
-        f"grace {value!r} is not a duration, expected seconds or a number with ms, s, m or h, like 250ms or 10s"
+        f"grace {value!r} is not a duration, expected seconds or a number with ms, s, m, h or d, like 250ms or 10s"
     )
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        *(-1, -0.001, float("nan"), float("inf"), "8761h", 1e300),
+        *(-1, -0.001, float("nan"), float("inf"), "8761h", "366d", 1e300),
         pytest.param("9" * 400 + "h", id="400 digits"),
         pytest.param(10**400, id="10**400"),
     ],
@@ -298,6 +304,9 @@ def test_range_in_words_for_people() -> None:
         ("64K", 65536),
         ("64kB", 64000),
         ("64KB", 64000),
+        ("64k", 65536),
+        ("64 k", 65536),
+        ("1m", 1 << 20),
         ("1MiB", 1 << 20),
         ("1M", 1 << 20),
         ("1MB", 10**6),
@@ -312,10 +321,32 @@ def test_size(value: int | str, size: int) -> None:
     assert parse_size("buffer-size", value, 1024, 16 << 20) == size
 
 
+@pytest.mark.parametrize(("value", "size"), [("1g", 1 << 30), ("1G", 1 << 30), ("1GiB", 1 << 30), ("1GB", 10**9)])
+def test_size_in_gigabytes(value: str, size: int) -> None:
+    """Row 95."""
+    assert parse_size("socket-buffer", value, 4096, 1 << 30) == size
+
+
 @pytest.mark.parametrize(
     "value",
     [
-        *("", "KiB", "64kib", "64 k", "64GiB", "1.5K", "-1", "-64KiB", "+64K", "64K64", "x", "0x1000", "\u0664K"),
+        *(
+            "",
+            "KiB",
+            "64kib",
+            "64k b",
+            "64gib",
+            "64gB",
+            "64T",
+            "1.5K",
+            "-1",
+            "-64KiB",
+            "+64K",
+            "64K64",
+            "x",
+            "0x1000",
+            "\u0664K",
+        ),
         *("9" * 13, None, True, 1.5, b"1"),
     ],
 )
@@ -325,7 +356,7 @@ def test_no_size(value: object) -> None:
         parse_size("buffer-size", value, 1024, 16 << 20)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [0, 1023, "0", "1023B", "16385KiB", "17M", "999999999999M", (16 << 20) + 1])
+@pytest.mark.parametrize("value", [0, 1023, "0", "1023B", "16385KiB", "17M", "64GiB", "999999999999M", (16 << 20) + 1])
 def test_size_out_of_range(value: int | str) -> None:
     """Row 95."""
     with pytest.raises(UsageError, match=r"^buffer-size .* is out of range, expected 1024 to 16777216 bytes$"):
@@ -335,16 +366,79 @@ def test_size_out_of_range(value: int | str) -> None:
 def test_defaults() -> None:
     """Row 95: what the documentation says."""
     config = Config.make("localhost:80")
-    assert (config.bind, config.port, config.workers) == ("127.0.0.1", 0, 1)
-    assert (config.connect_timeout, config.half_close_timeout, config.idle_timeout) == (10, 60, 0)
-    assert (config.keepalive, config.grace, config.max_connections, config.buffer_size) == (60, 0, None, 65536)
+    assert config.listening == Listening(bind="127.0.0.1", port=0)
+    assert config.clients == Clients(max_connections=None, max_connections_per_source=0)
+    assert config.timeouts == Timeouts(connect_timeout=10, half_close_timeout=60, idle_timeout=0, keepalive=60, grace=0)
+    assert config.memory == Memory(buffer_size=65536, socket_buffer=0)
+    assert config.operating == Operating(workers=1, sandbox="auto")
+    assert config.speed == Speed(zero_copy="auto", busy_poll=-1)
+
+
+def test_defaults_of_the_command() -> None:
+    """Row 95: the same but for two."""
+    program, command = Config.make("localhost:80"), Config.for_command("localhost:80", {})
+    assert command.timeouts == dataclasses.replace(program.timeouts, grace=10)
+    assert command.operating == dataclasses.replace(program.operating, workers=min(64, usable_cpus()))
+    assert command.output == Output(debug=False, quiet=False, log_format="text")
+    for name in "listening", "clients", "memory", "speed":
+        assert getattr(command, name) == getattr(program, name)
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def test_workers_auto() -> None:
+    """The default of the command by its name, in a program too."""
+    assert Config.make("localhost:80", workers="auto").operating.workers == min(64, usable_cpus())
+
+
+def test_none_is_off() -> None:
+    """In a program, of an option that may be off or without a limit."""
+    config = Config.make("localhost:80", idle_timeout=None, keepalive=None, socket_buffer=None, max_connections=None)
+    assert config == Config.make("localhost:80", idle_timeout="off", keepalive="off")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("idle_timout", ", did you mean 'idle_timeout'?"),
+        ("local_port", ", which is 'port' in a program"),
+        ("debug", ", which is an option of the command only"),
+        ("log_format", ", which is an option of the command only"),
+        ("nonsense", ""),
+    ],
+)
+def test_unknown_argument(name: str, hint: str) -> None:
+    """As Python says it, and what was meant."""
+    with pytest.raises(TypeError) as caught:
+        tcpproxy.Proxy("localhost:80", **{name: 1})  # type: ignore[arg-type]
+    assert str(caught.value) == f"Proxy() got an unexpected keyword argument {name!r}{hint}"
+
+
+@pytest.mark.parametrize("remote", [16379, ("127.0.0.1", 80), None, b"localhost:80"])
+def test_remote_that_is_no_text(remote: object) -> None:
+    """Row 95."""
+    with pytest.raises(UsageError) as caught:
+        tcpproxy.Proxy(remote)  # type: ignore[arg-type]
+    assert str(caught.value) == f"remote {remote!r} is not a text, expected HOST:PORT or [IPv6]:PORT"
+
+
+def test_the_argument_is_named_as_it_is_written() -> None:
+    """An underscore in a program, a dash on the command line."""
+    with pytest.raises(UsageError, match=r"^idle_timeout '5 sec' is not a duration"):
+        tcpproxy.Proxy("localhost:80", idle_timeout="5 sec")
+    with pytest.raises(UsageError, match=r"^--idle-timeout '5 sec' is not a duration"):
+        Config.for_command("localhost:80", {"idle_timeout": "5 sec"})
+    with pytest.raises(UsageError, match=r"^port 'http' is not a whole number"):
+        tcpproxy.Proxy("localhost:80", port="http")
 
 
 def test_keepalive_in_whole_seconds() -> None:
     """Row 24: the system knows no others; never less than was asked for."""
-    assert Config.make("localhost:80", keepalive="1500ms").keepalive == 2
-    assert Config.make("localhost:80", keepalive="off").keepalive == 0
-    assert Config.make("localhost:80", keepalive=None).keepalive == 0
+    assert Config.make("localhost:80", keepalive="1500ms").timeouts.keepalive == 2
+    assert Config.make("localhost:80", keepalive="off").timeouts.keepalive == 0
+    assert Config.make("localhost:80", keepalive=None).timeouts.keepalive == 0
 
 
 # --- through the command ---
@@ -387,41 +481,45 @@ GOOD = "127.0.0.1:9"
         (["local\x1b[31mhost:80"], "remote 'local\\x1b[31mhost:80' has 'local\\x1b[31mhost', which cannot be a host"),
         (["\u00fc" * 60 + ":80"], f"remote '{chr(0xFC) * 60}:80' has "),
         (["a" * 300 + ":80"], f"remote '{'a' * 300}:80' has "),
-        (["-b", "", GOOD], "bind '' is empty, "),
-        (["-b", "127.0.0.1:80", GOOD], "bind '127.0.0.1:80' has "),
-        (["-l", "", GOOD], "local-port '' is not a whole number from 0 to 65535"),
-        (["-l", "http", GOOD], "local-port 'http' is not a whole number from 0 to 65535"),
-        (["-l", "65536", GOOD], "local-port '65536' is not a whole number from 0 to 65535"),
-        (["-l", "-1", GOOD], "local-port '-1' is not a whole number from 0 to 65535"),
-        (["--workers", "", GOOD], "workers '' is not a whole number from 1 to 64"),
-        (["--workers", "0", GOOD], "workers '0' is not a whole number from 1 to 64"),
-        (["--workers", "65", GOOD], "workers '65' is not a whole number from 1 to 64"),
-        (["--workers", "two", GOOD], "workers 'two' is not a whole number from 1 to 64"),
-        (["--max-connections", "0", GOOD], "max-connections '0' is not a whole number from 1 to 1000000"),
-        (["--max-connections", "", GOOD], "max-connections '' is not a whole number from 1 to 1000000"),
-        (["--connect-timeout", "soon", GOOD], "connect-timeout 'soon' is not a duration, expected "),
-        (["--connect-timeout", "", GOOD], "connect-timeout '' is not a duration, expected "),
-        (["--connect-timeout", "0", GOOD], "connect-timeout '0' is out of range, expected 0.001s to "),
-        (["--connect-timeout", "off", GOOD], "connect-timeout 'off' is not a duration, expected "),
-        (["--connect-timeout", "-1s", GOOD], "connect-timeout '-1s' is not a duration, expected "),
-        (["--half-close-timeout", "1d", GOOD], "half-close-timeout '1d' is not a duration, expected "),
-        (["--idle-timeout", "never", GOOD], "idle-timeout 'never' is not a duration, expected "),
-        (["--keepalive", "500ms", GOOD], "keepalive '500ms' is out of range, expected 1s to 32767s or off"),
-        (["--keepalive", "10h", GOOD], "keepalive '10h' is out of range, expected 1s to 32767s or off"),
-        (["--grace", "10 apples", GOOD], "grace '10 apples' is not a duration, expected "),
-        (["--buffer-size", "64GiB", GOOD], "buffer-size '64GiB' is not a size, expected "),
-        (["--buffer-size", "99999999999999999999", GOOD], "buffer-size '99999999999999999999' is not a size, "),
+        (["-b", "", GOOD], "--bind '' is empty, "),
+        (["-b", "127.0.0.1:80", GOOD], "--bind '127.0.0.1:80' has "),
+        (["-l", "", GOOD], "--local-port '' is not a whole number from 0 to 65535"),
+        (["-l", "http", GOOD], "--local-port 'http' is not a whole number from 0 to 65535"),
+        (["-l", "65536", GOOD], "--local-port '65536' is not a whole number from 0 to 65535"),
+        (["-l", "-1", GOOD], "--local-port '-1' is not a whole number from 0 to 65535"),
+        (["--workers", "", GOOD], "--workers '' is not a whole number from 1 to 64"),
+        (["--workers", "0", GOOD], "--workers '0' is not a whole number from 1 to 64"),
+        (["--workers", "65", GOOD], "--workers '65' is not a whole number from 1 to 64"),
+        (["--workers", "two", GOOD], "--workers 'two' is not a whole number from 1 to 64"),
+        (["--max-connections", "0", GOOD], "--max-connections '0' is not a whole number from 1 to 1000000"),
+        (["--max-connections", "", GOOD], "--max-connections '' is not a whole number from 1 to 1000000"),
+        (["--connect-timeout", "soon", GOOD], "--connect-timeout 'soon' is not a duration, expected "),
+        (["--connect-timeout", "", GOOD], "--connect-timeout '' is not a duration, expected "),
+        (["--connect-timeout", "0", GOOD], "--connect-timeout '0' is out of range, expected 0.001s to "),
+        (["--connect-timeout", "off", GOOD], "--connect-timeout 'off' is not a duration, expected "),
+        (["--connect-timeout", "-1s", GOOD], "--connect-timeout '-1s' is not a duration, expected "),
+        (["--half-close-timeout", "1w", GOOD], "--half-close-timeout '1w' is not a duration, expected "),
+        (["--idle-timeout", "never", GOOD], "--idle-timeout 'never' is not a duration, expected "),
+        (["--keepalive", "500ms", GOOD], "--keepalive '500ms' is out of range, expected 1s to 32767s or off"),
+        (["--keepalive", "10h", GOOD], "--keepalive '10h' is out of range, expected 1s to 32767s or off"),
+        (["--grace", "10 apples", GOOD], "--grace '10 apples' is not a duration, expected "),
+        (["--buffer-size", "64GiB", GOOD], "--buffer-size '64GiB' is out of range, expected "),
+        (["--buffer-size", "99999999999999999999", GOOD], "--buffer-size '99999999999999999999' is not a size, "),
         (
             ["--socket-buffer", "no", GOOD],
-            "socket-buffer 'no' is not a size, expected bytes or a number with KiB or MiB, ",
+            "--socket-buffer 'no' is not a size, expected bytes or a number with KiB or MiB, ",
         ),
         (
             ["--socket-buffer", "1KiB", GOOD],
-            "socket-buffer '1KiB' is out of range, expected 4096 to 1073741824 bytes or ",
+            "--socket-buffer '1KiB' is out of range, expected 4096 to 1073741824 bytes or ",
         ),
         (["1.2.3.999:80"], "remote '1.2.3.999:80' has '1.2.3.999', which is not an IPv4 address, expected "),
-        (["--workers", "9" * 5000, GOOD], "workers '" + "9" * 79 + "... (5002 characters) is not a whole number "),
-        (["--buffer-size", "1", GOOD], "buffer-size '1' is out of range, expected 1024 to 16777216 bytes"),
+        (["--workers", "9" * 5000, GOOD], "--workers '" + "9" * 79 + "... (5002 characters) is not a whole number "),
+        (["--log-format", "xml", GOOD], "--log-format 'xml' is unknown, expected text or json"),
+        (["--sandbox", "on", GOOD], "--sandbox 'on' is unknown, expected auto, off or require"),
+        (["--zero-copy", "on", GOOD], "--zero-copy 'on' is unknown, expected auto or off"),
+        (["--busy-poll", "on", GOOD], "--busy-poll 'on' is unknown, expected auto, off or microseconds from 1 to 1000"),
+        (["--buffer-size", "1", GOOD], "--buffer-size '1' is out of range, expected 1024 to 16777216 bytes"),
     ],
 )
 def test_one_sentence_and_exit_2(args: list[str], sentence: str) -> None:
@@ -434,24 +532,58 @@ def test_one_sentence_and_exit_2(args: list[str], sentence: str) -> None:
     assert done.stderr.removesuffix("\n").isprintable()
 
 
+TRY = "Try 'tcpproxy --help'."
+UNKNOWN = {
+    "--nonsense": "",
+    "--idle-timout": "--idle-timeout",
+    "--idle-timout=3": "--idle-timeout",
+    "--worker": "--workers",
+    "--keep-alive": "--keepalive",
+    "--quite": "--quiet",
+    "--port": "--local-port",
+    "--timeout": "--connect-timeout or --half-close-timeout or --idle-timeout",
+    "--max": "--max-connections or --max-connections-per-source",
+    "--ver": "--version",
+    **dict.fromkeys(("--verbose", "--trace", "--rate", "--source", "--once", "--range", "--print", "--listen"), ""),
+    **dict.fromkeys(("-p", "-L", "-v", "-x", "--x"), ""),
+}
+
+
+@pytest.mark.parametrize("typed", UNKNOWN)
+def test_unknown_option(typed: str) -> None:
+    """Row 95: one is suggested only if it is close."""
+    hint = f", did you mean {UNKNOWN[typed]}?" if UNKNOWN[typed] else ""
+    done = run(typed, "3", GOOD)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"tcpproxy: option {typed.split('=')[0]!r} is unknown{hint}\n{TRY}\n"
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        ([], "Missing argument 'REMOTE'"),
-        ([GOOD, "too-much"], "unexpected extra argument"),
-        (["--nonsense", GOOD], "No such option"),
-        (["--log-format", "xml", GOOD], "'xml' is not one of 'text', 'json'"),
-        ([GOOD, "-l"], "requires an argument"),
+        ([], "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT"),
+        (["-d"], "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT"),
+        ([GOOD, "too-much"], "argument 'too-much' is one too many, expected one REMOTE"),
+        ([GOOD, "too\x1b[31m-much"], "argument 'too\\x1b[31m-much' is one too many, expected one REMOTE"),
+        (["--non\nsense", GOOD], "option '--non\\nsense' is unknown"),
+        ([GOOD, "-l"], "option --local-port has no value, expected PORT"),
+        ([GOOD, "--idle-timeout"], "option --idle-timeout has no value, expected TIME"),
+        (["--debug=1", GOOD], "option --debug takes no value"),
+        (["--help=1", GOOD], "option --help takes no value"),
+        (["-l", "1", "--local-port=2", GOOD], "option --local-port is given 2 times, expected once"),
+        (["--grace", "1"] * 3 + [GOOD], "option --grace is given 3 times, expected once"),
     ],
 )
 def test_usage_and_exit_2(args: list[str], sentence: str) -> None:
-    """Row 95: what the parser of options finds."""
+    """Row 95: what the parser of options finds, in the same style."""
     done = run(*args)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("Error: ")
-    assert sentence in last
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"tcpproxy: {sentence}\n{TRY}\n"
+
+
+def test_a_flag_may_be_repeated() -> None:
+    """No value gets lost."""
+    assert run("-d", "-d", "--debug", GOOD).returncode == 99
 
 
 def test_help_and_version() -> None:

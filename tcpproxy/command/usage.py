@@ -1,0 +1,160 @@
+"""How the command explains itself: `--help`, and one sentence for a command line that cannot be parsed."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import click
+
+from ..config.groups import ROWS, every_row, heading
+from ..config.options import Option
+from ..report.printer import final_line
+from ..text import shown
+
+WIDEST, NARROWEST = 100, 40
+"""Columns of --help on a terminal that is wider or narrower than that."""
+
+OPTION_COLUMNS, EXAMPLE_COLUMNS = 34, 48
+"""Columns of what stands in front of the descriptions in --help."""
+
+TWO_COLUMNS = 70
+"""Columns of a terminal from which on a description stands beside its option."""
+
+INTRODUCTION = (
+    "Forwards TCP connections to REMOTE, which is HOST:PORT or [IPv6]:PORT.",
+    "Times are seconds or carry a unit (250ms, 10s, 5m), sizes are bytes or carry one (64KiB, 1MiB).",
+)
+
+OWN = (("-V, --version", "Print the version and what is compiled in."), ("-h, --help", "Print this text."))
+"""The options that are no rows."""
+
+EXAMPLES = (
+    ("tcpproxy -l 5432 db.example:5432", "listen on a fixed port"),
+    ("tcpproxy -b 0.0.0.0 -l 8080 localhost:3000", "let other machines connect"),
+    ("tcpproxy -d -l 6379 cache.example:6379", "log how each connection ends"),
+    ("tcpproxy --idle-timeout 10m '[::1]:5432'", "close idle connections"),
+)
+
+NOTES = (
+    "Exit codes: 0 stopped by a signal, 1 could not start or failed, 2 wrong usage.",
+    "Signals: SIGINT or SIGTERM stops it within --grace, a second one at once.",
+)
+
+
+def option(row: Option) -> click.Option:
+    """An option of the command, from its row. Values stay text: `Config` checks them."""
+    names = [row.name, *([row.short] if row.short else []), row.long]
+    return click.Option(names, is_flag=not row.metavar, metavar=row.metavar or None, default=None)
+
+
+class Command(click.Command):
+    """A command with --help in groups, and with sentences of one style for usage errors."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuses what click refuses, and a value that is given twice, of which click would take the last."""
+        if not ctx.resilient_parsing:  # not while a shell completes a line
+            self._check(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.MissingParameter:
+            raise WrongUsage("REMOTE is missing, expected HOST:PORT or [IPv6]:PORT") from None
+
+    def _check(self, ctx: click.Context, args: list[str]) -> None:
+        try:
+            _, rest, order = self.make_parser(ctx).parse_args(args=list(args))
+        except click.NoSuchOption as error:
+            close = similar(error.option_name)
+            hint = f", did you mean {' or '.join(close)}?" if close else ""
+            raise WrongUsage(f"option {shown(error.option_name)} is unknown{hint}") from None
+        except click.BadOptionUsage as error:
+            raise WrongUsage(_value_problem(error.option_name)) from None
+        if rest:
+            raise WrongUsage(f"argument {shown(rest[0])} is one too many, expected one REMOTE")
+        for param in order:
+            if isinstance(param, click.Option) and not param.is_flag and order.count(param) > 1:
+                raise WrongUsage(f"option {param.opts[-1]} is given {order.count(param)} times, expected once")
+
+    def get_help(self, ctx: click.Context) -> str:
+        """What --help prints, for the width of the terminal (or COLUMNS)."""
+        import shutil
+
+        return help_text(shutil.get_terminal_size().columns)
+
+
+class WrongUsage(click.ClickException):
+    """A command line that cannot be parsed."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Prints the sentence on stderr, and where to read more."""
+        final_line(f"tcpproxy: {self.message}")
+        final_line("Try 'tcpproxy --help'.")
+
+
+def help_text(columns: int) -> str:
+    """All of --help.
+
+    Args:
+        columns: of the terminal.
+    """
+    width = max(NARROWEST, min(columns, WIDEST))
+    lines = ["Usage: tcpproxy [OPTIONS] REMOTE", ""]
+    for sentence in INTRODUCTION:
+        lines += textwrap.wrap(sentence, width)
+    sections = {"Main options": [*(_described(row) for row in every_row() if row.first), *OWN]}
+    sections |= {heading(group): [_described(row) for row in rows if not row.first] for group, rows in ROWS.items()}
+    for title, items in sections.items():
+        if items:
+            lines += ["", f"{title}:", *_in_columns(items, OPTION_COLUMNS, width)]
+    lines += ["", "Examples:", *_in_columns(EXAMPLES, EXAMPLE_COLUMNS, width), ""]
+    for note in NOTES:
+        lines += textwrap.wrap(note, width)
+    return "\n".join(lines).replace("\xa0", " ")
+
+
+def _described(row: Option) -> tuple[str, str]:
+    """An option as it is written, and its description; a no-break space keeps the default in one piece."""
+    names = f"{row.short}, {row.long}" if row.short else f"    {row.long}"
+    default = f" [default: {row.shown or row.default}]".replace(" ", "\xa0").replace("\xa0", " ", 1)
+    return f"{names} {row.metavar}".rstrip(), row.help + (default if row.metavar else "")
+
+
+def _in_columns(items: Any, left: int, width: int) -> list[str]:
+    lines = []
+    for term, description in items:
+        start = f"  {term}"
+        indent = " " * (left if width >= TWO_COLUMNS else 8)
+        if len(start) + 2 > len(indent):
+            lines.append(start)
+            start = ""
+        lines += textwrap.wrap(description, width, initial_indent=start.ljust(len(indent)), subsequent_indent=indent)
+    return lines
+
+
+def similar(typed: str) -> list[str]:
+    """Options that someone who typed an unknown one may have meant: misspelt, cut short, or one of its words."""
+    if not typed.startswith("--"):
+        return []
+    from difflib import SequenceMatcher  # only an error needs it
+
+    name = typed.removeprefix("--")
+    known = [row.long.removeprefix("--") for row in every_row()] + ["version", "help"]
+    close = {each: SequenceMatcher(None, name, each).ratio() for each in known if each[0] == name[:1]}
+    best = max(close, key=lambda each: close[each], default="")
+    if best and close[best] >= 0.75:
+        return [f"--{best}"]
+    begin = [each for each in known if len(name) >= 3 and each.startswith(name)]
+    part = [each for each in known if name in each.split("-") and len(name) >= 0.3 * len(each)]
+    return [f"--{each}" for each in begin or part]
+
+
+def _value_problem(name: str) -> str:
+    """What is wrong with an option that has no value and needs one, or the other way round."""
+    for row in every_row():
+        if name in (row.short, row.long):
+            return f"option {row.long} " + (
+                f"has no value, expected {row.metavar}" if row.metavar else "takes no value"
+            )
+    return f"option {name} takes no value"

@@ -1,0 +1,225 @@
+"""The options: a group is a frozen dataclass, its docstring the heading, and each field the row of one option."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from .options import Option, address, busy_poll, choice, duration, flag, number, rows, size, workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Listening"""
+
+    bind: str = address(
+        "127.0.0.1",
+        "Address or name to listen on.",
+        "A name, an IPv4 address, or an IPv6 address with or without brackets. `localhost` is both families on one "
+        "port, `::` is all addresses of both families, `0.0.0.0` is all IPv4 addresses.",
+        short="-b",
+        first=True,
+    )
+    port: int = number(
+        0,
+        "Port to listen on.",
+        "`0` picks a free port.",
+        least=0,
+        most=65535,
+        metavar="PORT",
+        shown="random",
+        flag="local-port",
+        short="-l",
+        first=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clients:
+    """Clients"""
+
+    max_connections: int | None = number(
+        None,
+        "Connections at a time; further clients wait.",
+        "They are accepted when other connections end.",
+        least=1,
+        most=10**6,
+        shown="from the open files limit",
+    )
+    max_connections_per_source: int = number(
+        None,
+        "Connections of one source; further ones are reset.",
+        "Each of those is logged with the reason `limit`. A source is an IPv4 address or the /64 of an IPv6 address: "
+        "one host has that many addresses of its own, and hosts that share a /64 share the number.",
+        least=1,
+        most=10**6,
+        unset=0,
+        shown="any number",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """Time-outs"""
+
+    connect_timeout: float = duration(
+        "10s",
+        "Limit for reaching REMOTE, name lookup included.",
+        "A client whose upstream is not connected within this time is reset.",
+        least=0.001,
+    )
+    half_close_timeout: float = duration(
+        "60s",
+        "Inactivity limit after one direction has ended.",
+        "The connection is closed when no byte has passed in the other direction for this time. `0`: the first end "
+        "closes both directions, as in the Rust tcpproxy 0.4.",
+    )
+    idle_timeout: float = duration(
+        "off",
+        "Inactivity that ends a connection.",
+        "The connection is closed when no byte has passed in either direction for this time. `off`: no limit.",
+        least=0.001,
+        off=True,
+    )
+    keepalive: int = duration(
+        "60s",
+        "Idle time until TCP keepalive probes start.",
+        "A peer that answers no probe is dropped after half of this time again, but at least 3 s; on Linux also a peer "
+        "that has not acknowledged all bytes yet. A peer that answers and merely does not read is kept. The time is "
+        "rounded up to whole seconds. `off`: no probes.",
+        least=1,
+        most=32767,
+        off=True,
+        whole=True,
+    )
+    grace: float = duration(
+        "10s",
+        "Time for open connections to end when stopping.",
+        "The proxy stops listening at once on SIGTERM or SIGINT (in a program: in `stop`). Connections that are still "
+        "open after this time are reset. A second signal resets them at once.",
+        embedded="0s",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Memory"""
+
+    buffer_size: int = size(
+        "64KiB",
+        "Bytes per read, and kept for a slow receiver.",
+        "The most that one read takes, and the most that the proxy keeps of a direction whose receiver is slow.",
+        least=1024,
+        most=16 * 1024**2,
+    )
+    socket_buffer: int = size(
+        "off",
+        "Kernel buffer of each socket and direction.",
+        "Bounds what the kernel holds of a stalled direction. `off`: the system's choice, which grows to several MiB "
+        "for a slow receiver. A buffer that is too small for a fast and distant peer makes that peer slower.",
+        least=4096,
+        most=1024**3,
+        off=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Output"""
+
+    debug: bool = flag(
+        "Print how each connection ended, and its bytes.",
+        "Three lines per connection on stderr: the bytes of each direction, then duration, connect time and reason.",
+        short="-d",
+        first=True,
+        command_only=True,
+    )
+    quiet: bool = flag(
+        "Print no line for a new connection.",
+        "Leaves out `New connection from ADDR:PORT`.",
+        short="-q",
+        command_only=True,
+    )
+    log_format: str = choice(
+        ("text", "json"),
+        "Format of all log lines.",
+        "`json`: one object a line.",
+        command_only=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operating:
+    """Operating"""
+
+    workers: int = workers(
+        "Number of threads that relay.",
+        "From 1 to 64. `auto`: one for each CPU that the process may use.",
+    )
+    sandbox: str = choice(
+        ("auto", "off", "require"),
+        "Drop rights that relaying does not need (Linux).",
+        "Gives up for good: new privileges, changes of files, starting programs, signals to other processes, and TCP "
+        "connections to ports other than REMOTE's (and 53, for names). `auto`: as much of it as the kernel has. "
+        "`require`: all of it, or the command does not start.",
+        command_only=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Speed"""
+
+    zero_copy: str = choice(
+        ("auto", "off"),
+        "Move bulk bytes inside the kernel (Linux).",
+        "`auto`: by splice on Linux; elsewhere bytes are copied. `off`: bytes are always copied.",
+        hidden=("always",),  # from the first byte on, for tests
+    )
+    busy_poll: int = busy_poll(
+        "Poll before sleeping, for shorter round trips.",
+        "How long a worker polls after an event before it sleeps, from 1 to 1000 microseconds. `auto`: only while gaps "
+        "between events are short, no other thread wants the CPU, and trying it has shown a gain.",
+    )
+
+
+class Options(TypedDict, total=False):
+    """The arguments of `tcpproxy.Proxy` beside `remote` and `on_event`; `Proxy` describes each."""
+
+    bind: str
+    port: int | str
+    max_connections: int | str | None
+    max_connections_per_source: int | str | None
+    connect_timeout: float | str
+    half_close_timeout: float | str
+    idle_timeout: float | str | None
+    keepalive: float | str | None
+    grace: float | str
+    buffer_size: int | str
+    socket_buffer: int | str | None
+    workers: int | str
+    zero_copy: str
+    busy_poll: int | str
+
+
+GROUPS: dict[str, type[Any]] = {
+    "listening": Listening,
+    "clients": Clients,
+    "timeouts": Timeouts,
+    "memory": Memory,
+    "output": Output,
+    "operating": Operating,
+    "speed": Speed,
+}
+"""By their names in `Config`, in the order of --help."""
+
+ROWS: dict[str, list[Option]] = {name: rows(group) for name, group in GROUPS.items()}
+
+
+def heading(group: str) -> str:
+    """The group's docstring; under python -OO, where there are none, its class name."""
+    return str(GROUPS[group].__doc__) if sys.flags.optimize < 2 else GROUPS[group].__name__
+
+
+def every_row() -> list[Option]:
+    """The options of all groups, in order."""
+    return [option for options in ROWS.values() for option in options]

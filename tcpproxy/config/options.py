@@ -1,0 +1,153 @@
+"""How an option is declared: one dataclass field is one row, from which everything else about the option is made.
+
+A row feeds the check of the value, `--help`, docs/options.md, the table in README.md, and the signature and docstring
+of `tcpproxy.Proxy`. The makers below (`duration`, `size`, ...) return the field; `groups` declares the rows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_number, parse_size
+from .endpoints import parse_bind
+
+WORKERS_LIMIT = 64
+_KEY = "option"
+
+
+@dataclass(eq=False, repr=False)  # which saves time at a start
+class Option:
+    """A row.
+
+    Args:
+        default: what the option is when it is not given: a text that could be given, or None.
+        parse: (name, value) to what the proxy uses; UsageError names the option by `name`.
+        metavar: what stands for the value; empty: a flag, which has none.
+        help: at most nine words for --help and the table in README.md.
+        doc: the sentences of docs/options.md.
+        embedded: the default in a program, where it differs.
+        shown: the default in words, where `default` does not speak for itself.
+        unit: of a number without a unit.
+        flag: its name on the command line, where that is not the field's.
+        short: its letter on the command line.
+        first: one of the original's options, which come first in --help.
+        command_only: no argument of `tcpproxy.Proxy`.
+    """
+
+    default: Any
+    parse: Callable[[str, Any], Any]
+    metavar: str
+    help: str
+    doc: str
+    embedded: Any = None
+    shown: str = ""
+    unit: str = ""
+    flag: str = ""
+    short: str = ""
+    first: bool = False
+    command_only: bool = False
+    name: str = ""
+    """The field's, and the argument's in a program."""
+
+    @property
+    def long(self) -> str:
+        """Its name on the command line, with dashes."""
+        return f"--{self.flag or self.name.replace('_', '-')}"
+
+    @property
+    def default_in_program(self) -> Any:
+        return self.default if self.embedded is None else self.embedded
+
+
+def rows(group: type[Any]) -> list[Option]:
+    """The options of a group, in order."""
+    found = []
+    for each in fields(group):
+        option: Option = each.metadata[_KEY]
+        option.name = each.name
+        found.append(option)
+    return found
+
+
+def _row(default: Any, parse: Callable[[str, Any], Any], metavar: str, help: str, doc: str, **more: Any) -> Any:
+    return field(metadata={_KEY: Option(default, parse, metavar, help, doc, **more)})
+
+
+def duration(
+    default: str,
+    help: str,
+    doc: str,
+    *,
+    least: float = 0,
+    most: float = LONGEST,
+    off: bool = False,
+    whole: bool = False,
+    **more: Any,
+) -> Any:
+    """Seconds. With `off` the word is 0, which stands for no limit; `whole`: rounded up to whole seconds."""
+
+    def parse(what: str, value: Any) -> float:
+        seconds = parse_duration(what, value, least=least, most=most, off=off)
+        return math.ceil(seconds) if whole else seconds
+
+    return _row(default, parse, "TIME", help, doc, unit="seconds", **more)
+
+
+def size(default: str, help: str, doc: str, *, least: int, most: int, off: bool = False, **more: Any) -> Any:
+    """Bytes. With `off` the word is 0."""
+
+    def parse(what: str, value: Any) -> int:
+        return parse_size(what, value, least, most, off=off)
+
+    return _row(default, parse, "SIZE", help, doc, unit="bytes", **more)
+
+
+def number(
+    default: int | None, help: str, doc: str, *, least: int, most: int, unset: int | None = None, **more: Any
+) -> Any:
+    """A whole number; `unset` is what None stands for, where the default is None."""
+
+    def parse(what: str, value: Any) -> int | None:
+        return unset if value is None and default is None else parse_number(what, value, least, most)
+
+    return _row(default, parse, more.pop("metavar", "N"), help, doc, **more)
+
+
+def workers(help: str, doc: str) -> Any:
+    """Threads; `auto` is one a usable CPU."""
+
+    def parse(what: str, value: Any) -> int:
+        if value != "auto":
+            return parse_number(what, value, 1, WORKERS_LIMIT)
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(usable, WORKERS_LIMIT)
+
+    return _row("auto", parse, "N", help, doc, embedded=1, shown="usable CPUs")
+
+
+def choice(words: tuple[str, ...], help: str, doc: str, *, hidden: tuple[str, ...] = (), **more: Any) -> Any:
+    """One of the words, the first of which is the default; `hidden` ones are accepted, but not advertised."""
+
+    def parse(what: str, value: Any) -> str:
+        return parse_choice(what, value, words, hidden)
+
+    return _row(words[0], parse, "|".join(words), help, doc, **more)
+
+
+def flag(help: str, doc: str, **more: Any) -> Any:
+    """Off unless it is given."""
+    return _row(False, lambda _what, value: bool(value), "", help, doc, **more)
+
+
+def address(default: str, help: str, doc: str, **more: Any) -> Any:
+    """A name or IP address to listen on."""
+    return _row(default, parse_bind, "ADDR", help, doc, **more)
+
+
+def busy_poll(help: str, doc: str) -> Any:
+    """Microseconds; `auto` is -1, `off` is 0."""
+    return _row("auto", parse_busy_poll, "auto|off|USEC", help, doc, unit="microseconds")
