@@ -5,8 +5,8 @@ import sys
 
 
 def main() -> None:
-    """Runs the command. Ctrl-C before it is set up ends it like any program: by the signal, without a traceback."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
+    """Runs the command. Ctrl-C before its handlers are set ends the process by the signal, without a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it: then it stays ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from ._core.worker import POLLER  # noqa: F401
@@ -14,7 +14,7 @@ def main() -> None:
         from .errors import not_compiled
 
         sys.exit(str(not_compiled(error)))
-    from .command import cli  # the imports behind it take most of a start's time
+    from .command import cli  # late: its imports take most of the time of a start
 
     cli.main()
 

@@ -1,4 +1,4 @@
-"""What can go wrong, each with the exit code that the command gives it."""
+"""The exceptions of tcpproxy, each with the exit code of the command."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import sys
 
 
 def describe(error: int) -> str:
-    """What the system says about an errno; of Winsock's, which strerror does not know, Python has a table."""
+    """Returns the system's text for an errno. strerror does not know Winsock's numbers: Python has a table of them."""
     table: dict[int, str] = getattr(socket, "errorTab", {})
     return table[error].rstrip(".") if error in table else os.strerror(error)
 
 
 class TcpProxyError(Exception):
-    """Base of every error that tcpproxy raises on purpose; its text is one sentence for a person."""
+    """Base of every error that tcpproxy raises on purpose; its text is one sentence."""
 
     exit_code = 1
 
 
 class UsageError(TcpProxyError, ValueError):
-    """An argument that cannot be meant: the text names the value and what was expected."""
+    """An invalid argument; the text names the value and what was expected."""
 
     exit_code = 2
 
 
 class StartError(TcpProxyError, OSError):
-    """The proxy could not start listening or get what it needs; `errno` is what the system said.
+    """The proxy cannot listen, or the system refuses a descriptor, memory or a thread; `errno` is the system's.
 
     Args:
-        what: what could not be done, with the address that it was about.
-        error: what the system or the interpreter refused: an OSError, or one without a number, as for a thread.
+        what: what could not be done, with the address.
+        error: what the system or the interpreter raised; one that is no OSError has no errno, as for a thread.
     """
 
     def __init__(self, what: str, error: Exception) -> None:
@@ -43,19 +43,19 @@ class StartError(TcpProxyError, OSError):
 
 
 class WorkerError(TcpProxyError, OSError):
-    """A worker ended by itself: its poller failed, and the proxy has stopped. Nothing a peer does leads here."""
+    """A worker ended by itself: its poller failed, and the proxy has stopped. No peer can cause it."""
 
     def __str__(self) -> str:
         return f"the relay has stopped: {self.strerror} ({self.filename})"
 
 
 def not_compiled(error: ImportError) -> ImportError:
-    """What to raise when the compiled core cannot be imported; the command ends with its text.
+    """Returns what to raise when the compiled core cannot be imported; the command prints its text and ends.
 
     Args:
-        error: what the import said.
+        error: the import's own error.
     """
-    import sysconfig  # not above: a start that goes well does without
+    import sysconfig  # here: only a failed import needs it
 
     folder = os.path.dirname(__file__)
     text = (

@@ -1,1 +1,1 @@
-"""The command line: options, signals, rights given up. The only room that imports click, ctypes or signal handlers."""
+"""The command line: options, signals, the sandbox. Only this package imports click, ctypes and signal."""

@@ -1,7 +1,7 @@
-"""Gives up what a running proxy does not need, so that a mistake in it is worth less to a hostile peer. Linux.
+"""Drops privileges the relay does not need, so that an exploited bug gains less. Linux.
 
-For the command only: what is given up here never comes back, and a library must not do that to its program. It holds
-for the calling thread and for the threads that it starts from then on.
+For the command only: the process cannot get them back, so a library must not do this to its program. It applies to the
+calling thread and to threads that it starts later.
 """
 
 from __future__ import annotations
@@ -22,22 +22,26 @@ _SCOPE_SIGNAL = 1 << 1
 
 _EXECUTE, _WRITE_FILE = 1 << 0, 1 << 1
 _CHANGES = sum(1 << bit for bit in range(4, 13))
-"""Removing and making of files and directories. Reading stays: libraries that look names up are loaded late."""
+"""Removing and making files and directories. Reading stays allowed: the C library loads resolver libraries late."""
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 
 NSSWITCH = "/etc/nsswitch.conf"
 DNS = 53
 LOOKUPS = {"files", "dns", "resolve", "myhostname", "mymachines", "mdns", "mdns_minimal", "mdns4", "mdns4_minimal"}
-"""Sources of names (nsswitch.conf) that need no TCP but DNS's. Others, as NIS or LDAP, have ports of their own."""
+"""Sources of names in nsswitch.conf that use no TCP port but 53. Others, such as NIS and LDAP, use other ports."""
 
 
 def enter(config: Config, mode: str) -> None:
-    """Gives up new privileges, changes of files, other programs, signals to others, and connections to other ports.
+    """Drops: new privileges, changing files, running programs, signals to other processes, connecting to other ports.
 
-    Before anything starts a thread. Mode `auto` takes what the system has, `require` all of it, `off` nothing.
+    To be called before the first thread starts.
+
+    Args:
+        config: says which port the proxy connects to.
+        mode: `auto`: what the system supports; `require`: all of it; `off`: nothing.
 
     Raises:
-        StartError: the system has less than `require` wants.
+        StartError: `require`, and the system does not support all of it.
     """
     if mode == "off":
         return
@@ -47,14 +51,14 @@ def enter(config: Config, mode: str) -> None:
 
 
 def _no_new_privileges() -> str:
-    """What is missing, or nothing."""
+    """Returns what the system does not support, or an empty text."""
     if not sys.platform.startswith("linux"):
         return "this system has none"
     return "" if _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0) == 0 else "no_new_privs is refused"
 
 
 def _landlock(config: Config) -> str:
-    """What is missing, or nothing."""
+    """Returns what the system does not support, or an empty text."""
     version = _call("syscall", _CREATE_RULESET, None, 0, _VERSION)
     if version < 1:
         return "the kernel has no Landlock, or it is switched off"
@@ -84,20 +88,20 @@ def _landlock(config: Config) -> str:
 
 
 def ports_to_reach(config: Config) -> set[int]:
-    """The ports that TCP may connect to; none: any, because looking the name up may need others."""
+    """Returns the ports that TCP may connect to. Empty: any, because the lookup of the name may use other ports."""
     if numeric(config.remote.host, config.remote.port):
         return {config.remote.port}
     try:
         with open(NSSWITCH, encoding="utf-8", errors="replace") as file:
             lines = [line.partition("#")[0].split() for line in file]
     except OSError:
-        lines = []  # then it is files and dns
+        lines = []  # without the file the C library uses files and dns
     sources = {word for line in lines if line[:1] == ["hosts:"] for word in line[1:] if not word.startswith("[")}
     return {config.remote.port, DNS} if sources <= LOOKUPS else set()
 
 
 def _call(name: str, *args: int | bytes | None) -> int:
-    """A function of the C library, every number as wide as a register; -1 also where there is none."""
+    """Calls a function of the C library, with every number as wide as a register. -1: it failed, or does not exist."""
     try:
         import ctypes
 

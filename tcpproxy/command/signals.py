@@ -1,4 +1,4 @@
-"""A proxy as the whole purpose of a process: until a signal, a second one, or its own failure."""
+"""Runs a proxy as the only purpose of a process, until a signal or a failure ends it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..proxy import Proxy
 
 CAUGHT = [signal.SIGINT, signal.SIGTERM]
 if sys.platform == "win32":
-    CAUGHT.append(signal.SIGBREAK)  # Ctrl-Break, or the window is closed
+    CAUGHT.append(signal.SIGBREAK)  # Ctrl-Break, or the console window was closed
 
 
 def serve(proxy: Proxy) -> None:
-    """Starts the proxy and returns when it is over. Main thread only.
+    """Starts the proxy and returns when it has ended. Main thread only.
 
-    SIGINT or SIGTERM stops it, with its grace; a second one at once.
+    The first SIGINT or SIGTERM stops it with its grace, a second one at once.
 
     Raises:
-        TcpProxyError: it could not start.
+        TcpProxyError: it cannot start.
     """
-    # Handlers that set an Event would deadlock if the signal came while the main thread holds the Event's lock. So
-    # the interpreter itself writes a byte per signal into a socket, and everything else happens outside of handlers.
+    # A handler that sets an Event would deadlock if the signal came while the main thread holds the Event's lock. So
+    # the handlers do nothing: the interpreter writes a byte per signal to a socket, which the main thread reads.
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -33,14 +33,14 @@ def serve(proxy: Proxy) -> None:
         signal.signal(number, lambda _number, _frame: None)
     proxy.start()
 
-    def tell() -> None:
+    def stop_and_wake() -> None:
         proxy.wait()
         proxy.stop()
         with contextlib.suppress(OSError):
             writer.send(b"\0")
 
     try:
-        threading.Thread(target=tell, name="tcpproxy-stop", daemon=True).start()
+        threading.Thread(target=stop_and_wake, name="tcpproxy-stop", daemon=True).start()
     except RuntimeError as error:  # no thread to be had
         proxy.stop(0)
         raise StartError(f"cannot start a proxy for {proxy.config.remote}", error) from error
@@ -51,7 +51,7 @@ def serve(proxy: Proxy) -> None:
             proxy.abort()
         else:
             proxy.drain()
-    # All is over: a late signal must not make the exit look like a death.
+    # The proxy has ended: a late signal must not change the exit code.
     for number in CAUGHT:
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)

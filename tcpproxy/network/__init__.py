@@ -1,1 +1,1 @@
-"""What a proxy needs of the network before it relays: names, listeners, limits of descriptors."""
+"""What a proxy needs before it relays: addresses of names, listeners, the limit of descriptors."""

@@ -7,11 +7,11 @@ import contextlib
 from ..config.config import Config
 
 MOST = 1_000_000
-"""Connections at a time, however many descriptors there are: some systems allow a thousand times as many."""
+"""Connections at a time: upper bound, also where the system allows a thousand times as many descriptors."""
 
 
 def raise_descriptor_limit() -> None:
-    """Lifts the soft limit of open files towards the hard one, for the process, where the platform has such limits."""
+    """Raises the soft limit of open files of this process to the hard limit. Does nothing where there are no limits."""
     try:
         import resource
     except ImportError:
@@ -19,7 +19,8 @@ def raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft in (hard, resource.RLIM_INFINITY):
         return
-    # macOS calls the hard limit infinite and refuses what is above a number of its own, nowhere below OPEN_MAX (10240).
+    # macOS: the hard limit is infinite, but setrlimit refuses values above a limit that getrlimit does not tell. It is
+    # never below OPEN_MAX (10240).
     for limit in (hard, *(1 << bits for bits in range(20, 13, -1)), 10240):
         if limit != hard and limit <= soft:
             return
@@ -29,7 +30,7 @@ def raise_descriptor_limit() -> None:
 
 
 def connection_limit(config: Config) -> tuple[int, str]:
-    """How many connections at a time, and a warning if descriptors will not reach for as many as were asked for."""
+    """Returns the limit of connections at a time, and a warning if there are too few descriptors for it."""
     asked = config.clients.max_connections
     try:
         import resource
@@ -39,9 +40,8 @@ def connection_limit(config: Config) -> tuple[int, str]:
         return asked or MOST, ""
     if soft == resource.RLIM_INFINITY:
         return asked or MOST, ""
-    # Two a connection; the rest for listeners, pollers and pipes (32 a worker, two descriptors each), for logs,
-    # look-ups and what the program has open besides.
-    # Few descriptors: fewer pipes, and who gets none is copied.
+    # A connection needs two descriptors. The others: listeners, pollers, pipes (32 a worker, two descriptors each),
+    # logs, lookups, and the program's own. With few descriptors there are fewer pipes; a connection without one copies.
     pipes = 0 if config.speed.zero_copy == "off" else min(64 * config.operating.workers, soft // 8)
     fits = min(MOST, max(1, (soft - 40 - 8 * config.operating.workers - pipes) // 2))
     if asked is None:

@@ -1,4 +1,4 @@
-"""Listening sockets."""
+"""Listening sockets: made, described, checked."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from ..errors import StartError, UsageError
 from .resolver import Address
 
 BACKLOG = 4096
+"""Connections that the kernel queues for a listener; the system may have a lower limit (Linux: net.core.somaxconn)."""
 
 LISTENERS = 16
-"""Addresses to listen on: what a worker has room for."""
+"""Listening addresses: a worker has room for so many."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def listen(config: Config, target: list[Address]) -> list[socket.socket]:
-    """Listening sockets for every address that `bind` means, on one port."""
+    """Listens on every address of `bind`, all on one port.
+
+    Args:
+        config: the address, the port, and the remote for error texts.
+        target: upstream's addresses, none of which may lead back here.
+
+    Raises:
+        StartError: an address cannot be listened on.
+        UsageError: upstream is one of these listeners.
+    """
     places = _bind_places(config)
     for attempt in range(8):
         sockets: list[socket.socket] = []
@@ -34,7 +44,7 @@ def listen(config: Config, target: list[Address]) -> list[socket.socket]:
             for listener in sockets:
                 listener.close()
             if config.listening.port == 0 and len(places) > 1 and sockets and attempt < 7:
-                continue  # the port that was free in one family is taken in the other
+                continue  # a port that is free in one family may be taken in the other
             if isinstance(error, StartError):
                 raise
             raise StartError(f"cannot listen on {config.listening.bind} port {port}", error) from error
@@ -47,7 +57,7 @@ def listen(config: Config, target: list[Address]) -> list[socket.socket]:
 
 
 def _bind_places(config: Config) -> list[tuple[int, str]]:
-    """(family, address) to listen on."""
+    """Returns (family, address) of every address to listen on."""
     if config.listening.bind == "localhost":
         both = [(int(socket.AF_INET), "127.0.0.1")]
         return [*both, (int(socket.AF_INET6), "::1")] if _is_local(socket.AF_INET6, "::1") else both
@@ -73,13 +83,13 @@ def _bind(family: int, host: str, port: int, config: Config, target: list[Addres
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
-        # SO_REUSEADDR on Windows lets two listen on one port; what it does elsewhere, Windows does anyway.
+        # On Windows SO_REUSEADDR lets two sockets listen on one port, and a port in TIME_WAIT is free without it.
         if sys.platform == "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # [::] takes both families, as people expect; localhost and lists of addresses have a socket for each
+            # [::] alone accepts both families; localhost and a name with several addresses have a socket for each.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
         listener.bind(socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)[0][4])
         if _reaches(listener, target):
@@ -95,7 +105,7 @@ def _bind(family: int, host: str, port: int, config: Config, target: list[Addres
 
 
 def _reaches(listener: socket.socket, target: list[Address]) -> bool:
-    """Would a connection to one of these addresses come to this listener?"""
+    """Returns whether a connection to one of these addresses reaches this listener."""
     host, port = listener.getsockname()[:2]
     own = socket.inet_pton(listener.family, host.partition("%")[0])
     for raw, target_port, _ in target:
@@ -112,7 +122,7 @@ def _reaches(listener: socket.socket, target: list[Address]) -> bool:
 
 
 def _is_local(family: int, host: str) -> bool:
-    """Is it an address of this machine? One that is can be bound to."""
+    """Returns whether it is an address of this machine: only such a one can be bound."""
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.bind((host, 0))
         return True
@@ -120,7 +130,7 @@ def _is_local(family: int, host: str) -> bool:
 
 
 def where(listener: socket.socket) -> tuple[str, int]:
-    """(host, port), the host with its scope where it needs one."""
+    """Returns (host, port); a link-local IPv6 host has its scope."""
     host, port, *more = listener.getsockname()
     if more and more[1] and "%" not in host:
         host = f"{host}%{socket.if_indextoname(more[1])}"
@@ -128,20 +138,21 @@ def where(listener: socket.socket) -> tuple[str, int]:
 
 
 def address(listener: socket.socket) -> str:
-    """As it is written in front of people."""
+    """Returns its address as `HOST:PORT` or `[IPv6]:PORT`."""
     host, port = where(listener)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_public(listener: socket.socket) -> bool:
+    """Returns whether other machines may reach it."""
     host = listener.getsockname()[0]
     return not (host.startswith("127.") or host == "::1")
 
 
 def small_buffers(listener: socket.socket, config: Config) -> str:
-    """A warning if the system gave this socket less than the buffers that were asked for."""
+    """Returns a warning if the system gave this socket smaller buffers than `socket_buffer`, or an empty text."""
     asked = config.memory.socket_buffer
-    scale = 2 if sys.platform == "linux" else 1  # Linux doubles the number, for its own needs, and says so
+    scale = 2 if sys.platform == "linux" else 1  # Linux doubles the value, and returns the doubled one
     names = (("sending", socket.SO_SNDBUF, "wmem_max"), ("receiving", socket.SO_RCVBUF, "rmem_max"))
     for what, option, limit in names:
         got = listener.getsockopt(socket.SOL_SOCKET, option) // scale
