@@ -95,6 +95,11 @@ class Crew:
             if thread:
                 thread.start()
 
+    @property
+    def running(self) -> bool:
+        """Does any worker run?"""
+        return any(thread.is_alive() for thread in self._threads)
+
     def is_helper(self) -> bool:
         """Is the calling thread the log or the lookup thread? Neither can wait for itself."""
         return threading.current_thread() in (self._log_thread, self._lookup_thread)
@@ -159,7 +164,7 @@ class Crew:
 
     def _serve_lookups(self, resolver: Resolver, wakeup: Wakeup) -> None:
         """Looks upstream's name up whenever a worker asks."""
-        while not self._stopping.is_set() or any(thread.is_alive() for thread in self._threads):
+        while self.running or not self._stopping.is_set():
             wakeup.wait()
             asked = [worker.wants_addresses(0) for worker in self._workers]  # of each one: the call clears its flag
             if any(asked):

@@ -68,7 +68,9 @@ class Proxy:
             return "failed"
         if not self.addresses:
             return "not started"
-        return "stopped" if self._stopped.is_set() else "stopping" if self._stopping.is_set() else "listening"
+        if not self._stopping.is_set():
+            return "listening"
+        return "draining" if self._crew and self._crew.running else "stopped"
 
     # --- life ---
 
@@ -102,6 +104,8 @@ class Proxy:
             try:
                 crew.open(listeners, addresses, limit)
                 self._crew = crew
+                if self._stopping.is_set():  # by another thread, which found no crew to stop
+                    crew.stop(abort=True)
                 self._announce(listeners)
                 crew.start()
             except BaseException as error:
@@ -143,6 +147,7 @@ class Proxy:
         crew.join(None)
         crew.close()
         self._crew = None
+        self.addresses = []
 
     def stop(self, grace: float | None = None) -> None:
         """Stops listening, lets connections end for `grace` seconds (None: as configured), resets the rest.
@@ -159,9 +164,9 @@ class Proxy:
         if not crew:
             return
         deadline = time.monotonic() + (self.config.timeouts.grace if grace is None else grace)
-        self._stop(crew, abort=False)
+        self._stop(abort=False)
         crew.join(max(0.0, deadline - time.monotonic()))
-        self._stop(crew, abort=True)
+        self._stop(abort=True)
         crew.join(None)
         with self._lock:
             if not self._stopped.is_set():
@@ -171,8 +176,7 @@ class Proxy:
 
     def drain(self) -> None:
         """Stops listening; connections go on. When it returns, no client is accepted any more."""
-        if crew := self._crew:
-            self._stop(crew, abort=False)
+        if crew := self._stop(abort=False):
             crew.sync()
 
     def abort(self) -> None:
@@ -181,23 +185,24 @@ class Proxy:
         When it returns, that is done, and `on_event` had the `end` of each connection (after 3 seconds it returns in
         any case). Called by `on_event` it does not wait.
         """
-        if not (crew := self._crew):
-            return
-        self._stop(crew, abort=True)
-        if not crew.is_helper():
+        crew = self._stop(abort=True)
+        if crew and not crew.is_helper():
             deadline = time.monotonic() + LOG_DRAIN
             crew.join(LOG_DRAIN)
             self._reporter.flush(max(0.0, deadline - time.monotonic()))
 
-    def _stop(self, crew: Crew, *, abort: bool) -> None:
-        self._stopping.set()
-        crew.stop(abort=abort)
+    def _stop(self, *, abort: bool) -> Crew | None:
+        """Tells the workers to stop. A start that has not made them yet does so; without a start there is no effect."""
+        if self._started:
+            self._stopping.set()
+        if crew := self._crew:
+            crew.stop(abort=abort)
+        return crew
 
     def _failed(self, failure: WorkerError) -> None:
         """A worker has ended by itself: called by its thread, which can wait for no other."""
         self.failure = failure
-        if crew := self._crew:
-            self._stop(crew, abort=True)
+        self._stop(abort=True)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until somebody stops the proxy, or until it ends by itself (`failure` says why).

@@ -15,7 +15,10 @@ import pytest
 from support.peers import Echo, connect, echoes
 from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
 
-from tcpproxy import Event, Proxy
+import tcpproxy.proxy as proxy_module
+from tcpproxy import Event, Proxy, crew
+from tcpproxy.network import listening as network
+from tcpproxy.wakeup import Wakeup
 
 pytestmark = pytest.mark.parametrize("workers", [1, 2])
 
@@ -69,6 +72,33 @@ def test_drain_and_abort_before_the_start_and_after_the_end(echo: Echo, workers:
     proxy.stop()
     proxy.drain()
     proxy.abort()
+
+
+@pytest.mark.parametrize("verb", ["abort", "drain"])
+def test_called_while_another_thread_starts(
+    echo: Echo, workers: int, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start goes on to its end, but no client is served."""
+    starting, go_on = threading.Event(), threading.Event()
+
+    def listen(*args: object) -> object:
+        listeners = network.listen(*args)  # type: ignore[arg-type]
+        starting.set()
+        assert go_on.wait(TIMEOUT)
+        return listeners
+
+    monkeypatch.setattr(proxy_module, "listen", listen)
+    proxy = Proxy(echo.name, workers=workers)
+    with in_background(proxy.start):
+        assert starting.wait(TIMEOUT)
+        getattr(proxy, verb)()
+        go_on.set()
+    assert proxy.wait(0)
+    eventually(lambda: "stopped" in repr(proxy), TIMEOUT)
+    with pytest.raises(ConnectionRefusedError):
+        connect(proxy.address)
+    proxy.stop()
+    assert proxy.stats().accepted == 0
 
 
 @bounds(0.5, 0.005)
@@ -149,14 +179,31 @@ def test_several_threads_at_once(echo: Echo, workers: int, verbs: tuple[str, str
         assert Counter(event.kind for event in events) == {"listening": 1, "new": 5, "end": 5}
 
 
-def test_a_flood_is_gathered_and_nothing_is_lost(echo: Echo, workers: int) -> None:
-    """Connections come faster than one by one: their events are in batches, and each is there once."""
-    count = 1_000
+class CountedWakeup(Wakeup):
+    """Counts the bytes that have woken its thread."""
+
+    count = 0
+
+    def wait(self, timeout: float | None = None) -> None:
+        self._reader.settimeout(timeout)
+        with contextlib.suppress(TimeoutError):
+            CountedWakeup.count += len(self._reader.recv(4096))
+
+
+def test_a_flood_is_gathered_and_nothing_is_lost(echo: Echo, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections come faster than one by one: their events are in batches, and each is there once.
+
+    No record of a batch but the first wakes the log thread.
+    """
+    count = 3_000
     events: list[Event] = []
+    monkeypatch.setattr(crew, "Wakeup", CountedWakeup)
+    monkeypatch.setattr(CountedWakeup, "count", 0)
     with Proxy(echo.name, workers=workers, on_event=events.append) as proxy:
         for _ in range(count):
             connect(proxy.address).close()
         eventually(lambda: proxy.stats().ended == count, TIMEOUT)
+        assert CountedWakeup.count < 2 * count / 10, "a wake-up a record, or nearly"
         proxy.abort()
         assert proxy.stats().events_lost == 0
     assert sorted(event.id for event in events if event.kind == "new") == list(range(1, count + 1))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import socket
 import subprocess
 import sys
 import typing
 
 import pytest
+from support.waiting import eventually
 
 import tcpproxy
 
@@ -50,9 +52,30 @@ def test_repr() -> None:
     with proxy:
         host, port = proxy.address
         assert repr(proxy) == f"<Proxy {host}:{port} -> 127.0.0.1:9, listening>"
-        proxy.drain()
-        assert repr(proxy) == f"<Proxy {host}:{port} -> 127.0.0.1:9, stopping>"
+        proxy.abort()
+        assert repr(proxy) == f"<Proxy {host}:{port} -> 127.0.0.1:9, stopped>"
     assert repr(proxy) == f"<Proxy {host}:{port} -> 127.0.0.1:9, stopped>"
+    proxy.failure = tcpproxy.WorkerError(9, "Bad file descriptor", "epoll")
+    assert repr(proxy) == f"<Proxy {host}:{port} -> 127.0.0.1:9, failed>"
+
+
+def test_repr_while_connections_end() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        tcpproxy.Proxy(f"127.0.0.1:{server.getsockname()[1]}") as proxy,
+    ):
+        with socket.create_connection(proxy.address), server.accept()[0]:
+            proxy.drain()
+            assert repr(proxy).endswith(", draining>")
+        eventually(lambda: repr(proxy).endswith(", stopped>"))
+
+
+def test_repr_after_a_start_that_failed() -> None:
+    with tcpproxy.Proxy("127.0.0.1:9") as other:
+        proxy = tcpproxy.Proxy("127.0.0.1:9", port=other.address[1])
+        with pytest.raises(tcpproxy.StartError):
+            proxy.start()
+    assert repr(proxy) == "<Proxy 127.0.0.1 -> 127.0.0.1:9, not started>"
 
 
 def test_help_of_the_package_begins_with_its_use() -> None:
