@@ -39,8 +39,13 @@ class Proxy:
     <options>
 
     Raises:
-        UsageError: an argument that cannot be meant, or a target that is this proxy itself.
+        UsageError: an argument is invalid, or upstream is this proxy itself.
         StartError: on start, the address cannot be listened on, or there are no descriptors.
+
+    Attributes:
+        config: the checked arguments.
+        addresses: what it listens on, as (host, port); empty before the start.
+        failure: the WorkerError that has ended the proxy; None: none has.
     """
 
     def __init__(
@@ -48,9 +53,7 @@ class Proxy:
     ) -> None:
         self.config = Config.make(remote, **options)
         self.addresses: list[tuple[str, int]] = []
-        """What it listens on, as (host, port)."""
         self.failure: WorkerError | None = None
-        """Why it ended by itself; None: it did not."""
         self._reporter = Reporter(on_event)
         self._crew: Crew | None = None
         self._lock = threading.Lock()

@@ -48,30 +48,34 @@ shutdown: the proxy was stopped.
 
 
 class Event(NamedTuple):
-    """A fact about the proxy or one of its connections."""
+    """A fact about the proxy or one of its connections.
+
+    Attributes:
+        kind: what it is about: an EventKind.
+        reason: why the connection ended or failed: a Reason; empty for other kinds.
+        error: the errno behind it; 0: none.
+        client: the client's address, `host:port`; empty where the event is about no connection.
+        upstream: the address that was connected, or tried last; empty if there was none.
+        to_upstream: bytes delivered from client to upstream.
+        to_client: bytes delivered from upstream to client.
+        duration: seconds since the client was accepted.
+        connect_time: seconds from accept until upstream was connected; 0: it was not.
+        text: `listening`: the address; `warning`: the sentence; `failed`: what the system said; `lost`: how many of
+            what.
+        id: the number of the connection, from 1, in the order of accept; 0: the event is about no connection.
+    """
 
     kind: EventKind
-    """What it is about."""
     reason: Reason = ""
-    """Why the connection ended or failed; empty for other kinds."""
     error: int = 0
-    """The errno behind it; 0: none."""
     client: str = ""
-    """The client's address, `host:port`; empty where the event is about no connection."""
     upstream: str = ""
-    """The address that was connected, or tried last; empty if there was none."""
     to_upstream: int = 0
-    """Bytes delivered from client to upstream."""
     to_client: int = 0
-    """Bytes delivered from upstream to client."""
     duration: float = 0.0
-    """Seconds since the client was accepted."""
     connect_time: float = 0.0
-    """Seconds from accept until upstream was connected; 0: it was not."""
     text: str = ""
-    """`listening`: the address; `warning`: the sentence; `failed`: what the system said; `lost`: how many of what."""
     id: int = 0
-    """The number of the connection, from 1, in the order of accept; 0: the event is about no connection."""
 
 
 Record = tuple[EventKind, Reason, int, int, str, str, int, int, float, float]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import socket
 import subprocess
 import sys
@@ -34,7 +35,17 @@ def test_the_docstring_has_every_name() -> None:
 
 def test_signatures_are_readable() -> None:
     for kind in (tcpproxy.Event, tcpproxy.Stats, tcpproxy.Connection):
-        assert "ForwardRef" not in str(inspect.signature(kind))
+        signature = str(inspect.signature(kind))
+        assert "ForwardRef" not in signature
+        assert ": '" not in signature
+
+
+@pytest.mark.parametrize("name", ["Event", "Stats", "Connection", "Proxy"])
+def test_help_has_a_line_for_each_field(name: str) -> None:
+    kind = getattr(tcpproxy, name)
+    fields = inspect.signature(kind).parameters if name != "Proxy" else ("config", "addresses", "failure")
+    attributes = (kind.__doc__ or "").split("Attributes:")[1]
+    assert re.findall(r"^        (\w+): \S", attributes, re.MULTILINE) == list(fields)
 
 
 @pytest.mark.parametrize("name", ["EventKind", "Reason", "State"])
