@@ -27,8 +27,8 @@ POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS}
-KINDS = tuple(events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_LIMIT + 1))
-REASONS = tuple(events_reason_name(reason).decode() for reason in range(REASON_SHUTDOWN + 1))
+KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_LIMIT + 1)])
+REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_SHUTDOWN + 1)])
 STATES = ("resolving", "connecting", "relaying", "closing")
 
 
