@@ -32,7 +32,7 @@ MOST_CONNECTIONS = 9000
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compare tcpproxy with its peers.")
     parser.add_argument("--quick", action="store_true", help="one short round: is it about right? (under two minutes)")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], metavar="NAME")
@@ -70,7 +70,7 @@ def connection_limit() -> int:
 
 
 def chosen_cases(names: list[str] | None, skipped: dict[str, str]) -> list[Case]:
-    """Return the cases asked for, without those whose tool is missing."""
+    """Returns the cases asked for, without those whose tool is missing."""
     cases = [case for case in CASES if not names or case.name in names]
     for tool, users in TOOLS.items():
         if not shutil.which(tool) and any(case.name in users for case in cases):
@@ -80,7 +80,7 @@ def chosen_cases(names: list[str] | None, skipped: dict[str, str]) -> list[Case]
 
 
 def run_case(bench: Bench, case: Case, peers: list[Peer], rounds: int) -> dict[str, Any]:
-    """Measure every peer once a round; each round begins with another one, so that none is always first."""
+    """Measures every peer once a round; each round begins with another one, so that none is always first."""
     taking = [peer for peer in peers if (peer.name in case.only if case.only else peer.name != "click")]
     done: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -103,7 +103,7 @@ def run_case(bench: Bench, case: Case, peers: list[Peer], rounds: int) -> dict[s
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
-    """Yield a directory for the length of the run; SIGTERM becomes an exception, which ends everything on its way."""
+    """Yields a directory for the length of the run; SIGTERM becomes an exception, which ends everything on its way."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -115,7 +115,7 @@ def workplace() -> Iterator[Path]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run what was asked for, and report."""
+    """Runs what was asked for, and reports."""
     peers, skipped = find()
     names = [peer.name for peer in peers]
     if unknown := [name for name in options.peer or [] if name not in names]:
@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Run, and turn what went wrong into one line."""
+    """Runs, and turns what went wrong into one line."""
     try:
         return run(arguments())
     except KeyboardInterrupt:

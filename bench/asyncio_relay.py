@@ -37,7 +37,7 @@ class Side(asyncio.Protocol):
         return not (self.other and self.other.ended)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Close the other connection too, behind what it still has to send."""
+        """Closes the other connection too, behind what it still has to send."""
         if self.other and self.other.transport:
             self.other.transport.close()
 
@@ -74,7 +74,7 @@ class Accepted(Side):
             self.early.append(data)
 
     async def connect(self) -> None:
-        """Connect to upstream and let the bytes flow."""
+        """Connects to upstream and let the bytes flow."""
         assert self.transport
         try:
             _, upstream = await asyncio.get_running_loop().create_connection(lambda: Side(self), "127.0.0.1", self.port)

@@ -31,11 +31,11 @@ class Bench:
     connections: int
 
     def seconds(self, full: float, quick: float) -> float:
-        """Return how long a measurement takes."""
+        """Returns how long a measurement takes."""
         return quick if self.quick else full
 
     def client(self, *arguments: object) -> list[str]:
-        """Return the argv of a load client."""
+        """Returns the argv of a load client."""
         return [str(self.load), *map(str, arguments)]
 
 
@@ -48,7 +48,7 @@ def cost(work: Client, target: Running) -> tuple[Figures, float | None]:
 
 
 def bulk(bench: Bench, peer: Peer, *options: str) -> Figures:
-    """Run iperf3: as many bytes as go through, and the CPU time they took.
+    """Runs iperf3: as many bytes as go through, and the CPU time they took.
 
     With --bidir a run through a proxy now and then carries no byte one way, or never ends; probably iperf3 tells its
     two streams apart by their order of arrival. Such a try is made again, and the number of tries is kept.

@@ -15,7 +15,7 @@ from bench.peers import Peer
 
 
 def _output(*argv: str) -> str:
-    """Return the first line a command prints, or nothing."""
+    """Returns the first line a command prints, or nothing."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False, cwd=Path(__file__).parent)
     except (OSError, subprocess.TimeoutExpired):
@@ -24,19 +24,19 @@ def _output(*argv: str) -> str:
 
 
 def _field(path: str, name: str) -> str:
-    """Return the value of `name: value` in a file of /proc."""
+    """Returns the value of `name: value` in a file of /proc."""
     match = re.search(rf"^{name}\s*:\s*(.*)$", Path(path).read_text(), re.MULTILINE)
     return match[1] if match else "unknown"
 
 
 def _commit() -> str:
-    """Return the commit of the working tree, marked when it has changes."""
+    """Returns the commit of the working tree, marked when it has changes."""
     commit = _output("git", "rev-parse", "HEAD") or "unknown"
     return f"{commit} with changes" if _output("git", "status", "--porcelain", "-uno") else commit
 
 
 def describe(peers: list[Peer], skipped: dict[str, str]) -> dict[str, Any]:
-    """Return the head of the JSON."""
+    """Returns the head of the JSON."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),

@@ -18,7 +18,7 @@ WAITING = {"epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select
 
 
 def tree(pid: int) -> list[int]:
-    """Return the process and its living descendants."""
+    """Returns the process and its living descendants."""
     found = [pid]
     for parent in found:
         with contextlib.suppress(OSError):
@@ -28,7 +28,7 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the user and system time of the process, its threads (ended ones too) and its children.
+    """Returns the user and system time of the process, its threads (ended ones too) and its children.
 
     A living process is read through its CPU clock (clock_getcpuclockid(3)): nanoseconds, where /proc/PID/stat has
     ticks of 10 ms. Children that have ended and been waited for are in the stat of their parent only, so there the
@@ -43,7 +43,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def settle(pid: int | None, quiet: float = 0.03, patience: float = 1.5) -> None:
-    """Return when the proxy has used no CPU time to speak of for `quiet` seconds: it has started, or has cleaned up."""
+    """Returns when the proxy has used no CPU time for `quiet` seconds: it has started, or has cleaned up."""
     if pid is None:
         return
     deadline, before = time.monotonic() + patience, -1.0
@@ -56,7 +56,7 @@ def settle(pid: int | None, quiet: float = 0.03, patience: float = 1.5) -> None:
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """Return private memory and resident set in bytes, summed over the process and its children.
+    """Returns private memory and resident set in bytes, summed over the process and its children.
 
     Private memory (dirty and clean pages of nobody else) is what a connection adds; it is user memory: socket buffers
     are the kernel's and alike for all. The resident set counts pages that several processes share once for each.
@@ -85,7 +85,7 @@ def _untraced(pid: int, tracer: int) -> bool:
 
 @contextlib.contextmanager
 def system_calls(pid: int, scratch: Path) -> Iterator[dict[str, int]]:
-    """Count the proxy's system calls during the block with strace; the dict is filled when the block has ended."""
+    """Counts the proxy's system calls during the block with strace; the dict is filled when the block has ended."""
     counts: dict[str, int] = {}
     out = scratch / "strace.out"
     attach = [argument for process in tree(pid) for argument in ("-p", str(process))]

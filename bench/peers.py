@@ -27,7 +27,7 @@ class Running:
     pid: int | None = None
 
     def cpu(self) -> float:
-        """Return the CPU seconds used so far."""
+        """Returns the CPU seconds used so far."""
         return cpu_seconds(self.pid) if self.pid else 0.0
 
 
@@ -42,7 +42,7 @@ class Peer:
 
     @contextlib.contextmanager
     def run(self, upstream: int, connections: int, scratch: Path) -> Iterator[Running]:
-        """Run the peer in front of `upstream`, ready for `connections` at one time, for the length of the block."""
+        """Runs the peer in front of `upstream`, ready for `connections` at one time, for the length of the block."""
         if self.command is None:
             yield Running(upstream)
             return
@@ -50,7 +50,7 @@ class Peer:
             yield self._start(stack, upstream, connections, scratch)
 
     def _start(self, stack: contextlib.ExitStack, upstream: int, connections: int, scratch: Path) -> Running:
-        """Start it on a free port; again if somebody else took the port in between."""
+        """Starts it on a free port; again if somebody else took the port in between."""
         assert self.command
         errors = scratch / "peer.err"
         for attempt in range(STARTS):
@@ -70,7 +70,7 @@ class Peer:
 
 
 def _said(argv: list[str]) -> str:
-    """Return what a command prints to either stream, or nothing when it cannot be run."""
+    """Returns what a command prints to either stream, or nothing when it cannot be run."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -89,7 +89,7 @@ def ours(port: int, upstream: int, connections: int, scratch: Path) -> list[str]
 
 
 def find_rust() -> str | None:
-    """Return the path of the Rust tcpproxy; the name is ours too, so only a program of machine code counts."""
+    """Returns the path of the Rust tcpproxy; the name is ours too, so only a program of machine code counts."""
     names = [os.environ.get("TCPPROXY_RUST"), "tcpproxy-rust", "tcpproxy", "~/.cargo/bin/tcpproxy"]
     directories = os.environ.get("PATH", "").split(os.pathsep)
     for name in filter(None, names):
@@ -116,7 +116,7 @@ def _haproxy(program: str, splice: bool) -> Callable[[int, int, int, Path], list
 
 
 def _nginx_module(said: str) -> str | None:
-    """Return the directive that gives nginx its stream module: empty if it is built in, None if there is none."""
+    """Returns the directive that gives nginx its stream module: empty if it is built in, None if there is none."""
     if "--with-stream=dynamic" not in said:
         return "" if "--with-stream" in said else None
     told = re.findall(r"--modules-path=(\S+)", said)
@@ -158,7 +158,7 @@ def _first(pattern: str, text: str) -> str:
 
 
 def find() -> tuple[list[Peer], dict[str, str]]:
-    """Return the peers that are installed, direct and ours first, and for each that is not, how to get it."""
+    """Returns the peers that are installed, direct and ours first, and for each that is not, how to get it."""
     version = _said([sys.executable, "-m", "tcpproxy", "--version"])
     if not version.startswith("tcpproxy"):
         raise BenchError(f"tcpproxy does not run with {sys.executable}: {version.strip()[-300:]}")

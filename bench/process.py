@@ -23,7 +23,7 @@ class BenchError(Exception):
 
 @contextlib.contextmanager
 def spawn(argv: list[str], errors: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run `argv` in a process group of its own, for the length of the block; its stderr goes to the file `errors`."""
+    """Runs `argv` in a process group of its own, for the length of the block; its stderr goes to the file `errors`."""
     with errors.open("w") as stderr:
         process = subprocess.Popen(argv, stderr=stderr, text=True, start_new_session=True, **options)
     try:
@@ -51,7 +51,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def read_line(process: subprocess.Popen[str], errors: Path, patience: float = PATIENCE) -> str:
-    """Return the next line of the process's stdout, or raise BenchError with what it wrote to stderr."""
+    """Returns the next line of the process's stdout, or raises BenchError with what it wrote to stderr."""
     assert process.stdout
     readable, _, _ = select.select([process.stdout], [], [], patience)
     line = process.stdout.readline() if readable else ""
@@ -62,7 +62,7 @@ def read_line(process: subprocess.Popen[str], errors: Path, patience: float = PA
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that was free a moment ago."""
+    """Returns a port of the loopback address that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -82,7 +82,7 @@ def is_listening(port: int) -> bool:
 
 
 def wait_listening(process: subprocess.Popen[str], port: int, errors: Path) -> None:
-    """Return when `port` is listened on; raise BenchError when the process ends before, or takes too long."""
+    """Returns when `port` is listened on; raises BenchError when the process ends before, or takes too long."""
     deadline = time.monotonic() + PATIENCE
     while not is_listening(port):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -109,7 +109,7 @@ class Client:
 
 @contextlib.contextmanager
 def client(argv: list[str], scratch: Path) -> Iterator[Client]:
-    """Run a load client (see load.c for what is said between the two)."""
+    """Runs a load client (see load.c for what is said between the two)."""
     errors = scratch / "client.err"
     with spawn(argv, errors, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield Client(process, errors)
@@ -117,7 +117,7 @@ def client(argv: list[str], scratch: Path) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def echo_server(load: Path, scratch: Path) -> Iterator[int]:
-    """Run the echo server of load.c on a port of its own choice, and yield the port."""
+    """Runs the echo server of load.c on a port of its own choice, and yields the port."""
     errors = scratch / "server.err"
     with spawn([str(load), "serve"], errors, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield int(json.loads(read_line(process, errors))["port"])
@@ -125,7 +125,7 @@ def echo_server(load: Path, scratch: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def iperf3_server(scratch: Path) -> Iterator[int]:
-    """Run an iperf3 server and yield its port."""
+    """Runs an iperf3 server and yields its port."""
     port, errors = free_port(), scratch / "iperf3.err"
     argv = ["iperf3", "-s", "-B", "127.0.0.1", "-p", str(port)]
     with spawn(argv, errors, stdout=subprocess.DEVNULL) as process:

@@ -15,7 +15,7 @@ MARKS = {True: "met", False: "**MISSED**", None: "not judged"}
 
 
 def ran(result: dict[str, Any]) -> list[tuple[Case, dict[str, Any]]]:
-    """Return the cases of the run with what they gave, in order."""
+    """Returns the cases of the run with what they gave, in order."""
     return [(case, result["cases"][case.name]) for case in CASES if case.name in result["cases"]]
 
 
@@ -34,7 +34,7 @@ def _row(first: str, cells: list[str]) -> str:
 
 
 def _ratio_rows(case: Case, results: Medians) -> list[str]:
-    """Return the rows of ours divided by the best peer's and by Rust's, for each metric."""
+    """Returns the rows of ours divided by the best peer's and by Rust's, for each metric."""
     best, rust = [], []
     for metric in case.metrics:
         peer = best_peer(metric, results)
@@ -48,7 +48,7 @@ def _ratio_rows(case: Case, results: Medians) -> list[str]:
 
 
 def _table(case: Case, outcome: dict[str, Any]) -> list[str]:
-    """Return the section of one case: a row for each peer, the ratios, the targets."""
+    """Returns the section of one case: a row for each peer, the ratios, the targets."""
     lines = [f"### {case.name}: {case.title}", ""]
     lines += [_row("case", ["peer", *(metric.label for metric in case.metrics)])]
     lines += ["|---|---|" + "--:|" * len(case.metrics)]
@@ -65,7 +65,7 @@ def _table(case: Case, outcome: dict[str, Any]) -> list[str]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the whole report; (!) marks a row of ours that missed a target."""
+    """Returns the whole report; (!) marks a row of ours that missed a target."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if name != "direct")
     kind = "a quick look, not a measurement" if result["quick"] else "medians"
@@ -89,12 +89,12 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
-    """Write everything, every round's raw figures included."""
+    """Writes everything, every round's raw figures included."""
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def write_all(result: dict[str, Any], directory: Path, name: str) -> list[Path]:
-    """Write JSON, table and picture under one name; return their paths."""
+    """Writes JSON, table and picture under one name; returns their paths."""
     directory.mkdir(exist_ok=True)
     paths = [directory / f"{name}.{ending}" for ending in ("json", "md", "svg")]
     write_json(result, paths[0])

@@ -19,7 +19,7 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> st
 
 
 def _panel(x: float, y: float, panel: Panel) -> list[str]:
-    """Return the elements of one panel with its upper left corner at (x, y); the longest bar is the largest figure."""
+    """Returns the elements of one panel with its upper left corner at (x, y); the longest bar is the largest figure."""
     head, bars, digits = panel
     most = max(bars.values(), default=0.0) or 1.0
     room = PANEL - LABELS - VALUES
@@ -35,7 +35,7 @@ def _panel(x: float, y: float, panel: Panel) -> list[str]:
 
 
 def picture(title: str, panels: list[Panel]) -> str:
-    """Return an SVG document with the panels in rows of three."""
+    """Returns an SVG document with the panels in rows of three."""
     parts = [_text(MARGIN, 26, title, "title")]
     y = 44
     for first in range(0, len(panels), COLUMNS):

@@ -52,12 +52,12 @@ class Case:
     only: tuple[str, ...] = ()
 
     def metric(self, key: str) -> Metric:
-        """Return the metric of that key."""
+        """Returns the metric of that key."""
         return next(metric for metric in self.metrics if metric.key == key)
 
 
 def medians(rounds: list[dict[str, Any]]) -> Medians:
-    """Return for each peer the median of each figure over its rounds."""
+    """Returns for each peer the median of each figure over its rounds."""
     peers: dict[str, list[Figures]] = {}
     for one in rounds:
         peers.setdefault(one["peer"], []).append(one["figures"])
@@ -68,14 +68,14 @@ def medians(rounds: list[dict[str, Any]]) -> Medians:
 
 
 def best_peer(metric: Metric, results: Medians) -> str | None:
-    """Return the name of the peer with the best figure: of all proxies but ours."""
+    """Returns the name of the peer with the best figure: of all proxies but ours."""
     having = [peer for peer in results if peer not in NOT_PROXIES and metric.key in results[peer]]
     choose = max if metric.more_is_better else min
     return choose(having, key=lambda peer: results[peer][metric.key], default=None)
 
 
 def ratio(metric: Metric, results: Medians, peer: str | None) -> float | None:
-    """Return ours divided by the peer's figure, or None when one of the two is not there or is zero."""
+    """Returns ours divided by the peer's figure, or None when one of the two is not there or is zero."""
     if peer is None or not results.get(peer, {}).get(metric.key) or metric.key not in results.get("ours", {}):
         return None
     return results["ours"][metric.key] / results[peer][metric.key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """The repr of an argument, for an error message. Long ones are cut; a number may be too long to print."""
     try:
         text = repr(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .errors import UsageError
-from .text import shown
+from .text import quoted
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d|)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}
@@ -26,7 +26,7 @@ def parse_number(what: str, value: int | str, least: int, most: int) -> int:
     if isinstance(value, str):
         number = int(value) if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII) else -1
     if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
-        raise UsageError(f"{what} {shown(value)} is not a whole number from {least} to {most}")
+        raise UsageError(f"{what} {quoted(value)} is not a whole number from {least} to {most}")
     return int(number)
 
 
@@ -47,16 +47,16 @@ def parse_duration(
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         if not match:
-            raise UsageError(f"{what} {shown(value)} is not a duration, {expected}")
+            raise UsageError(f"{what} {quoted(value)} is not a duration, {expected}")
         seconds = float(match[1]) * _SECONDS[match[2]]
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         seconds = float(max(-1, min(value, 2 * LONGEST)))  # also for numbers that no float can hold
     else:
-        raise UsageError(f"{what} {shown(value)} is not a duration, {expected}")
+        raise UsageError(f"{what} {quoted(value)} is not a duration, {expected}")
     if off and seconds == 0:
         return 0.0
     if not least <= seconds <= most:  # also refuses nan
-        raise UsageError(f"{what} {shown(value)} is out of range, expected {least:g}s to {most:.0f}s{word}")
+        raise UsageError(f"{what} {quoted(value)} is out of range, expected {least:g}s to {most:.0f}s{word}")
     return seconds
 
 
@@ -65,7 +65,7 @@ def parse_busy_poll(what: str, value: int | str) -> int:
     if value in ("auto", "off"):
         return -1 if value == "auto" else 0
     if isinstance(value, str) and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
-        raise UsageError(f"{what} {shown(value)} is unknown, expected auto, off or microseconds from 1 to 1000")
+        raise UsageError(f"{what} {quoted(value)} is unknown, expected auto, off or microseconds from 1 to 1000")
     return parse_number(what, value, 1, 1000)
 
 
@@ -73,7 +73,7 @@ def parse_choice(what: str, value: str, words: tuple[str, ...], hidden: tuple[st
     """One of the words, or of the `hidden` ones, which the error does not list. UsageError otherwise."""
     if value not in (*words, *hidden):
         expected = f"{', '.join(words[:-1])} or {words[-1]}"
-        raise UsageError(f"{what} {shown(value)} is unknown, expected {expected}")
+        raise UsageError(f"{what} {quoted(value)} is unknown, expected {expected}")
     return value
 
 
@@ -92,7 +92,7 @@ def parse_size(what: str, value: int | str | None, least: int, most: int, *, off
         size = value
     else:
         expected = f"expected bytes or a number with KiB or MiB, like 64KiB{word}"
-        raise UsageError(f"{what} {shown(value)} is not a size, {expected}")
+        raise UsageError(f"{what} {quoted(value)} is not a size, {expected}")
     if not least <= size <= most:
-        raise UsageError(f"{what} {shown(value)} is out of range, expected {least} to {most} bytes{word}")
+        raise UsageError(f"{what} {quoted(value)} is out of range, expected {least} to {most} bytes{word}")
     return size

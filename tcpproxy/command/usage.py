@@ -10,7 +10,7 @@ import click
 from ..config.groups import ROWS, every_row, heading
 from ..config.options import Option
 from ..report.printer import final_line
-from ..text import shown
+from ..text import quoted
 
 WIDEST, NARROWEST = 100, 40
 """Columns of --help on a terminal that is wider or narrower than that."""
@@ -66,11 +66,11 @@ class Command(click.Command):
         except click.NoSuchOption as error:
             close = similar(error.option_name)
             hint = f", did you mean {' or '.join(close)}?" if close else ""
-            raise WrongUsage(f"option {shown(error.option_name)} is unknown{hint}") from None
+            raise WrongUsage(f"option {quoted(error.option_name)} is unknown{hint}") from None
         except click.BadOptionUsage as error:
             raise WrongUsage(_value_problem(error.option_name)) from None
         if rest:
-            raise WrongUsage(f"argument {shown(rest[0])} is one too many, expected one REMOTE")
+            raise WrongUsage(f"argument {quoted(rest[0])} is one too many, expected one REMOTE")
         for param in order:
             if isinstance(param, click.Option) and not param.is_flag and order.count(param) > 1:
                 raise WrongUsage(f"option {param.opts[-1]} is given {order.count(param)} times, expected once")

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from ..text import shown
+from ..text import quoted
 from ..values import parse_number
 
 _LABEL = re.compile(r"[^\s\x00-\x20\x7f./:\[\]@%]{1,63}")
@@ -35,24 +35,24 @@ def parse_endpoint(text: str) -> Endpoint:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket:
-            raise UsageError(f"remote {shown(text)} has a '[' without a ']', {expected}")
+            raise UsageError(f"remote {quoted(text)} has a '[' without a ']', {expected}")
         if ":" not in host:
-            what = f"{shown(host)} in brackets, which are for IPv6 addresses"
-            raise UsageError(f"remote {shown(text)} has {what}, {expected}")
+            what = f"{quoted(host)} in brackets, which are for IPv6 addresses"
+            raise UsageError(f"remote {quoted(text)} has {what}, {expected}")
         if not rest.startswith(":"):
-            raise UsageError(f"remote {shown(text)} has no port behind the ']', {expected}")
+            raise UsageError(f"remote {quoted(text)} has no port behind the ']', {expected}")
         port = rest[1:]
     else:
         host, colon, port = text.rpartition(":")
         if not colon:
-            raise UsageError(f"remote {shown(text)} has no port, {expected}")
+            raise UsageError(f"remote {quoted(text)} has no port, {expected}")
         if ":" in host:
             hint = " (an IPv6 address needs brackets)" if is_ip(text) or is_ip(host.partition("%")[0]) else ""
-            raise UsageError(f"remote {shown(text)} has more than one ':', {expected}{hint}")
+            raise UsageError(f"remote {quoted(text)} has more than one ':', {expected}{hint}")
     _check_host("remote", text, host, expected)
     if not port:
-        raise UsageError(f"remote {shown(text)} has an empty port, {expected}")
-    return Endpoint(host, parse_number(f"port of remote {shown(text)}:", port, 1, 65535))
+        raise UsageError(f"remote {quoted(text)} has an empty port, {expected}")
+    return Endpoint(host, parse_number(f"port of remote {quoted(text)}:", port, 1, 65535))
 
 
 def parse_bind(what: str, text: str) -> str:
@@ -64,30 +64,30 @@ def parse_bind(what: str, text: str) -> str:
     expected = "expected a name, an IPv4 address or an IPv6 address"
     _check_text(what, text, expected)
     if re.fullmatch(r"(\[.*\]|[^:\[\]]+):\w*", text, re.DOTALL):
-        raise UsageError(f"{what} {shown(text)} has a port, which is an option of its own, {expected}")
+        raise UsageError(f"{what} {quoted(text)} has a port, which is an option of its own, {expected}")
     host = text
     if text.startswith("[") or text.endswith("]"):
         host = text[1:-1]
         if not (text.startswith("[") and text.endswith("]")) or ":" not in host:
-            raise UsageError(f"{what} {shown(text)} is not an IPv6 address in brackets, {expected}")
+            raise UsageError(f"{what} {quoted(text)} is not an IPv6 address in brackets, {expected}")
     _check_host(what, text, host, expected)
     return host
 
 
 def _check_text(what: str, text: object, expected: str) -> None:
     if not isinstance(text, str):
-        raise UsageError(f"{what} {shown(text)} is not a text, {expected}")
+        raise UsageError(f"{what} {quoted(text)} is not a text, {expected}")
     if not text:
-        raise UsageError(f"{what} {shown(text)} is empty, {expected}")
+        raise UsageError(f"{what} {quoted(text)} is empty, {expected}")
 
 
 def _check_host(what: str, text: str, host: str, expected: str) -> None:
     problem = _host_problem(host)
     if problem == "empty":
-        raise UsageError(f"{what} {shown(text)} has an empty host, {expected}")
+        raise UsageError(f"{what} {quoted(text)} has an empty host, {expected}")
     if problem:
-        which = problem if host == text else f"has {shown(host)}, which {problem}"
-        raise UsageError(f"{what} {shown(text)} {which}, {expected}")
+        which = problem if host == text else f"has {quoted(host)}, which {problem}"
+        raise UsageError(f"{what} {quoted(text)} {which}, {expected}")
 
 
 def _host_problem(host: str) -> str:

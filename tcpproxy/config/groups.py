@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from .._core.worker import LIMITS
 from .options import Option, address, busy_poll, choice, duration, flag, number, rows, size, workers
 
 
@@ -42,7 +43,7 @@ class Clients:
         "Connections at a time; further clients wait.",
         "They are accepted when other connections end.",
         least=1,
-        most=10**6,
+        most=LIMITS["connections"],
         shown="from the open files limit",
     )
     max_connections_per_source: int = number(
@@ -51,7 +52,7 @@ class Clients:
         "Each of those is logged with the reason `limit`. A source is an IPv4 address or the /64 of an IPv6 address: "
         "one host has that many addresses of its own, and hosts that share a /64 share the number.",
         least=1,
-        most=10**6,
+        most=LIMITS["connections"],
         unset=0,
         shown="any number",
     )

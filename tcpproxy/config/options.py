@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .._core.worker import LIMITS
 from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_number, parse_size
 from .endpoints import parse_bind
 
-WORKERS_LIMIT = 64
 _KEY = "option"
 
 
@@ -122,9 +122,9 @@ def workers(help: str, doc: str) -> Any:
 
     def parse(what: str, value: Any) -> int:
         if value != "auto":
-            return parse_number(what, value, 1, WORKERS_LIMIT)
+            return parse_number(what, value, 1, LIMITS["workers"])
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(usable, WORKERS_LIMIT)
+        return min(usable, LIMITS["workers"])
 
     return _row("auto", parse, "N", help, doc, embedded=1, shown="usable CPUs")
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+from .._core.worker import LIMITS
 from ..config.config import Config
-
-MOST = 1_000_000
-"""Connections at a time: upper bound, also where the system allows a thousand times as many descriptors."""
 
 
 def raise_descriptor_limit() -> None:
@@ -37,13 +35,13 @@ def connection_limit(config: Config) -> tuple[int, str]:
 
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except ImportError:
-        return asked or MOST, ""
+        return asked or LIMITS["connections"], ""
     if soft == resource.RLIM_INFINITY:
-        return asked or MOST, ""
+        return asked or LIMITS["connections"], ""
     # A connection needs two descriptors. The others: listeners, pollers, pipes (32 a worker, two descriptors each),
     # logs, lookups, and the program's own. With few descriptors there are fewer pipes; a connection without one copies.
     pipes = 0 if config.speed.zero_copy == "off" else min(64 * config.operating.workers, soft // 8)
-    fits = min(MOST, max(1, (soft - 40 - 8 * config.operating.workers - pipes) // 2))
+    fits = min(LIMITS["connections"], max(1, (soft - 40 - 8 * config.operating.workers - pipes) // 2))
     if asked is None:
         return fits, ""
     if asked > fits:

@@ -6,15 +6,13 @@ import contextlib
 import socket
 import sys
 
+from .._core.worker import LIMITS
 from ..config.config import Config
 from ..errors import StartError, UsageError
 from .resolver import Address
 
 BACKLOG = 4096
 """Connections that the kernel queues for a listener; the system may have a lower limit (Linux: net.core.somaxconn)."""
-
-LISTENERS = 16
-"""Listening addresses: a worker has room for so many."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -73,8 +71,8 @@ def _bind_places(config: Config) -> list[tuple[int, str]]:
             host = f"{host}%{where[3]}"
         if (int(family), host) not in places:
             places.append((int(family), host))
-    if len(places) > LISTENERS:
-        why = OSError(f"it has {len(places)} addresses, expected at most {LISTENERS}")
+    if len(places) > LIMITS["listeners"]:
+        why = OSError(f"it has {len(places)} addresses, expected at most {LIMITS['listeners']}")
         raise StartError(f"cannot listen on {config.listening.bind}", why)
     return places
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from tcpproxy._core.worker import LIMITS
 from tcpproxy.config.config import Config
-from tcpproxy.network.limits import MOST, connection_limit
+from tcpproxy.network.limits import connection_limit
 
 SCRIPT = """
 import resource
@@ -52,6 +53,6 @@ def test_more_descriptors_than_anybody_needs(monkeypatch: pytest.MonkeyPatch, so
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
     limit, warning = connection_limit(Config.make("127.0.0.1:80", max_connections_per_source=4))
-    assert soft // 2 - 200 <= limit <= soft // 2 or limit == MOST
-    assert limit <= MOST
+    assert soft // 2 - 200 <= limit <= soft // 2 or limit == LIMITS["connections"]
+    assert limit <= LIMITS["connections"]
     assert warning == ""

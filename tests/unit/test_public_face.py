@@ -15,7 +15,7 @@ from support.waiting import eventually
 import tcpproxy
 
 
-def shown(code: str) -> str:
+def quoted(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True).stdout
 
 
@@ -90,4 +90,4 @@ def test_repr_after_a_start_that_failed() -> None:
 
 
 def test_help_of_the_package_begins_with_its_use() -> None:
-    assert "with tcpproxy.Proxy(" in shown("import tcpproxy; help(tcpproxy)").split("NAME")[1][:400]
+    assert "with tcpproxy.Proxy(" in quoted("import tcpproxy; help(tcpproxy)").split("NAME")[1][:400]

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from tcpproxy.network.limits import MOST
+from tcpproxy._core.worker import LIMITS
 
 
 def test_a_relay_is_found_by_its_tag_whichever_socket_it_names(door: ModuleType) -> None:
@@ -121,4 +121,4 @@ def test_a_full_table_gives_no_relay(door: ModuleType) -> None:
 
 def test_one_worker_can_hold_all_connections(door: ModuleType) -> None:
     """Row 64: however they are spread. One that it could not hold would be turned away instead of having to wait."""
-    assert door.TABLE_ROOM > MOST
+    assert LIMITS["connections"] < door.TABLE_ROOM
