@@ -1,8 +1,8 @@
 /* The socket calls that the core may use, the same for every platform. Parts of this file: net_posix.h or
  * net_windows.h, which hold what the platforms do not have in common, address.h and sockopt.h.
  *
- * Every function returns a value >= 0, or -errno, unless its comment says otherwise. None returns -EINTR: an
- * interrupted call is repeated here. Sockets made here are non-blocking and close-on-exec. Where socket() and accept4()
+ * Every function returns a value >= 0, or -errno, unless its comment says otherwise. Only net_poll returns -EINTR:
+ * every other call that is interrupted is repeated here. Sockets made here are non-blocking and close-on-exec. Where socket() and accept4()
  * take flags for this (NET_ACCEPT4), they are so from the start; elsewhere (macOS, Windows) a second call sets it, so a
  * fork between the two calls inherits the socket.
  */

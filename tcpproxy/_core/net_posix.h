@@ -99,6 +99,8 @@ static inline void net_drain(net_socket reader)
     }
 }
 
+/* poll(2): the number of entries with events, 0 after the time-out, or -errno. After -EINTR the caller polls once more,
+ * without waiting. */
 static inline int net_poll(struct pollfd *items, int count, int timeout_ms)
 {
     int n = poll(items, (nfds_t)count, timeout_ms);
