@@ -277,9 +277,9 @@ class Run:
                 self._step(step)
             self._arrive()
             if self.schedule.settled:
-                self._after_turn()
+                self._wait_until_quiet()
             self._finish()
-            self._choose_mode()
+            self._check_rules()
         finally:
             self.path.wake()
             for half in self.halves:
@@ -319,7 +319,7 @@ class Run:
                 self._step(inner)
             self.path.wake()
         elif isinstance(step, Settle):
-            self._after_turn()
+            self._wait_until_quiet()
         elif isinstance(step, Pause):
             time.sleep(0.001)
         elif isinstance(step, Talk):
@@ -366,7 +366,7 @@ class Run:
                 poll.register(half.sock, half.wants())
         return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
-    def _after_turn(self) -> None:
+    def _wait_until_quiet(self) -> None:
         if any(half.aborted for half in self.halves):
             return
         one, other = self.halves
@@ -399,7 +399,7 @@ class Run:
             for half in self.halves
         )
 
-    def _choose_mode(self) -> None:
+    def _check_rules(self) -> None:
         for half, other in (self.halves, self.halves[::-1]):
             if not half.aborted:
                 trouble = self._trouble(half, other)
