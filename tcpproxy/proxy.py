@@ -110,6 +110,7 @@ class Proxy:
                 if self._stopping.is_set():  # by another thread, which found no crew to stop
                     crew.stop(abort=True)
                 self._announce(listeners)
+                stack.close()  # before the log thread starts, and can print that it listens
                 crew.start()
             except BaseException as error:
                 self._undo(crew)
