@@ -13,6 +13,7 @@ from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
 from .errors import WorkerError, describe
 from .network.resolver import TTL, Address, Resolver
+from .processors import cpu_quota
 from .report.reporter import Reporter
 from .wakeup import Wakeup
 
@@ -53,6 +54,9 @@ class Crew:
             OSError, MemoryError: the system refuses a descriptor or memory.
         """
         config = self._config
+        busy_poll = config.speed.busy_poll
+        if busy_poll < 0 and cpu_quota() is not None:
+            busy_poll = 0  # polling would use up the quota, and the kernel then stops all workers for up to 100 ms
         self._wakeups.append(lookup_wakeup := Wakeup())
         self._wakeups.append(log_wakeup := Wakeup())
         for number in range(config.operating.workers):
@@ -67,7 +71,7 @@ class Crew:
                     "keepalive": config.timeouts.keepalive,
                     "socket_buffer": config.memory.socket_buffer,
                     "zero_copy": ZERO_COPY[config.speed.zero_copy],
-                    "busy_poll_us": config.speed.busy_poll,
+                    "busy_poll_us": busy_poll,
                 }
             )
             self._workers.append(worker)

@@ -154,7 +154,8 @@ class Operating:
 
     workers: int = workers(
         "Number of threads that relay.",
-        "From 1 to 64. `auto`: one for each CPU that the process may use.",
+        "From 1 to 64. `auto`: one for each CPU that the process may use, by its affinity and by the CPU quota of its "
+        "control groups.",
     )
     sandbox: str = choice(
         ("auto", "off", "require"),
@@ -179,7 +180,8 @@ class Speed:
     busy_poll: int = busy_poll(
         "Poll before sleeping, for shorter round trips.",
         "How long a worker polls after an event before it sleeps, from 1 to 1000 microseconds. `auto`: only while gaps "
-        "between events are short, no other thread wants the CPU, and trying it has shown a gain.",
+        "between events are short, no other thread wants the CPU, and trying it has shown a gain; not under a CPU "
+        "quota, which polling would use up.",
     )
 
 

@@ -7,12 +7,12 @@ of `tcpproxy.Proxy`. The makers below (`duration`, `size`, ...) return the field
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .._core.worker import LIMITS
+from ..processors import usable_cpus
 from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_number, parse_size
 from .endpoints import parse_bind
 
@@ -123,8 +123,7 @@ def workers(help: str, doc: str) -> Any:
     def parse(what: str, value: Any) -> int:
         if value != "auto":
             return parse_number(what, value, 1, LIMITS["workers"])
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(usable, LIMITS["workers"])
+        return min(usable_cpus(), LIMITS["workers"])
 
     return _row("auto", parse, "N", help, doc, embedded=1, shown="usable CPUs")
 

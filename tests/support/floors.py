@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOMS = {
     "core": "_core",
-    "ground": "errors text values views lifetime wakeup",
+    "ground": "errors text values views lifetime wakeup processors",
     "faults": "faults",
     "config": "config",
     "network": "network",
