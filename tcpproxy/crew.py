@@ -12,6 +12,7 @@ from typing import Any
 from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
 from .errors import WorkerError, describe
+from .network.limits import ephemeral_ports
 from .network.resolver import TTL, Address, Resolver
 from .processors import cpu_quota
 from .report.reporter import Reporter
@@ -57,6 +58,7 @@ class Crew:
         busy_poll = config.speed.busy_poll
         if busy_poll < 0 and cpu_quota() is not None:
             busy_poll = 0  # polling would use up the quota, and the kernel then stops all workers for up to 100 ms
+        ephemeral = ephemeral_ports()
         self._wakeups.append(lookup_wakeup := Wakeup())
         self._wakeups.append(log_wakeup := Wakeup())
         for number in range(config.operating.workers):
@@ -70,6 +72,8 @@ class Crew:
                     "idle_timeout": config.timeouts.idle_timeout,
                     "keepalive": config.timeouts.keepalive,
                     "socket_buffer": config.memory.socket_buffer,
+                    "ephemeral_first": ephemeral[0],
+                    "ephemeral_last": ephemeral[1],
                     "zero_copy": ZERO_COPY[config.speed.zero_copy],
                     "busy_poll_us": busy_poll,
                 }

@@ -1,9 +1,10 @@
 # Connecting to upstream: the model is in connecting.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.net cimport EINPROGRESS, NET_NONE, net_connect, net_open, net_reset, net_socket, net_take_error, \
-    net_unconnected, net_was_connected
+from tcpproxy._core.net cimport ECONNREFUSED, EINPROGRESS, NET_NONE, net_connect, net_met_itself, net_open, \
+    net_reset, net_socket, net_take_error, net_unconnected, net_was_connected
 from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
+from tcpproxy._core.tag cimport tag_attempt
 
 
 cdef Connecting *connecting_new(AddressList *list, const net_tuning *tuning) noexcept nogil:
@@ -54,7 +55,7 @@ cdef int _begin(Connecting *connecting, Poller *poller, uint32_t number, uint64_
     rc = net_connect(fd, &connecting.list.addresses[number])
     if rc == 0 or rc == -EINPROGRESS:
         watch.fd = fd
-        watch.tag = tag + number + 1
+        watch.tag = tag_attempt(tag, number)
         rc = poller_add(poller, watch, WATCH_STREAM)
     if rc < 0:
         net_reset(fd)           # as in _give_up
@@ -92,15 +93,21 @@ cdef int connecting_event(Connecting *connecting, Poller *poller, uint32_t numbe
         # The bit is a hint: SO_ERROR confirms it. On Windows polling may have cleared the error: ask getpeername too.
         error = net_take_error(connecting.attempts[number].fd) or net_unconnected(connecting.attempts[number].fd)
         if error and not net_was_connected(error):
-            connecting.error = error
-            connecting.last = number
-            _give_up(connecting, poller, number)
-            return CONNECTING_FAILED
+            return _failed(connecting, poller, number, error)
     if error == 0 and not connecting.ready[number] & READY_OUT:
         return CONNECTING_PENDING
+    if net_met_itself(connecting.attempts[number].fd, &connecting.list.addresses[number], connecting.tuning):
+        return _failed(connecting, poller, number, ECONNREFUSED)        # nobody listens there
     connecting.error = error
     connecting.last = number
     return number
+
+
+cdef int _failed(Connecting *connecting, Poller *poller, uint32_t number, int error) noexcept nogil:
+    connecting.error = error
+    connecting.last = number
+    _give_up(connecting, poller, number)
+    return CONNECTING_FAILED
 
 
 cdef void connecting_take(Connecting *connecting, Poller *poller, uint32_t number, Watch *to) noexcept nogil:

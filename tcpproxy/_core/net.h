@@ -134,6 +134,26 @@ static inline int net_unconnected(net_socket fd)
     return getpeername(fd, (struct sockaddr *)&peer, &length) == 0 ? 0 : net_errno();
 }
 
+/* Has the kernel connected this socket to itself? It may do so where nobody listens at a local port that it gives to
+ * outgoing connections: it gives that very port to ours, and the SYN meets its own socket (simultaneous open, RFC 9293,
+ * section 3.5). Asked only for such a port, so that other upstreams do not pay for the call. */
+static inline int net_met_itself(net_socket fd, const net_addr *to, const net_tuning *tuning)
+{
+    struct sockaddr_storage own;
+    socklen_t length = sizeof own;
+    int port = to->bytes[2] << 8 | to->bytes[3]; /* at the same place in both families */
+    if (port < tuning->ephemeral_first || port > tuning->ephemeral_last)
+        return 0;
+    if (getsockname(fd, (struct sockaddr *)&own, &length) != 0 || (uint32_t)length != to->length)
+        return 0;
+    if (own.ss_family == AF_INET) {
+        const struct sockaddr_in *v4 = (const struct sockaddr_in *)(const void *)&own;
+        return ntohs(v4->sin_port) == port && memcmp(&v4->sin_addr, to->bytes + 4, 4) == 0;
+    }
+    const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)(const void *)&own;
+    return ntohs(v6->sin6_port) == port && memcmp(&v6->sin6_addr, to->bytes + 8, 16) == 0;
+}
+
 static inline int net_shut_write(net_socket fd) { return shutdown(fd, SHUT_WR) == 0 ? 0 : -net_errno(); }
 
 static inline void net_reset(net_socket fd) /* closes with RST */

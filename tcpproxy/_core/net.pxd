@@ -15,6 +15,8 @@ cdef extern from "net.h" nogil:
         int keepalive_interval      # seconds
         int keepalive_count         # unanswered probes that end a connection
         int socket_buffer           # bytes, of each direction; 0: the system's choice
+        int ephemeral_first         # ports that the kernel gives to outgoing connections
+        int ephemeral_last
 
     int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
     void net_format(const net_addr *addr, char *text)           # text: 80 bytes
@@ -25,6 +27,7 @@ cdef extern from "net.h" nogil:
     int net_connect(net_socket fd, const net_addr *to)          # 0, -EINPROGRESS, or another -errno
     int net_take_error(net_socket fd)                           # a positive errno, or 0
     int net_unconnected(net_socket fd)                          # a positive errno, or 0
+    bint net_met_itself(net_socket fd, const net_addr *to, const net_tuning *tuning)
     int64_t net_recv(net_socket fd, void *to, size_t size)
     int64_t net_peek(net_socket fd, void *to, size_t size)
     int64_t net_send(net_socket fd, const void *data, size_t size)

@@ -14,6 +14,8 @@ cdef struct Settings:       # of one worker
     double idle_timeout         # seconds; 0: none
     int keepalive               # seconds; 0: off
     int socket_buffer           # bytes; 0: the system's choice
+    int ephemeral_first         # ports that the kernel gives to outgoing connections
+    int ephemeral_last
     int zero_copy               # ZERO_COPY_ of half.pxd
     int busy_poll_us            # microseconds; 0: none, -1: adaptive
 

@@ -39,6 +39,8 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
     loop.tuning.keepalive_interval = max(1, settings.keepalive // 6)
     loop.tuning.keepalive_count = 3
     loop.tuning.socket_buffer = settings.socket_buffer
+    loop.tuning.ephemeral_first = settings.ephemeral_first
+    loop.tuning.ephemeral_last = settings.ephemeral_last
     _init_timers(loop, settings)
     return 0
 

@@ -2,11 +2,12 @@
 #ifndef TCPPROXY_SOCKOPT_H
 #define TCPPROXY_SOCKOPT_H
 
-/* Options of each stream socket. Durations in seconds, keepalive_idle 0: no keepalive; socket_buffer in bytes, 0: the
- * system's choice. */
+/* What a worker's stream sockets have in common. Durations in seconds, keepalive_idle 0: no keepalive; socket_buffer in
+ * bytes, 0: the system's choice; ephemeral: the ports that the kernel gives to outgoing connections. */
 typedef struct {
     int keepalive_idle, keepalive_interval, keepalive_count;
     int socket_buffer;
+    int ephemeral_first, ephemeral_last;
 } net_tuning;
 
 static inline int net_set_int(net_socket fd, int level, int name, int value)

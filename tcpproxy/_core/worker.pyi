@@ -18,6 +18,8 @@ class _Settings(TypedDict):
     idle_timeout: float
     keepalive: int
     socket_buffer: int
+    ephemeral_first: int
+    ephemeral_last: int
     zero_copy: int
     busy_poll_us: int
 

@@ -1,4 +1,4 @@
-"""How many connections the descriptors of this process allow."""
+"""Limits of the system: descriptors of this process, and ports of outgoing connections."""
 
 from __future__ import annotations
 
@@ -47,3 +47,11 @@ def connection_limit(config: Config) -> tuple[int, str]:
     if asked > fits:
         return asked, (f"max-connections {asked} is more than the limit of {soft} open files allows ({fits})")
     return asked, ""
+
+
+def ephemeral_ports() -> tuple[int, int]:
+    """The first and the last port that the kernel gives to outgoing connections; all ports where it does not say so."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/sys/net/ipv4/ip_local_port_range", "rb") as file:
+        first, last = map(int, file.read().split())
+        return first, last
+    return 1, 65535

@@ -574,6 +574,8 @@ class Two:
                     "idle_timeout": 0,
                     "keepalive": 0,
                     "socket_buffer": 0,
+                    "ephemeral_first": 0,
+                    "ephemeral_last": 0,
                     "zero_copy": ZERO_COPY["auto"],
                     "busy_poll_us": 0,
                 }
