@@ -1,13 +1,13 @@
 """The command's entry point, also as `python -m tcpproxy`."""
 
-import signal
 import sys
+
+from .command.inherited import prepare
 
 
 def main() -> None:
-    """Runs the command. Ctrl-C before its handlers are set ends the process by the signal, without a traceback."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it: then it stays ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Runs the command. A signal before its handlers are set ends the process as it ends any program."""
+    prepare()
     try:
         from ._core.worker import POLLER  # noqa: F401
     except ImportError as error:

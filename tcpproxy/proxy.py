@@ -19,7 +19,7 @@ from .errors import StartError, WorkerError
 from .network.limits import connection_limit
 from .network.listening import address, is_public, listen, small_buffers, where
 from .network.resolver import Address, Resolver, numeric
-from .report.event import Event
+from .report.event import Event, EventKind
 from .report.reporter import Reporter
 from .views import Connection, Stats
 
@@ -56,6 +56,7 @@ class Proxy:
         self.failure: WorkerError | None = None
         self._reporter = Reporter(on_event)
         self._crew: Crew | None = None
+        self._resolver: Resolver | None = None
         self._lock = threading.Lock()
         self._started = False
         self._stopping = threading.Event()
@@ -126,9 +127,11 @@ class Proxy:
         known = numeric(remote.host, remote.port)
         if known:
             return None, known
-        resolver = Resolver(remote.host, remote.port)
+        resolver = self._resolver = Resolver(remote.host, remote.port)
+        if self._stopping.is_set():  # by another thread, which found no resolver to interrupt
+            resolver.close()
         found, _ = resolver.lookup(START_LOOKUP)
-        if not found:
+        if not found and not self._stopping.is_set():
             why = resolver.lookup_error or f"no answer within {START_LOOKUP:g} s"
             self._reporter.note(
                 "warning", f"cannot resolve {remote.host} ({why}); it is looked up again for each connection"
@@ -137,6 +140,8 @@ class Proxy:
 
     def _announce(self, listeners: list[socket.socket]) -> None:
         self.addresses = [where(listener) for listener in listeners]
+        if self._stopping.is_set():
+            return
         for listener in listeners:
             self._reporter.note("listening", address(listener))
             if is_public(listener):
@@ -201,7 +206,13 @@ class Proxy:
             self._stopping.set()
         if crew := self._crew:
             crew.stop(abort=abort)
+        elif resolver := self._resolver:
+            resolver.close()  # the start waits for it
         return crew
+
+    def _note(self, kind: EventKind, text: str) -> None:
+        """Reports something for the command, in the order of events."""
+        self._reporter.note(kind, text)
 
     def _failed(self, failure: WorkerError) -> None:
         """A worker has ended by itself: called by its thread, which can wait for no other."""
@@ -227,7 +238,7 @@ class Proxy:
         """Closes a forked child's copies of the sockets; the proxy runs on in the parent only. Called at the fork."""
         if self._crew:
             self._crew.close_after_fork()
-        self._crew = None
+        self._crew = self._resolver = None
         # Other ones: a thread of the parent may have held their locks at the fork.
         self._lock = threading.Lock()
         self._stopping, self._stopped = threading.Event(), threading.Event()

@@ -53,8 +53,21 @@ click.version_option(
 
 def main() -> None:
     """Entry point of the `tcpproxy` command."""
-    # Started with a standard descriptor closed, the next socket would get its number, and log lines would go to a peer.
-    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(lowest)
-    command(prog_name="tcpproxy")
+    _occupy_standard_descriptors()
+    try:
+        command(prog_name="tcpproxy")
+    except OSError as error:  # of --help or --version: what else is printed does not raise
+        final_line(f"tcpproxy: cannot write to stdout: {error.strerror}")
+        sys.exit(1)
+
+
+def _occupy_standard_descriptors() -> None:
+    """Opens the standard descriptors that are closed: the next socket would get the number, and log lines as bytes."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            try:
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            except OSError:  # a chroot or container without devices
+                os.pipe()

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
-import sys
 import threading
 
 from ..errors import StartError
 from ..proxy import Proxy
-
-CAUGHT = [signal.SIGINT, signal.SIGTERM]
-if sys.platform == "win32":
-    CAUGHT.append(signal.SIGBREAK)  # Ctrl-Break, or the console window was closed
+from .inherited import STOPPING, is_ignored
 
 
 def serve(proxy: Proxy) -> None:
     """Starts the proxy and returns when it has ended. Main thread only.
 
-    The first SIGINT or SIGTERM stops it with its grace, a second one at once.
+    The first signal of STOPPING stops it with its grace, a second one at once; one that comes during the start ends the
+    start.
 
     Raises:
         TcpProxyError: it cannot start.
@@ -27,33 +25,80 @@ def serve(proxy: Proxy) -> None:
     # A handler that sets an Event would deadlock if the signal came while the main thread holds the Event's lock. So
     # the handlers do nothing: the interpreter writes a byte per signal to a socket, which the main thread reads.
     reader, writer = socket.socketpair()
+    reader.settimeout(None)
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    for number in CAUGHT:
+    stopping = [number for name in STOPPING if not is_ignored(number := getattr(signal, name))]
+    caught = list(stopping)
+    if hasattr(signal, "SIGHUP") and not is_ignored(signal.SIGHUP):
+        caught.append(signal.SIGHUP)
+        if _has_terminal():
+            stopping.append(signal.SIGHUP)
+    for number in caught:
         signal.signal(number, lambda _number, _frame: None)
-    proxy.start()
 
-    def stop_and_wake() -> None:
-        proxy.wait()
-        proxy.stop()
-        with contextlib.suppress(OSError):
-            writer.send(b"\0")
-
+    run = _Run(proxy, writer)
     try:
-        threading.Thread(target=stop_and_wake, name="tcpproxy-stop", daemon=True).start()
+        run.start()
     except RuntimeError as error:  # no thread to be had
-        proxy.stop(0)
         raise StartError(f"cannot start a proxy for {proxy.config.remote}", error) from error
+    hung_up = False
     while (byte := reader.recv(1)) != b"\0":
-        if byte[0] not in CAUGHT:
-            continue
-        if proxy.wait(0):
-            proxy.abort()
-        else:
-            proxy.drain()
+        if byte[0] in stopping:
+            run.stop()
+        elif byte[0] in caught and not hung_up:
+            hung_up = True
+            proxy._note("warning", "SIGHUP is ignored: there is nothing to reload, and no file to open again")
     # The proxy has ended: a late signal must not change the exit code.
-    for number in CAUGHT:
+    for number in caught:
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     reader.close()
     writer.close()
+    if run.error:
+        raise run.error
+
+
+class _Run(threading.Thread):
+    """Starts the proxy, waits for its end, stops it; the main thread reads signals meanwhile."""
+
+    def __init__(self, proxy: Proxy, writer: socket.socket) -> None:
+        super().__init__(name="tcpproxy-stop", daemon=True)
+        self._proxy, self._writer = proxy, writer
+        self._told = False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            if not self._told:
+                self._proxy.start()
+                if self._told:  # before the start could know
+                    self._proxy.abort()
+                self._proxy.wait()
+                self._proxy.stop()
+        except BaseException as error:
+            self.error = error
+        with contextlib.suppress(OSError):
+            self._writer.send(b"\0")
+
+    def stop(self) -> None:
+        """The first call lets connections end, if it has started; a second one, or one during the start, does not."""
+        if self._told:
+            self._proxy.abort()
+            return
+        self._told = True
+        self._proxy.drain()
+        active, grace = self._proxy.stats().active, self._proxy.config.timeouts.grace
+        if active and grace:
+            what = "1 connection" if active == 1 else f"{active} connections"
+            how = "Ctrl-C again" if os.isatty(2) else "a second signal"
+            self._proxy._note("stopping", f"waiting up to {grace:g} s for {what} to end; {how} stops at once")
+
+
+def _has_terminal() -> bool:
+    """Has the process a controlling terminal?"""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))  # to write, the sandbox forbids
+    except OSError:
+        return False
+    return True

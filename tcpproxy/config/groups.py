@@ -93,10 +93,11 @@ class Timeouts:
         whole=True,
     )
     grace: float = duration(
-        "10s",
+        "5s",
         "Time for open connections to end when stopping.",
         "The proxy stops listening at once on SIGTERM or SIGINT (in a program: in `stop`). Connections that are still "
-        "open after this time are reset. A second signal resets them at once.",
+        "open after this time are reset. A second signal resets them at once. The default is shorter than the 10 s "
+        "after which `docker stop` kills a container.",
         embedded="0s",
     )
 

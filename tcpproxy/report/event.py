@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from ..errors import describe
 
-EventKind = Literal["new", "end", "failed", "accept-error", "limit", "listening", "warning", "lost"]
+EventKind = Literal["new", "end", "failed", "accept-error", "limit", "listening", "warning", "lost", "stopping"]
 """What an Event is about.
 
 new: a client was accepted.
@@ -15,6 +15,7 @@ limit: accepting pauses, because there are `max_connections` connections.
 listening: the proxy listens on the address in `text`.
 warning: a sentence for the operator, in `text`.
 lost: records or lines were left out; `text` says how many.
+stopping: the command waits for connections to end; `text` says how long. Not in a program.
 """
 
 Reason = Literal[

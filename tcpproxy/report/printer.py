@@ -123,6 +123,8 @@ class Printer:
                     f"Transferred {event.to_client} bytes from upstream server to proxy client {event.client}",
                     f"Closed {event.client} after {event.duration:.3f} s{connect}: {event.reason}",
                 ]
+            case "stopping":
+                return [f"Stopping: {event.text}"]
             case "lost":
                 return [event.text]
         return [f"{event.kind}: {event.text}"]

@@ -66,8 +66,8 @@ class Tracer:
 
     def __init__(self, process: Command, inject: str, record: Path) -> None:
         pid = process.process.pid
-        # In the order of their start: the main thread, the workers, then those for logs and names.
-        self.threads = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))[1 : 1 + WORKERS]
+        # In the order of their start: the main thread, the one that starts the proxy, the workers, others.
+        self.threads = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))[2 : 2 + WORKERS]
         attach = [option for thread in self.threads for option in ("-p", str(thread))]
         calls = inject.partition(":")[0]
         argv = [

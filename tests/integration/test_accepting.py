@@ -201,7 +201,7 @@ def test_next_one_is_accepted_at_once(error: str, echo: Echo, command: Callable[
     wrapper = strace("-o", str(trace), "-e", "trace=accept,accept4", "-e", inject)
     process = command("-q", "--workers", "1", echo.name, wrapper=wrapper)
     at_best(lambda: statistics.median(time_to_echo(process.address) for _ in range(15)), PAUSE / 2)
-    assert process.stderr == []
+    assert process.complaints == []
     process.end()
     assert trace.read_text().count("(INJECTED)") >= 15
 
@@ -237,7 +237,7 @@ def test_clients_gone_before_they_are_accepted(workers: str, echo: Echo, command
         with last:
             talk(last)
         talk(settled)
-    assert process.stderr == []
+    assert process.complaints == []
 
 
 # --- limits ---
@@ -471,7 +471,7 @@ def test_more_clients_than_the_queue_holds(stack: contextlib.ExitStack, command:
         client.settimeout(TIMEOUT)
         assert select.select([], [client], [], TIMEOUT)[1]
         talk(client, b"%02d" % number)
-    assert process.stderr == []
+    assert process.complaints == []
 
 
 def begin_together(count: int, address: tuple[str, int]) -> list[socket.socket]:
@@ -531,7 +531,7 @@ def test_thousands_held(many_descriptors: int, busy_echo: str, command: Callable
         reset(client)
     eventually(lambda: open_descriptors(pid) == descriptors_before, 20)
     time_to_echo(address)
-    assert process.stderr == []
+    assert process.complaints == []
 
 
 @pytest.mark.parametrize(("threads", "connections"), [("2", 400), ("16", 300)])
@@ -551,7 +551,7 @@ def test_thousand_descriptors_of_a_user(
             assert read_exactly(client, 50_000) == data[:50_000]
         for client in held[::40]:
             talk(client, data)
-    assert process.stderr == []
+    assert process.complaints == []
 
 
 # --- a worker that ends before the others ---

@@ -114,7 +114,7 @@ def test_localhost_is_both_families_on_one_port(
     assert process.stdout == [f"Listening on 127.0.0.1:{port}", f"Listening on [::1]:{port}"]
     assert passes(("127.0.0.1", port))
     assert passes(("::1", port))
-    assert process.stderr == []
+    assert process.complaints == []
 
 
 @needs_ipv6
@@ -212,7 +212,7 @@ def test_loopback_without_a_warning(command: Callable[..., Command], echo: Echo)
         assert passes(process.address)
         process.signal(signal.SIGINT)
         assert process.wait() == 0
-        assert process.stderr == []
+        assert process.complaints == []
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0", pytest.param("::", marks=needs_ipv6)])

@@ -144,8 +144,8 @@ def test_socket_buffer_beyond_what_the_system_allows(command: Callable[..., Comm
     sentence = (
         f"socket-buffer 1048576000 is more than the system allows for sending: {allowed} bytes (net.core.wmem_max)"
     )
-    assert proxy.stderr == [f"warning: {sentence}"]
-    assert modest.stderr == []
+    assert proxy.complaints == [f"warning: {sentence}"]
+    assert modest.complaints == []
 
 
 def test_no_processor_time_while_blocked(command: Callable[..., Command], upstream: Upstream) -> None:
@@ -205,7 +205,7 @@ def test_termination_while_bytes_are_stuck(command: Callable[..., Command], upst
     block_both_ways(pairs)
     proxy.signal(signal.SIGTERM)
     assert proxy.wait() == 0
-    assert proxy.stderr == []
+    assert proxy.complaints == []
     close(pairs)
 
 

@@ -65,7 +65,7 @@ def test_everything_at_once(command: Callable[..., Command], upstream: Upstream,
             end.close()
     eventually(lambda: sockets(proxy.process.pid) == baseline, what="sockets are left open")
     assert proxy.process.poll() is None
-    assert proxy.stderr == []
+    assert proxy.complaints == []
 
 
 def test_descriptors_reused_while_connecting(command: Callable[..., Command], stack: contextlib.ExitStack) -> None:

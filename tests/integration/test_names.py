@@ -77,6 +77,12 @@ class Nameserver:
         """Answers nothing from now on; what is asked is kept."""
         self._listening.clear()
 
+    @property
+    def held(self) -> int:
+        """Queries that wait for their answer."""
+        with self._lock:
+            return len(self._held)
+
     def release(self) -> None:
         """Answers what was held back, and everything from now on."""
         with self._lock:
@@ -449,3 +455,18 @@ def test_name_to_listen_on(
     for host in nameserver.addresses:
         with connect((host, port)) as connection:
             assert read_exactly(connection, 2) == greeters[0].greeting
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_first_lookup(
+    command: Callable[..., Command], wrapper: tuple[str, ...], nameserver: Nameserver, number: signal.Signals
+) -> None:
+    """It ends the start at once: nothing listens, and nothing says so."""
+    nameserver.hold()
+    proxy = command(f"{NAME}:80", wrapper=wrapper)
+    eventually(lambda: nameserver.held, TIMEOUT, "the name is not looked up")
+    start = time.monotonic()
+    proxy.signal(number)
+    assert proxy.wait() == 0
+    assert time.monotonic() - start < 1.5, "it waited for the lookup"
+    assert (proxy.stdout, proxy.stderr) == ([], [])

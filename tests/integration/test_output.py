@@ -142,7 +142,7 @@ def test_disk_that_is_full_for_a_while(command: Start, echo: Echo, tmp_path: Pat
     whole = [line for line in lines[1:] if line.removeprefix("New connection from ") in names]
     assert whole[-5:] == [f"New connection from {name}" for name in names[-5:]]
     assert len(lines) <= 1 + len(whole) + 1
-    assert process.stderr == [f"{25 - len(whole)} log lines could not be written"]
+    assert process.complaints == [f"{25 - len(whole)} log lines could not be written"]
 
 
 def test_lines_that_nobody_reads_are_dropped_and_counted(
@@ -210,7 +210,7 @@ def test_words_without_debug(command: Start, echo: Echo) -> None:
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
     assert process.stdout[1:] == [f"New connection from {name}" for name in names]
-    assert process.stderr == []
+    assert process.complaints == []
 
 
 def test_quiet(command: Start, echo: Echo) -> None:

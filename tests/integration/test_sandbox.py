@@ -136,7 +136,7 @@ def test_a_system_without(command: Callable[..., Command], echo: Echo, tmp_path:
     assert echoes(connect(auto.address))
     auto.signal(signal.SIGTERM)
     assert auto.wait() == 0
-    assert auto.stderr == []
+    assert auto.complaints == []
     require = command("--sandbox", "require", echo.name, wrapper=without(call, tmp_path / "require"))
     assert require.wait() == 1
     assert require.stdout == []

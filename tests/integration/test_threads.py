@@ -261,7 +261,7 @@ def test_no_exception_is_swallowed_in_the_command(command: Callable[..., Command
     fill(stuck[0])
     proxy.signal(signal.SIGTERM)
     assert proxy.wait() == 0
-    assert proxy.stderr == []
+    assert proxy.complaints == []
     for end in stuck:
         end.close()
 

@@ -46,7 +46,7 @@ def through(request: pytest.FixtureRequest, command: Callable[..., Command]) -> 
     for it in commands:
         it.signal(signal.SIGTERM)
         assert it.wait() == 0
-        assert it.stderr == []
+        assert it.complaints == []
 
 
 def serve(

@@ -71,4 +71,4 @@ def test_soak(stack: contextlib.ExitStack, command: Callable[..., Command], roun
     holdings.check()
     print(f"  descriptors: {dict(holdings.more) or 'none'} more, of pipes that workers keep for later")
     assert growth <= MIB
-    assert process.stderr == []
+    assert process.complaints == []

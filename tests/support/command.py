@@ -57,6 +57,11 @@ class Command:
             lines.append(line.decode().rstrip("\r\n"))
 
     @property
+    def complaints(self) -> list[str]:
+        """What it said on stderr, but for the line that says what a stop waits for."""
+        return [line for line in self.stderr if not line.startswith("Stopping: ")]
+
+    @property
     def address(self) -> tuple[str, int]:
         """Where it listens, once it has said so."""
         prefix = "Listening on "

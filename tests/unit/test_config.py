@@ -377,7 +377,7 @@ def test_defaults() -> None:
 def test_defaults_of_the_command() -> None:
     """Row 95: the same but for two."""
     program, command = Config.make("localhost:80"), Config.for_command("localhost:80", {})
-    assert command.timeouts == dataclasses.replace(program.timeouts, grace=10)
+    assert command.timeouts == dataclasses.replace(program.timeouts, grace=5)
     assert command.operating == dataclasses.replace(program.operating, workers=min(64, usable_cpus()))
     assert command.output == Output(debug=False, quiet=False, log_format="text")
     for name in "listening", "clients", "memory", "speed":
