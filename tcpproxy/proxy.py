@@ -12,6 +12,7 @@ from typing import Self, Unpack
 
 from . import lifetime
 from .config.config import Config
+from .config.endpoints import Remote
 from .config.groups import Options
 from .config.reference import documented
 from .crew import LOG_DRAIN, Crew
@@ -34,7 +35,8 @@ class Proxy:
     Durations are seconds or texts like `250ms`, `5m`; sizes are bytes or texts like `64KiB`.
 
     Args:
-        remote: `HOST:PORT` or `[IPv6]:PORT`.
+        remote: `HOST:PORT` or `[IPv6]:PORT`; an int is a port of localhost; a tuple is an address as
+            `getsockname` returns it.
         on_event: called with each `Event`, in a thread of the proxy's own; None: the logger `tcpproxy`.
     <options>
 
@@ -49,7 +51,7 @@ class Proxy:
     """
 
     def __init__(
-        self, remote: str, *, on_event: Callable[[Event], None] | None = None, **options: Unpack[Options]
+        self, remote: Remote, *, on_event: Callable[[Event], None] | None = None, **options: Unpack[Options]
     ) -> None:
         self.config = Config.make(remote, **options)
         self.addresses: list[tuple[str, int]] = []
@@ -269,6 +271,16 @@ class Proxy:
         if not self.addresses:
             raise RuntimeError("the proxy has not been started")
         return self.addresses[0]
+
+    @property
+    def host(self) -> str:
+        """The host of `address`; of a link-local IPv6 address with its interface."""
+        return self.address[0]
+
+    @property
+    def port(self) -> int:
+        """The port of `address`: the one it was given, or the free one that it got."""
+        return self.address[1]
 
     def stats(self) -> Stats:
         """Numbers since the start, from any thread at any time, also after the end."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Any
 
 import click
 
+from ..config import habits
+from ..config.endpoints import ANY_REMOTE
 from ..config.groups import ROWS, every_row, heading
 from ..config.options import Option
 from ..report.printer import final_line
@@ -56,21 +59,28 @@ class Command(click.Command):
         if not ctx.resilient_parsing:  # not while a shell completes a line
             self._check(ctx, args)
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, list(args))  # which empties the list
         except click.MissingParameter:
-            raise WrongUsage("REMOTE is missing, expected HOST:PORT or [IPv6]:PORT") from None
+            raise WrongUsage(f"REMOTE is missing, {ANY_REMOTE}{self._forward_in_option(ctx, args)}") from None
+
+    def _forward_in_option(self, ctx: click.Context, args: list[str]) -> str:
+        """A hint for `-l 8080:db:5432`, which makes REMOTE part of the option."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        there = habits.forward(given["port"]) if isinstance(given.get("port"), str) else None
+        return _hint(there) if there and there.port else ""
 
     def _check(self, ctx: click.Context, args: list[str]) -> None:
         try:
-            _, rest, order = self.make_parser(ctx).parse_args(args=list(args))
+            given, rest, order = self.make_parser(ctx).parse_args(args=list(args))
         except click.NoSuchOption as error:
-            close = similar(error.option_name)
+            close = meant(error.option_name, _value_of(error.option_name, args)) or similar(error.option_name)
             hint = f", did you mean {' or '.join(close)}?" if close else ""
             raise WrongUsage(f"option {quoted(error.option_name)} is unknown{hint}") from None
         except click.BadOptionUsage as error:
             raise WrongUsage(_value_problem(error.option_name)) from None
         if rest:
-            raise WrongUsage(f"argument {quoted(rest[0])} is one too many, expected one REMOTE")
+            hint = _hint(habits.forward(":".join(map(str, [given["remote"], *rest]))))
+            raise WrongUsage(f"argument {quoted(rest[0])} is one too many, expected one REMOTE{hint}")
         for param in order:
             if isinstance(param, click.Option) and not param.is_flag and order.count(param) > 1:
                 raise WrongUsage(f"option {param.opts[-1]} is given {order.count(param)} times, expected once")
@@ -131,6 +141,40 @@ def _in_columns(items: Any, left: int, width: int) -> list[str]:
             start = ""
         lines += textwrap.wrap(description, width, initial_indent=start.ljust(len(indent)), subsequent_indent=indent)
     return lines
+
+
+LISTENING = "-p -L -P --port --listen --listen-port --local --publish --forward --address --host --listen-address"
+TARGET = "-r -t -c --target --remote --upstream --to --connect --dest --destination --remote-host --backend"
+"""Options of other programs for the place to listen on, and for the place to connect to."""
+
+
+def meant(typed: str, value: str) -> list[str]:
+    """What the option of another program, with its value, is here; empty: it is not known."""
+    if typed in TARGET.split():
+        there = habits.forward(value)
+        return [there.in_command()] if there and there.target == value else []
+    if typed not in LISTENING.split():
+        return []
+    there = habits.forward(value) if re.match(r"[^:]+:", value) else None
+    if not there or not there.port:
+        there = habits.listen_at(value)
+    if not there and re.search(r"[.:*]|localhost", value) and "/" not in value:
+        there = habits.Spelling(bind=habits.listen_address(value))
+    return [there.in_command() if there else "-l"]
+
+
+def _value_of(name: str, args: list[str]) -> str:
+    """The value behind an unknown option, or in one word with it."""
+    for number, word in enumerate(args):
+        if word == name:
+            return args[number + 1] if len(args) > number + 1 else ""
+        if word.startswith(f"{name}=") or (word.startswith(name) and not name.startswith("--")):
+            return word.removeprefix(name).removeprefix("=")
+    return ""
+
+
+def _hint(there: habits.Spelling | None) -> str:
+    return f"; {there.meaning}: {there.in_command()}" if there else ""
 
 
 def similar(typed: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from .endpoints import Endpoint, parse_endpoint
+from .endpoints import Endpoint, Remote, endpoint, parse_endpoint
 from .groups import GROUPS, ROWS, Clients, Listening, Memory, Operating, Options, Output, Speed, Timeouts, every_row
 
 
@@ -24,7 +24,7 @@ class Config:
     speed: Speed
 
     @classmethod
-    def make(cls, remote: str | Config, **given: Unpack[Options]) -> Config:
+    def make(cls, remote: Remote | Config, **given: Unpack[Options]) -> Config:
         """Checks and converts the arguments of `tcpproxy.Proxy`. A Config, which the command makes, stays what it is.
 
         Raises:
@@ -36,7 +36,7 @@ class Config:
         for name in given:
             _check_argument(name)
         values = {row.name: given.get(row.name, row.default_in_program) for row in every_row()}
-        return cls._convert(remote, values, {row.name: row.name for row in every_row()})
+        return cls._convert(endpoint(remote), values, {row.name: row.name for row in every_row()})
 
     @classmethod
     def for_command(cls, remote: str, given: Mapping[str, Any]) -> Config:
@@ -50,16 +50,15 @@ class Config:
             UsageError: the first value that is invalid.
         """
         values = {row.name: row.default if given.get(row.name) is None else given[row.name] for row in every_row()}
-        return cls._convert(remote, values, {row.name: row.long for row in every_row()})
+        return cls._convert(parse_endpoint(remote), values, {row.name: row.long for row in every_row()})
 
     @classmethod
-    def _convert(cls, remote: str, values: Mapping[str, Any], labels: Mapping[str, str]) -> Config:
-        target = parse_endpoint(remote)
+    def _convert(cls, remote: Endpoint, values: Mapping[str, Any], labels: Mapping[str, str]) -> Config:
         groups = {
             name: group(**{row.name: row.parse(labels[row.name], values[row.name]) for row in ROWS[name]})
             for name, group in GROUPS.items()
         }
-        return cls(remote=target, **groups)
+        return cls(remote=remote, **groups)
 
 
 def _check_argument(name: str) -> None:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import socket
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from ..errors import UsageError
 from ..text import quoted
 from ..values import parse_number
+from . import habits
+from .habits import Spelling
 
 _LABEL = re.compile(r"[^\s\x00-\x20\x7f./:\[\]@%]{1,63}")
+_NUMBER = r"(?:0x[0-9a-f]+|\d+)"
+_NUMBERS = re.compile(rf"{_NUMBER}(?:\.{_NUMBER})*\.?", re.ASCII | re.IGNORECASE)
+"""What inet_aton takes for an IPv4 address, or would if the numbers were smaller; no name looks like that."""
+
+_SHORT_LOOPBACK = re.compile(r"127(?:\.(?:0|[1-9]\d*)){1,2}", re.ASCII)
+"""127.1 is 127.0.0.1 on every system, and wherever such an address leads, it is this machine."""
+
+ANY_REMOTE = "expected HOST:PORT or [IPv6]:PORT"
+_REMOTE, _REMOTE_V6 = "expected HOST:PORT", "expected [IPv6]:PORT"
+
+Remote = str | int | tuple[str, int] | tuple[str, int, int, int]
+"""What a program may say: a text, a port of this machine, or an address as `socket.getsockname` returns it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,35 +40,114 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_endpoint(text: str) -> Endpoint:
+def endpoint(remote: Remote) -> Endpoint:
+    """An endpoint from what a program says; an int is a port of localhost.
+
+    Raises:
+        UsageError: it is no text, port or address, or one that cannot exist.
+    """
+    if isinstance(remote, str):
+        return parse_endpoint(remote, program=True)
+    if isinstance(remote, tuple) and len(remote) in (2, 4) and isinstance(remote[0], str):
+        host, scope = remote[0], remote[3] if len(remote) == 4 else 0
+        if scope and "%" not in host:
+            host = f"{host}%{scope}"
+        _check_host("remote", remote, host, "expected (host, port)")
+        return Endpoint(host, _port(remote, remote[1]))
+    if isinstance(remote, SupportsIndex) and not isinstance(remote, bool):
+        return Endpoint("localhost", _port(remote, operator.index(remote)))
+    raise UsageError(f"remote {quoted(remote)} is no address, {ANY_REMOTE}, a port of localhost, or (host, port)")
+
+
+def _port(remote: object, value: int | str) -> int:
+    what = "port" if remote == value else f"port of remote {quoted(remote)}:"
+    return parse_number(what, value, 1, 65535)
+
+
+def parse_endpoint(text: str, *, program: bool = False) -> Endpoint:
     """`HOST:PORT` or `[IPv6]:PORT`.
+
+    Args:
+        text: what was typed.
+        program: errors show calls of `Proxy`, not command lines.
 
     Raises:
         UsageError: there is no port, no host, or one that cannot exist.
     """
-    expected = "expected HOST:PORT or [IPv6]:PORT"
-    _check_text("remote", text, expected)
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        if not bracket:
-            raise UsageError(f"remote {quoted(text)} has a '[' without a ']', {expected}")
-        if ":" not in host:
-            what = f"{quoted(host)} in brackets, which are for IPv6 addresses"
-            raise UsageError(f"remote {quoted(text)} has {what}, {expected}")
-        if not rest.startswith(":"):
-            raise UsageError(f"remote {quoted(text)} has no port behind the ']', {expected}")
-        port = rest[1:]
+    _check_text("remote", text, ANY_REMOTE)
+    _refuse_other_kinds("remote", text, _REMOTE, Spelling(habits.url_target(text)), program)
+    if text.startswith("[") and not re.search(r"\]:[^:]*:", text):
+        expected = _REMOTE_V6
+        host, port = _bracketed(text)
     else:
+        expected = _REMOTE
         host, colon, port = text.rpartition(":")
-        if not colon:
+        if not colon and not habits.is_port(text):
             raise UsageError(f"remote {quoted(text)} has no port, {expected}")
+        if is_ip(text.partition("%")[0]) or (":" in host and is_ip(host.partition("%")[0])):
+            raise UsageError(f"remote {quoted(text)} is an IPv6 address without brackets, {_REMOTE_V6}")
+        _refuse_forward(text, host, colon, program)
         if ":" in host:
-            hint = " (an IPv6 address needs brackets)" if is_ip(text) or is_ip(host.partition("%")[0]) else ""
-            raise UsageError(f"remote {quoted(text)} has more than one ':', {expected}{hint}")
+            raise UsageError(f"remote {quoted(text)} has more than one ':', {expected}")
+    host = _without_percent_25(host)
     _check_host("remote", text, host, expected)
     if not port:
         raise UsageError(f"remote {quoted(text)} has an empty port, {expected}")
-    return Endpoint(host, parse_number(f"port of remote {quoted(text)}:", port, 1, 65535))
+    return Endpoint(host, _remote_port(text, host, port, program))
+
+
+def _bracketed(text: str) -> tuple[str, str]:
+    """Splits `[IPv6]:PORT` in two."""
+    host, bracket, rest = text[1:].partition("]")
+    if not bracket:
+        raise UsageError(f"remote {quoted(text)} has a '[' without a ']', {_REMOTE_V6}")
+    if ":" not in host:
+        what = f"{quoted(host)} in brackets, which are for IPv6 addresses"
+        raise UsageError(f"remote {quoted(text)} has {what}, {ANY_REMOTE}")
+    if not rest.startswith(":"):
+        raise UsageError(f"remote {quoted(text)} has no port behind the ']', {_REMOTE_V6}")
+    return host, rest[1:]
+
+
+def _remote_port(text: str, host: str, port: str, program: bool) -> int:
+    try:
+        return parse_number(f"port of remote {quoted(text)}:", port, 1, 65535)
+    except UsageError as error:
+        if number := habits.service(port):
+            hint = Spelling(str(Endpoint(host, number))).spelled(program)
+            raise UsageError(f"{error}; the service {port} has port {number}: {hint}") from None
+        raise
+
+
+def _refuse_forward(text: str, host: str, colon: str, program: bool) -> None:
+    """Refuses what ssh, docker and kubectl call a forward, and says how to write it here."""
+    if "," in text:
+        raise UsageError(f"remote {quoted(text)} has a ',', expected one HOST:PORT")
+    if re.fullmatch(r".*\d/(udp|sctp)", text):
+        raise UsageError(f"remote {quoted(text)} is not TCP, {_REMOTE}")
+    there = habits.forward(text)
+    if not there or there.target == text:
+        return
+    if re.match(r"tcp[46]?:", text, re.IGNORECASE) and not there.port:
+        problem = f"begins with {quoted(text.partition(':')[0])}"
+    elif ":" in host:
+        problem = f"has {habits.count_fields(text)} fields"
+    elif not host:
+        problem = "has an empty host" if colon else "has no host"
+    elif not there.port:
+        problem = "ends with '/tcp'"
+    else:
+        problem = f"has the host {quoted(host)}, which is a bare number"
+    raise UsageError(f"remote {quoted(text)} {problem}, {_REMOTE}; {there.meaning}: {there.spelled(program)}")
+
+
+def _refuse_other_kinds(what: str, text: str, expected: str, there: Spelling, program: bool) -> None:
+    """Refuses UNIX sockets and URLs."""
+    if habits.is_path(text):
+        raise UsageError(f"{what} {quoted(text)} is for a UNIX socket, which is not supported, {expected}")
+    if habits.is_url(text):
+        hint = f"; {there.meaning}: {there.spelled(program)}" if there != Spelling() else ""
+        raise UsageError(f"{what} {quoted(habits.without_password(text))} is a URL, {expected}{hint}")
 
 
 def parse_bind(what: str, text: str) -> str:
@@ -61,17 +156,61 @@ def parse_bind(what: str, text: str) -> str:
     Raises:
         UsageError: it is empty or no host.
     """
-    expected = "expected a name, an IPv4 address or an IPv6 address"
+    expected = "expected a name or an IP address"
+    program = not what.startswith("-")
     _check_text(what, text, expected)
-    if re.fullmatch(r"(\[.*\]|[^:\[\]]+):\w*", text, re.DOTALL):
-        raise UsageError(f"{what} {quoted(text)} has a port, which is an option of its own, {expected}")
+    there = None if is_ip(text.partition("%")[0]) else habits.listen_at(text)
+    _refuse_other_kinds(what, text, expected, there or Spelling(), program)
+    if text in ("*", "+", "[*]"):
+        every, v4 = (Spelling(bind=host).spelled(program) for host in ("::", "0.0.0.0"))
+        hint = f"for all addresses: {every}, or {v4} for IPv4 alone"
+        raise UsageError(f"{what} {quoted(text)} is not an address, {expected}; {hint}")
+    if habits.is_port(text):
+        there = Spelling(port=text)
+        hint = f"{there.meaning}: {there.spelled(program)}"
+        raise UsageError(f"{what} {quoted(text)} is a bare number, {expected}; {hint}")
+    if not there and ":" in text and not is_ip(text.partition("%")[0]):
+        there = habits.forward(text)
+    if there or re.fullmatch(r"(\[.*\]|[^:\[\]]+|):\w*", text, re.DOTALL):
+        hint = f"; {there.meaning}: {there.spelled(program)}" if there else ""
+        raise UsageError(f"{what} {quoted(text)} has a port, which is an option of its own, {expected}{hint}")
     host = text
     if text.startswith("[") or text.endswith("]"):
         host = text[1:-1]
         if not (text.startswith("[") and text.endswith("]")) or ":" not in host:
             raise UsageError(f"{what} {quoted(text)} is not an IPv6 address in brackets, {expected}")
+    host = _without_percent_25(host)
     _check_host(what, text, host, expected)
     return host
+
+
+def parse_local_port(what: str, value: int | str) -> int:
+    """A port to listen on, 0 for a free one.
+
+    Raises:
+        UsageError: it is none; the text says how an address or a forward is written.
+    """
+    try:
+        return parse_number(what, value, 0, 65535)
+    except UsageError as error:
+        text = value.strip() if isinstance(value, str) else ""
+        there = habits.forward(text) if re.match(r"[^:]+:", text) else None
+        if not there or not there.port:
+            there = habits.listen_at(text) if not text.isdecimal() else None
+        if not there and text and (number := habits.service(text)):
+            there = Spelling(port=str(number))
+        if not there:
+            raise
+        hint = f"{there.meaning}: {there.spelled(not what.startswith('-'))}"
+        raise UsageError(f"{error}; {hint}") from None
+
+
+def _without_percent_25(host: str) -> str:
+    """The host without the escape that RFC 6874 asks for in URLs: `fe80::1%25eth0` is `fe80::1%eth0`.
+
+    An interface's number stays as it is. An interface whose name does begin with 25 is spelled `%2525...`.
+    """
+    return re.sub(r"%25(?=.)(?!\d+\Z)", "%", host, count=1)
 
 
 def _check_text(what: str, text: object, expected: str) -> None:
@@ -81,7 +220,7 @@ def _check_text(what: str, text: object, expected: str) -> None:
         raise UsageError(f"{what} {quoted(text)} is empty, {expected}")
 
 
-def _check_host(what: str, text: str, host: str, expected: str) -> None:
+def _check_host(what: str, text: object, host: str, expected: str) -> None:
     problem = _host_problem(host)
     if problem == "empty":
         raise UsageError(f"{what} {quoted(text)} has an empty host, {expected}")
@@ -98,18 +237,36 @@ def _host_problem(host: str) -> str:
         address, percent, scope = host.partition("%")
         is_good = is_ip(address) and (not percent or re.fullmatch(r"[\w.-]{1,15}", scope))
         return "" if is_good else "is not an IPv6 address"
-    labels = host.removesuffix(".").split(".")
+    plain = host
     if not host.isascii():
         try:
-            host.encode("idna")
+            plain = host.encode("idna").decode("ascii")  # which makes digits and dots of any width plain ones
         except UnicodeError:
-            labels = [""]
-    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+            return "cannot be a host name"
+    labels = plain.removesuffix(".").split(".")
+    if len(host) > 253 or not all(map(_LABEL.fullmatch, [*labels, *host.removesuffix(".").split(".")])):
         return "cannot be a host name"
-    # No top-level domain is a number, so 1.2.3.999 is no name; and 010.0.0.1 is 8.0.0.1 to some, 10.0.0.1 to others.
-    if len(labels) > 3 and re.fullmatch(r"\d+", labels[-1], re.ASCII) and not is_ip(host):
-        return "is not an IPv4 address"
-    return ""
+    if _NUMBERS.fullmatch(plain):
+        return "" if is_ip(plain) else _number_problem(plain)
+    # No top-level domain is a number, so 1.2.3.999 is no name.
+    return "is not an IPv4 address" if len(labels) > 3 and labels[-1].isdecimal() else ""
+
+
+def _number_problem(host: str) -> str:
+    """What is wrong with numbers that are no full IPv4 address. Empty: nothing.
+
+    getaddrinfo takes most of them for an address: 18080 is 0.0.70.160, 10.1 is 10.0.0.1, and 010.0.0.1 is 8.0.0.1 to
+    some systems, 10.0.0.1 to others.
+    """
+    try:
+        full = socket.inet_ntop(socket.AF_INET, socket.inet_aton(host))
+    except OSError:
+        full = ""
+    if full and _SHORT_LOOPBACK.fullmatch(host):
+        return ""
+    problem = "is not an IPv4 address" if "." in host else "is a bare number"
+    has_one_meaning = full and not re.search(r"(^|\.)0\d", host)
+    return f"{problem} (in full: {full})" if has_one_meaning and not habits.is_port(host) else problem
 
 
 def is_ip(host: str) -> bool:

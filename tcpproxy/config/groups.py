@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from .._core.worker import LIMITS
-from .options import Option, address, busy_poll, choice, duration, flag, number, rows, size, workers
+from .options import Option, address, busy_poll, choice, duration, flag, local_port, number, rows, size, workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +20,9 @@ class Listening:
         short="-b",
         first=True,
     )
-    port: int = number(
-        0,
+    port: int = local_port(
         "Port to listen on.",
         "`0` picks a free port.",
-        least=0,
-        most=65535,
-        metavar="PORT",
-        shown="random",
         flag="local-port",
         short="-l",
         first=True,

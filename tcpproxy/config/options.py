@@ -14,7 +14,7 @@ from typing import Any
 from .._core.worker import LIMITS
 from ..processors import usable_cpus
 from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_number, parse_size
-from .endpoints import parse_bind
+from .endpoints import parse_bind, parse_local_port
 
 _KEY = "option"
 
@@ -145,6 +145,11 @@ def flag(help: str, doc: str, **more: Any) -> Any:
 def address(default: str, help: str, doc: str, **more: Any) -> Any:
     """A name or IP address to listen on."""
     return _row(default, parse_bind, "ADDR", help, doc, **more)
+
+
+def local_port(help: str, doc: str, **more: Any) -> Any:
+    """A port to listen on; 0 is a free one."""
+    return _row(0, parse_local_port, "PORT", help, doc, shown="random", **more)
 
 
 def busy_poll(help: str, doc: str) -> Any:

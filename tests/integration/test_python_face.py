@@ -492,7 +492,7 @@ def test_bad_option(echo: Echo, options: dict[str, object]) -> None:
     assert str(caught.value).startswith(f"{next(iter(options))} ")
 
 
-@pytest.mark.parametrize("remote", ["", "localhost", "localhost:0", None, 80, b"localhost:80", ("localhost", 80)])
+@pytest.mark.parametrize("remote", ["", "localhost", "localhost:0", None, 8.0, b"localhost:80", ("localhost", "")])
 def test_bad_remote(remote: object) -> None:
     """Row 95."""
     with pytest.raises(UsageError, match=r"^(port of )?remote "):

@@ -56,7 +56,6 @@ BAD_REMOTES = {
     "127.0.0.1": "has no port",
     "localhost:": "has an empty port",
     "[::1]:": "has an empty port",
-    ":80": "has an empty host",
     ":": "has an empty host",
     "localhost:http": "is not a whole number from 1 to 65535",
     "localhost:80x": "is not a whole number from 1 to 65535",
@@ -69,14 +68,11 @@ BAD_REMOTES = {
     "localhost:0x50": "is not a whole number from 1 to 65535",
     "localhost:\u0668\u0660": "is not a whole number from 1 to 65535",
     "localhost:99999999999999999999": "is not a whole number from 1 to 65535",
-    "::1": "(an IPv6 address needs brackets)",
-    "::1:80": "(an IPv6 address needs brackets)",
-    "2001:db8::1:80": "(an IPv6 address needs brackets)",
-    "fe80::1%eth0:80": "(an IPv6 address needs brackets)",
-    "18080:localhost:16379": "has more than one ':', expected HOST:PORT or [IPv6]:PORT",
-    "localhost:80:81": "has more than one ':'",
-    "http://localhost:80": "has more than one ':'",
-    "http://localhost": "is not a whole number from 1 to 65535",
+    "::1": "is an IPv6 address without brackets",
+    "::1:80": "is an IPv6 address without brackets",
+    "2001:db8::1:80": "is an IPv6 address without brackets",
+    "fe80::1%eth0:80": "is an IPv6 address without brackets",
+    "localhost:80:x": "has more than one ':'",
     "user@localhost:80": "cannot be a host name",
     "localhost/path:80": "cannot be a host name",
     "[::1": "has a '[' without a ']'",
@@ -133,8 +129,11 @@ def test_bad_remote(text: str) -> None:
         assert repr(text) in sentence
         assert repr(text.rpartition(":")[2]) in sentence
     else:
-        hint = " (an IPv6 address needs brackets)" if "brackets)" in BAD_REMOTES[text] else ""
-        assert one_sentence(caught.value, text).endswith(f"expected HOST:PORT or [IPv6]:PORT{hint}")
+        v6 = text.startswith("[") or "IPv6" in BAD_REMOTES[text]
+        expected = "[IPv6]:PORT" if v6 else "HOST:PORT"
+        if not text or "which are for IPv6" in sentence:
+            expected = "HOST:PORT or [IPv6]:PORT"
+        assert one_sentence(caught.value, text).endswith(f"expected {expected}")
 
 
 # --- bind ---
@@ -160,9 +159,7 @@ def test_bind(text: str, host: str) -> None:
 
 BAD_BINDS = {
     "": "is empty",
-    "127.0.0.1:80": "has a port, which is an option of its own",
-    "localhost:80": "has a port, which is an option of its own",
-    "[::1]:80": "has a port, which is an option of its own",
+    "localhost:http": "has a port, which is an option of its own",
     "[::1": "is not an IPv6 address in brackets",
     "::1]": "is not an IPv6 address in brackets",
     "[127.0.0.1]": "is not an IPv6 address in brackets",
@@ -186,7 +183,7 @@ def test_bad_bind(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_bind("bind", text)
     assert BAD_BINDS[text] in one_sentence(caught.value, text)
-    assert str(caught.value).endswith("expected a name, an IPv4 address or an IPv6 address")
+    assert str(caught.value).endswith("expected a name or an IP address")
 
 
 # --- numbers, durations, sizes ---
@@ -416,14 +413,6 @@ def test_unknown_argument(name: str, hint: str) -> None:
     assert str(caught.value) == f"Proxy() got an unexpected keyword argument {name!r}{hint}"
 
 
-@pytest.mark.parametrize("remote", [16379, ("127.0.0.1", 80), None, b"localhost:80"])
-def test_remote_that_is_no_text(remote: object) -> None:
-    """Row 95."""
-    with pytest.raises(UsageError) as caught:
-        tcpproxy.Proxy(remote)  # type: ignore[arg-type]
-    assert str(caught.value) == f"remote {remote!r} is not a text, expected HOST:PORT or [IPv6]:PORT"
-
-
 def test_the_argument_is_named_as_it_is_written() -> None:
     """An underscore in a program, a dash on the command line."""
     with pytest.raises(UsageError, match=r"^idle_timeout '5 sec' is not a duration"):
@@ -476,7 +465,7 @@ GOOD = "127.0.0.1:9"
     ("args", "sentence"),
     [
         ([""], "remote '' is empty, expected HOST:PORT or [IPv6]:PORT"),
-        (["localhost"], "remote 'localhost' has no port, expected HOST:PORT or [IPv6]:PORT"),
+        (["localhost"], "remote 'localhost' has no port, expected HOST:PORT"),
         (["localhost:http"], "port of remote 'localhost:http': 'http' is not a whole number from 1 to 65535"),
         (["local\x1b[31mhost:80"], "remote 'local\\x1b[31mhost:80' has 'local\\x1b[31mhost', which cannot be a host"),
         (["\u00fc" * 60 + ":80"], f"remote '{chr(0xFC) * 60}:80' has "),
@@ -540,12 +529,12 @@ UNKNOWN = {
     "--worker": "--workers",
     "--keep-alive": "--keepalive",
     "--quite": "--quiet",
-    "--port": "--local-port",
+    **dict.fromkeys(("--port", "--listen", "-p", "-L"), "-l 3"),
     "--timeout": "--connect-timeout or --half-close-timeout or --idle-timeout",
     "--max": "--max-connections or --max-connections-per-source",
     "--ver": "--version",
-    **dict.fromkeys(("--verbose", "--trace", "--rate", "--source", "--once", "--range", "--print", "--listen"), ""),
-    **dict.fromkeys(("-p", "-L", "-v", "-x", "--x"), ""),
+    **dict.fromkeys(("--verbose", "--trace", "--rate", "--source", "--once", "--range", "--print"), ""),
+    **dict.fromkeys(("-v", "-x", "--x"), ""),
 }
 
 
@@ -562,6 +551,20 @@ def test_unknown_option(typed: str) -> None:
     ("args", "sentence"),
     [
         ([], "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT"),
+        (
+            ["-l", "8080:db:5432"],
+            "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT; "
+            "to listen on port 8080 and forward to db:5432: tcpproxy -l 8080 db:5432",
+        ),
+        (
+            ["8080", "db:5432"],
+            "argument 'db:5432' is one too many, expected one REMOTE; "
+            "to listen on port 8080 and forward to db:5432: tcpproxy -l 8080 db:5432",
+        ),
+        (
+            ["db", "5432"],
+            "argument '5432' is one too many, expected one REMOTE; to forward to db:5432: tcpproxy db:5432",
+        ),
         (["-d"], "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT"),
         ([GOOD, "too-much"], "argument 'too-much' is one too many, expected one REMOTE"),
         ([GOOD, "too\x1b[31m-much"], "argument 'too\\x1b[31m-much' is one too many, expected one REMOTE"),

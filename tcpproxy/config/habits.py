@@ -1,0 +1,166 @@
+"""Spellings of other programs (ssh, docker, kubectl, socat, URLs), and what they are here. Only errors need it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import socket
+from dataclasses import dataclass
+
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:.*@)?(?P<place>[^/?#@]*).*", re.DOTALL | re.I)
+_PORT = re.compile(r"0*[1-9]\d{0,4}", re.ASCII)
+_PATH = re.compile(
+    r"[/@]|~/|\.{1,2}/|(.*:)?/(?!/)|.*\.sock\Z|unix(-connect|-listen|-client)?:(?!\d+\Z)", re.DOTALL | re.I
+)
+_HOST = re.compile(r"\[[0-9a-f:.]+(%\w+)?\]|[\w*][\w.-]*\Z", re.I)
+_DEFAULT_PORTS = {
+    **{"http": 80, "ws": 80, "https": 443, "wss": 443, "ftp": 21, "ssh": 22, "redis": 6379, "rediss": 6379},
+    **{"postgres": 5432, "postgresql": 5432, "mysql": 3306, "mongodb": 27017, "amqp": 5672, "amqps": 5671},
+    **{"ldap": 389, "ldaps": 636, "mqtt": 1883, "mqtts": 8883, "nats": 4222, "memcached": 11211},
+}
+"""Of URLs without a port. Written here, because a container has no /etc/services."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A forward as this program spells it. Empty: not told.
+
+    Args:
+        target: HOST:PORT to connect to.
+        bind: the address to listen on.
+        port: the port to listen on.
+    """
+
+    target: str = ""
+    bind: str = ""
+    port: str = ""
+
+    @property
+    def meaning(self) -> str:
+        """What it does, as a part of a sentence."""
+        if not self.port and not self.bind:
+            return f"to forward to {self.target}"
+        place = " ".join([self.bind, f"port {self.port}" if self.port else ""]).strip()
+        return f"to listen on {place}" + (f" and forward to {self.target}" if self.target else "")
+
+    def spelled(self, program: bool) -> str:
+        """As a call of `Proxy` or the arguments of one, or as a command line or the options of one."""
+        return self.in_program() if program else self.in_command()
+
+    def in_program(self) -> str:
+        """As a call of `Proxy`, or the arguments of one."""
+        named = [("bind", repr(self.bind)), ("port", self.port)]
+        options = [f"{name}={value}" for name, value in named if value and value != "''"]
+        return f"Proxy({', '.join([repr(self.target), *options])})" if self.target else ", ".join(options)
+
+    def in_command(self) -> str:
+        """As a command line, or the options of one, quoted for a shell."""
+        words = ["tcpproxy"] if self.target else []
+        words += ["-b", self.bind] if self.bind else []
+        words += ["-l", self.port] if self.port else []
+        words += [self.target] if self.target else []
+        return shlex.join(words)
+
+
+def is_url(text: str) -> bool:
+    """Is it SCHEME://...?"""
+    return _URL.fullmatch(text) is not None
+
+
+def is_path(text: str) -> bool:
+    """Is it meant for a UNIX socket: a path, `unix:PATH`, `@name`, or one of them behind a port?"""
+    url = _URL.fullmatch(text)
+    return "unix" in url["scheme"].lower().split("+") if url else _PATH.match(text) is not None
+
+
+def without_password(text: str) -> str:
+    """The URL without its user and password: an error is printed, and often kept."""
+    return re.sub(r"://.*@", "://...@", text, count=1, flags=re.DOTALL)
+
+
+def is_port(text: str) -> bool:
+    """Is it a number from 1 to 65535, in digits?"""
+    return _PORT.fullmatch(text) is not None and int(text) <= 65535
+
+
+def url_target(text: str) -> str:
+    """HOST:PORT of a URL, HOST:PORT with the word PORT if it has none; empty: it has no host either."""
+    match = _URL.fullmatch(text)
+    if not match or not match["place"] or "," in match["place"]:
+        return ""
+    host, port = _host_and_port(match["place"])
+    port = port or str(_DEFAULT_PORTS.get(match["scheme"].lower(), "PORT"))
+    return f"{host or 'localhost'}:{port}"
+
+
+def forward(text: str) -> Spelling | None:
+    """What `[BIND:]PORT:[HOST:]PORT` of ssh, docker and kubectl is here; None: it is no such thing."""
+    text = text.removesuffix("/tcp")
+    text = re.sub(r"\Atcp[46]?:(?=[^/].*:)", "", text, flags=re.I)  # socat's TCP:HOST:PORT
+    parts = _fields(text)
+    if len(parts) == 2 and is_port(parts[0]) and re.fullmatch(r"[a-z][\w.-]*", parts[1], re.I):  # PORT:HOST
+        return Spelling(f"{parts[1]}:PORT", "", parts[0])
+    if not 1 <= len(parts) <= 4 or not is_port(parts[-1]):
+        return None
+    *front, port = parts
+    if len(front) <= 1:  # PORT, :PORT, PORT:PORT, HOST:PORT
+        host = front[0] if front else ""
+        if not host or is_port(host):
+            return Spelling(f"localhost:{port}", "", host)
+        return Spelling(f"{host}:{port}") if _HOST.match(host) else None
+    if len(front) == 3:  # BIND:PORT:HOST:PORT
+        bind, local, host = front
+    elif is_port(front[0]) or front[0] == "0":  # PORT:HOST:PORT
+        bind, (local, host) = "", front
+    else:  # docker's ADDRESS:PORT:PORT, and ADDRESS::PORT for a free port
+        bind, local, host = *front, ""
+    host = host or "localhost"
+    if (
+        (local and not local.isdecimal())
+        or host.isdecimal()
+        or not _HOST.match(host)
+        or (bind and not _HOST.match(bind))
+    ):
+        return None
+    return Spelling(f"{host}:{port}", listen_address(bind), local)
+
+
+def count_fields(text: str) -> int:
+    """How many fields there are between colons."""
+    return len(_fields(text))
+
+
+def listen_at(text: str) -> Spelling | None:
+    """What `[ADDRESS]:PORT` is here; None: it is no such thing."""
+    if is_url(text):
+        text = text.partition("://")[2].partition("/")[0]
+    host, port = _host_and_port(text.removesuffix("/tcp"))
+    if not (is_port(port) or port == "0") or (host and not _HOST.match(host)):
+        return None
+    return Spelling("", listen_address(host), port)
+
+
+def listen_address(text: str) -> str:
+    """An address to listen on, without brackets; `*` is all of them."""
+    return "::" if text == "*" else text.removeprefix("[").removesuffix("]")
+
+
+def service(name: str) -> int:
+    """The TCP port of a service's name on this machine; 0: there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return socket.getservbyname(name, "tcp")
+    return 0
+
+
+def _fields(text: str) -> list[str]:
+    """The fields between colons; what is in brackets is one."""
+    hidden = re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(":", "\0"), text)
+    return [field.replace("\0", ":") for field in hidden.split(":")]
+
+
+def _host_and_port(text: str) -> tuple[str, str]:
+    host, colon, port = text.rpartition(":")
+    if not colon and is_port(text):
+        return "", text
+    return (host, port) if colon and "]" not in port else (text, "")

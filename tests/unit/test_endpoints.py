@@ -1,0 +1,304 @@
+"""What people type who know ssh, docker, kubectl, socat or URLs: what it means here, or the sentence that says so."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+import pytest
+
+from tcpproxy import Proxy, UsageError
+from tcpproxy.command.usage import meant
+from tcpproxy.config.config import Config
+from tcpproxy.config.endpoints import Endpoint, endpoint, parse_bind, parse_endpoint, parse_local_port
+
+BARE = "which is a bare number, expected HOST:PORT; "
+NO_UNIX = "is for a UNIX socket, which is not supported, expected HOST:PORT"
+
+REMOTES = {
+    # docker, kubectl
+    "18080:16379": f"has the host '18080', {BARE}to listen on port 18080 and forward to localhost:16379: "
+    "tcpproxy -l 18080 localhost:16379",
+    "18080:16379/tcp": "tcpproxy -l 18080 localhost:16379",
+    "53:53/udp": "is not TCP, expected HOST:PORT",
+    "127.0.0.1:8080:80": "has 3 fields, expected HOST:PORT; to listen on 127.0.0.1 port 8080 and forward to "
+    "localhost:80: tcpproxy -b 127.0.0.1 -l 8080 localhost:80",
+    "127.0.0.1::80": "to listen on 127.0.0.1 and forward to localhost:80: tcpproxy -b 127.0.0.1 localhost:80",
+    ":16379": "has an empty host, expected HOST:PORT; to forward to localhost:16379: tcpproxy localhost:16379",
+    "16379": "has no host, expected HOST:PORT; to forward to localhost:16379: tcpproxy localhost:16379",
+    "8080:db": f"has the host '8080', {BARE}to listen on port 8080 and forward to db:PORT: tcpproxy -l 8080 db:PORT",
+    # ssh
+    "8080:db:5432": "has 3 fields, expected HOST:PORT; to listen on port 8080 and forward to db:5432: "
+    "tcpproxy -l 8080 db:5432",
+    "*:8080:db:5432": "tcpproxy -b :: -l 8080 db:5432",
+    ":8080:db:5432": "has 4 fields, expected HOST:PORT; to listen on port 8080 and forward to db:5432: "
+    "tcpproxy -l 8080 db:5432",
+    "localhost:8080:db:5432": "tcpproxy -b localhost -l 8080 db:5432",
+    "0:db:5432": "to listen on port 0 and forward to db:5432: tcpproxy -l 0 db:5432",
+    "8080:[::1]:5432": "to listen on port 8080 and forward to [::1]:5432: tcpproxy -l 8080 '[::1]:5432'",
+    "[::1]:8080:[2001:db8::5]:443": "has 4 fields, expected HOST:PORT; to listen on ::1 port 8080 and forward to "
+    "[2001:db8::5]:443: tcpproxy -b ::1 -l 8080 '[2001:db8::5]:443'",
+    "1:2:3:4:5": "has more than one ':', expected HOST:PORT",
+    "8080:db:http": "has more than one ':', expected HOST:PORT",
+    # URLs, socat
+    "http://db:80": "is a URL, expected HOST:PORT; to forward to db:80: tcpproxy db:80",
+    "http://db:80/path?x=1#y": "tcpproxy db:80",
+    "https://db": "tcpproxy db:443",
+    "redis://localhost:16379/0": "is a URL, expected HOST:PORT; to forward to localhost:16379: "
+    "tcpproxy localhost:16379",
+    "tcp://localhost:16379": "is a URL, expected HOST:PORT; to forward to localhost:16379: tcpproxy localhost:16379",
+    "tcp://db": "tcpproxy db:PORT",
+    "tcp://:80": "tcpproxy localhost:80",
+    "http://[::1]:8080/": "tcpproxy '[::1]:8080'",
+    "http://[::1]": "tcpproxy '[::1]:80'",
+    "http://": "is a URL, expected HOST:PORT",
+    "mongodb://a:1,b:2/x": "is a URL, expected HOST:PORT",
+    "tcp:db:80": "begins with 'tcp', expected HOST:PORT; to forward to db:80: tcpproxy db:80",
+    "TCP4:db:80": "begins with 'TCP4', expected HOST:PORT; to forward to db:80: tcpproxy db:80",
+    "db:80/tcp": "ends with '/tcp', expected HOST:PORT; to forward to db:80: tcpproxy db:80",
+    "db1:80,db2:80": "has a ',', expected one HOST:PORT",
+    # UNIX sockets
+    **dict.fromkeys(("/var/run/docker.sock", "./x", "~/x", "run/docker.sock", "@name", "8080:/run/x"), NO_UNIX),
+    **dict.fromkeys(("unix:/run/x", "unix:x", "UNIX-CONNECT:/x", "unix:///run/x", "http+unix://%2Frun"), NO_UNIX),
+    # numbers that inet_aton takes for an address
+    "0:80": "has '0', which is a bare number (in full: 0.0.0.0), expected HOST:PORT",
+    "2130706433:80": "has '2130706433', which is a bare number (in full: 127.0.0.1), expected HOST:PORT",
+    "0x7f000001:80": "has '0x7f000001', which is a bare number (in full: 127.0.0.1), expected HOST:PORT",
+    "99999999999:80": "has '99999999999', which is a bare number, expected HOST:PORT",
+    "\uff11\uff18\uff10\uff18\uff10:80": "which is a bare number, expected HOST:PORT",
+    "10.1:80": "has '10.1', which is not an IPv4 address (in full: 10.0.0.1), expected HOST:PORT",
+    "1.2.3:80": "has '1.2.3', which is not an IPv4 address (in full: 1.2.0.3), expected HOST:PORT",
+    "0177.1:80": "has '0177.1', which is not an IPv4 address, expected HOST:PORT",
+    "127.01:80": "has '127.01', which is not an IPv4 address, expected HOST:PORT",
+    "0x7f.1:80": "has '0x7f.1', which is not an IPv4 address (in full: 127.0.0.1), expected HOST:PORT",
+    "127.99999999:80": "has '127.99999999', which is not an IPv4 address, expected HOST:PORT",
+    "18080.:80": "has '18080.', which is not an IPv4 address, expected HOST:PORT",
+    # no port; IPv6
+    "db": "has no port, expected HOST:PORT",
+    "65536": "has no port, expected HOST:PORT",
+    "::1": "is an IPv6 address without brackets, expected [IPv6]:PORT",
+    "::1:80": "is an IPv6 address without brackets, expected [IPv6]:PORT",
+    "fe80::1%eth0:80": "is an IPv6 address without brackets, expected [IPv6]:PORT",
+    "[::1]": "has no port behind the ']', expected [IPv6]:PORT",
+}
+
+
+@pytest.mark.parametrize("text", REMOTES)
+def test_remote_of_another_program(text: str) -> None:
+    """The sentence has the value, what is wrong with it, and the command line."""
+    with pytest.raises(UsageError) as caught:
+        parse_endpoint(text)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"remote {text!r} ")
+    assert sentence.endswith(REMOTES[text])
+    assert "brackets" not in sentence or text.count(":") > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("127.1:80", "127.1"),
+        ("127.0.1:80", "127.0.1"),
+        ("unix:80", "unix"),
+        ("tcp:80", "tcp"),
+        ("db.1:80", "db.1"),
+        ("1password:80", "1password"),
+        ("0xdb.example:80", "0xdb.example"),
+        ("[fe80::1%25eth0]:80", "fe80::1%eth0"),
+        ("[fe80::1%2525eth0]:80", "fe80::1%25eth0"),
+        ("[fe80::1%25]:80", "fe80::1%25"),
+        ("[fe80::1%253]:80", "fe80::1%253"),
+    ],
+)
+def test_remote_that_stays(text: str, host: str) -> None:
+    """Names that look like something else, an address that stays on this machine, and RFC 6874's `%25`."""
+    assert parse_endpoint(text) == Endpoint(host, 80)
+
+
+def test_hints_are_right() -> None:
+    """Each remote that a hint names is accepted."""
+    for text in REMOTES:
+        with pytest.raises(UsageError) as caught:
+            parse_endpoint(text, program=True)
+        _, call, arguments = str(caught.value).partition(": Proxy(")
+        if call and "PORT'" not in arguments:
+            eval(f"Proxy({arguments}", {"Proxy": Proxy})
+
+
+def test_password_is_not_shown() -> None:
+    """An error is printed, and often kept."""
+    with pytest.raises(UsageError) as caught:
+        parse_endpoint("postgresql://me:s@cret/@db/x")
+    assert str(caught.value) == (
+        "remote 'postgresql://...@db/x' is a URL, expected HOST:PORT; to forward to db:5432: tcpproxy db:5432"
+    )
+
+
+def test_service_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not accepted, for they mean something else on each machine; the error has the number of this one."""
+    monkeypatch.setattr(socket, "getservbyname", lambda name, _: 6379 if name == "redis" else int(""))
+    with pytest.raises(UsageError) as caught:
+        parse_endpoint("localhost:redis")
+    assert str(caught.value) == (
+        "port of remote 'localhost:redis': 'redis' is not a whole number from 1 to 65535; "
+        "the service redis has port 6379: tcpproxy localhost:6379"
+    )
+    with pytest.raises(UsageError, match=r"from 1 to 65535$"):
+        parse_endpoint("localhost:nonsense")
+    with pytest.raises(UsageError, match=r"from 0 to 65535; to listen on port 6379: -l 6379$"):
+        parse_local_port("--local-port", "redis")
+
+
+# --- where to listen ---
+
+PORT = "has a port, which is an option of its own, expected a name or an IP address; "
+BINDS = {
+    "127.0.0.1:8080": f"{PORT}to listen on 127.0.0.1 port 8080: -b 127.0.0.1 -l 8080",
+    ":8080": f"{PORT}to listen on port 8080: -l 8080",
+    "localhost:0": f"{PORT}to listen on localhost port 0: -b localhost -l 0",
+    "[::1]:80": f"{PORT}to listen on ::1 port 80: -b ::1 -l 80",
+    "*:80": f"{PORT}to listen on :: port 80: -b :: -l 80",
+    "8080:db:5432": f"{PORT}to listen on port 8080 and forward to db:5432: tcpproxy -l 8080 db:5432",
+    "8080": "is a bare number, expected a name or an IP address; to listen on port 8080: -l 8080",
+    "*": "is not an address, expected a name or an IP address; for all addresses: -b ::, or -b 0.0.0.0 for IPv4 alone",
+    "0": "is a bare number (in full: 0.0.0.0), expected a name or an IP address",
+    "10.1": "is not an IPv4 address (in full: 10.0.0.1), expected a name or an IP address",
+    "tcp://0.0.0.0:80": "is a URL, expected a name or an IP address; to listen on 0.0.0.0 port 80: -b 0.0.0.0 -l 80",
+    "http://here": "is a URL, expected a name or an IP address",
+    "/run/x.sock": "is for a UNIX socket, which is not supported, expected a name or an IP address",
+    "unix:x": "is for a UNIX socket, which is not supported, expected a name or an IP address",
+}
+
+
+@pytest.mark.parametrize("text", BINDS)
+def test_bind_of_another_program(text: str) -> None:
+    """In the command."""
+    with pytest.raises(UsageError) as caught:
+        parse_bind("--bind", text)
+    assert str(caught.value) == f"--bind {text!r} {BINDS[text]}"
+
+
+LOCAL_PORTS = {
+    "127.0.0.1:8080": "to listen on 127.0.0.1 port 8080: -b 127.0.0.1 -l 8080",
+    ":18080": "to listen on port 18080: -l 18080",
+    "*:80": "to listen on :: port 80: -b :: -l 80",
+    "[::1]:80": "to listen on ::1 port 80: -b ::1 -l 80",
+    "8080:5432": "to listen on port 8080 and forward to localhost:5432: tcpproxy -l 8080 localhost:5432",
+    "8080:db:5432": "to listen on port 8080 and forward to db:5432: tcpproxy -l 8080 db:5432",
+    "8080/tcp": "to listen on port 8080: -l 8080",
+    "tcp://:80": "to listen on port 80: -l 80",
+}
+
+
+@pytest.mark.parametrize("text", LOCAL_PORTS)
+def test_local_port_of_another_program(text: str) -> None:
+    """In the command."""
+    with pytest.raises(UsageError) as caught:
+        parse_local_port("--local-port", text)
+    assert str(caught.value) == f"--local-port {text!r} is not a whole number from 0 to 65535; {LOCAL_PORTS[text]}"
+
+
+@pytest.mark.parametrize("text", ["99999", "8080-8090", "nonsense", "-1", "8080,8081"])
+def test_local_port_without_a_hint(text: str) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(UsageError, match=r"is not a whole number from 0 to 65535$"):
+        parse_local_port("--local-port", text)
+
+
+@pytest.mark.parametrize(
+    ("typed", "value", "hint"),
+    [
+        ("-p", "18080", "-l 18080"),
+        ("-p", "18080:16379", "tcpproxy -l 18080 localhost:16379"),
+        ("-L", "18080:localhost:16379", "tcpproxy -l 18080 localhost:16379"),
+        ("-L", "*:80:db:1", "tcpproxy -b :: -l 80 db:1"),
+        ("--port", "18080", "-l 18080"),
+        ("--listen", "0.0.0.0:80", "-b 0.0.0.0 -l 80"),
+        ("--listen", ":80", "-l 80"),
+        ("--listen", "", "-l"),
+        ("--address", "0.0.0.0", "-b 0.0.0.0"),
+        ("--listen", "*", "-b ::"),
+        ("--target", "db:80", "tcpproxy db:80"),
+        ("--target", "db", ""),
+        ("--nonsense", "80", ""),
+    ],
+)
+def test_option_of_another_program(typed: str, value: str, hint: str) -> None:
+    """With its value."""
+    assert meant(typed, value) == ([hint] if hint else [])
+
+
+# --- in a program ---
+
+
+@pytest.mark.parametrize(
+    ("remote", "text"),
+    [
+        (16379, "localhost:16379"),
+        ("127.0.0.1:80", "127.0.0.1:80"),
+        (("127.0.0.1", 16379), "127.0.0.1:16379"),
+        (("db", 5432), "db:5432"),
+        (("::1", 80), "[::1]:80"),
+        (("::1", 80, 0, 0), "[::1]:80"),
+        (("fe80::1", 80, 0, 3), "[fe80::1%3]:80"),
+        (("fe80::1%eth0", 80, 0, 3), "[fe80::1%eth0]:80"),
+    ],
+)
+def test_remote_in_a_program(remote: object, text: str) -> None:
+    """A port of localhost, a pair, or an address of a socket."""
+    assert str(Config.make(remote).remote) == text  # type: ignore[arg-type]
+
+
+def test_address_of_a_socket() -> None:
+    """Of both families, as it comes."""
+    for family, host in (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"):
+        with contextlib.suppress(OSError), socket.create_server((host, 0), family=family) as server:
+            assert endpoint(server.getsockname()) == Endpoint(host, server.getsockname()[1])
+
+
+NO_ADDRESS = "is no address, expected HOST:PORT or [IPv6]:PORT, a port of localhost, or (host, port)"
+
+
+@pytest.mark.parametrize(
+    ("remote", "sentence"),
+    [
+        *((each, f"remote {each!r} {NO_ADDRESS}") for each in (None, True, b"db:80", 1.5, ("db",), (1, 2), ["db", 80])),
+        (0, "port 0 is not a whole number from 1 to 65535"),
+        (65536, "port 65536 is not a whole number from 1 to 65535"),
+        (("db", 0), "port of remote ('db', 0): 0 is not a whole number from 1 to 65535"),
+        (("18080", 80), "remote ('18080', 80) has '18080', which is a bare number, expected (host, port)"),
+        (("", 80), "remote ('', 80) has an empty host, expected (host, port)"),
+        (
+            "18080:16379",
+            f"remote '18080:16379' has the host '18080', {BARE}"
+            "to listen on port 18080 and forward to localhost:16379: Proxy('localhost:16379', port=18080)",
+        ),
+    ],
+)
+def test_bad_remote_in_a_program(remote: object, sentence: str) -> None:
+    """One sentence; its hints are calls."""
+    with pytest.raises(UsageError) as caught:
+        Config.make(remote)  # type: ignore[arg-type]
+    assert str(caught.value) == sentence
+
+
+def test_bad_bind_in_a_program() -> None:
+    """Its hints are arguments."""
+    with pytest.raises(UsageError, match=r"; to listen on 127.0.0.1 port 80: bind='127.0.0.1', port=80$"):
+        Config.make(1, bind="127.0.0.1:80")
+    with pytest.raises(UsageError, match=r"; for all addresses: bind='::', or bind='0.0.0.0' for IPv4 alone$"):
+        Config.make(1, bind="*")
+    with pytest.raises(UsageError, match=r"^port ':80' is not a whole number from 0 to 65535; .*: port=80$"):
+        Config.make(1, port=":80")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows interfaces by number alone")
+def test_port_and_host() -> None:
+    """Those of the first address."""
+    proxy = Proxy(9)
+    for name in "port", "host":
+        with pytest.raises(RuntimeError, match="has not been started"):
+            getattr(proxy, name)
+    with proxy:
+        assert (proxy.host, proxy.port) == proxy.address
