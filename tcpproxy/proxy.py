@@ -18,7 +18,7 @@ from .config.reference import documented
 from .crew import LOG_DRAIN, Crew
 from .errors import StartError, WorkerError
 from .network.limits import connection_limit
-from .network.listening import address, is_public, listen, small_buffers, where
+from .network.listening import address, is_public, listen, own_addresses, small_buffers, where
 from .network.resolver import Address, Resolver, numeric
 from .report.event import Event, EventKind
 from .report.reporter import Reporter
@@ -100,6 +100,7 @@ class Proxy:
     def _start(self) -> Crew:
         resolver, addresses = self._find_target()
         listeners = listen(self.config, addresses)
+        addresses = self._others(listeners, resolver, addresses)
         crew = Crew(self.config, self._reporter, resolver, self._failed)
         with contextlib.ExitStack() as stack:
             for listener in listeners:
@@ -139,6 +140,20 @@ class Proxy:
                 "warning", f"cannot resolve {remote.host} ({why}); it is looked up again for each connection"
             )
         return resolver, found
+
+    def _others(
+        self, listeners: list[socket.socket], resolver: Resolver | None, addresses: list[Address]
+    ) -> list[Address]:
+        """Upstream's addresses without our own, of which connections would come back; there may be one of each."""
+        is_own = own_addresses(listeners)
+        if resolver:
+            resolver.leave_out(is_own)
+        others = [each for each in addresses if not is_own(each)]
+        if len(others) < len(addresses):
+            own = ", ".join(address(listener) for listener in listeners)
+            text = f"{self.config.remote} is this proxy itself ({own}) and others; only the others are used"
+            self._reporter.note("warning", text)
+        return others
 
     def _announce(self, listeners: list[socket.socket]) -> None:
         self.addresses = [where(listener) for listener in listeners]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+from collections.abc import Callable
 
 from .._core.worker import LIMITS
 from ..config.config import Config
@@ -22,11 +23,11 @@ def listen(config: Config, target: list[Address]) -> list[socket.socket]:
 
     Args:
         config: the address, the port, and the remote for error texts.
-        target: upstream's addresses, none of which may lead back here.
+        target: upstream's addresses, not all of which may lead back here.
 
     Raises:
         StartError: an address cannot be listened on.
-        UsageError: upstream is one of these listeners.
+        UsageError: upstream is these listeners, and nothing else.
     """
     places = _bind_places(config)
     for attempt in range(8):
@@ -34,8 +35,11 @@ def listen(config: Config, target: list[Address]) -> list[socket.socket]:
         port = config.listening.port
         try:
             for family, host in places:
-                sockets.append(_bind(family, host, port, config, target))
+                sockets.append(_bind(family, host, port))
                 port = sockets[0].getsockname()[1]
+            is_own = own_addresses(sockets)
+            if target and all(map(is_own, target)):
+                raise UsageError(f"remote {str(config.remote)!r} is this proxy's own address, expected another one")
             for listener in sockets:
                 listener.listen(BACKLOG)
         except OSError as error:
@@ -63,6 +67,8 @@ def _bind_places(config: Config) -> list[tuple[int, str]]:
         found = socket.getaddrinfo(config.listening.bind, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         why = error if isinstance(error, OSError) else OSError(str(error))
+        if _is_interface(config.listening.bind):
+            why = OSError("that is a network interface, expected one of its addresses")
         raise StartError(f"cannot listen on {config.listening.bind}", OSError(why.strerror or str(why))) from error
     places: list[tuple[int, str]] = []
     for family, _, _, _, where in found:
@@ -77,7 +83,7 @@ def _bind_places(config: Config) -> list[tuple[int, str]]:
     return places
 
 
-def _bind(family: int, host: str, port: int, config: Config, target: list[Address]) -> socket.socket:
+def _bind(family: int, host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
@@ -90,32 +96,44 @@ def _bind(family: int, host: str, port: int, config: Config, target: list[Addres
             # [::] alone accepts both families; localhost and a name with several addresses have a socket for each.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
         listener.bind(socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)[0][4])
-        if _reaches(listener, target):
-            raise UsageError(f"remote {str(config.remote)!r} is this proxy's own address, expected another one")
     except OSError as error:
         listener.close()
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise StartError(f"cannot listen on {where}", error) from error
-    except UsageError:
-        listener.close()
-        raise
     return listener
 
 
-def _reaches(listener: socket.socket, target: list[Address]) -> bool:
-    """Returns whether a connection to one of these addresses reaches this listener."""
-    host, port = listener.getsockname()[:2]
-    own = socket.inet_pton(listener.family, host.partition("%")[0])
-    for raw, target_port, _ in target:
-        raw = raw.removeprefix(_V4_MAPPED)
-        family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
-        if target_port != port:
-            continue
-        if raw == own or (not any(own) and (family == listener.family or len(own) == 16)):
-            if raw == own or not any(raw) or _is_local(family, socket.inet_ntop(family, raw)):
-                return True
-        elif not any(raw) and family == listener.family:
-            return True
+def own_addresses(listeners: list[socket.socket]) -> Callable[[Address], bool]:
+    """Returns a function that tells whether a connection to an address reaches one of these listeners.
+
+    It needs the listeners no more.
+    """
+    places = []
+    for listener in listeners:
+        host, port = listener.getsockname()[:2]
+        places.append((listener.family, socket.inet_pton(listener.family, host.partition("%")[0]), port))
+
+    def is_own(target: Address) -> bool:
+        return any(target[1] == port and _reaches(family, own, target[0]) for family, own, port in places)
+
+    return is_own
+
+
+def _reaches(listening: int, own: bytes, target: bytes) -> bool:
+    """Returns whether a connection to `target` reaches a listener of this family at `own`, on the same port."""
+    target = target.removeprefix(_V4_MAPPED)
+    family = socket.AF_INET if len(target) == 4 else socket.AF_INET6
+    if target == own:
+        return True
+    if not any(own) and (family == listening or len(own) == 16):
+        return not any(target) or _is_local(family, socket.inet_ntop(family, target))
+    return not any(target) and family == listening
+
+
+def _is_interface(name: str) -> bool:
+    """Returns whether it is the name of a network interface."""
+    with contextlib.suppress(OSError, ValueError):
+        return socket.if_nametoindex(name) > 0
     return False
 
 

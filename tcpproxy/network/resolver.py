@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 Address = tuple[bytes, int, int]
 """(raw IPv4 or IPv6 address, port, IPv6 scope id)"""
@@ -60,6 +61,7 @@ class Resolver:
         self._asking = False
         self._answers = 0
         self._closed = False
+        self._is_own: Callable[[Address], bool] = lambda _address: False
         self.lookup_error = ""
         """Why the last lookup failed; empty if it did not."""
 
@@ -86,6 +88,12 @@ class Resolver:
             recent = time.monotonic() - self._good_at < MAX_STALE
             return (self._good, STALE_AFTER) if recent else ([], 0.0)
 
+    def leave_out(self, is_own: Callable[[Address], bool]) -> None:
+        """From now on no answer has an address of the proxy itself, where its connections would come back."""
+        with self._changed:
+            self._is_own = is_own
+            self._good = [address for address in self._good if not is_own(address)]
+
     def _begin(self) -> bool:
         # A thread for each query: getaddrinfo cannot be interrupted, and must not delay an exit.
         try:
@@ -105,8 +113,10 @@ class Resolver:
         found: list[Address] = []
         lookup_error = "the lookup failed"
         try:
-            found = resolve(*self._where)
-            lookup_error = "" if found else "No address associated with hostname"
+            known = resolve(*self._where)
+            found = [address for address in known if not self._is_own(address)]
+            own = "it is this proxy's own address"
+            lookup_error = "" if found else own if known else "No address associated with hostname"
         except OSError as error:
             lookup_error = error.strerror or str(error)
         except MemoryError:

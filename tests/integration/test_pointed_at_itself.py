@@ -93,3 +93,77 @@ def test_circle_of_two(make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
     first.stop()
     second.stop()
     assert time.monotonic() - start < 5
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> list[str]:
+    """Makes the name `both.test` have these addresses, in a list that may be changed."""
+    answers, real = list(hosts), socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *args: object, **options: object) -> object:
+        if host != "both.test" or options.get("flags"):
+            return real(host, port, *args, **options)  # type: ignore[arg-type]
+        return [found for each in answers for found in real(each, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return answers
+
+
+@pytest.mark.parametrize("hosts", [("127.0.0.1", "::1"), ("::1", "127.0.0.1")])
+def test_one_of_two_addresses_is_its_own(monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, str]) -> None:
+    """A server on ::1 alone, and the same port: as `-l 5173 localhost:5173` with a server of Node.js."""
+    resolve_to(monkeypatch, *hosts)
+    events: list[tcpproxy.Event] = []
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        port = listener.getsockname()[1]
+        with (
+            tcpproxy.Proxy(f"both.test:{port}", port=port, on_event=events.append) as proxy,
+            connect(proxy.address) as client,
+        ):
+            listener.settimeout(TIMEOUT)
+            server, _ = listener.accept()
+            with server:
+                client.sendall(b"hello")
+                assert read_exactly(server, 5) == b"hello"
+            assert proxy.stats().accepted == 1
+    warnings = [event.text for event in events if event.kind == "warning"]
+    own = f"127.0.0.1:{port}"
+    assert warnings == [f"both.test:{port} is this proxy itself ({own}) and others; only the others are used"]
+
+
+def test_the_other_address_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is reset, once: the proxy does not connect to itself instead."""
+    resolve_to(monkeypatch, "::1", "127.0.0.1")
+    port = free_port()
+    with tcpproxy.Proxy(f"both.test:{port}", port=port) as proxy, connect(proxy.address) as client:
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        eventually(lambda: proxy.stats().ended == 1)
+        assert proxy.stats().accepted == 1
+
+
+def test_a_name_that_becomes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the start, when nothing can be refused any more: a lookup without an answer, and no loop."""
+    answers = resolve_to(monkeypatch, "::1")
+    monkeypatch.setattr("tcpproxy.crew.TTL", 0.01)
+    monkeypatch.setattr("tcpproxy.network.resolver.TTL", 0.01)
+    monkeypatch.setattr("tcpproxy.network.resolver.MAX_STALE", 0.0)
+    port = free_port()
+    events: list[tcpproxy.Event] = []
+    with tcpproxy.Proxy(f"both.test:{port}", port=port, on_event=events.append) as proxy:
+        answers[:] = ["127.0.0.1"]
+
+        def refused_as_own() -> bool:
+            with connect(proxy.address) as client, pytest.raises(ConnectionResetError):
+                client.recv(1)
+            return any("own address" in event.text for event in events)
+
+        eventually(refused_as_own)
+        assert all(event.client for event in events if event.kind == "failed")
+
+
+def test_interface_to_listen_on() -> None:
+    """Its name is no address, and the error says so."""
+    name = socket.if_nameindex()[0][1]
+    with pytest.raises(tcpproxy.StartError) as caught:
+        tcpproxy.Proxy(9, bind=name).start()
+    assert str(caught.value) == (f"cannot listen on {name}: that is a network interface, expected one of its addresses")
