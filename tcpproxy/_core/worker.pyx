@@ -1,4 +1,7 @@
 # The door between Python and the core. Above it: objects, exceptions, threads. Below it: structs, codes, no GIL.
+import socket
+import sys
+
 from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint64_t
@@ -37,7 +40,22 @@ cdef object _text(const net_addr *address):
     if address.length == 0:
         return ""
     net_format(address, text)
-    return text.decode("ascii")
+    return _with_interface(text.decode("ascii"))
+
+
+cdef object _with_interface(str text):
+    """Writes a scope id as the interface's name, as the shell writes listeners; a number where the interface is gone.
+
+    On Windows it stays a number, which is all that addresses to connect to may have there.
+    """
+    if "%" not in text or sys.platform == "win32":
+        return text
+    ip, _, rest = text.partition("%")
+    index, _, port = rest.partition("]")
+    try:
+        return f"{ip}%{socket.if_indextoname(int(index))}]{port}"
+    except OSError:
+        return text
 
 
 cdef class _Group:

@@ -23,21 +23,27 @@ from .usage import Command, option
 def run(remote: str, **given: str | bool | None) -> None:
     """Relays until a signal or a failure; ends the process with the exit code."""
     raise_descriptor_limit()
+    json = given.get("log_format") == "json"
     try:
         config = Config.for_command(remote, given)
         output = config.output
-        printer = Printer(debug=output.debug, quiet=output.quiet, json=output.log_format == "json")
+        printer = Printer(debug=output.debug, quiet=output.quiet, json=json)
         proxy = Proxy(config, on_event=printer)  # type: ignore[arg-type]  # see Config.make
         sandbox.enter(config, config.operating.sandbox)  # before there are threads, which inherit it
         serve(proxy)
     except TcpProxyError as error:
-        final_line(f"tcpproxy: {error}")
+        _final_error(error, json)
         sys.exit(error.exit_code)
     if printer.unwritten:
-        final_line(f"{printer.unwritten} log lines could not be written")
+        final_line(f"{printer.unwritten} log lines could not be written", "lost" if json else "")
     if proxy.failure:
-        final_line(f"tcpproxy: {proxy.failure}")
+        _final_error(proxy.failure, json)
         sys.exit(proxy.failure.exit_code)
+
+
+def _final_error(error: TcpProxyError, json: bool) -> None:
+    """Writes the error that ends the command, in the format of its log."""
+    final_line(str(error) if json else f"tcpproxy: {error}", "fatal" if json else "")
 
 
 command = Command(

@@ -139,7 +139,8 @@ class Output:
     log_format: str = choice(
         ("text", "json"),
         "Format of all log lines.",
-        "`json`: one object a line.",
+        "`json`: one object a line, the error that ends the command too (`kind` is `fatal`). A command line with an "
+        "unknown or missing word is answered in text.",
         command_only=True,
     )
 

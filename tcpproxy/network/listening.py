@@ -149,7 +149,9 @@ def where(listener: socket.socket) -> tuple[str, int]:
     """Returns (host, port); a link-local IPv6 host has its scope."""
     host, port, *more = listener.getsockname()
     if more and more[1] and "%" not in host:
-        host = f"{host}%{socket.if_indextoname(more[1])}"
+        host = f"{host}%{more[1]}"
+        with contextlib.suppress(OSError):  # the interface is gone
+            host = f"{host.partition('%')[0]}%{socket.if_indextoname(more[1])}"
     return host, port
 
 

@@ -139,8 +139,17 @@ class Printer:
         return json.dumps(fields)
 
 
-def final_line(text: str) -> None:
-    """Writes a line to stderr at the very end. It is dropped where writing would fail or block."""
+def final_line(text: str, kind: str = "") -> None:
+    """Writes a line to stderr at the very end. It is dropped where writing would fail or block.
+
+    Args:
+        text: the line.
+        kind: of the JSON object to write instead; empty: the line itself.
+    """
+    if kind:
+        import json
+
+        text = json.dumps({"time": round(time.time(), 3), "kind": kind, "text": text})
     with contextlib.suppress(OSError, ValueError):
         if os.name == "nt" or select.select([], [2], [], 1)[1]:  # Windows: select takes sockets only
             os.write(2, f"{clean(text)}\n".encode("utf-8", "backslashreplace"))

@@ -264,7 +264,7 @@ def test_scope_id(link_local: Callable[[str], dict[str, object]]) -> None:
         upstream.bind(("fe80::1", 0, 0, index))
         upstream.listen()
         port = upstream.getsockname()[1]
-        result = {"events": [], "addresses": [], "answers": []}
+        result = {"events": [], "addresses": [], "answers": [], "views": []}
         for scope in "here", index:
             bind = f"[fe80::1%{scope}]"
             with tcpproxy.Proxy(f"{bind}:{port}", bind=bind, on_event=lambda it: result["events"].append(it)) as proxy:
@@ -277,6 +277,7 @@ def test_scope_id(link_local: Callable[[str], dict[str, object]]) -> None:
                         question = server.recv(100)
                         server.sendall(b"answer to " + question)
                         result["answers"].append(client.recv(100).decode())
+                        result["views"].append(proxy.connections()[0].client.rpartition(":")[0])
         result["index"] = index
         print(json.dumps(result))
     """)
@@ -285,7 +286,12 @@ def test_scope_id(link_local: Callable[[str], dict[str, object]]) -> None:
     assert all(host in own for host, _ in result["addresses"])  # type: ignore[attr-defined]
     clients = [event[3] for event in result["events"] if event[0] == "new"]  # type: ignore[attr-defined]
     assert len(clients) == 2
-    assert all(client.startswith(f"[fe80::1%{result['index']}]:") for client in clients)
+    assert all(client.startswith("[fe80::1%here]:") for client in clients)
+    ends = [event for event in result["events"] if event[0] == "end"]  # type: ignore[attr-defined]
+    assert all(end[3].startswith("[fe80::1%here]:") and end[4].startswith("[fe80::1%here]:") for end in ends)
+    texts = [event[9] for event in result["events"] if event[0] == "listening"]  # type: ignore[attr-defined]
+    assert [text.rpartition(":")[0] for text in texts] == ["[fe80::1%here]"] * 2
+    assert result["views"] == ["[fe80::1%here]"] * 2
 
 
 def test_scope_id_that_is_missing_or_unknown(link_local: Callable[[str], dict[str, object]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -601,3 +602,21 @@ def test_help_and_version() -> None:
         assert done.returncode == 0
         assert done.stderr == ""
         assert done.stdout == f"tcpproxy {tcpproxy.__version__} ({', '.join([worker.POLLER, *worker.FEATURES])})\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["18080"], 2, "remote '18080' has no host, expected HOST:PORT; "),
+        (["--grace", "soon", GOOD], 2, "--grace 'soon' is not a duration, "),
+    ],
+)
+def test_errors_as_json(args: list[str], code: int, text: str) -> None:
+    """The one that ends the command is an object, too."""
+    done = run("--log-format", "json", *args)
+    assert (done.returncode, done.stdout) == (code, "")
+    (line,) = done.stderr.splitlines()
+    fields = json.loads(line)
+    assert fields.pop("time") > 0
+    assert fields.pop("text").startswith(text)
+    assert fields == {"kind": "fatal"}
