@@ -1,10 +1,9 @@
-"""Spellings of other programs (ssh, docker, kubectl, socat, URLs), and what they are here. Only errors need it."""
+"""Spellings of other programs (ssh, docker, kubectl, socat, URLs), and what they are here, for errors."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import socket
 from dataclasses import dataclass
 
@@ -56,6 +55,8 @@ class Spelling:
 
     def in_command(self) -> str:
         """As a command line, or the options of one, quoted for a shell."""
+        import shlex  # only an error needs it
+
         words = ["tcpproxy"] if self.target else []
         words += ["-b", self.bind] if self.bind else []
         words += ["-l", self.port] if self.port else []
