@@ -34,10 +34,10 @@ __all__ = [
     "WorkerError",
 ]
 
-if not TYPE_CHECKING:  # a type checker takes it for a promise of any name at all
+if not TYPE_CHECKING:  # with a module __getattr__ a type checker accepts any name
 
     def __getattr__(name: str) -> object:
-        """Imports what is asked for first; the command needs a moment before that, for its signals."""
+        """Imports a name's module at its first use."""
         import importlib
 
         if name not in __all__:

@@ -1,4 +1,7 @@
-"""Crew: the threads of a proxy. One a worker, one that reports, one that looks upstream's name up."""
+"""Crew: the threads of a proxy. One per worker, one for the log, one that serves lookups of upstream's name.
+
+Each query has a further thread: see network/resolver.py.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from .report.reporter import Reporter
 from .wakeup import Wakeup
 
 LOG_DRAIN = 3.0
-"""Seconds that an end, or a caller who waits for its events, waits at most for the log thread: a write may block."""
+"""Longest wait for the log thread, in seconds: at the end, or of a caller for its events. A write may block."""
 
 
 class Crew:
@@ -138,7 +141,7 @@ class Crew:
         for wakeup in self._wakeups:
             wakeup.wake()
         # The log thread may be stuck in a write to a full pipe: then it is left behind, as a daemon thread, with its
-        # wake-up. Or the machine stands still for a moment, and the last lines are still to come.
+        # wake-up. Otherwise the wait gives a slow machine time to write the last lines.
         deadline = time.monotonic() + LOG_DRAIN
         helpers = [thread for thread in (self._log_thread, self._lookup_thread) if thread]
         for thread in helpers:
@@ -181,7 +184,7 @@ class Crew:
                     self._publish_addresses(worker, addresses, lifetime)
 
     def _publish_addresses(self, worker: Worker, addresses: list[Address], lifetime: float) -> None:
-        """Gives a worker the answer that it waits for. Tries again without memory: the worker would not ask again."""
+        """Gives a worker the answer that it waits for. Retries after a MemoryError, because the worker does not ask again."""
         while True:
             with contextlib.suppress(MemoryError):
                 return worker.set_addresses(0, addresses, lifetime)

@@ -8,7 +8,7 @@ import weakref
 from typing import Protocol
 
 
-class Mortal(Protocol):
+class Stoppable(Protocol):
     """What can be registered here."""
 
     def stop(self, grace: float | None = None) -> None:
@@ -18,12 +18,12 @@ class Mortal(Protocol):
         """Called in a forked child: it runs on in the parent only."""
 
 
-_live: weakref.WeakSet[Mortal] = weakref.WeakSet()
+_live: weakref.WeakSet[Stoppable] = weakref.WeakSet()
 _hooked = False
 
 
-def register(proxy: Mortal) -> None:
-    """Stops it at exit, and closes its descriptors in forked children. The hooks are set at the first call."""
+def register(proxy: Stoppable) -> None:
+    """Registers a proxy to be stopped at exit and closed in forked children. The hooks are set at the first call."""
     global _hooked
     if not _hooked:
         _hooked = True
@@ -33,8 +33,8 @@ def register(proxy: Mortal) -> None:
     _live.add(proxy)
 
 
-def unregister(proxy: Mortal) -> None:
-    """It has stopped."""
+def unregister(proxy: Stoppable) -> None:
+    """Removes a proxy that has stopped."""
     _live.discard(proxy)
 
 

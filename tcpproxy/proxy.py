@@ -1,4 +1,4 @@
-"""Proxy: resolves, listens, starts and stops its threads. What passes through it is the core's business."""
+"""Proxy: resolves, listens, starts and stops its threads. The core moves the bytes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ class Proxy:
     # --- life ---
 
     def start(self) -> Self:
-        """Begins to listen and to relay. When it returns, clients can connect, and `on_event` had `listening`.
+        """Begins to listen and to relay. When it returns, clients can connect, and `on_event` had `listening` (or
+        blocks for more than 3 seconds).
 
         Raises:
             StartError: the address is taken or not ours, or the system refuses what a proxy needs.
@@ -178,8 +179,8 @@ class Proxy:
     def stop(self, grace: float | None = None) -> None:
         """Stops listening, lets connections end for `grace` seconds (None: as configured), resets the rest.
 
-        From any thread, any number of times. When it returns, all is over, and `on_event` had all events. Called by
-        `on_event` it does not wait, and without a `grace` it gives none.
+        From any thread, any number of times. When it returns, all is over, and `on_event` had all events (at most 3 seconds
+        later if it blocks). Called by `on_event` it does not wait: with a `grace` it drains, without one it aborts.
         """
         crew = self._crew
         if crew and crew.is_helper():  # called from its own log or lookup thread, which cannot join itself

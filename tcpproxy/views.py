@@ -29,7 +29,7 @@ class Stats:
         bytes_spliced: bytes among these that never left the kernel.
         accept_errors: calls of accept that failed.
         events_lost: event records that were dropped because nobody took them in time.
-        wakeups: returns of workers from waiting for events. The number stands still while nothing happens.
+        wakeups: returns of workers from waiting for events. Constant while nothing happens.
         polls_hit: busy polls that brought an event.
         polls_missed: busy polls that brought none.
         accepted_by_worker: connections that each worker has served.

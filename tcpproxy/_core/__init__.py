@@ -21,7 +21,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     sources    connections of each source address
     inbox      commands to a worker from other threads
     events     ring of event records, from a worker to Python
-    poller     THE contract of the pollers: epoll, kqueue, poll
+    poller     the contract of the pollers: epoll, kqueue, poll
     splice     pipes for splice(2)
     timers     deadlines: a list for each constant length
     buffer     bytes that a half could not send yet

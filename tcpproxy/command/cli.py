@@ -1,4 +1,4 @@
-"""The command: options to a Proxy to an exit code. No sockets and no threads here."""
+"""The command: makes a Proxy from the options, runs it, ends with an exit code. No sockets and no threads here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(remote: str, **given: str | bool | None) -> None:
     try:
         config = Config.for_command(remote, given)
         output = config.output
-        printer = Printer(debug=output.debug, quiet=output.quiet, json=json)
+        printer = Printer(debug=output.debug, quiet=output.quiet, json=json, remote=str(config.remote))
         proxy = Proxy(config, on_event=printer)  # type: ignore[arg-type]  # see Config.make
         sandbox.enter(config, config.operating.sandbox)  # before there are threads, which inherit it
         serve(proxy)

@@ -1,4 +1,4 @@
-"""Drops privileges the relay does not need, so that an exploited bug gains less. Linux.
+"""Drops privileges the relay does not need, to limit what an exploited bug can do. Linux.
 
 For the command only: the process cannot get them back, so a library must not do this to its program. It applies to the
 calling thread and to threads that it starts later.
@@ -84,7 +84,7 @@ def _landlock(config: Config) -> str:
             return "Landlock refuses"
     finally:
         os.close(ruleset)
-    return "" if version >= 4 else "this kernel's Landlock knows no TCP ports (Linux 6.7 does)"
+    return "" if version >= 4 else "Landlock of this kernel has no TCP ports; Linux 6.7 is needed"
 
 
 def ports_to_reach(config: Config) -> set[int]:

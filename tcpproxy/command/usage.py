@@ -1,4 +1,4 @@
-"""How the command explains itself: `--help`, and one sentence for a command line that cannot be parsed."""
+"""The text of --help, and of usage errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTION_COLUMNS, EXAMPLE_COLUMNS = 34, 48
 """Columns of what stands in front of the descriptions in --help."""
 
 TWO_COLUMNS = 70
-"""Columns of a terminal from which on a description stands beside its option."""
+"""From this terminal width on, descriptions stand beside their options."""
 
 INTRODUCTION = (
     "Forwards TCP connections to REMOTE, which is HOST:PORT or [IPv6]:PORT.",

@@ -25,7 +25,7 @@ class Config:
 
     @classmethod
     def make(cls, remote: Remote | Config, **given: Unpack[Options]) -> Config:
-        """Checks and converts the arguments of `tcpproxy.Proxy`. A Config, which the command makes, stays what it is.
+        """Checks and converts the arguments of `tcpproxy.Proxy`. A Config is returned unchanged.
 
         Raises:
             UsageError: the first argument that is invalid.

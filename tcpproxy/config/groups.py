@@ -45,7 +45,7 @@ class Clients:
         None,
         "Connections of one source; further ones are reset.",
         "Each of those is logged with the reason `limit`. A source is an IPv4 address or the /64 of an IPv6 address: "
-        "one host has that many addresses of its own, and hosts that share a /64 share the number.",
+        "one host usually has a whole /64, and hosts that share one share the number.",
         least=1,
         most=LIMITS["connections"],
         unset=0,
@@ -66,22 +66,22 @@ class Timeouts:
     half_close_timeout: float = duration(
         "60s",
         "Inactivity limit after one direction has ended.",
-        "The connection is closed when no byte has passed in the other direction for this time. `0`: the first end "
+        "The connection is reset when no byte has passed in the other direction for this time. `0`: the first end "
         "closes both directions, as in the Rust tcpproxy 0.4.",
     )
     idle_timeout: float = duration(
         "off",
         "Inactivity that ends a connection.",
-        "The connection is closed when no byte has passed in either direction for this time. `off`: no limit.",
+        "The connection is reset when no byte has passed in either direction for this time. `off`: no limit.",
         least=0.001,
         off=True,
     )
     keepalive: int = duration(
         "60s",
         "Idle time until TCP keepalive probes start.",
-        "A peer that answers no probe is dropped after half of this time again, but at least 3 s; on Linux also a peer "
-        "that has not acknowledged all bytes yet. A peer that answers and merely does not read is kept. The time is "
-        "rounded up to whole seconds. `off`: no probes.",
+        "A peer that answers no probe is reset after a further half of this time, or 3 s if that is longer; on Linux "
+        "also a peer that has not acknowledged all bytes yet. A peer that answers and merely does not read is kept. The "
+        "time is rounded up to whole seconds. `off`: no probes.",
         least=1,
         most=32767,
         off=True,
@@ -159,7 +159,7 @@ class Operating:
         "Drop rights that relaying does not need (Linux).",
         "Gives up for good: new privileges, changes of files, starting programs, signals to other processes, and TCP "
         "connections to ports other than REMOTE's (and 53, for names). `auto`: as much of it as the kernel has. "
-        "`require`: all of it, or the command does not start.",
+        "`require`: the command does not start unless the kernel has no_new_privs and Landlock with TCP ports (Linux 6.7).",
         command_only=True,
     )
 
@@ -177,7 +177,7 @@ class Speed:
     busy_poll: int = busy_poll(
         "Poll before sleeping, for shorter round trips.",
         "How long a worker polls after an event before it sleeps, from 1 to 1000 microseconds. `auto`: only while gaps "
-        "between events are short, no other thread wants the CPU, and trying it has shown a gain; not under a CPU "
+        "between events are short, no other thread wants the CPU, and a measurement shows a gain; not under a CPU "
         "quota, which polling would use up.",
     )
 

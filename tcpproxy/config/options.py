@@ -1,7 +1,7 @@
-"""How an option is declared: one dataclass field is one row, from which everything else about the option is made.
+"""How an option is declared: one dataclass field is one row.
 
 A row feeds the check of the value, `--help`, docs/options.md, the table in README.md, and the signature and docstring
-of `tcpproxy.Proxy`. The makers below (`duration`, `size`, ...) return the field; `groups` declares the rows.
+of `tcpproxy.Proxy`. By hand remain: the name and type in groups.Options, the use of the value, docs/library.md. The makers below (`duration`, `size`, ...) return the field; `groups` declares the rows.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Option:
     """A row.
 
     Args:
-        default: what the option is when it is not given: a text that could be given, or None.
-        parse: (name, value) to what the proxy uses; UsageError names the option by `name`.
+        default: the value when the option is not given.
+        parse: a function of (name, value) that returns the converted value; UsageError names the option by `name`.
         metavar: what stands for the value; empty: a flag, which has none.
         help: at most nine words for --help and the table in README.md.
         doc: the sentences of docs/options.md.
         embedded: the default in a program, where it differs.
-        shown: the default in words, where `default` does not speak for itself.
+        shown: the default in words, where `default` is unclear.
         unit: of a number without a unit.
         flag: its name on the command line, where that is not the field's.
         short: its letter on the command line.
@@ -125,7 +125,7 @@ def workers(help: str, doc: str) -> Any:
             return parse_number(what, value, 1, LIMITS["workers"])
         return min(usable_cpus(), LIMITS["workers"])
 
-    return _row("auto", parse, "N", help, doc, embedded=1, shown="usable CPUs")
+    return _row("auto", parse, "auto|N", help, doc, embedded=1, shown="usable CPUs")
 
 
 def choice(words: tuple[str, ...], help: str, doc: str, *, hidden: tuple[str, ...] = (), **more: Any) -> Any:

@@ -30,7 +30,7 @@ def resolve(host: str, port: int) -> list[Address]:
 
     Returns:
         Addresses in the order to try them: the system's (RFC 6724), with the families alternating (RFC 8305, section
-        4), so that a dead family delays each second attempt only.
+        4), so that an unreachable family delays only every second attempt.
 
     Raises:
         OSError: there is no answer; its text says why.

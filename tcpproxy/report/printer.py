@@ -24,13 +24,21 @@ class Printer:
         debug: print how each connection ended.
         quiet: print no line for a new connection.
         json: print one JSON object a line instead of text.
+        remote: the target as it was given, for a failure without an address.
         stdout, stderr: descriptors to write to.
     """
 
     def __init__(
-        self, *, debug: bool = False, quiet: bool = False, json: bool = False, stdout: int = 1, stderr: int = 2
+        self,
+        *,
+        debug: bool = False,
+        quiet: bool = False,
+        json: bool = False,
+        remote: str = "upstream",
+        stdout: int = 1,
+        stderr: int = 2,
     ) -> None:
-        self._debug, self._quiet, self._json = debug, quiet, json
+        self._debug, self._quiet, self._json, self._remote = debug, quiet, json, remote
         self._stdout, self._stderr = stdout, stderr
         self._rate_limit = RateLimit()
         self._torn: dict[int, bool] = {}
@@ -40,7 +48,7 @@ class Printer:
 
     @property
     def kinds(self) -> tuple[EventKind, ...]:
-        """The kinds that this printer has a line for."""
+        """The kinds of event that it wants from the core."""
         kinds: list[EventKind] = ["failed", "accept-error", "limit"]
         if not self._quiet:
             kinds.append("new")
@@ -110,7 +118,7 @@ class Printer:
             case "failed" if event.reason == "limit" and not event.error:
                 return [f"Refused {event.client}: its source has as many connections as it may"]
             case "failed":
-                where = f" ({event.upstream or 'upstream'} for client {event.client})"
+                where = f" ({event.upstream or self._remote} for client {event.client})"
                 return [f"Error establishing upstream connection: {event.text or event.reason}{where}"]
             case "accept-error":
                 return [f"Error accepting a connection: {event.text}; trying again every 100 ms"]

@@ -16,7 +16,7 @@ from .printer import Printer
 from .sink import logging_sink
 
 AT_ONCE = 256
-"""Records taken from one worker before the others have their turn."""
+"""Most records taken from one worker in a pass."""
 
 GATHER = 0.02
 """Seconds: the log thread wakes no more often than this while records come fast, and no worker wakes it meanwhile. A
@@ -110,7 +110,7 @@ class Reporter:
         most = self._drain()
         unsaid = self._say_lost(last and not most)
         if most == AT_ONCE:
-            return True  # more is waiting, and what finds no room behind it is lost
+            return True  # read on at once: a full ring drops records
         self._release(flushes)
         if most:
             if self._are_many(most):
@@ -127,7 +127,7 @@ class Reporter:
         return True
 
     def _release(self, count: int) -> None:
-        """Tells the first `count` callers of `flush` that it is done."""
+        """Releases the first `count` callers of `flush`."""
         for _ in range(count):
             self._flushes.popleft().set()
 
@@ -140,7 +140,7 @@ class Reporter:
         return self._recent > FEW
 
     def _say_lost(self, final: bool) -> bool:
-        """Says once a second how many records found no room. True: some are still to be said."""
+        """Reports the number of dropped records, at most once a second. True: some are still to be reported."""
         lost = sum(worker.counters()["events_lost"] for worker in self._workers)
         if lost != self._lost and (final or time.monotonic() >= self._next_lost):
             self._emit([Event("lost", text=f"{lost - self._lost} log records were dropped: output is too slow")])

@@ -461,3 +461,9 @@ def test_default_sink_survives_its_handlers(monkeypatch: pytest.MonkeyPatch) -> 
     handled: list[Callable[[logging.LogRecord], bool]] = [broken]
     monkeypatch.setattr(logger, "filters", handled)
     logging_sink()(Event("warning", text="beware"))
+
+
+def test_a_failure_without_an_address_names_the_target(streams: Streams) -> None:
+    streams.printer(remote="db.example:5432")(Event("failed", "dns", client=CLIENT, text="no such host"))
+    expected = f"Error establishing upstream connection: no such host (db.example:5432 for client {CLIENT})"
+    assert streams.taken() == ([], [expected])
