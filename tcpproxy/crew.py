@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
+from . import lifetime
 from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
 from .errors import WorkerError, describe
+from .native import Event, Thread, allocate_lock, make_thread, monotonic, this_thread
 from .network.limits import ephemeral_ports
 from .network.resolver import TTL, Address, Resolver
 from .processors import cpu_quota
@@ -41,10 +41,10 @@ class Crew:
         self._config, self._reporter, self._resolver, self._failed = config, reporter, resolver, failed
         self._wakeups: list[Wakeup] = []
         self._workers: list[Worker] = []
-        self._threads: list[threading.Thread] = []
-        self._log_thread: threading.Thread | None = None
-        self._lookup_thread: threading.Thread | None = None
-        self._stopping = threading.Event()
+        self._threads: list[Thread] = []
+        self._log_thread: Thread | None = None
+        self._lookup_thread: Thread | None = None
+        self._stopping = Event()
 
     def open(self, listeners: list[socket.socket], addresses: list[Address], limit: int) -> None:
         """Makes workers and threads, none of which runs yet. After an error `close` gives back what was made.
@@ -79,7 +79,8 @@ class Crew:
                     "ephemeral_last": ephemeral[1],
                     "zero_copy": ZERO_COPY[config.speed.zero_copy],
                     "busy_poll_us": busy_poll,
-                }
+                },
+                allocate_lock,
             )
             self._workers.append(worker)
             for listener in listeners:
@@ -89,12 +90,12 @@ class Crew:
             worker.want_events(self._reporter.kinds)
             if addresses:
                 worker.set_addresses(0, addresses, None if self._resolver is None else TTL)
-            self._threads.append(_thread(f"tcpproxy-worker-{number}", self._run, worker))
+            self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         Worker.link(self._workers, limit=limit, per_source=config.clients.max_connections_per_source)
         self._reporter.open(self._workers, self._threads, log_wakeup, self._resolver)
-        self._log_thread = _thread("tcpproxy-log", self._reporter.run)
+        self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
         if self._resolver:
-            self._lookup_thread = _thread("tcpproxy-names", self._serve_lookups, self._resolver, lookup_wakeup)
+            self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._resolver, lookup_wakeup)
 
     def start(self) -> None:
         """Starts all threads.
@@ -113,7 +114,9 @@ class Crew:
 
     def is_helper(self) -> bool:
         """Is the calling thread the log or the lookup thread? Neither can wait for itself."""
-        return threading.current_thread() in (self._log_thread, self._lookup_thread)
+        helpers = (self._log_thread, self._lookup_thread)
+        # An ident is given to another thread once its own has ended.
+        return any(thread and thread.ident == this_thread() and thread.is_alive() for thread in helpers)
 
     def stop(self, *, abort: bool) -> None:
         """Makes the workers accept no more; with `abort` they reset all connections and end. Does not wait."""
@@ -128,27 +131,29 @@ class Crew:
 
     def join(self, timeout: float | None) -> None:
         """Waits until all workers have ended, at most `timeout` seconds."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         for thread in self._threads:
             _join(thread, deadline)
 
     def close(self) -> None:
         """Gives back all descriptors, once all workers have ended or none has started, and ends the other threads."""
-        for worker in self._workers:
-            worker.close()
+        with lifetime.no_fork:
+            for worker in self._workers:
+                worker.close()
         if self._resolver:
             self._resolver.close()
         for wakeup in self._wakeups:
             wakeup.wake()
         # The log thread may be stuck in a write to a full pipe: then it is left behind, as a daemon thread, with its
         # wake-up. Otherwise the wait gives a slow machine time to write the last lines.
-        deadline = time.monotonic() + LOG_DRAIN
+        deadline = monotonic() + LOG_DRAIN
         helpers = [thread for thread in (self._log_thread, self._lookup_thread) if thread]
         for thread in helpers:
             _join(thread, deadline)
         if not any(thread.is_alive() for thread in helpers):
-            for wakeup in self._wakeups:
-                wakeup.close()
+            with lifetime.no_fork:
+                for wakeup in self._wakeups:
+                    wakeup.close()
 
     def close_after_fork(self) -> None:
         """In a forked child: closes the copies of the parent's descriptors. The threads run in the parent only."""
@@ -184,7 +189,7 @@ class Crew:
                     self._publish_addresses(worker, addresses, lifetime)
 
     def _publish_addresses(self, worker: Worker, addresses: list[Address], lifetime: float) -> None:
-        """Gives a worker the answer that it waits for. Retries after a MemoryError, because the worker does not ask again."""
+        """Gives a worker the answer that it waits for. Retries after a MemoryError: the worker does not ask again."""
         while True:
             with contextlib.suppress(MemoryError):
                 return worker.set_addresses(0, addresses, lifetime)
@@ -192,11 +197,6 @@ class Crew:
                 return
 
 
-def _thread(name: str, target: Callable[..., None], *args: object) -> threading.Thread:
-    # Daemon threads, joined by stop() and at exit: non-daemon threads would block interpreter exit.
-    return threading.Thread(target=target, args=args, name=name, daemon=True)
-
-
-def _join(thread: threading.Thread, deadline: float | None) -> None:
+def _join(thread: Thread, deadline: float | None) -> None:
     if thread.ident is not None:
-        thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        thread.join(None if deadline is None else max(0.0, deadline - monotonic()))

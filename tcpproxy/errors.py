@@ -55,6 +55,9 @@ def not_compiled(error: ImportError) -> ImportError:
     Args:
         error: the import's own error.
     """
+    if "interpreter" in str(error).lower():  # Cython's words, or those of Python 3.12 and later
+        text = f"tcpproxy: one interpreter of a process can load the core, and another one has ({error})"
+        return ImportError(text, name="tcpproxy")
     import sysconfig  # here: only a failed import needs it
 
     folder = os.path.dirname(__file__)

@@ -7,6 +7,8 @@ import os
 import weakref
 from typing import Protocol
 
+from .native import Lock
+
 
 class Stoppable(Protocol):
     """What can be registered here."""
@@ -20,6 +22,13 @@ class Stoppable(Protocol):
 
 _live: weakref.WeakSet[Stoppable] = weakref.WeakSet()
 _hooked = False
+_forking = False
+
+no_fork = Lock()
+"""Held while a proxy opens or closes descriptors: a fork in another thread waits, or the child could not tell which."""
+
+FORK_WAIT = 3.0
+"""Seconds that a fork waits at most. An opening takes milliseconds, and more if `bind` is a name."""
 
 
 def register(proxy: Stoppable) -> None:
@@ -29,7 +38,7 @@ def register(proxy: Stoppable) -> None:
         _hooked = True
         atexit.register(_stop_all)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_close_all_after_fork)
+            os.register_at_fork(before=_wait_for_starts, after_in_parent=_let_start, after_in_child=_close_after_fork)
     _live.add(proxy)
 
 
@@ -43,7 +52,19 @@ def _stop_all() -> None:
         proxy.stop(grace=0)
 
 
-def _close_all_after_fork() -> None:
+def _wait_for_starts() -> None:
+    global _forking
+    _forking = no_fork.acquire(FORK_WAIT)
+
+
+def _let_start() -> None:
+    if _forking:
+        no_fork.release()
+
+
+def _close_after_fork() -> None:
+    global no_fork
+    no_fork = Lock()
     for proxy in list(_live):
         proxy._close_after_fork()
     _live.clear()

@@ -6,17 +6,18 @@ import contextlib
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self, Unpack
 
-from . import lifetime
+from . import awaiting, lifetime
 from .config.config import Config
 from .config.endpoints import Remote
 from .config.groups import Options
 from .config.reference import documented
 from .crew import LOG_DRAIN, Crew
-from .errors import StartError, WorkerError
+from .errors import StartError, TcpProxyError, WorkerError
+from .native import Event as Signal
+from .native import Lock, monotonic
 from .network.limits import connection_limit
 from .network.listening import address, is_public, listen, own_addresses, small_buffers, where
 from .network.resolver import Address, Resolver, numeric
@@ -59,10 +60,11 @@ class Proxy:
         self._reporter = Reporter(on_event)
         self._crew: Crew | None = None
         self._resolver: Resolver | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
+        self._busy: set[int] = set()  # idents of threads in a start or a stop
         self._started = False
-        self._stopping = threading.Event()
-        self._stopped = threading.Event()
+        self._stopping = Signal()
+        self._stopped = Signal()
 
     def __repr__(self) -> str:
         addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses]
@@ -89,7 +91,9 @@ class Proxy:
             UsageError: the target is the proxy's own address.
             RuntimeError: it was started before.
         """
-        with self._lock:
+        if not self._started:
+            lifetime.register(self)  # before it takes the lock, which a forked child replaces
+        with self._not_nested(), self._lock:
             if self._started:
                 raise RuntimeError("a Proxy starts once; make another one")
             self._started = True
@@ -100,30 +104,33 @@ class Proxy:
 
     def _start(self) -> Crew:
         resolver, addresses = self._find_target()
-        listeners = listen(self.config, addresses)
-        addresses = self._others(listeners, resolver, addresses)
         crew = Crew(self.config, self._reporter, resolver, self._failed)
+        try:
+            with lifetime.no_fork:
+                self._open(crew, addresses)
+        except BaseException as error:
+            self._undo(crew)
+            if isinstance(error, OSError | MemoryError | RuntimeError) and not isinstance(error, TcpProxyError):
+                raise StartError(f"cannot start a proxy for {self.config.remote}", error) from error
+            raise
+        return crew
+
+    def _open(self, crew: Crew, addresses: list[Address]) -> None:
+        listeners = listen(self.config, addresses)
         with contextlib.ExitStack() as stack:
             for listener in listeners:
                 stack.callback(listener.close)  # each worker has a duplicate
+            addresses = self._others(listeners, self._resolver, addresses)
             limit, warning = connection_limit(self.config)
             if warning:
                 self._reporter.note("warning", warning)
-            try:
-                crew.open(listeners, addresses, limit)
-                self._crew = crew
-                if self._stopping.is_set():  # by another thread, which found no crew to stop
-                    crew.stop(abort=True)
-                self._announce(listeners)
-                stack.close()  # before the log thread starts, and can print that it listens
-                crew.start()
-            except BaseException as error:
-                self._undo(crew)
-                if isinstance(error, OSError | MemoryError | RuntimeError):  # the latter: no thread to be had
-                    raise StartError(f"cannot start a proxy for {self.config.remote}", error) from error
-                raise
-        lifetime.register(self)
-        return crew
+            crew.open(listeners, addresses, limit)
+            self._crew = crew
+            if self._stopping.is_set():  # by another thread, which found no crew to stop
+                crew.stop(abort=True)
+            self._announce(listeners)
+            stack.close()  # before the log thread starts, and can print that it listens
+            crew.start()
 
     def _find_target(self) -> tuple[Resolver | None, list[Address]]:
         """Upstream's addresses: none (and a warning) if its name does not resolve soon enough."""
@@ -179,27 +186,45 @@ class Proxy:
     def stop(self, grace: float | None = None) -> None:
         """Stops listening, lets connections end for `grace` seconds (None: as configured), resets the rest.
 
-        From any thread, any number of times. When it returns, all is over, and `on_event` had all events (at most 3 seconds
-        later if it blocks). Called by `on_event` it does not wait: with a `grace` it drains, without one it aborts.
+        From any thread, any number of times. When it returns, all is over, and `on_event` had all events; if that
+        blocks, it returns 3 seconds later. Called by `on_event` it does not wait: with a `grace` it drains, without one it
+        aborts.
         """
         crew = self._crew
         if crew and crew.is_helper():  # called from its own log or lookup thread, which cannot join itself
             self.drain() if grace else self.abort()
             return
+        if threading.get_ident() in self._busy:  # called by a signal handler, in the middle of a start or a stop
+            self._stop(abort=not grace)
+            return
+        with self._not_nested():
+            self._stop_and_join(grace)
+
+    def _stop_and_join(self, grace: float | None) -> None:
         with self._lock:  # not in the middle of a start
             crew = self._crew
         if not crew:
             return
-        deadline = time.monotonic() + (self.config.timeouts.grace if grace is None else grace)
+        deadline = monotonic() + (self.config.timeouts.grace if grace is None else grace)
         self._stop(abort=False)
-        crew.join(max(0.0, deadline - time.monotonic()))
+        crew.join(max(0.0, deadline - monotonic()))
         self._stop(abort=True)
         crew.join(None)
         with self._lock:
             if not self._stopped.is_set():
-                lifetime.unregister(self)
                 crew.close()
                 self._stopped.set()
+        lifetime.unregister(self)
+
+    @contextlib.contextmanager
+    def _not_nested(self) -> Iterator[None]:
+        """For what holds the lock or joins: a signal handler that interrupts it must do neither."""
+        me = threading.get_ident()  # under gevent or eventlet that of the greenlet
+        self._busy.add(me)
+        try:
+            yield
+        finally:
+            self._busy.discard(me)
 
     def drain(self) -> None:
         """Stops listening; connections go on. When it returns, no client is accepted any more."""
@@ -214,9 +239,9 @@ class Proxy:
         """
         crew = self._stop(abort=True)
         if crew and not crew.is_helper():
-            deadline = time.monotonic() + LOG_DRAIN
+            deadline = monotonic() + LOG_DRAIN
             crew.join(LOG_DRAIN)
-            self._reporter.flush(max(0.0, deadline - time.monotonic()))
+            self._reporter.flush(max(0.0, deadline - monotonic()))
 
     def _stop(self, *, abort: bool) -> Crew | None:
         """Tells the workers to stop. A start that has not made them yet does so; without a start there is no effect."""
@@ -243,13 +268,13 @@ class Proxy:
         Returns:
             False if `timeout` seconds were over first.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         while True:
-            rest = None if deadline is None else max(0.0, deadline - time.monotonic())
+            rest = None if deadline is None else max(0.0, deadline - monotonic())
             # On Windows Ctrl-C cannot interrupt a blocking wait: wait in slices of 0.2 s.
             if self._stopping.wait(rest if os.name != "nt" else min(0.2, 0.2 if rest is None else rest)):
                 return True
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and monotonic() >= deadline:
                 return False
 
     def _close_after_fork(self) -> None:
@@ -257,9 +282,10 @@ class Proxy:
         if self._crew:
             self._crew.close_after_fork()
         self._crew = self._resolver = None
-        # Other ones: a thread of the parent may have held their locks at the fork.
-        self._lock = threading.Lock()
-        self._stopping, self._stopped = threading.Event(), threading.Event()
+        self._lock = Lock()  # a thread of the parent may have held the old one
+        if not self._started:
+            return
+        self._stopping, self._stopped = Signal(), Signal()
         self._stopping.set()
         self._stopped.set()
 
@@ -269,15 +295,30 @@ class Proxy:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    async def __aenter__(self) -> Self:
-        import asyncio
+    # --- in coroutines ---
 
-        return await asyncio.to_thread(self.start)
+    async def astart(self) -> Self:
+        """`start` without blocking the event loop. Cancelled: the proxy has stopped."""
+        return await awaiting.call(self.start, self._hurry, lambda: self.stop(0))
+
+    async def astop(self, grace: float | None = None) -> None:
+        """`stop` without blocking the event loop. Cancelled: the grace ends early; the proxy has stopped."""
+        await awaiting.call(lambda: self.stop(grace), self._hurry, lambda: None)
+
+    async def await_end(self, timeout: float | None = None) -> bool:
+        """`wait` without blocking the event loop. Cancelled: the proxy goes on."""
+        return await awaiting.until(self._stopping, timeout)
+
+    def _hurry(self) -> None:
+        """Ends a start or a stop soon, also a start that its thread has not begun yet."""
+        self._stopping.set()
+        self._stop(abort=True)
+
+    async def __aenter__(self) -> Self:
+        return await self.astart()
 
     async def __aexit__(self, *exc: object) -> None:
-        import asyncio
-
-        await asyncio.to_thread(self.stop)
+        await self.astop()
 
     # --- views ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import socket
 
@@ -10,7 +11,8 @@ class Wakeup:
     """A socket pair: a byte sent to its writer wakes the thread that waits at its reader."""
 
     def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
+        # _socket: gevent and eventlet replace socket.socket by one that only the thread which made it can wait for.
+        self._reader, self._writer = (_socket.socket(fileno=end.detach()) for end in socket.socketpair())
         self._writer.setblocking(False)
 
     def fileno(self) -> int:

@@ -31,7 +31,8 @@ HEAD = """\
 **Sizes** are bytes, or a whole number with a unit. `KiB`, `MiB`, `GiB` and a letter alone (`K`, `k`, `M`, `m`, `G`,
 `g`) are powers of 1024; `kB`, `KB`, `MB`, `GB` are powers of 1000.
 
-In a program times and sizes may be numbers, in seconds and bytes. `None` is the same as `off` where an option accepts `off`; for `max_connections` and `max_connections_per_source` it is the default.
+In a program times and sizes may be numbers, in seconds and bytes. `None` is the same as `off` where an option accepts
+`off`; for `max_connections` and `max_connections_per_source` it is the default.
 
 Options come from the command line only. There is no environment variable and no configuration file for them. A value
 may be given once: `-l 1 -l 2` is an error.

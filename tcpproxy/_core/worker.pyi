@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, TypedDict, final
 
 POLLER: str
@@ -8,6 +8,8 @@ LIMITS: dict[str, int]
 KINDS: tuple[str, ...]
 REASONS: tuple[str, ...]
 STATES: tuple[str, ...]
+
+def monotonic() -> float: ...
 
 class _Settings(TypedDict):
     log_wakeup: int
@@ -28,6 +30,7 @@ class Worker:
     def __new__(
         cls,
         settings: _Settings,
+        make_lock: Callable[[], Any] = ...,
     ) -> Self: ...
     @staticmethod
     def link(workers: Sequence[Worker], *, limit: int, per_source: int) -> None: ...

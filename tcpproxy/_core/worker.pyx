@@ -35,6 +35,11 @@ REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_
 STATES = ("resolving", "connecting", "relaying", "closing")
 
 
+def monotonic():
+    """Seconds of the clock that workers use: a test that freezes Python's clocks does not freeze it."""
+    return clock_ns() / 1e9
+
+
 cdef object _text(const net_addr *address):
     cdef char text[80]
     if address.length == 0:
@@ -76,12 +81,13 @@ cdef class Worker:
     cdef _Group together
     cdef uint64_t running           # or over; other threads read it
     cdef bint abandoned             # in a forked child: its memory may be in any state
+    cdef object make_lock           # threading.Lock, or what makes real locks where that is replaced
     cdef object lock                # one at a time of the threads that wake, view or close
 
-    def __cinit__(self, settings):
+    def __cinit__(self, settings, make_lock=threading.Lock):
         cdef Settings numbers = settings
         cdef int rc
-        self.lock = threading.Lock()
+        self.make_lock, self.lock = make_lock, make_lock()
         self.loop = <Loop *> calloc(1, sizeof(Loop))
         rc = resources_init(self.loop, &numbers) if self.loop != NULL else -ENOMEM
         if rc == -ENOMEM:
@@ -264,7 +270,7 @@ cdef class Worker:
         """In a forked child: closes the copies of the parent's descriptors; the worker runs on in the parent only."""
         resources_close_after_fork(self.loop)
         self.abandoned = True
-        self.lock = threading.Lock()                # a thread that is not in this process may hold the old one
+        self.lock = self.make_lock()                # a thread that is not in this process may hold the old one
 
 
 cdef object _state(int state):

@@ -80,8 +80,8 @@ class Timeouts:
         "60s",
         "Idle time until TCP keepalive probes start.",
         "A peer that answers no probe is reset after a further half of this time, or 3 s if that is longer; on Linux "
-        "also a peer that has not acknowledged all bytes yet. A peer that answers and merely does not read is kept. The "
-        "time is rounded up to whole seconds. `off`: no probes.",
+        "also a peer that has not acknowledged all bytes yet. A peer that answers and merely does not read is kept. "
+        "The time is rounded up to whole seconds. `off`: no probes.",
         least=1,
         most=32767,
         off=True,
@@ -159,7 +159,8 @@ class Operating:
         "Drop rights that relaying does not need (Linux).",
         "Gives up for good: new privileges, changes of files, starting programs, signals to other processes, and TCP "
         "connections to ports other than REMOTE's (and 53, for names). `auto`: as much of it as the kernel has. "
-        "`require`: the command does not start unless the kernel has no_new_privs and Landlock with TCP ports (Linux 6.7).",
+        "`require`: the command does not start unless the kernel has no_new_privs and Landlock with TCP ports (Linux "
+        "6.7).",
         command_only=True,
     )
 

@@ -1,7 +1,8 @@
 """How an option is declared: one dataclass field is one row.
 
 A row feeds the check of the value, `--help`, docs/options.md, the table in README.md, and the signature and docstring
-of `tcpproxy.Proxy`. By hand remain: the name and type in groups.Options, the use of the value, docs/library.md. The makers below (`duration`, `size`, ...) return the field; `groups` declares the rows.
+of `tcpproxy.Proxy`. By hand remain: the name and type in groups.Options, the use of the value, docs/library.md. The
+makers below (`duration`, `size`, ...) return the field; `groups` declares the rows.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import contextlib
 import errno
 import os
 import socket
-import threading
-import time
 from collections.abc import Callable
+
+from ..native import Event, Lock, getaddrinfo, make_thread, monotonic
 
 Address = tuple[bytes, int, int]
 """(raw IPv4 or IPv6 address, port, IPv6 scope id)"""
@@ -36,7 +36,7 @@ def resolve(host: str, port: int) -> list[Address]:
         OSError: there is no answer; its text says why.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a label that IDNA cannot express
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from error
     families: dict[int, list[Address]] = {}
@@ -55,10 +55,10 @@ class Resolver:
 
     def __init__(self, host: str, port: int) -> None:
         self._where = (host, port)
-        self._changed = threading.Condition()
+        self._lock = Lock()
         self._good: list[Address] = []
         self._good_at = -MAX_STALE
-        self._asking = False
+        self._query: Event | None = None  # the one in flight: set when it has an answer, or the resolver is closed
         self._answers = 0
         self._closed = False
         self._is_own: Callable[[Address], bool] = lambda _address: False
@@ -75,41 +75,42 @@ class Resolver:
         Returns:
             The addresses, and the seconds for which they may be used. No addresses: the query failed or takes too long.
         """
-        with self._changed:
+        with self._lock:
             before = self._answers
-            if not self._asking and not self._closed:
-                self._asking = self._begin()
-            recent = time.monotonic() - self._good_at < MAX_STALE
-            wait = STALE_AFTER if recent and (timeout is None or timeout > STALE_AFTER) else timeout
-            if self._asking:
-                self._changed.wait_for(lambda: self._answers != before or self._closed, wait)
+            query = self._query = self._query or (None if self._closed else self._begin())
+            recent = monotonic() - self._good_at < MAX_STALE
+        if query:
+            query.wait(STALE_AFTER if recent and (timeout is None or timeout > STALE_AFTER) else timeout)
+        with self._lock:
             if self._answers != before and not self.lookup_error:
                 return self._good, TTL
-            recent = time.monotonic() - self._good_at < MAX_STALE
+            recent = monotonic() - self._good_at < MAX_STALE
             return (self._good, STALE_AFTER) if recent else ([], 0.0)
 
     def leave_out(self, is_own: Callable[[Address], bool]) -> None:
         """From now on no answer has an address of the proxy itself, where its connections would come back."""
-        with self._changed:
+        with self._lock:
             self._is_own = is_own
             self._good = [address for address in self._good if not is_own(address)]
 
-    def _begin(self) -> bool:
+    def _begin(self) -> Event | None:
         # A thread for each query: getaddrinfo cannot be interrupted, and must not delay an exit.
+        query = Event()
         try:
-            threading.Thread(target=self._ask, name="tcpproxy-lookup", daemon=True).start()
+            make_thread("tcpproxy-lookup", self._ask, query).start()
         except (RuntimeError, MemoryError) as error:  # no thread left in this process or machine
             self.lookup_error = str(error) or OUT_OF_MEMORY
-            return False
-        return True
+            return None
+        return query
 
     def close(self) -> None:
         """Wakes all waiters; no query begins any more."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            if self._query:
+                self._query.set()
 
-    def _ask(self) -> None:
+    def _ask(self, query: Event) -> None:
         found: list[Address] = []
         lookup_error = "the lookup failed"
         try:
@@ -122,13 +123,13 @@ class Resolver:
         except MemoryError:
             lookup_error = OUT_OF_MEMORY
         finally:  # on every outcome: wake all waiters and allow the next query
-            with self._changed:
-                self._asking = False
+            with self._lock:
+                self._query = None
                 self._answers += 1
                 self.lookup_error = lookup_error
                 if found:
-                    self._good, self._good_at = found, time.monotonic()
-                self._changed.notify_all()
+                    self._good, self._good_at = found, monotonic()
+            query.set()
 
 
 def numeric(host: str, port: int) -> list[Address] | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+
+from ..native import monotonic
 
 
 class RateLimit:
     """Lets a few lines of a kind pass in each second and counts the rest."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._seconds: dict[str, tuple[float, int, int]] = {}  # when it began, lines in it, how many may pass
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
-import threading
-import time
 from collections.abc import Callable
 
 from .._core.worker import KINDS, Worker
+from ..native import Event as Signal
+from ..native import Thread, monotonic
 from ..network.resolver import Resolver
 from ..wakeup import Wakeup
 from .event import Event, EventKind, decode, is_new
@@ -37,18 +38,16 @@ class Reporter:
         self._sink = sink
         self._printer = sink if isinstance(sink, Printer) else None
         self._notes: collections.deque[Event] = collections.deque()
-        self._flushes: collections.deque[threading.Event] = collections.deque()
+        self._flushes: collections.deque[Signal] = collections.deque()
         self._workers: list[Worker] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Thread] = []
         self._wakeup: Wakeup | None = None
         self._resolver: Resolver | None = None
         self._ended = False
         self._window, self._recent = 0.0, 0  # since when records are counted, and how many there were
         self._lost, self._next_lost = 0, 0.0  # records that were said to be lost; when to say so again
 
-    def open(
-        self, workers: list[Worker], threads: list[threading.Thread], wakeup: Wakeup, resolver: Resolver | None
-    ) -> None:
+    def open(self, workers: list[Worker], threads: list[Thread], wakeup: Wakeup, resolver: Resolver | None) -> None:
         """Prepares `run`. At the start of a proxy, before there is a thread: it imports what registers an exit hook.
 
         Args:
@@ -85,7 +84,7 @@ class Reporter:
         Returns:
             False if the time was over first. From any thread but the log thread.
         """
-        delivered = threading.Event()
+        delivered = Signal()
         self._flushes.append(delivered)
         if self._ended:
             return True
@@ -133,7 +132,7 @@ class Reporter:
 
     def _are_many(self, count: int) -> bool:
         """Do records come fast? Counts those of this pass."""
-        now = time.monotonic()
+        now = monotonic()
         if now - self._window > GATHER:
             self._window, self._recent = now, 0
         self._recent += count
@@ -142,9 +141,9 @@ class Reporter:
     def _say_lost(self, final: bool) -> bool:
         """Reports the number of dropped records, at most once a second. True: some are still to be reported."""
         lost = sum(worker.counters()["events_lost"] for worker in self._workers)
-        if lost != self._lost and (final or time.monotonic() >= self._next_lost):
+        if lost != self._lost and (final or monotonic() >= self._next_lost):
             self._emit([Event("lost", text=f"{lost - self._lost} log records were dropped: output is too slow")])
-            self._lost, self._next_lost = lost, time.monotonic() + 1
+            self._lost, self._next_lost = lost, monotonic() + 1
         return lost != self._lost
 
     def _drain(self) -> int:
@@ -171,4 +170,5 @@ class Reporter:
             except BaseException:  # the program's callback: its mistake must not end the log thread
                 import logging
 
-                logging.getLogger("tcpproxy").exception("on_event failed")
+                with contextlib.suppress(BaseException):  # so may a handler of its logger
+                    logging.getLogger("tcpproxy").exception("on_event failed")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOMS = {
     "core": "_core",
-    "ground": "errors text values views lifetime wakeup processors",
+    "ground": "errors text values views lifetime wakeup native awaiting processors",
     "faults": "faults",
     "config": "config",
     "network": "network",

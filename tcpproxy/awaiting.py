@@ -1,0 +1,147 @@
+"""Waiting in a coroutine, under asyncio or trio (and so under anyio), for what threads do."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .native import Event, Thread, make_thread
+
+Result = TypeVar("Result")
+
+
+def _in_trio() -> Any:
+    """The module trio, if it runs the calling coroutine; None: asyncio does."""
+    trio = sys.modules.get("trio")
+    asyncio = sys.modules.get("asyncio")
+    if not trio:
+        return None
+    with contextlib.suppress(RuntimeError):  # no loop here. In trio's guest mode there is one, and no task of it
+        if asyncio and asyncio.current_task():
+            return None
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
+    return trio
+
+
+def _running_loop() -> Any:
+    """The event loop of asyncio that runs the calling coroutine."""
+    import asyncio
+
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError("expected a coroutine that asyncio, trio or anyio runs") from None
+
+
+async def until(event: Event, timeout: float | None = None) -> bool:
+    """Returns when the event is set; False: `timeout` seconds were over first. No thread waits for it meanwhile."""
+    if trio := _in_trio():
+        token, woken = trio.lowlevel.current_trio_token(), trio.Event()
+
+        def wake_trio() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(woken.set)
+
+        event.on_set(wake_trio)
+        try:
+            with trio.move_on_after(math.inf if timeout is None else timeout):
+                await woken.wait()
+        finally:
+            event.forget(wake_trio)
+        return event.is_set()
+    import asyncio
+
+    loop = _running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def finish() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(finish)
+
+    event.on_set(wake)
+    try:
+        await asyncio.wait([future], timeout=timeout)
+    finally:
+        event.forget(wake)
+    return event.is_set()
+
+
+async def _finish(event: Event) -> None:
+    """Returns when the event is set, however often the task is cancelled meanwhile."""
+    if trio := _in_trio():
+        with trio.CancelScope(shield=True):
+            await until(event)
+        return
+    import asyncio
+
+    while not event.is_set():
+        with contextlib.suppress(asyncio.CancelledError):
+            await until(event)
+
+
+async def call(function: Callable[[], Result], hurry: Callable[[], object], undo: Callable[[], object]) -> Result:
+    """Runs a function in a thread of its own: a pool of the program may have no free one.
+
+    Args:
+        function: what it returns or raises is the result.
+        hurry: called when the task is cancelled; makes `function` return soon. Must not block.
+        undo: called after that by another thread, when `function` has returned. The task goes on when `undo` has.
+    """
+    _in_trio() or _running_loop()  # before there is a thread
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    done, thread = _begin(run)
+    try:
+        await until(done)
+    except BaseException as error:
+        hurry()
+        undone, undoing = _begin(lambda: (done.wait(), undo()))
+        if not isinstance(error, GeneratorExit):  # a coroutine that is closed can await nothing
+            await _finish(undone)
+            _join(undoing)
+            _join(thread)
+        raise
+    _join(thread)  # it has nothing left to do
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _begin(function: Callable[[], object]) -> tuple[Event, Thread]:
+    """Runs it in a new thread, or here if there is none to be had. Returns the event of its end."""
+    ended = Event()
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            ended.set()
+
+    thread = make_thread("tcpproxy-call", run)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError):
+        run()
+    return ended, thread
+
+
+def _join(thread: Thread) -> None:
+    if thread.ident is not None:  # it was started
+        thread.join()
