@@ -106,6 +106,6 @@ def _call(name: str, *args: int | bytes | None) -> int:
         import ctypes
 
         function = getattr(ctypes.CDLL(None), name)
-    except (ImportError, OSError, AttributeError):
+        return int(function(*(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)))
+    except Exception:  # libffi needs executable memory where SELinux or PaX refuses it: the import raises MemoryError
         return -1
-    return int(function(*(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)))
