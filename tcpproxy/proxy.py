@@ -187,7 +187,7 @@ class Proxy:
         """Stops listening, lets connections end for `grace` seconds (None: as configured), resets the rest.
 
         From any thread, any number of times. When it returns, all is over, and `on_event` had all events; if that
-        blocks, it returns 3 seconds later. Called by `on_event` it does not wait: it drains with a `grace`, else aborts.
+        blocks, it returns 3 seconds later. From `on_event` it does not wait: it drains with a `grace`, else aborts.
         """
         crew = self._crew
         if crew and crew.is_helper():  # called from its own log or lookup thread, which cannot join itself
