@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import lifetime
 from ._core.worker import ZERO_COPY, Worker
@@ -20,6 +20,9 @@ from .network.resolver import TTL, Address, Resolver
 from .processors import cpu_quota
 from .report.reporter import Reporter
 from .wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from ._core.worker import _Settings
 
 LOG_DRAIN = 3.0
 """Longest wait for the log thread, in seconds: at the end, or of a caller for its events. A write may block."""
@@ -57,31 +60,11 @@ class Crew:
         Raises:
             OSError, MemoryError: the system refuses a descriptor or memory.
         """
-        config = self._config
-        busy_poll = config.speed.busy_poll
-        if busy_poll < 0 and cpu_quota() is not None:
-            busy_poll = 0  # polling would use up the quota, and the kernel then stops all workers for up to 100 ms
-        ephemeral = ephemeral_ports()
         self._wakeups.append(lookup_wakeup := Wakeup())
         self._wakeups.append(log_wakeup := Wakeup())
-        for number in range(config.operating.workers):
-            worker = Worker(
-                {
-                    "log_wakeup": log_wakeup.fileno(),
-                    "lookup_wakeup": lookup_wakeup.fileno(),
-                    "buffer_size": config.memory.buffer_size,
-                    "connect_timeout": config.timeouts.connect_timeout,
-                    "half_close_timeout": config.timeouts.half_close_timeout,
-                    "idle_timeout": config.timeouts.idle_timeout,
-                    "keepalive": config.timeouts.keepalive,
-                    "socket_buffer": config.memory.socket_buffer,
-                    "ephemeral_first": ephemeral[0],
-                    "ephemeral_last": ephemeral[1],
-                    "zero_copy": ZERO_COPY[config.speed.zero_copy],
-                    "busy_poll_us": busy_poll,
-                },
-                allocate_lock,
-            )
+        settings = self._settings(log_wakeup, lookup_wakeup)
+        for number in range(self._config.operating.workers):
+            worker = Worker(settings, allocate_lock)
             self._workers.append(worker)
             for listener in listeners:
                 with listener.dup() as duplicate:
@@ -91,11 +74,34 @@ class Crew:
             if addresses:
                 worker.set_addresses(0, addresses, None if self._resolver is None else TTL)
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
-        Worker.link(self._workers, limit=limit, per_source=config.clients.max_connections_per_source)
+        per_source = self._config.clients.max_connections_per_source
+        Worker.link(self._workers, limit=limit, per_source=per_source)
         self._reporter.open(self._workers, self._threads, log_wakeup, self._resolver)
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
         if self._resolver:
             self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._resolver, lookup_wakeup)
+
+    def _settings(self, log_wakeup: Wakeup, lookup_wakeup: Wakeup) -> _Settings:
+        """What each worker is told."""
+        config = self._config
+        busy_poll = config.speed.busy_poll
+        if busy_poll < 0 and cpu_quota() is not None:
+            busy_poll = 0  # polling would use up the quota, and the kernel then stops all workers for up to 100 ms
+        first, last = ephemeral_ports()
+        return {
+            "log_wakeup": log_wakeup.fileno(),
+            "lookup_wakeup": lookup_wakeup.fileno(),
+            "buffer_size": config.memory.buffer_size,
+            "connect_timeout": config.timeouts.connect_timeout,
+            "half_close_timeout": config.timeouts.half_close_timeout,
+            "idle_timeout": config.timeouts.idle_timeout,
+            "keepalive": config.timeouts.keepalive,
+            "socket_buffer": config.memory.socket_buffer,
+            "ephemeral_first": first,
+            "ephemeral_last": last,
+            "zero_copy": ZERO_COPY[config.speed.zero_copy],
+            "busy_poll_us": busy_poll,
+        }
 
     def start(self) -> None:
         """Starts all threads.

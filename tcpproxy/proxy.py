@@ -1,4 +1,7 @@
-"""Proxy: resolves, listens, starts and stops its threads. The core moves the bytes."""
+"""Proxy: resolves, listens, starts and stops its threads. The core moves the bytes.
+
+Longer than other files: the whole public class stays in one place, and a third of it is docstrings.
+"""
 
 from __future__ import annotations
 

@@ -24,9 +24,6 @@ cdef enum:
     SPLICE_SHARED = 131072      # bytes of one splice while a worker has interactive traffic: a larger one delays all sockets
     INTERACTIVE_NS = 100000000  # ns for which interactive traffic limits splices
 
-
-# --- batches ---
-
 cdef int engine_run(Loop *loop) noexcept nogil:
     cdef int count = 0
     thread_block_sigpipe()
