@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
@@ -17,6 +19,12 @@ import tcpproxy
 
 FIXED_SEED = 20240817
 """Of the first half of the schedules in tests/model; the other half differs from run to run."""
+
+
+# Commands that tests start inherit ignored signals and keep them so: those of nohup, or of a script's `pytest ... &`.
+for _number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    if signal.getsignal(_number) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
