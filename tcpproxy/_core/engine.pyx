@@ -160,8 +160,7 @@ cdef int _wait(Loop *loop) noexcept nogil:
     return count
 
 
-cdef uint64_t _moved(Loop *loop) noexcept nogil:
-    """Bytes, both ways."""
+cdef uint64_t _moved(Loop *loop) noexcept nogil:            # bytes, both ways
     return sync_peek(&loop.counters.to_upstream) + sync_peek(&loop.counters.to_client)
 
 
@@ -291,10 +290,11 @@ cdef bint engine_ask(Loop *loop, Message *message) noexcept nogil:
     sync_add(&loop.asking, 1)
     if sync_check(&loop.finished):
         sync_sub(&loop.asking, 1)
+        poller_wake(loop.pump.poller)   # it may have put off its end for this question: see _may_end
         return False
     while not inbox_push(&loop.inbox, message):
         thread_nap_us(50)               # the worker empties it with its next batch
     poller_wake(loop.pump.poller)
-    while not sync_load(&done):         # one batch, usually microseconds
-        thread_nap_us(50)
+    while not sync_load(&done):
+        thread_nap_us(50)               # one batch, usually microseconds
     return True
