@@ -6,6 +6,6 @@ from libc.stdint cimport uint32_t
 from tcpproxy._core.loop cimport Loop
 
 cdef void accepting_watch(Loop *loop) noexcept nogil                # registers the listeners, unless the proxy stops
-cdef void accepting_close(Loop *loop) noexcept nogil
+cdef void accepting_close(Loop *loop) noexcept nogil                # unregisters and closes the listeners
 cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil
 cdef void accepting_freed(Loop *loop) noexcept nogil                # relays have ended: there is room for others

@@ -61,7 +61,7 @@ cdef void accepting_freed(Loop *loop) noexcept nogil:
 
 
 cdef void _pause(Loop *loop, int kind, int error) noexcept nogil:
-    """Stops watching the listeners for a while; says so by an event of this kind."""
+    """Stops watching the listeners for a while, and writes an event record of this kind."""
     if loop.accepting.watched:
         _unwatch(loop, loop.accepting.count)
     loop.accepting.paused_ns = loop.now_ns
@@ -87,8 +87,8 @@ cdef bint _reserve(Loop *loop) noexcept nogil:
 cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil:
     """Accepts one connection, and more only if the batches before had connections too.
 
-    A call of accept that finds none is worth avoiding: it was one call in five while eight clients came and went, when the
-    number doubled with each such batch. So four batches in a row are needed for one connection more.
+    Doubling the number per batch wasted one accept in five (eight clients that connect and leave). So it grows by one after
+    four batches in a row.
     """
     cdef int _turn
     if not loop.accepting.watched:
@@ -155,13 +155,13 @@ cdef void _choose_worker(Loop *loop, const Message *accepted) noexcept nogil:
 cdef bint _hand_off(Loop *to, const Message *accepted) noexcept nogil:
     """Hands a connection to another worker. False: its inbox is full, or it ends.
 
-    Either that worker sees that it has a connection more, or this one sees that the other has finished. Its poller can be
-    woken even then: pollers are freed when no worker of the group runs any more.
+    Either that worker sees that it has a connection more, or this one reads `finished` (the pattern of sync.pxd).
+    Its poller can be woken even then: pollers are freed when no worker of the group runs any more.
     """
     cdef bint taken
     sync_add(&to.counters.active, 1)
     taken = not sync_check(&to.finished) and inbox_push(&to.inbox, accepted)
     if not taken:
         sync_sub(&to.counters.active, 1)
-    poller_wake(to.pump.poller)                 # also if not taken: it may have put off its end for this connection
+    poller_wake(to.pump.poller)                 # even if not taken: it may have cancelled its end because of `active`
     return taken

@@ -20,4 +20,4 @@ cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil     #
 cdef void closing_linger(Loop *loop, Relay *relay) noexcept nogil              # both FINs were passed on
 cdef void closing_drain_input(Loop *loop, Relay *relay) noexcept nogil         # a step of RELAY_LINGERING
 cdef void closing_arm_linger(Loop *loop, Relay *relay) noexcept nogil
-cdef bint closing_progress(Relay *relay) noexcept nogil    # has any byte left the kernel since the last call?
+cdef bint closing_progress(Relay *relay) noexcept nogil    # have bytes left the kernel, with some unsent, since the last call?

@@ -18,7 +18,10 @@ cdef enum:
 # --- progress of the last bytes ---
 
 cdef int _unsent(Relay *relay, int side, bint *progress) noexcept nogil:
-    """Bytes that the kernel has still to send to a side; sets `progress` if some have left since the last call."""
+    """Bytes that the kernel has not sent to a side yet.
+
+    Sets `progress` if some have left since the last call and some are still unsent.
+    """
     cdef Side *to = &relay.sides[side]
     cdef int unsent = net_unsent(to.watch.fd) if to.watch.fd != NET_NONE else 0
     cdef uint32_t left = <uint32_t> (relay.halves[1 - side].delivered - unsent)
@@ -29,7 +32,7 @@ cdef int _unsent(Relay *relay, int side, bint *progress) noexcept nogil:
 
 
 cdef bint closing_progress(Relay *relay) noexcept nogil:
-    """Do bytes cross a wire although no socket has taken any for a while?
+    """Returns whether the kernel has sent bytes since the last call, and remembers the amounts.
 
     A full socket may hold 4 MiB and is writable again only when a third of that is free (Linux). A slow receiver may need
     longer for a third than a time-out lasts.
@@ -42,7 +45,7 @@ cdef bint closing_progress(Relay *relay) noexcept nogil:
 
 cdef void closing_arm_linger(Loop *loop, Relay *relay) noexcept nogil:
     """Only queued bytes remain: the relay is closed when none has left the kernel for the length of TIMER_LINGER."""
-    closing_progress(relay)                     # for what it remembers: progress counts from now on
+    closing_progress(relay)                     # stores the present amounts: progress is measured from here
     timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
 
 
@@ -154,7 +157,7 @@ cdef void closing_close(Loop *loop, Relay *relay, bint reset) noexcept nogil:
 
 
 cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil:
-    """A stream that is cut ends with RST, so that no peer takes half an answer for a whole one. One that had its FIN keeps it."""
+    """Resets a side that has not had its FIN: a FIN now would make a partial answer look complete. Closes the other one."""
     relay.reason = reason
     reports_ended(loop, relay)
     _release(loop, relay, relay.halves[UPSTREAM].state != HALF_SHUT, relay.halves[CLIENT].state != HALF_SHUT)
@@ -184,7 +187,7 @@ cdef void _close_side(Loop *loop, Side *side, bint reset) noexcept nogil:
 
 
 cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstream) noexcept nogil:
-    """Closes what the relay holds. Events of this batch may still name it, and the run queue may hold it."""
+    """Closes what the relay owns. The slot stays: events of this batch and the run queue may refer to it."""
     cdef int side
     if relay.connecting != NULL:
         closing_forget_attempts(loop, relay)

@@ -16,7 +16,7 @@ from tcpproxy._core.splice cimport PIPE_SIZE
 from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_load_pointer, sync_peek, sync_set, sync_store, \
     sync_sub, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_find, table_release
-from tcpproxy._core.tag cimport TAG_LISTENER, tag_socket
+from tcpproxy._core.tag cimport TAG_LISTENER, tag_listener_number, tag_socket
 from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us, thread_yield
 from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
 
@@ -46,17 +46,17 @@ cdef int engine_run(Loop *loop) noexcept nogil:
 
 
 cdef bint _may_end(Loop *loop) noexcept nogil:
-    """Is no relay left, and does every other thread know that this worker takes no commands any more?
+    """Returns whether the loop may end: no relay is left, and no command is on its way.
 
-    Who sends one counts it first (in `active` or `asking`) and looks at `finished` then; this does it the other way round, so
-    that one of the two sees the other.
+    A sender adds to `active` or `asking`, then reads `finished`. This sets `finished`, then reads the counts. At least one
+    of the two sees the other's change (sync.pxd).
     """
     if sync_load(&loop.counters.active):
         return False
     sync_swap(&loop.finished, 1)
     if sync_check(&loop.counters.active) == 0 and sync_check(&loop.asking) == 0:
         return True
-    sync_store(&loop.finished, 0)       # a command is on its way, whose sender may not have seen `finished`
+    sync_store(&loop.finished, 0)       # a command is on its way: its sender may have read `finished` before it was set
     return False
 
 
@@ -88,7 +88,7 @@ cdef void _events(Loop *loop, int count) noexcept nogil:
             continue
         if tag_socket(tag) == TAG_LISTENER:
             found = True
-            accepting_event(loop, <uint32_t> (tag >> 4))
+            accepting_event(loop, tag_listener_number(tag))
             continue
         relay = table_find(&loop.table, tag)
         if relay != NULL:
@@ -124,7 +124,7 @@ cdef void _timers(Loop *loop) noexcept nogil:
 
 
 cdef void _reclaim(Loop *loop) noexcept nogil:
-    """Reclaims relays closed in this batch: no event and no queue refers to them now."""
+    """Reclaims closed relays. One that is still on the run queue is reclaimed in the next batch."""
     cdef Relay *relay = loop.closed
     cdef Relay *rest
     if relay == NULL:
@@ -144,7 +144,7 @@ cdef void _reclaim(Loop *loop) noexcept nogil:
 # --- waiting ---
 
 cdef int _wait(Loop *loop) noexcept nogil:
-    """The next events, and the time. Returns how many, or -errno."""
+    """Waits for events and updates now_ns. Returns the number of events, or -errno."""
     cdef int64_t timeout_ns
     cdef int count
     cdef bint bulk_only = _limit_splice(loop)
@@ -175,8 +175,8 @@ cdef uint64_t _all_moved(Group *group) noexcept nogil:
 cdef bint _limit_splice(Loop *loop) noexcept nogil:
     """Sets the size of a splice. True: no worker of the group has interactive traffic.
 
-    While one has, bulk moves in small steps on all workers: on Linux they share the kernel's packet processing, whichever
-    thread has called it.
+    While one has, all workers splice less at once: on Linux the packets of all sockets share the softirq queues, so that a
+    large splice delays every worker.
     """
     cdef uint64_t now_ns = loop.now_ns, interactive_ns = sync_peek(&loop.group.interactive_ns)
     cdef bint bulk_only
@@ -261,7 +261,7 @@ cdef void _answer(Loop *loop, const Message *message) noexcept nogil:
     elif message.kind == MESSAGE_SYNC:
         _obey_stop(loop)
     sync_sub(&loop.asking, 1)
-    sync_store(message.done, 1)         # last: the sender's frame may be gone then
+    sync_store(message.done, 1)         # last: after this store the sender may return, and `done` is in its frame
 
 
 cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
@@ -290,7 +290,7 @@ cdef bint engine_ask(Loop *loop, Message *message) noexcept nogil:
     sync_add(&loop.asking, 1)
     if sync_check(&loop.finished):
         sync_sub(&loop.asking, 1)
-        poller_wake(loop.pump.poller)   # it may have put off its end for this question: see _may_end
+        poller_wake(loop.pump.poller)   # it may have cancelled its end because of `asking`
         return False
     while not inbox_push(&loop.inbox, message):
         thread_nap_us(50)               # the worker empties it with its next batch

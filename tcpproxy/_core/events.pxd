@@ -5,7 +5,7 @@ from tcpproxy._core.net cimport net_addr, net_socket
 
 cdef enum:                  # EventRecord.kind; names in events_kind_name
     EVENT_NEW = 1           # a client was accepted
-    EVENT_END               # a relay that was connected has ended
+    EVENT_END               # a relay has ended; connect_ns is 0 if that was before it was connected
     EVENT_FAILED            # a client was turned away, or its upstream was not reached
     EVENT_ACCEPT            # accepting pauses: out of descriptors or memory (EMFILE and the like)
     EVENT_LIMIT             # accepting pauses: as many connections as allowed (Group.limit)

@@ -13,8 +13,8 @@
 #   0         0         0              0        both directions are open
 #   1         0         0              0        the side has ended its direction (half-close): what it sent is delivered,
 #                                               then FIN is sent to the other side. It still receives
-#   0         1         0              0        the other side has ended its direction. This one may send on, for as long as
-#                                               --half-close-timeout allows without a byte
+#   0         1         0              0        the other side has ended its direction. This side may send until no byte has
+#                                               moved for --half-close-timeout
 #   1         1         0              0        both its directions have ended. Once those of the other side have too, the
 #                                               relay closes both sockets
 #   0         any       1              0        the poller has announced an error. Bytes that came before it may be unread:
@@ -38,7 +38,7 @@ cdef enum:                      # Half.state
     HALF_OPEN = 0
     HALF_DRAINING               # the source has ended; its last bytes may wait in the buffer or the pipe
     HALF_SHUT                   # the end was passed on
-    HALF_BROKEN                 # ended without an end of file: the sink has to be reset
+    HALF_BROKEN                 # ended by a failure or by the end of the relay, without an end of file passed on
 
 cdef enum:                      # what half_pump returns, as bits
     PUMP_WAIT = 0               # nothing to do before the next event

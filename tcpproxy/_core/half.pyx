@@ -140,7 +140,7 @@ cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
         # A failed send has cleared the pending error: recv then returns 0 although the side was reset.
         half.state = HALF_BROKEN if source.error else HALF_DRAINING
     elif net_would_block(got):
-        # At an urgent mark recv returns this with bytes queued if a signal is pending (SIGSTOP). No event would follow.
+        # At an urgent mark recv may return EAGAIN with bytes unread, if a signal is pending (SIGSTOP). No event follows.
         if not source.read_to_eagain or net_unread(source.watch.fd) == 0:
             _not_ready(source, READY_IN, pump)
     else:
@@ -159,8 +159,8 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
     got = pipe_fill(pipe, source.watch.fd, pump.splice_size)
     if got > 0:
         half.pipe = pipe
-        # Less than a full pipe: either the source is empty, or the pipe has no free slot. Only the next read can tell. It
-        # is a recv, because splice cannot tell an empty socket from an urgent mark.
+        # After less than LIKELY_EMPTIED the source is probably empty. The next read is a recv, because splice cannot tell an
+        # empty socket from an urgent mark.
         half.ask_recv = got < LIKELY_EMPTIED
         _choose_mode(half, sink, got, pump)
         return got
@@ -197,7 +197,7 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
 #                a recv: at an urgent mark splice returns them with bytes unread. A refusal consumes nothing: the half copies
 #                from then on.
 #
-# Returning early is safe: nothing is forgotten. A ready bit is cleared only when a call would have blocked or a read has
+# Returning early loses no event. A ready bit is cleared only when a call would have blocked or a read has
 # emptied the socket, and then the poller reports the next edge. In every other case the return value has PUMP_MORE, or the
 # half is over; half_pump of a half that is over does nothing and returns PUMP_WAIT.
 #

@@ -1,10 +1,10 @@
-# Commands to a worker from other threads: a bounded queue, many writers, one reader, no locks. Each cell carries the turn in
-# which it may be used, so that a writer publishes with one store, and a full queue is seen without counting.
+# Commands to a worker from other threads: a bounded queue, many writers, one reader, no locks. Each cell has a
+# sequence number. For position n, `sequence == n`: free for the writer; `n + 1`: filled; less than n: the queue is full.
 #
 # A command reaches a worker in one of three ways:
 #   each one counts      a Message in the inbox: an accepted socket, a question
-#   the latest one wins  a slot that is swapped: the addresses of an upstream (Upstream.incoming)
-#   it must always work  an atomic word: stop and abort (Loop.stop)
+#   the latest one wins  a slot, in which a new value replaces an old one: addresses of an upstream (Upstream.incoming)
+#   it must always work  an atomic word, which cannot be full: stop and abort (Loop.stop)
 from libc.stdint cimport uint8_t, uint64_t
 from tcpproxy._core.net cimport net_addr, net_socket
 
@@ -17,9 +17,9 @@ cdef enum:                      # Message.kind
     MESSAGE_SYNC                # obey Loop.stop, so that the sender knows when that is done
 
 cdef struct Message:
-    uint64_t turn
+    uint64_t sequence           # of the cell
     uint64_t id                 # of the connection
-    void *body                  # of the sender, who waits for `done`
+    void *body                  # memory of the sender; valid until `done` is set
     uint64_t *done              # set when the command has been carried out; NULL: nobody waits
     net_socket fd
     int target                  # index of the upstream

@@ -7,18 +7,18 @@ cdef void inbox_init(Inbox *inbox) noexcept nogil:
     cdef uint64_t i
     inbox.head = inbox.tail = 0
     for i in range(<uint64_t> INBOX_ROOM):
-        inbox.cells[i].turn = i
+        inbox.cells[i].sequence = i
 
 
 cdef bint inbox_push(Inbox *inbox, const Message *message) noexcept nogil:
-    cdef uint64_t turn, at = sync_load(&inbox.tail)
+    cdef uint64_t sequence, at = sync_load(&inbox.tail)
     cdef Message *cell
     while True:
         cell = &inbox.cells[at & (INBOX_ROOM - 1)]
-        turn = sync_load(&cell.turn)
-        if turn < at:
+        sequence = sync_load(&cell.sequence)
+        if sequence < at:
             return False
-        if turn == at and sync_claim(&inbox.tail, at, at + 1):
+        if sequence == at and sync_claim(&inbox.tail, at, at + 1):
             break
         at = sync_load(&inbox.tail)
     cell.kind = message.kind
@@ -28,15 +28,15 @@ cdef bint inbox_push(Inbox *inbox, const Message *message) noexcept nogil:
     cell.client = message.client
     cell.body = message.body
     cell.done = message.done
-    sync_store(&cell.turn, at + 1)
+    sync_store(&cell.sequence, at + 1)
     return True
 
 
 cdef bint inbox_pop(Inbox *inbox, Message *out) noexcept nogil:
     cdef Message *cell = &inbox.cells[inbox.head & (INBOX_ROOM - 1)]
-    if sync_load(&cell.turn) != inbox.head + 1:
+    if sync_load(&cell.sequence) != inbox.head + 1:
         return False
     out[0] = cell[0]
-    sync_store(&cell.turn, inbox.head + INBOX_ROOM)
+    sync_store(&cell.sequence, inbox.head + INBOX_ROOM)
     inbox.head += 1
     return True

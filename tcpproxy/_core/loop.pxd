@@ -1,8 +1,7 @@
 # The structs of a worker and its relays. They point at each other, so they are declared together; code is elsewhere.
 #
-# Loop is the one context: everything that the relays of a worker share. One thread owns a Loop. What other threads may
-# touch is `inbox`, `stop`, `finished`, `asking`, Upstream.incoming and .asked, `counters`, the reader's side of `events`,
-# and `group`; see sync.h.
+# Loop is the one context: everything that the relays of a worker share. One thread owns a Loop. What other threads access
+# is listed in sync.h.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.bulk cimport Bulk
 from tcpproxy._core.connecting cimport AddressList, Connecting
@@ -26,7 +25,7 @@ cdef enum:                  # Relay.state, in the order of a relay's life
     RELAY_RELAYING
     RELAY_RESETTING         # one side was reset; the other is reset once the kernel has sent what it was given
     RELAY_LINGERING         # both FINs were passed on, but a peer still sends: read on, or close() would send RST
-    RELAY_CLOSED            # its sockets are closed; its slot is reclaimed when the batch is over
+    RELAY_CLOSED            # its sockets are closed; its slot waits to be reclaimed
 
 cdef enum:                  # Loop.stop
     RUN = 0
@@ -39,7 +38,7 @@ cdef enum:                  # limits of one proxy
     WORKERS = 64
     BATCH = 256             # events taken from the poller at once
     TABLE_CHUNKS = 16384
-    CONNECTIONS = 1000000   # at a time, however many descriptors there are: some systems allow a thousand times as many
+    CONNECTIONS = 1000000   # at a time: upper bound, also where the system allows more descriptors
 
 cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
     Relay *next             # of the run queue, or of the free slots
@@ -76,14 +75,14 @@ cdef struct Upstream:
     uint64_t asked          # set by the worker, taken by the lookup thread
     bint waiting            # asked, and no answer yet
 
-cdef struct Counters:       # written by the worker alone, read by any thread
+cdef struct Counters:       # written by the worker, except `active`; read by any thread
     uint64_t accepted
     uint64_t ended          # relays that are over, for whatever reason
     uint64_t failed         # those whose upstream was not reached
     uint64_t refused        # turned away at once: no memory, or too many connections of that source
     uint64_t to_upstream    # bytes delivered
     uint64_t to_client
-    uint64_t wakeups        # returns from poller_wait
+    uint64_t wakeups        # batches: returns of the engine's _wait
     uint64_t accept_errors
     uint64_t active         # relays alive now; other workers add to it before they hand a connection over
 
@@ -95,7 +94,7 @@ cdef struct Accepting:      # see accepting.pxd
     Listener listeners[LISTENERS]
     int count
     int credit              # four times the number of connections to accept in a row
-    bint found              # the last batch had connections too
+    bint found              # the last batch accepted a connection
     bint watched            # the listeners are registered with the poller
     uint64_t resume_ns      # when to register them again; 0: nothing planned
     uint64_t paused_ns      # since when they are not registered
@@ -121,7 +120,7 @@ cdef struct Loop:
     Upstream upstreams[UPSTREAMS]
     int upstream_count
     net_tuning tuning
-    uint64_t now_ns         # read once a batch
+    uint64_t now_ns         # updated once a batch, at the end of the wait
     bint interactive        # a relay had interactive traffic; the engine clears it
     bint half_close         # False: the first EOF closes both directions (--half-close-timeout 0)
     net_socket lookup_wakeup    # a byte sent here wakes the lookup thread
@@ -132,7 +131,7 @@ cdef struct Loop:
     Bulk bulk
     int last_side           # of the last event: CLIENT or UPSTREAM
     uint64_t stop
-    uint64_t asking         # threads that send a question or wait for its answer: the loop ends after them
+    uint64_t asking         # threads that send a question or wait for its answer; the loop does not end before it is 0
     uint64_t finished       # the loop has ended or is about to: it takes neither connections nor questions any more
     Ready ready[BATCH]
 

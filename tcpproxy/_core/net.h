@@ -189,7 +189,7 @@ static inline int net_unsent(net_socket fd)
 #endif
 }
 
-/* Unacknowledged bytes? 0: none; 1: some; -ETIMEDOUT: and no probe was answered for the keepalive time: the peer is
+/* Unacknowledged bytes? 0: none; 1: some; -ETIMEDOUT: some, and the peer has answered nothing for the keepalive time: the peer is
  * dead. The caller calls this every keepalive_interval, and keeps `probes_at_ack`: probes sent up to the last ACK.
  *
  * While bytes are unacknowledged, TCP sends no keepalive probes: retransmissions go on for 15 minutes, probes of a

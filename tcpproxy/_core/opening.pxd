@@ -9,7 +9,7 @@ from tcpproxy._core.loop cimport Loop, Relay
 
 # Takes over an accepted socket (MESSAGE_CONNECTION), which is counted in `active` already
 cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil
-# Resets it instead; `error`: errno, or 0 if its source has as many connections as it may
+# Resets an accepted socket; `error`: errno, or 0: too many of its source
 cdef void opening_turn_away(Loop *loop, const Message *accepted, int error) noexcept nogil
 cdef void opening_answered(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed

@@ -55,13 +55,14 @@ cdef void opening_turn_away(Loop *loop, const Message *accepted, int error) noex
 cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
     """An event of a client whose upstream is not connected yet: has the client left?
 
-    Its bytes stay in the kernel until then, so its end is seen in front of them.
+    Its bytes stay unread in the kernel, so that an EOF or an error is reported before they are read.
     """
     cdef char byte
-    cdef bint reset = bits & READY_ERROR != 0
+    cdef bint reset = bits & READY_ERROR != 0, has_bytes
     if not reset and not bits & READY_EOF:
         return
-    if (net_peek(relay.sides[CLIENT].watch.fd, &byte, 1) > 0) == reset:
+    has_bytes = net_peek(relay.sides[CLIENT].watch.fd, &byte, 1) > 0
+    if has_bytes == reset:
         # FIN without a byte: the client has left, or has half-closed and waits for a greeting. RST behind some bytes: a
         # direct connection would have delivered these. Both get TIMER_CLIENT_GONE (1 s). A client that sent bytes and
         # half-closed keeps the full connect timeout.
@@ -90,7 +91,7 @@ cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
     elif not upstream.waiting:
         sync_store(&upstream.asked, 1)
         sent = net_send(loop.lookup_wakeup, <const char *> "n", 1)
-        upstream.waiting = sent > 0 or net_would_block(sent)    # else, without memory, the next client asks again
+        upstream.waiting = sent > 0 or net_would_block(sent)    # not sent, for want of memory: the next client asks again
 
 
 cdef void opening_answered(Loop *loop, Relay *relay) noexcept nogil:

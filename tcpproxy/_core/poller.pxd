@@ -3,24 +3,24 @@
 # A poller reports which sockets of one worker are ready. poller_epoll.pyx, poller_kqueue.pyx and poller_poll.pyx
 # implement the functions below, all of them, in this order; setup.py compiles one of them as this module.
 #
-# Watching. `poller_add` is called once in the life of a socket. The owner fills `fd` and `tag`; `slot` belongs to the
-# poller. The Watch stays at its address until `poller_move` or `poller_remove`. `poller_remove` is called right before
-# the socket is closed.
+# Watching. A stream is added once, and removed right before it is closed. A listener may be removed and added again while
+# it is open. The owner fills `fd` and `tag`; `slot` belongs to the poller. The Watch stays at its address until
+# `poller_move` or `poller_remove`.
 #
-#   WATCH_STREAM    edge-triggered. Reports READY_IN, READY_OUT, READY_EOF, READY_ERROR, READY_URGENT, first those that are
-#                   true when the socket is added. The owner keeps the bits. It clears READY_IN or READY_OUT only after a
-#                   call that would have blocked (or a read that proves the socket empty), and then calls `poller_rearm`
-#                   with that bit. From then on, and not before, the poller must report the bit again once it is true
-#                   again. A bit that is reported without being true is harmless; a bit that is true and never reported
-#                   stalls the connection for ever.
+#   WATCH_STREAM    edge-triggered. Reports READY_IN, READY_OUT, READY_EOF, READY_ERROR, READY_URGENT; on `poller_add` those
+#                   that are true at that time. The owner keeps the bits. It clears READY_IN or READY_OUT only after a call
+#                   that would have blocked (or a read that proves the socket empty), and then calls `poller_rearm` with
+#                   that bit. After that call the poller must report the bit when it becomes true. A bit that is reported
+#                   without being true is harmless; a bit that is true and never reported stalls the connection.
 #   WATCH_LISTENER  level-triggered. Reports READY_IN as long as a connection waits. Several pollers may watch one listener;
 #                   it is enough to wake one of them.
 #
 # Bits. The poller's bits are hints; only recv and send tell the state of a socket. An error or a full hang-up is
 # reported together with READY_IN and READY_OUT. READY_EOF: the peer may have ended its direction, so a short read no
-# longer means "drained". READY_URGENT: an urgent mark was seen. A poller that cannot detect one of these two never sets
-# it, and must then report READY_IN again after every poller_rearm while there are bytes, or an end of file, to read. A
-# hang-up, an error or an urgent mark must be reported only once for one cause, or the loop would spin.
+# longer means "drained". READY_URGENT: an urgent mark was seen. A poller that cannot detect one of these two
+# has two choices. It sets the bit with every READY_IN, so that the owner reads until EAGAIN. Or it never sets the bit, and
+# reports READY_IN after every poller_rearm while bytes or an end of file are unread. A hang-up, an
+# error or an urgent mark must be reported only once for one cause, or the loop would spin.
 #
 # Waiting. `poller_wait` fills `events` and returns their number, 0 after a time-out, or -errno (never -EINTR). A
 # wake-up is an event as well: its tag is all ones, its bits are 0. It is reported once, so a caller that polls without

@@ -16,7 +16,7 @@ from tcpproxy._core.timers cimport TIMER_CLIENT_GONE, TIMER_CONNECT, TIMER_FLUSH
     TIMER_KEEPALIVE, TIMER_LINGER, TIMER_NONE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, timers_arm, timers_cancel
 
 cdef enum:
-    INTERACTIVE_SIZE = 16384    # bytes: a larger write is bulk, not interactive traffic
+    INTERACTIVE_SIZE = 16384    # bytes delivered in one turn; from this size on they are bulk
 
 
 # --- events and timers ---
@@ -39,7 +39,7 @@ cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) 
         return
     if bits & READY_ERROR:
         side.error_pending = True
-        _rearm_deadline(loop, relay, False)     # linger: its last bytes may be queued for a peer that does not read
+        _rearm_deadline(loop, relay, False)     # linger: the other side may never take the bytes before the error
     loop_enqueue(loop, relay)
 
 
@@ -79,7 +79,7 @@ cdef inline bint _error_pending(Relay *relay) noexcept nogil:
 
 
 cdef void _check_unacked(Loop *loop, Relay *relay) noexcept nogil:
-    """Dead-peer check for a side with unacknowledged bytes, every keepalive interval while there are any."""
+    """Checks for a dead peer while bytes are unacknowledged, every keepalive interval."""
     cdef int side, unacked = 0, rc
     if relay.state != RELAY_RELAYING or _error_pending(relay) or not loop.timers.lists[TIMER_UNACKED].length_ns:
         return
@@ -135,7 +135,7 @@ cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
-    """Both halves once. Returns PUMP_ bits."""
+    """Pumps both halves. Returns PUMP_ bits."""
     cdef uint64_t up = relay.halves[CLIENT].delivered, down = relay.halves[UPSTREAM].delivered
     cdef Side *client = &relay.sides[CLIENT]
     cdef Side *upstream = &relay.sides[UPSTREAM]
@@ -170,7 +170,7 @@ cdef inline void _stop_reading(Half *half) noexcept nogil:
 
 
 cdef void _after_turn(Loop *loop, Relay *relay) noexcept nogil:
-    """Has a side ended or failed, and is the relay over?"""
+    """Sets the reason, passes a reset on, or ends the relay, as the turn left its sides."""
     cdef int side
     if relay.reason == REASON_NONE:
         if relay.sides[CLIENT].eof_read:

@@ -60,7 +60,7 @@ cdef void _init_timers(Loop *loop, const Settings *settings) noexcept nogil:
 
 
 cdef void _close_waiting(Loop *loop) noexcept nogil:
-    """Closes the sockets of a loop that never ran, or that stopped with a connection in its inbox."""
+    """Closes the listeners of a loop that never ran, and accepted sockets that are still in its inbox."""
     cdef Message message
     cdef int i
     while inbox_pop(&loop.inbox, &message):
@@ -93,9 +93,9 @@ cdef void resources_free(Loop *loop) noexcept nogil:
 cdef void resources_close_after_fork(Loop *loop) noexcept nogil:
     """Closes the child's copies of the parent's descriptors, without RST, FIN or a change of the poller's registrations.
 
-    A copy that stayed open here would hold back the parent's resets and keep its epoll registrations alive. No memory is
-    freed, now or later: the fork may have come while the worker, of which only this copy exists, was changing it. So a
-    socket that it had just accepted or opened, and stored nowhere yet, stays open as long as this process.
+    A copy that stayed open here would hold back the parent's resets and keep its epoll registrations alive. Only
+    the poller's memory is freed. The worker may have been changing the rest at the moment of the fork, so that is never
+    freed. A socket that it had accepted or opened and not stored yet stays open until the child exits.
     """
     cdef uint32_t i
     for i in range(loop.table.size):
@@ -105,7 +105,7 @@ cdef void resources_close_after_fork(Loop *loop) noexcept nogil:
         _close_pipe(loop.pump.pipes.idle[i])
     _close_waiting(loop)
     if loop.pump.poller != NULL:
-        poller_free(loop.pump.poller)       # frees the memory that it has: that is replaced only when it grows
+        poller_free(loop.pump.poller)       # safe: its memory changes only in poller_add, when it grows
         loop.pump.poller = NULL
 
 

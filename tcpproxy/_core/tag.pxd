@@ -2,12 +2,13 @@
 #
 #   relay:     generation (32 bits) | index in the table (28 bits) | socket (4 bits)
 #   listener:  number (60 bits) | 15
+#   wake-up:   all ones, with ready bits 0 (poller.pxd): test the bits first
 #
 # The generation tells a relay from an earlier one that had the same slot.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:                  # the low four bits
-    TAG_CLIENT = 0          # 1 to 14: connection attempt n - 1, and upstream's socket once attempt n - 1 has won
+    TAG_CLIENT = 0          # 1 to 14: connection attempt (value - 1); the winner's value stays the tag of upstream's socket
     TAG_LISTENER = 15
 
 
@@ -25,6 +26,10 @@ cdef inline uint64_t tag_listener(uint32_t number) noexcept nogil:
 
 cdef inline uint32_t tag_socket(uint64_t tag) noexcept nogil:
     return <uint32_t> tag & 0xf
+
+
+cdef inline uint32_t tag_listener_number(uint64_t tag) noexcept nogil:
+    return <uint32_t> (tag >> 4)
 
 
 cdef inline uint32_t tag_index(uint64_t tag) noexcept nogil:

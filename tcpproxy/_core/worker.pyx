@@ -79,7 +79,7 @@ cdef class Worker:
     """
     cdef Loop *loop
     cdef _Group together
-    cdef uint64_t running           # or over; other threads read it
+    cdef uint64_t running           # 1: run() was called; it may have returned
     cdef bint abandoned             # in a forked child: its memory may be in any state
     cdef object make_lock           # threading.Lock, or what makes real locks where that is replaced
     cdef object lock                # one at a time of the threads that wake, view or close
@@ -121,7 +121,7 @@ cdef class Worker:
             worker.loop.group = &together.group
 
     def listen(self, net_socket fd, int target):
-        """Accepts from this listening, non-blocking socket, which is the worker's own from now on, for that upstream."""
+        """Accepts from this listening, non-blocking socket and connects to upstream `target`. The worker owns it from now on."""
         if self.loop.accepting.count == LISTENERS:
             raise ValueError(f"at most {LISTENERS} listeners")
         if not 0 <= target < UPSTREAMS:
@@ -133,7 +133,7 @@ cdef class Worker:
         self.loop.upstream_count = max(self.loop.upstream_count, target + 1)
 
     def run(self):
-        """Relays until it is stopped; the calling thread's whole life. OSError: the poller has failed."""
+        """Runs the loop in the calling thread until the worker is stopped. OSError: the poller has failed."""
         cdef int rc
         if self.loop.group == NULL or not sync_claim(&self.running, 0, 1):
             raise RuntimeError("a worker runs once, after link()")
@@ -188,7 +188,7 @@ cdef class Worker:
     # --- events ---
 
     def want_events(self, kinds):
-        """Which of KINDS to write event records of."""
+        """Sets which of KINDS the worker writes event records of."""
         cdef uint64_t wanted = 0
         for kind in kinds:
             wanted |= <uint64_t> 1 << (KINDS.index(kind) + EVENT_NEW)
