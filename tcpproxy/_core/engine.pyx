@@ -5,10 +5,10 @@ from tcpproxy._core.bulk cimport OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
-from tcpproxy._core.loop cimport ABORT, BATCH, CLIENT, UPSTREAM, Group, Relay, relay_alive
+from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, relay_alive
 from tcpproxy._core.net cimport net_reset
 from tcpproxy._core.opening cimport opening_answered, opening_start
-from tcpproxy._core.poller cimport poller_wait, poller_wake
+from tcpproxy._core.poller cimport POLLER_BATCH, poller_wait, poller_wake
 from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
@@ -152,10 +152,10 @@ cdef int _wait(Loop *loop) noexcept nogil:
         bulk_judge(&loop.bulk, _all_moved(loop.group))
     timeout_ns = _wait_ns(loop)
     if loop.spin.mode != SPIN_OFF and not loop.bulk.on and timeout_ns != 0 and sync_peek(&loop.counters.active):
-        return spin_wait(&loop.spin, loop.pump.poller, loop.ready, BATCH, timeout_ns, loop.last_side, &loop.now_ns)
+        return spin_wait(&loop.spin, loop.pump.poller, loop.ready, POLLER_BATCH, timeout_ns, loop.last_side, &loop.now_ns)
     if loop.bulk.on and timeout_ns != 0:
         thread_yield()                  # a sender or receiver on this processor runs first: the next batch is larger
-    count = poller_wait(loop.pump.poller, loop.ready, BATCH, timeout_ns)
+    count = poller_wait(loop.pump.poller, loop.ready, POLLER_BATCH, timeout_ns)
     loop.now_ns = clock_ns()
     return count
 

@@ -9,7 +9,7 @@ from tcpproxy._core.events cimport EventRing
 from tcpproxy._core.half cimport Half, Pump, Side
 from tcpproxy._core.inbox cimport Inbox
 from tcpproxy._core.net cimport net_addr, net_socket, net_tuning
-from tcpproxy._core.poller cimport Ready, Watch
+from tcpproxy._core.poller cimport POLLER_BATCH, Ready, Watch
 from tcpproxy._core.sources cimport Sources
 from tcpproxy._core.spin cimport Spin
 from tcpproxy._core.timers cimport Timer, Timers
@@ -36,7 +36,6 @@ cdef enum:                  # limits of one proxy
     UPSTREAMS = 16          # a listener names its upstream by number
     LISTENERS = 16
     WORKERS = 64
-    BATCH = 256             # events taken from the poller at once
     TABLE_CHUNKS = 16384
     CONNECTIONS = 1000000   # at a time: upper bound, also where the system allows more descriptors
 
@@ -133,7 +132,7 @@ cdef struct Loop:
     uint64_t stop
     uint64_t asking         # threads that send a question or wait for its answer; the loop does not end before it is 0
     uint64_t finished       # the loop has ended or is about to: it takes neither connections nor questions any more
-    Ready ready[BATCH]
+    Ready ready[POLLER_BATCH]
 
 
 cdef inline void loop_enqueue(Loop *loop, Relay *relay) noexcept nogil:

@@ -23,7 +23,7 @@
 # error or an urgent mark must be reported only once for one cause, or the loop would spin.
 #
 # Waiting. `poller_wait` fills `events` and returns their number, 0 after a time-out, or -errno (never -EINTR). A
-# wake-up is an event as well: its tag is all ones, its bits are 0. It is reported once, so a caller that polls without
+# wake-up is an event as well: its tag is tag_wake(), its bits are 0. It is reported once, so a caller that polls without
 # waiting must handle it too. `timeout_ns` < 0: waits without limit; 0: does not wait. Time-outs are rounded up: rounded
 # down, the wait would end before a timer is due, and the loop would spin until it is.
 #
@@ -37,6 +37,11 @@ cdef enum:                  # bits of an event
     READY_EOF = 4
     READY_ERROR = 8
     READY_URGENT = 16
+
+cdef enum:
+    # Events taken at once, by a worker and from the kernel. A choice, not a measurement; what more is ready comes with the next
+    # wait.
+    POLLER_BATCH = 256
 
 cdef enum:                  # kinds of watched sockets
     WATCH_STREAM = 0

@@ -10,6 +10,7 @@
 from libc.errno cimport errno, EINTR
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from tcpproxy._core.tag cimport tag_wake
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -31,15 +32,10 @@ cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     Py_ssize_t write(int fd, const void *data, size_t size)
 
-cdef enum:
-    BATCH = 256                     # events fetched in one call
-
-cdef uint64_t WAKE_TAG = <uint64_t>-1
-
 cdef struct Epoll:
     int epfd
     int wakefd                      # eventfd, edge-triggered: written, never read
-    epoll_event batch[BATCH]
+    epoll_event batch[POLLER_BATCH]
 
 
 cdef Poller *poller_new() noexcept nogil:
@@ -50,7 +46,7 @@ cdef Poller *poller_new() noexcept nogil:
     poller.epfd = epoll_create1(EPOLL_CLOEXEC)
     poller.wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     event.events = EPOLLIN | EPOLLET
-    event.data.u64 = WAKE_TAG
+    event.data.u64 = tag_wake()
     if poller.epfd < 0 or poller.wakefd < 0 or epoll_ctl(poller.epfd, EPOLL_CTL_ADD, poller.wakefd, &event) < 0:
         poller_free(<Poller *> poller)
         return NULL
@@ -117,16 +113,16 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     if timeout_ns >= 0:
         ms = (timeout_ns + 999999) // 1000000
         timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
-    n = epoll_wait(poller.epfd, poller.batch, room if room < BATCH else BATCH, timeout_ms)
+    n = epoll_wait(poller.epfd, poller.batch, room if room < POLLER_BATCH else POLLER_BATCH, timeout_ms)
     while n < 0:
         if errno != EINTR:
             return -errno
         # Poll once more without waiting: after SIGSTOP and SIGCONT timers are due, but bytes that re-arm them may be
         # ready as well, and have to be handled first.
-        n = epoll_wait(poller.epfd, poller.batch, room if room < BATCH else BATCH, 0)
+        n = epoll_wait(poller.epfd, poller.batch, room if room < POLLER_BATCH else POLLER_BATCH, 0)
     for i in range(n):
         events[i].tag = poller.batch[i].data.u64
-        events[i].bits = 0 if events[i].tag == WAKE_TAG else _bits(poller.batch[i].events)
+        events[i].bits = 0 if events[i].tag == tag_wake() else _bits(poller.batch[i].events)
     return n
 
 

@@ -20,6 +20,7 @@ from libc.string cimport memset
 from posix.fcntl cimport F_SETFD, FD_CLOEXEC, fcntl
 from posix.time cimport timespec
 from posix.unistd cimport close, getpid
+from tcpproxy._core.tag cimport tag_wake
 
 cdef extern from "<sys/types.h>" nogil:
     pass
@@ -42,16 +43,12 @@ cdef extern from "<sys/event.h>" nogil:
     int kqueue()
     int kevent(int kq, const kevent_t *changes, int change_count, kevent_t *events, int room, const timespec *timeout)
 
-cdef enum:
-    BATCH = 256                     # events fetched in one call
-
 cdef int64_t DAY_NS = 86400 * <int64_t> 1000000000
-cdef uint64_t WAKE_TAG = <uint64_t>-1
 
 cdef struct Kqueue:
     int kq
     int owner                       # pid of the process that made it
-    kevent_t batch[BATCH]
+    kevent_t batch[POLLER_BATCH]
 
 
 cdef inline int _change(Kqueue *poller, kevent_t *changes, int count) noexcept nogil:
@@ -77,7 +74,7 @@ cdef Poller *poller_new() noexcept nogil:
         return NULL
     poller.owner = getpid()
     poller.kq = kqueue()
-    _set(&poller.batch[0], 0, EVFILT_USER, EV_ADD | EV_CLEAR, WAKE_TAG)
+    _set(&poller.batch[0], 0, EVFILT_USER, EV_ADD | EV_CLEAR, tag_wake())
     if poller.kq < 0 or fcntl(poller.kq, F_SETFD, FD_CLOEXEC) < 0 or _change(poller, poller.batch, 1) < 0:
         poller_free(<Poller *> poller)
         return NULL
@@ -138,12 +135,12 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
         # At most a day: some kernels refuse time-outs of more than three years.
         timeout.tv_sec = timeout_ns // 1000000000 if timeout_ns < DAY_NS else 86400
         timeout.tv_nsec = timeout_ns % 1000000000
-    n = kevent(poller.kq, NULL, 0, poller.batch, room if room < BATCH else BATCH, limit)
+    n = kevent(poller.kq, NULL, 0, poller.batch, room if room < POLLER_BATCH else POLLER_BATCH, limit)
     while n < 0:
         if errno != EINTR:
             return -errno
         timeout.tv_sec = timeout.tv_nsec = 0            # see poller_epoll.pyx
-        n = kevent(poller.kq, NULL, 0, poller.batch, room if room < BATCH else BATCH, &timeout)
+        n = kevent(poller.kq, NULL, 0, poller.batch, room if room < POLLER_BATCH else POLLER_BATCH, &timeout)
     for i in range(n):
         events[i].tag = <uint64_t> poller.batch[i].udata
         events[i].bits = 0 if poller.batch[i].filter == EVFILT_USER else _bits(&poller.batch[i])
@@ -153,7 +150,7 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
 cdef void poller_wake(Poller *handle) noexcept nogil:
     cdef kevent_t trigger[1]
     memset(trigger, 0, sizeof(trigger))
-    _set(trigger, 0, EVFILT_USER, 0, WAKE_TAG)          # the tag again: some systems store the udata of every change
+    _set(trigger, 0, EVFILT_USER, 0, tag_wake())          # the tag again: some systems store the udata of every change
     trigger[0].fflags = NOTE_TRIGGER
     _change(<Kqueue *> handle, trigger, 1)
 

@@ -14,8 +14,9 @@
 # tests: it shows that the contract does not depend on one system.
 from libc.errno cimport EAGAIN, EINTR, ENOMEM
 from libc.stdlib cimport calloc, free, realloc
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tcpproxy._core.net cimport NET_NONE, net_close, net_out_of_resources, net_socket
+from tcpproxy._core.tag cimport tag_wake
 from tcpproxy._core.thread cimport thread_nap_us
 
 cdef extern from "net.h" nogil:
@@ -228,7 +229,7 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     if n > 0 and poller.fds[0].revents:
         net_drain(poller.wake_reader)
         n -= 1
-        events[0].tag = <uint64_t> -1
+        events[0].tag = tag_wake()
         events[0].bits = 0
         count = 1
     for i in range(poller.count - 1):

@@ -2,7 +2,7 @@
 #
 #   relay:     generation (32 bits) | index in the table (28 bits) | socket (4 bits)
 #   listener:  number (60 bits) | 15
-#   wake-up:   all ones, with ready bits 0 (poller.pxd): test the bits first
+#   wake-up:   tag_wake(), all ones, with ready bits 0 (poller.pxd): test the bits first
 #
 # The generation tells a relay from an earlier one that had the same slot.
 from libc.stdint cimport uint32_t, uint64_t
@@ -22,6 +22,10 @@ cdef inline uint64_t tag_attempt(uint64_t relay, uint32_t number) noexcept nogil
 
 cdef inline uint64_t tag_listener(uint32_t number) noexcept nogil:
     return <uint64_t> number << 4 | TAG_LISTENER
+
+
+cdef inline uint64_t tag_wake() noexcept nogil:
+    return <uint64_t> -1
 
 
 cdef inline uint32_t tag_socket(uint64_t tag) noexcept nogil:
