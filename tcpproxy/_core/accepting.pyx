@@ -1,6 +1,6 @@
 # The listeners of a worker: the model is in accepting.pxd.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from tcpproxy._core.events cimport EVENT_ACCEPT, EVENT_LIMIT
+from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_push
 from tcpproxy._core.loop cimport Group, Listener
 from tcpproxy._core.net cimport net_accept, net_accept_transient, net_close, net_out_of_resources, net_socket, \
@@ -13,9 +13,17 @@ from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, syn
 from tcpproxy._core.tag cimport tag_listener
 
 cdef enum:
-    ACCEPTS = 16                # connections accepted in a row at most, before relays get their turn
-    PAUSE_NS = 100000000        # ns without accepting after EMFILE and the like
-    ACCEPT_RETRY_NS = 5000000   # ns of a pause at Group.limit, at least, once a relay has ended
+    # Connections that one event accepts at most: relays wait meanwhile. A choice; what was measured is how the number grows
+    # (docs/decisions.md, "Several accepts in a row").
+    ACCEPTS_IN_A_ROW = 16
+    # Batches with a connection that raise the number by one, so that accepts that find nothing are rare.
+    BATCHES_PER_ACCEPT = 4
+    # ns without accepting after EMFILE and the like, or at Group.limit: no event tells when descriptors or memory are free
+    # again. A choice: ten tries a second cost no processor time that shows, and a client waits 0.1 s longer at most.
+    PAUSE_NS = 100000000
+    # ns that a pause at Group.limit lasts even if a relay ends at once. Proxies that are connected in a circle refilled a free
+    # slot 10,000 times a second; the 5 ms are a choice.
+    LIMIT_PAUSE_LEAST_NS = 5000000
 
 
 cdef void accepting_watch(Loop *loop) noexcept nogil:
@@ -30,7 +38,7 @@ cdef void accepting_watch(Loop *loop) noexcept nogil:
         if rc < 0:                              # no memory for it: undo, and try again after the pause
             _unwatch(loop, i)
             loop.accepting.resume_ns = loop.now_ns + PAUSE_NS
-            reports_paused(loop, EVENT_ACCEPT, -rc)
+            reports_paused(loop, EVENT_ACCEPT_ERROR, -rc)
             return
     loop.accepting.watched = True
 
@@ -54,8 +62,7 @@ cdef void accepting_close(Loop *loop) noexcept nogil:
 
 
 cdef void accepting_freed(Loop *loop) noexcept nogil:
-    # Not at once: proxies that are connected in a circle would refill a free slot 10,000 times a second.
-    cdef uint64_t earliest_ns = loop.accepting.paused_ns + ACCEPT_RETRY_NS
+    cdef uint64_t earliest_ns = loop.accepting.paused_ns + LIMIT_PAUSE_LEAST_NS
     if loop.accepting.at_limit and loop.accepting.resume_ns > earliest_ns:
         loop.accepting.resume_ns = earliest_ns
 
@@ -66,7 +73,7 @@ cdef void _pause(Loop *loop, int kind, int error) noexcept nogil:
         _unwatch(loop, loop.accepting.count)
     loop.accepting.paused_ns = loop.now_ns
     loop.accepting.resume_ns = loop.now_ns + PAUSE_NS
-    loop.accepting.at_limit = kind == EVENT_LIMIT
+    loop.accepting.at_limit = kind == EVENT_ACCEPT_LIMIT
     reports_paused(loop, kind, error)
 
 
@@ -88,18 +95,18 @@ cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil:
     """Accepts one connection, and more only if the batches before had connections too.
 
     Doubling the number per batch wasted one accept in five (eight clients that connect and leave). So it grows by one after
-    four batches in a row.
+    BATCHES_PER_ACCEPT batches in a row.
     """
-    cdef int _turn
+    cdef int nth
     if not loop.accepting.watched:
         return                                  # a stale event: accepting was paused in this batch
-    if loop.accepting.found and loop.accepting.credit < 4 * ACCEPTS:
+    if loop.accepting.found and loop.accepting.credit < BATCHES_PER_ACCEPT * ACCEPTS_IN_A_ROW:
         loop.accepting.credit += 1
     else:
-        loop.accepting.credit = 4
+        loop.accepting.credit = BATCHES_PER_ACCEPT
     loop.accepting.found = True
-    for _turn in range(loop.accepting.credit // 4):
-        if not _accept(loop, &loop.accepting.listeners[listener], _turn == 0):
+    for nth in range(loop.accepting.credit // BATCHES_PER_ACCEPT):
+        if not _accept(loop, &loop.accepting.listeners[listener], nth == 0):
             return
 
 
@@ -109,7 +116,7 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
     cdef int64_t fd
     if not _reserve(loop):
         if announced:
-            _pause(loop, EVENT_LIMIT, 0)
+            _pause(loop, EVENT_ACCEPT_LIMIT, 0)
         return False
     fd = net_accept(listener.watch.fd, &accepted.client, &loop.tuning)
     if fd >= 0:
@@ -132,7 +139,7 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
     sync_bump(&loop.counters.accept_errors, 1)
     if net_accept_transient(<int> fd):
         return True
-    _pause(loop, EVENT_ACCEPT, <int> -fd)       # EMFILE and the like
+    _pause(loop, EVENT_ACCEPT_ERROR, <int> -fd)       # EMFILE and the like
     return False
 
 

@@ -1,14 +1,11 @@
-# Scheduling in bulk: a worker that moves bulk yields to local peers, so that each wake-up finds more bytes.
-#
-# Before it waits it calls sched_yield. That gives way only to threads of its own scheduling group, and every session and every
-# service has a group of its own. So in steady bulk the thread also switches to SCHED_BATCH: when it is woken, it preempts no
-# other thread. On a processor that an unrelated program keeps busy it would wait for that program too. So a trial (trial.pxd)
-# decides about it, and interactive traffic of any worker ends it at once.
+# Scheduling in bulk: a worker that moves bulk yields to local peers, so that each wake-up finds more bytes. The model is in
+# docs/core.md, "Scheduling and polling".
 from libc.stdint cimport uint64_t
 from tcpproxy._core.trial cimport Trial
 
 cdef enum:
-    OVER_NS = 100000000     # ns without bytes that end steady bulk. With SCHED_BATCH no wait is longer, so that it is left then
+    # ns without bytes that end steady bulk. With SCHED_BATCH no wait is longer, so that it is left then. A choice.
+    BULK_OVER_NS = 100000000
 
 cdef struct Bulk:
     bint on                 # the last batch that moved bytes was bulk: yield before the wait, and do not busy-poll

@@ -10,7 +10,7 @@ from tcpproxy._core.loop cimport Loop, Relay
 cdef void closing_close(Loop *loop, Relay *relay, bint reset) noexcept nogil   # `reset`: RST to both sides, else FIN
 cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil     # RST to sides that had no FIN
 cdef void closing_abort(Loop *loop, Relay *relay) noexcept nogil               # the proxy stops
-cdef void closing_fail(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil     # upstream was not reached
+cdef void closing_connect_failed(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil   # upstream was not reached
 cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil     # closes those that are still under way
 # First failure of a side: nothing more is delivered to it; what it sent before is still read and delivered
 cdef void closing_side_failed(Loop *loop, Relay *relay, int side) noexcept nogil
@@ -20,4 +20,5 @@ cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil     #
 cdef void closing_linger(Loop *loop, Relay *relay) noexcept nogil              # both FINs were passed on
 cdef void closing_drain_input(Loop *loop, Relay *relay) noexcept nogil         # a step of RELAY_LINGERING
 cdef void closing_arm_linger(Loop *loop, Relay *relay) noexcept nogil
-cdef bint closing_progress(Relay *relay) noexcept nogil    # have bytes left the kernel, with some unsent, since the last call?
+# Remembers how many bytes have left the kernel. True: more than at the last call, and some are still unsent
+cdef bint closing_measure_progress(Relay *relay) noexcept nogil

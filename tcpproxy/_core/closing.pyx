@@ -12,7 +12,9 @@ from tcpproxy._core.sync cimport sync_sub
 from tcpproxy._core.timers cimport TIMER_FLUSH, TIMER_LINGER, TIMER_NONE, TIMER_STUCK, timers_arm, timers_cancel
 
 cdef enum:
-    DRAIN_READS = 4         # reads of a lingering side in one turn
+    # Reads that discard what a lingering side sends, in one turn: with a scratch of 64 KiB as much as a turn of the pump
+    # reads (TURN_LEAST_BYTES of resources.pyx). A choice.
+    DISCARDS_PER_TURN = 4
 
 
 # --- progress of the last bytes ---
@@ -31,11 +33,16 @@ cdef int _unsent(Relay *relay, int side, bint *progress) noexcept nogil:
     return unsent
 
 
-cdef bint closing_progress(Relay *relay) noexcept nogil:
-    """Returns whether the kernel has sent bytes since the last call, and remembers the amounts.
+cdef bint closing_measure_progress(Relay *relay) noexcept nogil:
+    """Remembers how many bytes have left the kernel. True: more than at the last call, and some are still unsent.
 
     A full socket may hold 4 MiB and is writable again only when a third of that is free (Linux). A slow receiver may need
     longer for a third than a time-out lasts.
+
+    An empty send queue is no progress, even if it became empty a moment ago: nothing is left that a slow receiver has to
+    take, and when the last byte left is not known. Counted as progress, every connection whose last bytes are long delivered
+    would last for two time-outs, because the amounts are not stored when a time-out begins (that would cost two calls a
+    turn; closing_arm_linger does it, once).
     """
     cdef bint progress = False
     _unsent(relay, CLIENT, &progress)
@@ -45,7 +52,7 @@ cdef bint closing_progress(Relay *relay) noexcept nogil:
 
 cdef void closing_arm_linger(Loop *loop, Relay *relay) noexcept nogil:
     """Only queued bytes remain: the relay is closed when none has left the kernel for the length of TIMER_LINGER."""
-    closing_progress(relay)                     # stores the present amounts: progress is measured from here
+    closing_measure_progress(relay)                     # stores the present amounts: progress is measured from here
     timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
 
 
@@ -128,8 +135,8 @@ cdef void closing_drain_input(Loop *loop, Relay *relay) noexcept nogil:
 
 cdef void _discard(Loop *loop, Side *side) noexcept nogil:
     cdef int64_t got
-    cdef int _turn
-    for _turn in range(DRAIN_READS):
+    cdef int _read
+    for _read in range(DISCARDS_PER_TURN):
         if side.eof_read or not side.ready & READY_IN:
             return
         got = net_recv(side.watch.fd, loop.pump.scratch, loop.pump.size)
@@ -142,7 +149,7 @@ cdef void _discard(Loop *loop, Side *side) noexcept nogil:
 
 # --- the end ---
 
-cdef void closing_fail(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil:
+cdef void closing_connect_failed(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil:
     relay.reason = reason
     relay.error = error
     if relay.connecting != NULL:

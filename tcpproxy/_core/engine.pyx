@@ -1,18 +1,18 @@
 # What a worker runs: the model is in engine.pxd.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from tcpproxy._core.accepting cimport accepting_close, accepting_event, accepting_freed, accepting_watch
-from tcpproxy._core.bulk cimport OVER_NS, bulk_count, bulk_judge
+from tcpproxy._core.bulk cimport BULK_OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
 from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, relay_alive
 from tcpproxy._core.net cimport net_reset
-from tcpproxy._core.opening cimport opening_answered, opening_start
+from tcpproxy._core.opening cimport opening_resolved, opening_start
 from tcpproxy._core.poller cimport POLLER_BATCH, poller_wait, poller_wake
 from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
-from tcpproxy._core.splice cimport PIPE_SIZE
+from tcpproxy._core.splice cimport PIPE_BYTES
 from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_load_pointer, sync_peek, sync_set, sync_store, \
     sync_sub, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_find, table_release
@@ -21,8 +21,18 @@ from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us
 from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
 
 cdef enum:
-    SPLICE_SHARED = 131072      # bytes of one splice while a worker has interactive traffic: a larger one delays all sockets
-    INTERACTIVE_NS = 100000000  # ns for which interactive traffic limits splices
+    # Bytes of one splice while a worker has interactive traffic: a larger one delays all sockets. Measured: docs/decisions.md,
+    # "Smaller splices beside interactive traffic".
+    SPLICE_SHARED_BYTES = 131072
+    # ns for which interactive traffic of one relay limits the splices of all workers. A choice: longer than the pauses of a
+    # ping-pong, short beside a transfer.
+    INTERACTIVE_HOLD_NS = 100000000
+    # ns between two stores of the time of interactive traffic: each takes the cache line from the other workers. A choice,
+    # short beside the hold.
+    INTERACTIVE_STORE_NS = INTERACTIVE_HOLD_NS // 8
+    # us between two looks of a thread that waits for a worker, which takes one batch, usually microseconds. A choice: such
+    # waits are rare.
+    ASK_NAP_US = 50
 
 cdef int engine_run(Loop *loop) noexcept nogil:
     cdef int count = 0
@@ -74,7 +84,7 @@ cdef void _finish(Loop *loop) noexcept nogil:
             sources_leave(&loop.group.sources, &message.client)
             sync_sub(&loop.counters.active, 1)
         else:
-            _answer(loop, &message)
+            _carry_out(loop, &message)
 
 
 cdef void _events(Loop *loop, int count) noexcept nogil:
@@ -147,7 +157,8 @@ cdef int _wait(Loop *loop) noexcept nogil:
     """Waits for events and updates now_ns. Returns the number of events, or -errno."""
     cdef int64_t timeout_ns
     cdef int count
-    cdef bint bulk_only = _limit_splice(loop)
+    cdef bint bulk_only = not _group_interactive(loop)
+    loop.pump.splice_size = PIPE_BYTES if bulk_only else SPLICE_SHARED_BYTES
     if bulk_count(&loop.bulk, _moved(loop), bulk_only, loop.now_ns):
         bulk_judge(&loop.bulk, _all_moved(loop.group))
     timeout_ns = _wait_ns(loop)
@@ -172,23 +183,19 @@ cdef uint64_t _all_moved(Group *group) noexcept nogil:
     return total
 
 
-cdef bint _limit_splice(Loop *loop) noexcept nogil:
-    """Sets the size of a splice. True: no worker of the group has interactive traffic.
+cdef bint _group_interactive(Loop *loop) noexcept nogil:
+    """Tells the group of this worker's interactive traffic. Returns whether any worker has had some lately.
 
     While one has, all workers splice less at once: on Linux the packets of all sockets share the softirq queues, so that a
     large splice delays every worker.
     """
     cdef uint64_t now_ns = loop.now_ns, interactive_ns = sync_peek(&loop.group.interactive_ns)
-    cdef bint bulk_only
     if loop.interactive:
         loop.interactive = False
-        # Rate-limited: each store invalidates the cache line in every other worker.
-        if now_ns > interactive_ns + INTERACTIVE_NS // 8:
+        if now_ns > interactive_ns + INTERACTIVE_STORE_NS:
             sync_set(&loop.group.interactive_ns, now_ns)
             interactive_ns = now_ns
-    bulk_only = now_ns >= interactive_ns + INTERACTIVE_NS
-    loop.pump.splice_size = PIPE_SIZE if bulk_only else SPLICE_SHARED
-    return bulk_only
+    return now_ns < interactive_ns + INTERACTIVE_HOLD_NS
 
 
 cdef int64_t _wait_ns(Loop *loop) noexcept nogil:
@@ -201,8 +208,8 @@ cdef int64_t _wait_ns(Loop *loop) noexcept nogil:
         pause = <int64_t> (loop.accepting.resume_ns - loop.now_ns) if loop.accepting.resume_ns > loop.now_ns else 0
         if wait < 0 or pause < wait:
             wait = pause
-    if loop.bulk.batch_policy and (wait < 0 or wait > OVER_NS):
-        wait = OVER_NS
+    if loop.bulk.batch_policy and (wait < 0 or wait > BULK_OVER_NS):
+        wait = BULK_OVER_NS
     return wait
 
 
@@ -210,17 +217,17 @@ cdef int64_t _wait_ns(Loop *loop) noexcept nogil:
 
 cdef void _commands(Loop *loop) noexcept nogil:
     cdef Message message
-    cdef AddressList *answer
+    cdef AddressList *list
     cdef int i
     while inbox_pop(&loop.inbox, &message):
         if message.kind == MESSAGE_CONNECTION:
             opening_start(loop, &message)
         else:
-            _answer(loop, &message)
+            _carry_out(loop, &message)
     for i in range(loop.upstream_count):
         if sync_load_pointer(&loop.upstreams[i].incoming) != NULL:
-            answer = <AddressList *> sync_swap_pointer(&loop.upstreams[i].incoming, NULL)
-            _answered(loop, i, answer)
+            list = <AddressList *> sync_swap_pointer(&loop.upstreams[i].incoming, NULL)
+            _take_addresses(loop, i, list)
     _obey_stop(loop)
 
 
@@ -232,17 +239,17 @@ cdef void _obey_stop(Loop *loop) noexcept nogil:
         _abort_all(loop)
 
 
-cdef void _answered(Loop *loop, int target, AddressList *answer) noexcept nogil:
+cdef void _take_addresses(Loop *loop, int target, AddressList *list) noexcept nogil:
     """A lookup has completed, perhaps with no addresses: connects or fails the relays that waited."""
     cdef uint32_t i
     addresses_release(loop.upstreams[target].list)
-    loop.upstreams[target].list = answer
+    loop.upstreams[target].list = list
     if not loop.upstreams[target].waiting:
         return
     loop.upstreams[target].waiting = False
     for i in range(loop.table.size):
         if table_at(&loop.table, i).target == target:
-            opening_answered(loop, table_at(&loop.table, i))
+            opening_resolved(loop, table_at(&loop.table, i))
 
 
 cdef void _abort_all(Loop *loop) noexcept nogil:
@@ -254,7 +261,7 @@ cdef void _abort_all(Loop *loop) noexcept nogil:
             closing_abort(loop, relay)
 
 
-cdef void _answer(Loop *loop, const Message *message) noexcept nogil:
+cdef void _carry_out(Loop *loop, const Message *message) noexcept nogil:
     """Carries out a command whose sender waits for it."""
     if message.kind == MESSAGE_VIEW:
         _fill_view(loop, <View *> message.body)
@@ -293,8 +300,8 @@ cdef bint engine_ask(Loop *loop, Message *message) noexcept nogil:
         poller_wake(loop.pump.poller)   # it may have cancelled its end because of `asking`
         return False
     while not inbox_push(&loop.inbox, message):
-        thread_nap_us(50)               # the worker empties it with its next batch
+        thread_nap_us(ASK_NAP_US)       # the worker empties it with its next batch
     poller_wake(loop.pump.poller)
     while not sync_load(&done):
-        thread_nap_us(50)               # one batch, usually microseconds
+        thread_nap_us(ASK_NAP_US)
     return True

@@ -7,8 +7,8 @@ cdef enum:                  # EventRecord.kind; names in events_kind_name
     EVENT_NEW = 1           # a client was accepted
     EVENT_END               # a relay has ended; connect_ns is 0 if that was before it was connected
     EVENT_FAILED            # a client was turned away, or its upstream was not reached
-    EVENT_ACCEPT            # accepting pauses: out of descriptors or memory (EMFILE and the like)
-    EVENT_LIMIT             # accepting pauses: as many connections as allowed (Group.limit)
+    EVENT_ACCEPT_ERROR      # accepting pauses: out of descriptors or memory (EMFILE and the like)
+    EVENT_ACCEPT_LIMIT      # accepting pauses: as many connections as allowed (Group.limit). No relay ends with it
     KINDS
 
 cdef enum:                  # why a relay ended; names in events_reason_name
@@ -23,7 +23,7 @@ cdef enum:                  # why a relay ended; names in events_reason_name
     REASON_CONNECT_TIMEOUT
     REASON_UNREACHABLE
     REASON_DNS
-    REASON_LIMIT
+    REASON_LIMIT            # no descriptor, memory or local port for it, or too many connections of its source
     REASON_SHUTDOWN
     REASONS
 

@@ -9,11 +9,12 @@ from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_
 from tcpproxy._core.sync cimport sync_bump
 
 cdef enum:
-    # The figures are in docs/decisions.md.
+    # docs/decisions.md has the measurements: "Full reads before splicing", "A recv after a short splice".
     MODE_READS = 2          # reads in a row that change the mode. With 4 a transfer of 1 MiB cost a third more CPU
-    SMALLEST_MSS = 536      # bytes: a first send of so many fits one TCP segment, so Nagle holds back no rest of it
-    SPLICE_WORTH = 16384    # bytes: a splice of less costs more than a copy
-    LIKELY_EMPTIED = 65536  # bytes: a splice of less has probably emptied the source. With 256 KiB 8 % of all bytes were copied
+    SMALLEST_MSS_BYTES = 536    # a first send of so many fits one TCP segment, so Nagle holds back no rest of it
+    # A splice of less is small: two calls and a pipe for what one copy of the scratch does. A choice, not a measurement.
+    SPLICE_WORTH_BYTES = 16384
+    LIKELY_EMPTIED_BYTES = 65536    # a splice of less has probably emptied the source. With 256 KiB 8 % of all bytes were copied
 
 
 cdef inline void _not_ready(Side *side, uint32_t bit, Pump *pump) noexcept nogil:
@@ -24,7 +25,7 @@ cdef inline void _not_ready(Side *side, uint32_t bit, Pump *pump) noexcept nogil
 cdef int64_t _send(Half *half, Side *sink, const char *data, uint32_t size, Pump *pump) noexcept nogil:
     """Returns how many bytes the sink took. 0: it is full (READY_OUT is cleared), or has failed (sink.error)."""
     cdef int64_t sent
-    if not sink.no_delay and (half.delivered or size > SMALLEST_MSS):
+    if not sink.no_delay and (half.delivered or size > SMALLEST_MSS_BYTES):
         net_no_delay(sink.watch.fd)
         sink.no_delay = True
     sent = net_send(sink.watch.fd, data, size)
@@ -110,7 +111,7 @@ cdef void _pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcep
 
 cdef void _choose_mode(Half *half, Side *sink, int64_t got, Pump *pump) noexcept nogil:
     """Splices after MODE_READS reads in a row that filled the scratch; copies again after as many small splices."""
-    cdef bint for_other = got < SPLICE_WORTH if half.mode == MODE_SPLICE else got == <int64_t> pump.size
+    cdef bint for_other = got < SPLICE_WORTH_BYTES if half.mode == MODE_SPLICE else got == <int64_t> pump.size
     half.streak = half.streak + 1 if for_other else 0
     if half.streak < MODE_READS:
         return
@@ -159,9 +160,9 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
     got = pipe_fill(pipe, source.watch.fd, pump.splice_size)
     if got > 0:
         half.pipe = pipe
-        # After less than LIKELY_EMPTIED the source is probably empty. The next read is a recv, because splice cannot tell an
-        # empty socket from an urgent mark.
-        half.ask_recv = got < LIKELY_EMPTIED
+        # After less than LIKELY_EMPTIED_BYTES the source is probably empty. The next read is a recv, because splice cannot tell
+        # an empty socket from an urgent mark.
+        half.ask_recv = got < LIKELY_EMPTIED_BYTES
         _choose_mode(half, sink, got, pump)
         return got
     pipe_give(&pump.pipes, pipe)
@@ -180,7 +181,7 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
 # would block, when the budget is used up, or when this direction has ended.
 #
 #   Delivery     What was read is sent at once. What the sink does not take is kept: in the buffer (at most `size` bytes), or
-#                in the pipe (at most PIPE_SIZE).
+#                in the pipe (at most PIPE_BYTES).
 #   Full sink    While bytes are kept nothing is read. So the source's receive queue fills, and TCP stops its peer:
 #                back-pressure.
 #   EOF          Everything that was read is delivered first. Then shutdown() sends FIN to the sink, and the half is shut. The

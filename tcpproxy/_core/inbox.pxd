@@ -9,7 +9,9 @@ from libc.stdint cimport uint8_t, uint64_t
 from tcpproxy._core.net cimport net_addr, net_socket
 
 cdef enum:
-    INBOX_ROOM = 512            # a power of two
+    # Messages that wait at most; a power of two. A full inbox loses nothing: a connection stays with the worker that accepted
+    # it, a question tries again. A choice, not a measurement.
+    INBOX_MESSAGES = 512
 
 cdef enum:                      # Message.kind
     MESSAGE_CONNECTION = 0      # an accepted socket, handed over by another worker: fd, client, target, id
@@ -27,7 +29,7 @@ cdef struct Message:
     uint8_t kind
 
 cdef struct Inbox:
-    Message cells[INBOX_ROOM]
+    Message cells[INBOX_MESSAGES]
     uint64_t tail               # claimed by writers
     uint64_t head               # the reader's own
 

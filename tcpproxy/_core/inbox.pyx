@@ -6,7 +6,7 @@ from tcpproxy._core.sync cimport sync_claim, sync_load, sync_store
 cdef void inbox_init(Inbox *inbox) noexcept nogil:
     cdef uint64_t i
     inbox.head = inbox.tail = 0
-    for i in range(<uint64_t> INBOX_ROOM):
+    for i in range(<uint64_t> INBOX_MESSAGES):
         inbox.cells[i].sequence = i
 
 
@@ -14,7 +14,7 @@ cdef bint inbox_push(Inbox *inbox, const Message *message) noexcept nogil:
     cdef uint64_t sequence, at = sync_load(&inbox.tail)
     cdef Message *cell
     while True:
-        cell = &inbox.cells[at & (INBOX_ROOM - 1)]
+        cell = &inbox.cells[at & (INBOX_MESSAGES - 1)]
         sequence = sync_load(&cell.sequence)
         if sequence < at:
             return False
@@ -33,10 +33,10 @@ cdef bint inbox_push(Inbox *inbox, const Message *message) noexcept nogil:
 
 
 cdef bint inbox_pop(Inbox *inbox, Message *out) noexcept nogil:
-    cdef Message *cell = &inbox.cells[inbox.head & (INBOX_ROOM - 1)]
+    cdef Message *cell = &inbox.cells[inbox.head & (INBOX_MESSAGES - 1)]
     if sync_load(&cell.sequence) != inbox.head + 1:
         return False
     out[0] = cell[0]
-    sync_store(&cell.sequence, inbox.head + INBOX_ROOM)
+    sync_store(&cell.sequence, inbox.head + INBOX_MESSAGES)
     inbox.head += 1
     return True

@@ -92,7 +92,7 @@ cdef struct Listener:
 cdef struct Accepting:      # see accepting.pxd
     Listener listeners[LISTENERS]
     int count
-    int credit              # four times the number of connections to accept in a row
+    int credit              # the number of connections to accept in a row, times BATCHES_PER_ACCEPT of accepting.pyx
     bint found              # the last batch accepted a connection
     bint watched            # the listeners are registered with the poller
     uint64_t resume_ns      # when to register them again; 0: nothing planned

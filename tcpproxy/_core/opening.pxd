@@ -11,7 +11,7 @@ from tcpproxy._core.loop cimport Loop, Relay
 cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil
 # Resets an accepted socket; `error`: errno, or 0: too many of its source
 cdef void opening_turn_away(Loop *loop, const Message *accepted, int error) noexcept nogil
-cdef void opening_answered(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
+cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed
 cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil       # TIMER_CONNECT
 cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil

@@ -1,6 +1,6 @@
 # The beginning of a relay: the model is in opening.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t
-from tcpproxy._core.closing cimport closing_close, closing_fail, closing_forget_attempts
+from tcpproxy._core.closing cimport closing_close, closing_connect_failed, closing_forget_attempts
 from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_has_more, connecting_new, \
     connecting_next, connecting_take
 from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, REASON_DNS, \
@@ -94,12 +94,12 @@ cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
         upstream.waiting = sent > 0 or net_would_block(sent)    # not sent, for want of memory: the next client asks again
 
 
-cdef void opening_answered(Loop *loop, Relay *relay) noexcept nogil:
+cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil:
     if relay.state == RELAY_RESOLVING:
         if loop.upstreams[relay.target].list.count:
             _connect(loop, relay)
         else:
-            closing_fail(loop, relay, REASON_DNS, 0)
+            closing_connect_failed(loop, relay, REASON_DNS, 0)
 
 
 # --- attempts to connect ---
@@ -107,7 +107,7 @@ cdef void opening_answered(Loop *loop, Relay *relay) noexcept nogil:
 cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
     relay.connecting = connecting_new(loop.upstreams[relay.target].list, &loop.tuning)
     if relay.connecting == NULL:
-        closing_fail(loop, relay, REASON_LIMIT, ENOMEM)
+        closing_connect_failed(loop, relay, REASON_LIMIT, ENOMEM)
         return
     relay.state = RELAY_CONNECTING
     opening_next_attempt(loop, relay)
@@ -115,7 +115,7 @@ cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
 
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil:
     if connecting_next(relay.connecting, loop.pump.poller, table_tag(relay)) == CONNECTING_FAILED:
-        closing_fail(loop, relay, _failure(relay.connecting.error), relay.connecting.error)
+        closing_connect_failed(loop, relay, _failure(relay.connecting.error), relay.connecting.error)
     elif connecting_has_more(relay.connecting):
         timers_arm(&loop.timers, &relay.check, TIMER_STAGGER, loop.now_ns)
     else:
@@ -136,7 +136,7 @@ cdef uint8_t _failure(int error) noexcept nogil:
 cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil:
     if relay.state == RELAY_CONNECTING and relay.connecting.started:
         relay.connecting.last = relay.connecting.started - 1
-    closing_fail(loop, relay, REASON_DNS if relay.state == RELAY_RESOLVING else REASON_CONNECT_TIMEOUT, ETIMEDOUT)
+    closing_connect_failed(loop, relay, REASON_DNS if relay.state == RELAY_RESOLVING else REASON_CONNECT_TIMEOUT, ETIMEDOUT)
 
 
 cdef void opening_attempt_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil:

@@ -6,7 +6,7 @@
 # once.
 #
 # WSAPoll differs: it reports POLLHUP as soon as the peer has ended its direction, although our direction goes on
-# (NET_POLLHUP_STICKY). Such an entry leaves the set as well. It is polled without waiting every 1 to HUNG_POLL_MS ms,
+# (NET_POLLHUP_STICKY). Such an entry leaves the set as well. It is polled without waiting every 1 to HUNG_POLL_MOST_MS ms,
 # for a reset, or for room if we still send. WSAPoll refuses a set without a valid socket: entry 0 is always the wake-up
 # socket.
 #
@@ -35,7 +35,10 @@ cdef extern from "net.h" nogil:
 
 cdef enum:
     EVERYTHING = READY_IN | READY_OUT | READY_EOF | READY_ERROR | READY_URGENT
-    HUNG_POLL_MS = 64       # ms: the longest time between two polls of entries that hung up; starts at 1, doubles each time
+    # The longest time between two polls of entries that hung up: it starts at 1 and doubles each time. It bounds how late a
+    # reset behind a peer's end is seen, and what watching for one costs: 16 calls a second. A choice, not a measurement.
+    HUNG_POLL_MOST_MS = 64
+    NO_MEMORY_NAP_US = 1000     # before the next try, when the kernel had no memory for the set. A choice
 
 cdef struct Entry:
     Watch *watch
@@ -207,7 +210,7 @@ cdef int _poll(Poll *poller, int timeout_ms) noexcept nogil:
             return n
         if timeout_ms > 0:
             timeout_ms -= slice_ms
-        poller.hung_poll_ms = min(poller.hung_poll_ms * 2, HUNG_POLL_MS)
+        poller.hung_poll_ms = min(poller.hung_poll_ms * 2, HUNG_POLL_MOST_MS)
 
 
 cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns) noexcept nogil:
@@ -221,7 +224,7 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     n = _poll(poller, timeout_ms)
     while n < 0:
         if net_out_of_resources(n) or n == -EAGAIN:        # no memory for the set (WSAPoll: ENOBUFS), for now
-            thread_nap_us(1000)
+            thread_nap_us(NO_MEMORY_NAP_US)
             return 0
         if n != -EINTR:
             return n

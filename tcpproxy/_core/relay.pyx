@@ -1,7 +1,7 @@
 # One proxied connection while it relays: the model is in relay.pxd.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from tcpproxy._core.closing cimport closing_arm_linger, closing_close, closing_drain_input, closing_linger, \
-    closing_pass_reset_on, closing_progress, closing_reset_when_sent, closing_side_failed, closing_timeout
+    closing_pass_reset_on, closing_measure_progress, closing_reset_when_sent, closing_side_failed, closing_timeout
 from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASON_HALF_CLOSE_TIMEOUT, REASON_IDLE, \
     REASON_NONE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, Half, Side, half_pump
@@ -16,7 +16,9 @@ from tcpproxy._core.timers cimport TIMER_CLIENT_GONE, TIMER_CONNECT, TIMER_FLUSH
     TIMER_KEEPALIVE, TIMER_LINGER, TIMER_NONE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, timers_arm, timers_cancel
 
 cdef enum:
-    INTERACTIVE_SIZE = 16384    # bytes delivered in one turn; from this size on they are bulk
+    # Bytes that one side sends in a turn: fewer are interactive, more are bulk. A choice, not a measurement, of the size of
+    # BULK_BATCH_BYTES in bulk.pyx. When any small read counted, eight streams always had some.
+    INTERACTIVE_BELOW_BYTES = 16384
 
 
 # --- events and timers ---
@@ -62,7 +64,7 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 cdef void _inactive(Loop *loop, Relay *relay, int kind) noexcept nogil:
     """TIMER_IDLE, TIMER_HALF_CLOSE or TIMER_LINGER: no socket has taken or given a byte for that long."""
-    if closing_progress(relay):
+    if closing_measure_progress(relay):
         timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
     elif kind == TIMER_IDLE:
         closing_timeout(loop, relay, REASON_IDLE)
@@ -160,7 +162,7 @@ cdef inline void _note_interactive(Loop *loop, Relay *relay, uint8_t side, uint6
     """Interactive traffic: the sides alternate with small writes, so that a peer waits for each of them."""
     if moved and side != relay.last_sender:
         relay.last_sender = side
-        if moved < INTERACTIVE_SIZE:
+        if moved < INTERACTIVE_BELOW_BYTES:
             loop.interactive = True
 
 

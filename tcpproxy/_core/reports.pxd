@@ -6,4 +6,4 @@ cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil
 cdef void reports_refused(Loop *loop, const Message *accepted, int error) noexcept nogil   # `error`: errno, 0: a limit
 cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil      # its upstream was not reached
 cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil
-cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil       # EVENT_ACCEPT or EVENT_LIMIT
+cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil       # EVENT_ACCEPT_ERROR or EVENT_ACCEPT_LIMIT

@@ -3,7 +3,7 @@ from tcpproxy._core.loop cimport Loop
 from tcpproxy._core.net cimport net_socket
 
 cdef enum:
-    SECOND = 1000000000  # ns
+    NS_PER_SECOND = 1000000000
 
 cdef struct Settings:       # of one worker
     net_socket log_wakeup       # non-blocking sockets: a byte is sent when there are event records to take,

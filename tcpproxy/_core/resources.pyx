@@ -10,13 +10,35 @@ from tcpproxy._core.loop cimport UPSTREAMS, Relay, relay_alive
 from tcpproxy._core.net cimport NET_NONE, net_close
 from tcpproxy._core.poller cimport poller_free, poller_new
 from tcpproxy._core.spin cimport spin_init
-from tcpproxy._core.splice cimport PIPE_SIZE, Pipe, pipes_free
+from tcpproxy._core.splice cimport PIPE_BYTES, Pipe, pipes_free
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.timers cimport TIMER_CLIENT_GONE, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
     TIMER_KEEPALIVE, TIMER_LINGER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED
 
 cdef enum:
-    EVENT_ROOM = 1024           # event records; a reader that sleeps 20 ms loses none below 50,000 a second
+    # Of a worker's ring; a power of two. A reader that sleeps for 20 ms loses none below 50,000 a second.
+    EVENT_RECORDS = 1024
+    # What one half reads in a turn, so that a bulk stream starves nobody: 256 KiB were measured (docs/decisions.md, "Budget of a
+    # turn"), and no fewer than four reads, a choice, with a larger --buffer-size.
+    TURN_LEAST_BYTES = 262144
+    TURN_LEAST_READS = 4
+    # TCP keepalive: probes without an answer until a peer counts as dead, and the part of the idle time between two of them. So
+    # a dead peer is found after one and a half times the idle time. A choice.
+    KEEPALIVE_PROBES = 3
+    KEEPALIVE_INTERVAL_PART = 6
+
+cdef enum:
+    NS_PER_MS = 1000000
+
+# Lengths of timers that no option sets; what each is for is in timers.pxd.
+cdef enum:
+    CLIENT_GONE_MS = 1000       # a choice: time to reach most upstreams
+    STAGGER_MS = 250            # RFC 8305, section 8
+    KEEPALIVE_AFTER_MS = 1000   # shorter connections are spared these calls (docs/decisions.md, "One request on one connection")
+    # A choice: time for several retransmissions. A receiver that has stopped is waited for no longer.
+    LINGER_MS = 5000
+    FLUSH_MS = 5                # a choice: a reset is passed on so late at most, for 200 calls a second while a queue shrinks
+    STUCK_MS = 100              # a choice: ten calls a second for a receiver that takes nothing
 
 
 cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
@@ -25,19 +47,19 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
     if loop.pump.poller == NULL:
         return -EMFILE
     loop.pump.scratch = <char *> malloc(settings.buffer_size)
-    if loop.pump.scratch == NULL or events_init(&loop.events, EVENT_ROOM, settings.log_wakeup) < 0:
+    if loop.pump.scratch == NULL or events_init(&loop.events, EVENT_RECORDS, settings.log_wakeup) < 0:
         return -ENOMEM
     loop.pump.size = settings.buffer_size
-    loop.pump.budget = 4 * settings.buffer_size if settings.buffer_size > 65536 else 262144
-    loop.pump.splice_size = PIPE_SIZE
+    loop.pump.budget = max(TURN_LEAST_BYTES, TURN_LEAST_READS * settings.buffer_size)
+    loop.pump.splice_size = PIPE_BYTES
     loop.pump.zero_copy = settings.zero_copy
     bulk_init(&loop.bulk)
     spin_init(&loop.spin, settings.busy_poll_us * <int64_t> 1000)
     loop.lookup_wakeup = settings.lookup_wakeup
     loop.half_close = settings.half_close_timeout > 0
     loop.tuning.keepalive_idle = settings.keepalive
-    loop.tuning.keepalive_interval = max(1, settings.keepalive // 6)
-    loop.tuning.keepalive_count = 3
+    loop.tuning.keepalive_interval = max(1, settings.keepalive // KEEPALIVE_INTERVAL_PART)
+    loop.tuning.keepalive_count = KEEPALIVE_PROBES
     loop.tuning.socket_buffer = settings.socket_buffer
     loop.tuning.ephemeral_first = settings.ephemeral_first
     loop.tuning.ephemeral_last = settings.ephemeral_last
@@ -47,19 +69,19 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
 
 cdef void _init_timers(Loop *loop, const Settings *settings) noexcept nogil:
     if settings.keepalive:
-        loop.timers.lists[TIMER_UNACKED].length_ns = loop.tuning.keepalive_interval * <uint64_t> SECOND
-    loop.timers.lists[TIMER_CONNECT].length_ns = <uint64_t> (settings.connect_timeout * SECOND)
-    loop.timers.lists[TIMER_HALF_CLOSE].length_ns = <uint64_t> (settings.half_close_timeout * SECOND)
-    loop.timers.lists[TIMER_IDLE].length_ns = <uint64_t> (settings.idle_timeout * SECOND)
-    loop.timers.lists[TIMER_CLIENT_GONE].length_ns = SECOND
-    loop.timers.lists[TIMER_STAGGER].length_ns = SECOND // 4        # RFC 8305, section 8
-    loop.timers.lists[TIMER_KEEPALIVE].length_ns = SECOND
-    loop.timers.lists[TIMER_LINGER].length_ns = 5 * <uint64_t> SECOND
-    loop.timers.lists[TIMER_FLUSH].length_ns = SECOND // 200
-    loop.timers.lists[TIMER_STUCK].length_ns = SECOND // 10
+        loop.timers.lists[TIMER_UNACKED].length_ns = loop.tuning.keepalive_interval * <uint64_t> NS_PER_SECOND
+    loop.timers.lists[TIMER_CONNECT].length_ns = <uint64_t> (settings.connect_timeout * NS_PER_SECOND)
+    loop.timers.lists[TIMER_HALF_CLOSE].length_ns = <uint64_t> (settings.half_close_timeout * NS_PER_SECOND)
+    loop.timers.lists[TIMER_IDLE].length_ns = <uint64_t> (settings.idle_timeout * NS_PER_SECOND)
+    loop.timers.lists[TIMER_CLIENT_GONE].length_ns = CLIENT_GONE_MS * <uint64_t> NS_PER_MS
+    loop.timers.lists[TIMER_STAGGER].length_ns = STAGGER_MS * <uint64_t> NS_PER_MS
+    loop.timers.lists[TIMER_KEEPALIVE].length_ns = KEEPALIVE_AFTER_MS * <uint64_t> NS_PER_MS
+    loop.timers.lists[TIMER_LINGER].length_ns = LINGER_MS * <uint64_t> NS_PER_MS
+    loop.timers.lists[TIMER_FLUSH].length_ns = FLUSH_MS * <uint64_t> NS_PER_MS
+    loop.timers.lists[TIMER_STUCK].length_ns = STUCK_MS * <uint64_t> NS_PER_MS
 
 
-cdef void _close_waiting(Loop *loop) noexcept nogil:
+cdef void _close_inbox_and_listeners(Loop *loop) noexcept nogil:
     """Closes the listeners of a loop that never ran, and accepted sockets that are still in its inbox."""
     cdef Message message
     cdef int i
@@ -72,7 +94,7 @@ cdef void _close_waiting(Loop *loop) noexcept nogil:
 
 
 cdef void resources_close(Loop *loop) noexcept nogil:
-    _close_waiting(loop)
+    _close_inbox_and_listeners(loop)
     pipes_free(&loop.pump.pipes)
     if loop.pump.poller != NULL:
         poller_free(loop.pump.poller)
@@ -103,7 +125,7 @@ cdef void resources_close_after_fork(Loop *loop) noexcept nogil:
             _close_copies(table_at(&loop.table, i))
     for i in range(<uint32_t> loop.pump.pipes.idle_count):
         _close_pipe(loop.pump.pipes.idle[i])
-    _close_waiting(loop)
+    _close_inbox_and_listeners(loop)
     if loop.pump.poller != NULL:
         poller_free(loop.pump.poller)       # safe: its memory changes only in poller_add, when it grows
         loop.pump.poller = NULL

@@ -1,9 +1,5 @@
 # Adaptive busy polling: after a batch a worker may poll without sleeping, if recent gaps between events say that the next
-# event will come soon. A sleep and its wake-up cost latency, and processor time as well.
-#
-# Polling must not harm a busy machine. So a trial (trial.pxd) measures both ways, and polling stays only if events come
-# clearly faster for not much more processor time. Between two polls the thread yields (sched_yield). A slow yield means that
-# other threads want this processor: polling stops, with exponential backoff. An idle worker never polls.
+# event will come soon. The model is in docs/core.md, "Scheduling and polling".
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.poller cimport Poller, Ready
 from tcpproxy._core.trial cimport Trial

@@ -1,4 +1,4 @@
-# Adaptive busy polling: the model is in spin.pxd.
+# Adaptive busy polling: the model is in docs/core.md, "Scheduling and polling".
 from libc.stdint cimport int64_t, uint64_t
 from tcpproxy._core.poller cimport poller_wait
 from tcpproxy._core.sync cimport sync_bump
@@ -34,7 +34,7 @@ cdef bint _worth(Spin *spin, int last_side, uint64_t now_ns) noexcept nogil:
     return spin.mode == SPIN_AUTO and spin.gap_ns[last_side] <= LONGEST_GAP_NS and now_ns >= spin.backoff_until_ns
 
 
-cdef uint64_t _budget(Spin *spin, int last_side) noexcept nogil:
+cdef uint64_t _longest_ns(Spin *spin, int last_side) noexcept nogil:
     cdef uint64_t enough = GAPS * spin.gap_ns[last_side] + SLACK_NS
     if not trial_arm(&spin.trial):
         return 0
@@ -43,18 +43,16 @@ cdef uint64_t _budget(Spin *spin, int last_side) noexcept nogil:
 
 cdef void _learn(Spin *spin, int last_side, uint64_t begin_ns, uint64_t now_ns, bint worth, int count) noexcept nogil:
     """Updates the moving average of gaps. Each gap is capped, so that a few short ones after a long pause allow polling again."""
-    cdef uint64_t most = 2 * spin.limit_ns, gap = min(now_ns - begin_ns, most), turn = min(now_ns - spin.last_ns, most)
+    cdef uint64_t most = 2 * spin.limit_ns, gap = min(now_ns - begin_ns, most), took = min(now_ns - spin.last_ns, most)
     spin.gap_ns[last_side] = (spin.gap_ns[last_side] * 7 + gap) // 8
     spin.last_ns = now_ns
     if worth:
-        # The trial counts events, not batches: polling splits the same events into more batches. The time includes our own
-        # work, not the wait alone: where all processors are busy, a shorter wait makes the work slower (measured with
-        # eight clients that connect and leave, see docs/decisions.md).
-        trial_count(&spin.trial, count, turn)
+        # Events, not batches, and the time from events to events, not the wait alone: docs/core.md says why.
+        trial_count(&spin.trial, count, took)
 
 
-cdef int _poll(Spin *spin, Poller *poller, Ready *events, int room, uint64_t budget, uint64_t *now_ns) noexcept nogil:
-    """Polls for `budget` ns. Returns the number of events, or 0."""
+cdef int _poll(Spin *spin, Poller *poller, Ready *events, int room, uint64_t longest_ns, uint64_t *now_ns) noexcept nogil:
+    """Polls for `longest_ns`. Returns the number of events, or 0."""
     cdef uint64_t begin = now_ns[0], before, doublings
     cdef int count
     while True:
@@ -63,7 +61,7 @@ cdef int _poll(Spin *spin, Poller *poller, Ready *events, int room, uint64_t bud
             spin.slow_yields = 0
             return count
         before = now_ns[0]
-        if before - begin >= budget:
+        if before - begin >= longest_ns:
             return 0
         # Takes 0.5 us if no other thread wants the processor. The thread that runs now may be a peer, at work on our next
         # event: no wake-up is cheaper.
@@ -81,12 +79,12 @@ cdef int spin_wait(Spin *spin, Poller *poller, Ready *events, int room, int64_t 
     cdef int count = 0
     cdef uint64_t begin = clock_ns()
     cdef bint worth = _worth(spin, last_side, begin)
-    cdef uint64_t budget = _budget(spin, last_side) if worth else spin.limit_ns if spin.mode == SPIN_FIXED else 0
+    cdef uint64_t longest_ns = _longest_ns(spin, last_side) if worth else spin.limit_ns if spin.mode == SPIN_FIXED else 0
     now_ns[0] = begin
-    if timeout_ns >= 0 and <uint64_t> timeout_ns < budget:
-        budget = timeout_ns
-    if budget:
-        count = _poll(spin, poller, events, room, budget, now_ns)
+    if timeout_ns >= 0 and <uint64_t> timeout_ns < longest_ns:
+        longest_ns = timeout_ns
+    if longest_ns:
+        count = _poll(spin, poller, events, room, longest_ns, now_ns)
         sync_bump(&spin.hits if count else &spin.misses, 1)
     if count == 0:
         count = poller_wait(poller, events, room, timeout_ns)

@@ -8,15 +8,17 @@ from libc.stdint cimport int64_t, uint32_t
 from tcpproxy._core.net cimport net_socket
 
 cdef enum:
-    PIPES = 32              # pipes of one worker at most: each costs two descriptors and up to PIPE_SIZE of kernel memory
-    PIPE_SIZE = 1048576     # bytes of a pipe, and so of one splice: the cheapest size for bulk alone, see docs/decisions.md
+    # Pipes of one worker at most: each costs two descriptors and up to PIPE_BYTES of kernel memory. Halves whose sink is full
+    # hold them; further ones copy. A choice, not a measurement.
+    PIPES_PER_WORKER = 32
+    PIPE_BYTES = 1048576        # size of a pipe, and so of one splice: the cheapest for bulk alone (docs/decisions.md)
 
 cdef struct Pipe:
     int reader, writer
     uint32_t held           # bytes in it
 
 cdef struct Pipes:          # the pipes of one worker
-    Pipe *idle[PIPES]
+    Pipe *idle[PIPES_PER_WORKER]
     int idle_count
     int count               # idle ones and those that halves have
 

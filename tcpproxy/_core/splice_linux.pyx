@@ -20,8 +20,9 @@ cdef extern from "net.h" nogil:
     Py_ssize_t splice(int source, void *no_offset, int sink, void *no_offset_either, size_t size, unsigned int flags)
 
 cdef enum:
-    IDLE_PIPES = 4          # pipes kept for later reads: a worker's turns need one at a time, full sinks hold the others
-    SMALLEST_PIPE = 65536   # bytes: a smaller pipe is slower than copying; an unprivileged user beyond its quota gets 8 KiB
+    # Pipes kept for later reads: a worker's turns need one at a time, full sinks hold the others. A choice.
+    IDLE_PIPES = 4
+    SMALLEST_PIPE_BYTES = 65536     # a smaller pipe is slower than copying; an unprivileged user beyond its quota gets 8 KiB
 
 
 cdef bint splice_here() noexcept nogil:
@@ -34,11 +35,11 @@ cdef Pipe *pipe_take(Pipes *pipes) noexcept nogil:
     if pipes.idle_count:
         pipes.idle_count -= 1
         return pipes.idle[pipes.idle_count]
-    if pipes.count == PIPES or pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0:
+    if pipes.count == PIPES_PER_WORKER or pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0:
         return NULL
-    fcntl(ends[1], F_SETPIPE_SZ, PIPE_SIZE)
+    fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES)
     pipe = <Pipe *> calloc(1, sizeof(Pipe))
-    if pipe == NULL or fcntl(ends[1], F_GETPIPE_SZ, 0) < SMALLEST_PIPE:
+    if pipe == NULL or fcntl(ends[1], F_GETPIPE_SZ, 0) < SMALLEST_PIPE_BYTES:
         free(pipe)
         close(ends[0])
         close(ends[1])

@@ -1,6 +1,5 @@
-# An online A/B test between two ways to do the same work, the arms 0 and 1. Its phases: hold the current arm; sample it, that
-# is, measure it; probe the other arm, as a rule for less work; then decide. What is compared is the time and the processor
-# time per unit of work. A unit is what the user counts: an event (spin) or a byte (bulk).
+# An online A/B test between two ways to do the same work, the arms 0 and 1. The model is in docs/core.md, "The trial". A unit
+# of work is what the user counts: an event (spin) or a byte (bulk).
 from libc.stdint cimport uint8_t, uint64_t
 
 cdef struct Trial:

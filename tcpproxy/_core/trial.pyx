@@ -1,4 +1,4 @@
-# An online A/B test: the model is in trial.pxd.
+# An online A/B test: the model is in docs/core.md, "The trial".
 from libc.stdint cimport uint8_t, uint64_t
 from tcpproxy._core.thread cimport thread_cpu_time
 

@@ -8,7 +8,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EVENT_LIMIT, EVENT_NEW, REASON_SHUTDOWN, EventRecord, events_empty, \
+from tcpproxy._core.events cimport EVENT_ACCEPT_LIMIT, EVENT_NEW, REASON_SHUTDOWN, EventRecord, events_empty, \
     events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_SYNC, MESSAGE_VIEW, Message
@@ -16,7 +16,7 @@ from tcpproxy._core.loop cimport ABORT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RES
     UPSTREAMS, WORKERS, Counters, Group, Loop
 from tcpproxy._core.net cimport net_addr, net_format, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
-from tcpproxy._core.resources cimport SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
+from tcpproxy._core.resources cimport NS_PER_SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
     resources_init
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.splice cimport splice_here
@@ -30,7 +30,7 @@ POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS}
-KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_LIMIT + 1)])
+KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_ACCEPT_LIMIT + 1)])
 REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_SHUTDOWN + 1)])
 STATES = ("resolving", "connecting", "relaying", "closing")
 
@@ -176,7 +176,7 @@ cdef class Worker:
         if answer == NULL:
             raise MemoryError
         answer.users = 1
-        answer.expires_ns = <uint64_t> -1 if lifetime is None else clock_ns() + <uint64_t> (lifetime * SECOND)
+        answer.expires_ns = <uint64_t> -1 if lifetime is None else clock_ns() + <uint64_t> (lifetime * NS_PER_SECOND)
         for ip, port, scope in addresses[:ADDRESSES]:
             if net_pack(&answer.addresses[answer.count], PyBytes_AsString(ip), PyBytes_Size(ip), port, scope) < 0:
                 free(answer)

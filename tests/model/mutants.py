@@ -46,7 +46,7 @@ MUTANTS = {
             ("splice_linux.pyx", "    pipe.held = <uint32_t> n\n", "    pipe.held += <uint32_t> n\n"),
             (
                 "half.pyx",
-                "        half.ask_recv = got < LIKELY_EMPTIED\n",
+                "        half.ask_recv = got < LIKELY_EMPTIED_BYTES\n",
                 "        while got > 0:\n"
                 "            got = pipe_fill(pipe, source.watch.fd, pump.splice_size)\n"
                 "        if net_would_block(got):\n"

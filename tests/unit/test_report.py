@@ -168,8 +168,8 @@ def test_kinds_and_reasons_in_order() -> None:
     found: dict[str, list[str]] = {"EVENT": [], "REASON": []}
     for prefix, name in re.findall(r"^    (EVENT|REASON)_(\w+)", source.read_text(), re.MULTILINE):
         found[prefix].append(name.lower())
-    long_names = {"accept": "accept-error", "refused": "connect-refused", "none": ""}
-    assert [long_names.get(name, name) for name in found["EVENT"]] == list(KINDS)
+    long_names = {"accept_limit": "limit", "refused": "connect-refused", "none": ""}
+    assert [long_names.get(name, name).replace("_", "-") for name in found["EVENT"]] == list(KINDS)
     assert [long_names.get(name, name).replace("_", "-") for name in found["REASON"]] == list(REASONS)
 
 

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint64_t
-from tcpproxy._core.bulk cimport OVER_NS, Bulk, bulk_count, bulk_init, bulk_judge
+from tcpproxy._core.bulk cimport BULK_OVER_NS, Bulk, bulk_count, bulk_init, bulk_judge
 
-OVER = OVER_NS
+OVER = BULK_OVER_NS
 
 
 cdef class BulkDoor:

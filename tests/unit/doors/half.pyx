@@ -3,11 +3,11 @@ from libc.stdlib cimport free, malloc
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, half_break, half_pump
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, Ready, poller_add, \
     poller_free, poller_new, poller_wait
-from tcpproxy._core.splice cimport PIPE_SIZE, PIPES, Pipe, pipe_give, pipe_take, pipes_free
+from tcpproxy._core.splice cimport PIPE_BYTES, PIPES_PER_WORKER, Pipe, pipe_give, pipe_take, pipes_free
 
 from memory cimport memory_give_back, memory_take_all
 
-PIPE_LIMIT, PIPE_ROOM = PIPES, PIPE_SIZE
+PIPE_LIMIT, PIPE_ROOM = PIPES_PER_WORKER, PIPE_BYTES
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 
 
@@ -24,7 +24,7 @@ cdef class HalfDoor:
             raise MemoryError
         self.pump.size = size
         self.pump.budget = budget
-        self.pump.splice_size = PIPE_SIZE
+        self.pump.splice_size = PIPE_BYTES
         self.pump.zero_copy = ZERO_COPY[zero_copy]
         self.source.watch.fd, self.source.watch.tag = source, 0
         self.sink.watch.fd, self.sink.watch.tag = sink, 1

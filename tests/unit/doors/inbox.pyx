@@ -1,10 +1,10 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from tcpproxy._core.inbox cimport INBOX_ROOM, Inbox, Message, inbox_init, inbox_pop, inbox_push
+from tcpproxy._core.inbox cimport INBOX_MESSAGES, Inbox, Message, inbox_init, inbox_pop, inbox_push
 from tcpproxy._core.thread cimport thread_nap_us
 
-INBOX_LIMIT = INBOX_ROOM
+INBOX_LIMIT = INBOX_MESSAGES
 
 
 cdef class InboxDoor:
