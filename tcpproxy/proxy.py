@@ -49,7 +49,7 @@ class Proxy:
         StartError: on start, the address cannot be listened on, or there are no descriptors.
 
     Attributes:
-        config: the checked arguments.
+        config: the checked arguments, in groups: `config.timeouts.idle_timeout`. Seconds, bytes, and 0 for off.
         addresses: what it listens on, as (host, port); empty before the start.
         failure: the WorkerError that has ended the proxy; None: none has.
     """

@@ -61,8 +61,8 @@ def parse_duration(
 
 
 def parse_busy_poll(what: str, value: int | str) -> int:
-    """Microseconds; `off` is 0, `auto` is -1. UsageError otherwise."""
-    if value in ("auto", "off"):
+    """Microseconds; `off` and 0 are 0, `auto` is -1. UsageError otherwise."""
+    if value in ("auto", "off", "0") or (value == 0 and not isinstance(value, bool)):
         return -1 if value == "auto" else 0
     if isinstance(value, str) and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
         raise UsageError(f"{what} {quoted(value)} is unknown, expected auto, off or microseconds from 1 to 1000")
@@ -80,7 +80,7 @@ def parse_choice(what: str, value: str, words: tuple[str, ...], hidden: tuple[st
 def parse_size(what: str, value: int | str | None, least: int, most: int, *, off: bool = False) -> int:
     """Bytes, from a number or a text like `64KiB`, `100kB`, `1M`. UsageError outside `least` to `most`.
 
-    With `off`, the word `off` or None is 0.
+    With `off`, the word `off` or None is 0, and 0 is allowed.
     """
     word = " or off" if off else ""
     if off and value in (None, "off"):
@@ -93,6 +93,8 @@ def parse_size(what: str, value: int | str | None, least: int, most: int, *, off
     else:
         expected = f"expected bytes or a number with KiB or MiB, like 64KiB{word}"
         raise UsageError(f"{what} {quoted(value)} is not a size, {expected}")
+    if off and size == 0:
+        return 0
     if not least <= size <= most:
         raise UsageError(f"{what} {quoted(value)} is out of range, expected {least} to {most} bytes{word}")
     return size

@@ -1,6 +1,6 @@
-"""Writes what the documentation says of the options: docs/options.md, and the table in README.md.
+"""Writes what the documentation says of the options: docs/options.md, and the tables in README.md and docs/library.md.
 
-python tools/options.py            writes both
+python tools/options.py            writes all of them
 python tools/options.py --check    writes nothing; exit code 1 if one of them is out of date
 """
 
@@ -15,7 +15,7 @@ from tcpproxy.config.groups import ROWS, every_row, heading
 from tcpproxy.config.options import Option
 
 ROOT = Path(__file__).parents[1]
-README, PAGE = ROOT / "README.md", ROOT / "docs/options.md"
+README, PAGE, LIBRARY = ROOT / "README.md", ROOT / "docs/options.md", ROOT / "docs/library.md"
 BEGIN, END = "<!-- options -->\n", "<!-- /options -->\n"
 
 HEAD = """\
@@ -31,8 +31,12 @@ HEAD = """\
 **Sizes** are bytes, or a whole number with a unit. `KiB`, `MiB`, `GiB` and a letter alone (`K`, `k`, `M`, `m`, `G`,
 `g`) are powers of 1024; `kB`, `KB`, `MB`, `GB` are powers of 1000.
 
-In a program times and sizes may be numbers, in seconds and bytes. `None` is the same as `off` where an option accepts
-`off`; for `max_connections` and `max_connections_per_source` it is the default.
+In a program times and sizes may be numbers, in seconds and bytes.
+
+**`off` and `0`** are the same for `--idle-timeout`, `--keepalive`, `--socket-buffer` and `--busy-poll`; in a program
+`None` is so too, except for `busy_poll`. Three others accept `0`, with a meaning of its own, and no `off`:
+`--half-close-timeout 0` closes both directions at the first end, `--grace 0` resets connections at once, `-l 0` picks a
+free port. For `max_connections` and `max_connections_per_source` `None` is the default.
 
 Options come from the command line only. There is no environment variable and no configuration file for them. A value
 may be given once: `-l 1 -l 2` is an error.
@@ -54,6 +58,19 @@ def readme_table() -> str:
         help = row.help[0].lower() + row.help[1:].removesuffix(".")
         names = names.replace("|", "\\|")
         lines.append(f"| {names} | {default(row)} | {help} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
+def library_table() -> str:
+    """The table between the two marks in docs/library.md: arguments, their defaults, their places in `Proxy.config`."""
+    lines = ["| argument | default | in `config` | option of the command |", "|---|---|---|---|"]
+    for group, options in ROWS.items():
+        for row in options:
+            if not row.command_only:
+                shown = f": {row.shown}" if row.shown and row.embedded is None else ""
+                other = "" if row.embedded is None else f" (the command: {default(row)})"
+                told = f"`{row.default_in_program!r}`{shown}{other}"
+                lines.append(f"| `{row.name}` | {told} | `{group}.{row.name}` | `{row.long}` |")
     return "\n".join(lines) + "\n"
 
 
@@ -93,13 +110,22 @@ def default(row: Option) -> str:
     return row.shown or f"`{row.default}`" if row.metavar else ""
 
 
-def readme(text: str) -> str:
-    """README.md with the table as it should be."""
-    before, begin, rest = text.partition(BEGIN)
+def with_table(path: Path, table: str) -> str:
+    """The text of a file with the table between its two marks."""
+    before, begin, rest = path.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        sys.exit(f"{README} has no {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN + readme_table() + END + after
+        sys.exit(f"{path} has no {BEGIN.strip()} and {END.strip()}")
+    return before + BEGIN + table + END + after
+
+
+def pages() -> dict[Path, str]:
+    """Each file with the text that it should have."""
+    return {
+        README: with_table(README, readme_table()),
+        PAGE: options_page(),
+        LIBRARY: with_table(LIBRARY, library_table()),
+    }
 
 
 def main() -> int:
@@ -107,7 +133,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, say what is out of date")
     check = parser.parse_args().check
     stale = 0
-    for path, text in ((README, readme(README.read_text("utf-8"))), (PAGE, options_page())):
+    for path, text in pages().items():
         if not path.exists() or path.read_text("utf-8") != text:
             stale += 1
             print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'is written'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 from .endpoints import Endpoint, Remote, endpoint, parse_endpoint
@@ -12,7 +12,21 @@ from .groups import GROUPS, ROWS, Clients, Listening, Memory, Operating, Options
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a proxy needs to know. Times in seconds, sizes in bytes; `make` builds one from what people write."""
+    """Everything a proxy needs to know, as `Proxy.config` shows it; `make` builds one from what people write.
+
+    Times are in seconds and sizes in bytes; `off` is 0.
+
+    Attributes:
+        remote: its `host` and `port`.
+        listening: `bind` and `port` (0: a free one).
+        clients: `max_connections` (None: from the limit of open files), `max_connections_per_source` (0: any number).
+        timeouts: `connect_timeout`, `half_close_timeout`, `idle_timeout`, `keepalive`, `grace`.
+        memory: `buffer_size`, `socket_buffer`.
+        output: `debug`, `quiet`, `log_format`: of the command only.
+        operating: `workers` (their number), `sandbox` (of the command only).
+        speed: `zero_copy`, `busy_poll` (in microseconds; -1: auto).
+        labels: what messages call each option: with dashes in the command, by its argument in a program.
+    """
 
     remote: Endpoint
     listening: Listening
@@ -22,6 +36,7 @@ class Config:
     output: Output
     operating: Operating
     speed: Speed
+    labels: Mapping[str, str] = field(repr=False, compare=False)
 
     @classmethod
     def make(cls, remote: Remote | Config, **given: Unpack[Options]) -> Config:
@@ -58,7 +73,7 @@ class Config:
             name: group(**{row.name: row.parse(labels[row.name], values[row.name]) for row in ROWS[name]})
             for name, group in GROUPS.items()
         }
-        return cls(remote=remote, **groups)
+        return cls(remote=remote, labels=labels, **groups)
 
 
 def _check_argument(name: str) -> None:

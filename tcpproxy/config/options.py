@@ -99,7 +99,7 @@ def duration(
 
 
 def size(default: str, help: str, doc: str, *, least: int, most: int, off: bool = False, **more: Any) -> Any:
-    """Bytes. With `off` the word is 0."""
+    """Bytes. With `off` the word and 0 stand for no limit."""
 
     def parse(what: str, value: Any) -> int:
         return parse_size(what, value, least, most, off=off)
@@ -154,5 +154,5 @@ def local_port(help: str, doc: str, **more: Any) -> Any:
 
 
 def busy_poll(help: str, doc: str) -> Any:
-    """Microseconds; `auto` is -1, `off` is 0."""
+    """Microseconds; `auto` is -1, `off` and 0 are 0."""
     return _row("auto", parse_busy_poll, "auto|off|USEC", help, doc, unit="microseconds")

@@ -45,7 +45,8 @@ def connection_limit(config: Config) -> tuple[int, str]:
     if asked is None:
         return fits, ""
     if asked > fits:
-        return asked, (f"max-connections {asked} is more than the limit of {soft} open files allows ({fits})")
+        label = config.labels["max_connections"]
+        return asked, f"{label} {asked} is more than the limit of {soft} open files allows ({fits})"
     return asked, ""
 
 

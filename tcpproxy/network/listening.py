@@ -176,5 +176,6 @@ def small_buffers(listener: socket.socket, config: Config) -> str:
         got = listener.getsockopt(socket.SOL_SOCKET, option) // scale
         if got < asked:
             hint = f" (net.core.{limit})" if scale == 2 else ""
-            return f"socket-buffer {asked} is more than the system allows for {what}: {got} bytes{hint}"
+            label = config.labels["socket_buffer"]
+            return f"{label} {asked} is more than the system allows for {what}: {got} bytes{hint}"
     return ""

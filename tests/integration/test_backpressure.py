@@ -142,7 +142,7 @@ def test_socket_buffer_beyond_what_the_system_allows(command: Callable[..., Comm
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
     sentence = (
-        f"socket-buffer 1048576000 is more than the system allows for sending: {allowed} bytes (net.core.wmem_max)"
+        f"--socket-buffer 1048576000 is more than the system allows for sending: {allowed} bytes (net.core.wmem_max)"
     )
     assert proxy.complaints == [f"warning: {sentence}"]
     assert modest.complaints == []

@@ -15,7 +15,9 @@ from tcpproxy import UsageError
 from tcpproxy._core import worker
 from tcpproxy.config.config import Config
 from tcpproxy.config.endpoints import Endpoint, parse_bind, parse_endpoint
-from tcpproxy.config.groups import Clients, Listening, Memory, Operating, Output, Speed, Timeouts
+from tcpproxy.config.groups import Clients, Listening, Memory, Operating, Output, Speed, Timeouts, every_row
+from tcpproxy.config.options import Option
+from tcpproxy.network.limits import connection_limit
 from tcpproxy.values import parse_busy_poll, parse_duration, parse_number, parse_size
 
 # --- remote ---
@@ -370,6 +372,43 @@ def test_defaults() -> None:
     assert config.memory == Memory(buffer_size=65536, socket_buffer=0)
     assert config.operating == Operating(workers=1, sandbox="auto")
     assert config.speed == Speed(zero_copy="auto", busy_poll=-1)
+
+
+def accepts(row: Option, value: object) -> bool:
+    try:
+        row.parse(row.name, value)
+    except UsageError:
+        return False
+    return True
+
+
+def test_off_and_zero() -> None:
+    """Where `off` is accepted 0 is the same; elsewhere 0 has a meaning of its own, or is an error: docs/options.md."""
+    rows = [row for row in every_row() if row.unit or row.metavar in ("N", "PORT", "auto|N")]
+    off = [row for row in rows if accepts(row, "off")]
+    assert [row.name for row in off] == ["idle_timeout", "keepalive", "socket_buffer", "busy_poll"]
+    for row in off:
+        assert [row.parse(row.name, value) for value in ("off", "0", 0)] == [0, 0, 0]
+        assert accepts(row, None) == (row.name != "busy_poll")
+    zero = {row.name for row in rows if accepts(row, 0) and row not in off}
+    assert zero == {row.name for row in rows if accepts(row, "0") and row not in off}
+    assert zero == {"port", "half_close_timeout", "grace"}
+
+
+def test_a_warning_names_the_option_as_it_was_given() -> None:
+    """With dashes in the command, by its argument in a program."""
+    resource = pytest.importorskip("resource")
+    most = worker.LIMITS["connections"]
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY or soft > 2 * most:
+        pytest.skip("the limit of open files allows any number of connections")
+    for config, name in (
+        (Config.make("localhost:80", max_connections=most), "max_connections"),
+        (Config.for_command("localhost:80", {"max_connections": str(most)}), "--max-connections"),
+    ):
+        limit, warning = connection_limit(config)
+        assert limit == most
+        assert warning.startswith(f"{name} {most} is more than the limit of ")
 
 
 def test_defaults_of_the_command() -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from options import PAGE, README, options_page, readme, typed
+from options import PAGE, README, pages, typed
 
 import tcpproxy
 from tcpproxy.command.usage import NARROWEST, TWO_COLUMNS, WIDEST, help_text
@@ -199,9 +199,8 @@ def test_columns_of_the_environment(columns: str, widest: int) -> None:
 @needs_pages
 def test_pages_are_up_to_date() -> None:
     """If not: python tools/options.py."""
-    assert PAGE.read_text(encoding="utf-8") == options_page()
-    text = README.read_text(encoding="utf-8")
-    assert text == readme(text)
+    for path, text in pages().items():
+        assert path.read_text(encoding="utf-8") == text, path
 
 
 @needs_pages
