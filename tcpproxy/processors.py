@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 
 def usable_cpus() -> int:
@@ -46,8 +45,9 @@ def _quota_files(root: str) -> Iterator[str]:
             continue
         # Inside a container the path may be the host's, of which only the last part, if any, is mounted: the mount's
         # own files are then those of the container's group.
-        steps = [PurePosixPath(path), *PurePosixPath(path).parents]
-        yield from (os.path.join(root, place, str(step).lstrip("/"), name) for place in places for step in steps)
+        parts = [part for part in path.split("/") if part]  # without pathlib, whose import takes 2 ms
+        steps = [parts[:count] for count in range(len(parts), -1, -1)]
+        yield from (os.path.join(root, place, *step, name) for place in places for step in steps)
 
 
 def _read_quota(file: str) -> float | None:
