@@ -264,6 +264,22 @@ def interpreters(name: str, pythons: list[Path]) -> Iterator[Callable[[], list[s
                 yield functools.partial(foreign.windows, minor=13, library=library)
 
 
+def make_wheel(target: Target, trees: list[Path], places: list[Path], out: Path) -> Row:
+    """Builds the wheel of a target once from each tree, in a place of its own. Exits if the two differ."""
+    for place in places:
+        place.mkdir()
+    first, again = (
+        repair(build(tree, target, place / "raw"), target, place) for tree, place in zip(trees, places, strict=True)
+    )
+    row = Row(Path(shutil.copy(first, out)))
+    print(f"{row.wheel.stat().st_size:7} {row.wheel.name}", flush=True)
+    if digest(first) != digest(again):
+        sys.exit(f"not reproducible: {digest(first)} {digest(again)}")
+    audit(row)
+    row.audits.append("same hash twice")
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", default=list(TARGETS), help=", ".join(TARGETS))
@@ -283,21 +299,9 @@ def main() -> None:
         sdist = make_sdist(options.out)
         trees = [unpack(sdist, Path(temporary) / name / "source") for name in ("first", "another")]
         for name in options.targets:
-            target = TARGETS[name]
             places = [Path(temporary) / f"{number}-{name}" for number in range(2)]
-            for place in places:
-                place.mkdir()
-            first, again = (
-                repair(build(tree, target, place / "raw"), target, place)
-                for tree, place in zip(trees, places, strict=True)
-            )
-            row = Row(Path(shutil.copy(first, options.out)))
+            row = make_wheel(TARGETS[name], trees, places, options.out)
             rows.append(row)
-            print(f"{row.wheel.stat().st_size:7} {row.wheel.name}", flush=True)
-            if digest(first) != digest(again):
-                sys.exit(f"not reproducible: {digest(first)} {digest(again)}")
-            audit(row)
-            row.audits.append("same hash twice")
             for python in locked if name in ("host", "x86_64") else []:
                 try_out(row, python)
             for command in [] if options.native else interpreters(name, options.python):

@@ -22,21 +22,10 @@ def serve(proxy: Proxy) -> None:
     Raises:
         TcpProxyError: it cannot start.
     """
-    # A handler that sets an Event would deadlock if the signal came while the main thread holds the Event's lock. So
-    # the handlers do nothing: the interpreter writes a byte per signal to a socket, which the main thread reads.
     reader, writer = socket.socketpair()
     reader.settimeout(None)
     writer.setblocking(False)
-    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    stopping = [number for name in STOPPING if not is_ignored(number := getattr(signal, name))]
-    caught = list(stopping)
-    if hasattr(signal, "SIGHUP") and not is_ignored(signal.SIGHUP):
-        caught.append(signal.SIGHUP)
-        if _has_terminal():
-            stopping.append(signal.SIGHUP)
-    for number in caught:
-        signal.signal(number, lambda _number, _frame: None)
-
+    stopping, harmless = _catch(writer)
     run = _Run(proxy, writer)
     try:
         run.start()
@@ -46,17 +35,36 @@ def serve(proxy: Proxy) -> None:
     while (byte := reader.recv(1)) != b"\0":
         if byte[0] in stopping:
             run.stop()
-        elif byte[0] in caught and not hung_up:
+        elif byte[0] in harmless and not hung_up:
             hung_up = True
             proxy._note("warning", "SIGHUP is ignored: there is nothing to reload, and no file to open again")
     # The proxy has ended: a late signal must not change the exit code.
-    for number in caught:
+    for number in (*stopping, *harmless):
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     reader.close()
     writer.close()
     if run.error:
         raise run.error
+
+
+def _catch(writer: socket.socket) -> tuple[list[int], list[int]]:
+    """Makes each signal a byte in `writer`, except those that are ignored.
+
+    A handler that sets an Event would deadlock if the signal came while the main thread holds the Event's lock. So the
+    handlers do nothing: the interpreter writes the byte, which the main thread reads.
+
+    Returns:
+        The numbers of the signals that stop the proxy, and of those that do nothing.
+    """
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    stopping: list[int] = [number for name in STOPPING if not is_ignored(number := getattr(signal, name))]
+    harmless: list[int] = []
+    if hasattr(signal, "SIGHUP") and not is_ignored(signal.SIGHUP):
+        (stopping if _has_terminal() else harmless).append(signal.SIGHUP)
+    for number in (*stopping, *harmless):
+        signal.signal(number, lambda _number, _frame: None)
+    return stopping, harmless
 
 
 class _Run(threading.Thread):
