@@ -27,9 +27,10 @@ def run(remote: str, **given: str | bool | None) -> None:
     try:
         config = Config.for_command(remote, given)
         output = config.output
-        printer = Printer(debug=output.debug, quiet=output.quiet, json=json, remote=str(config.remote))
+        suspicion = sandbox.enter(config, config.operating.sandbox)  # before there are threads, which inherit it
+        remote = str(config.remote)
+        printer = Printer(debug=output.debug, quiet=output.quiet, json=json, remote=remote, suspicion=suspicion)
         proxy = Proxy(config, on_event=printer)  # type: ignore[arg-type]  # see Config.make
-        sandbox.enter(config, config.operating.sandbox)  # before there are threads, which inherit it
         serve(proxy)
     except TcpProxyError as error:
         _final_error(error, json)

@@ -7,9 +7,11 @@ calling thread and to threads that it starts later.
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from ..config.config import Config
+from ..config.groups import every_row
 from ..errors import StartError
 from ..network.resolver import numeric
 
@@ -31,7 +33,7 @@ LOOKUPS = {"files", "dns", "resolve", "myhostname", "mymachines", "mdns", "mdns_
 """Sources of names in nsswitch.conf that use no TCP port but 53. Others, such as NIS and LDAP, use other ports."""
 
 
-def enter(config: Config, mode: str) -> None:
+def enter(config: Config, mode: str) -> str:
     """Drops: new privileges, changing files, running programs, signals to other processes, connecting to other ports.
 
     To be called before the first thread starts.
@@ -40,14 +42,49 @@ def enter(config: Config, mode: str) -> None:
         config: says which port the proxy connects to.
         mode: `auto`: what the system supports; `require`: all of it; `off`: nothing.
 
+    Returns:
+        What to say if upstream cannot be reached, because the sandbox may be why; mostly empty.
+
     Raises:
         StartError: `require`, and the system does not support all of it.
     """
     if mode == "off":
-        return
+        return ""
     missing = _no_new_privileges() or _landlock(config)
     if missing and mode == "require":
         raise StartError("cannot enter the sandbox that is required", OSError(missing))
+    return "" if missing else _suspicion(ports_to_reach(config))
+
+
+def _suspicion(ports: set[int]) -> str:
+    """Returns a sentence if the sandbox may refuse what upstream does not: a library has taken connect() over.
+
+    proxychains and torsocks connect to the port of a proxy of theirs, torsocks for names as well. The errno does not
+    tell: routes and SELinux give EACCES as well, and proxychains makes ECONNREFUSED of it.
+    """
+    library = _library_of("connect")
+    # It is in libc.so.6, libc-2.31.so, libpthread.so.0 (glibc before 2.34), ld-musl-*.so.1, or the program itself.
+    if not ports or not re.search(r"\.so\b", library) or re.match(r"(libc|libpthread|ld-musl)\b", library):
+        return ""
+    option = {row.name: row.long for row in every_row()}["sandbox"]
+    allowed = " and ".join(map(str, sorted(ports, reverse=True)))
+    return (
+        f"{library} has taken connect() over in this process, and the sandbox refuses it every port but {allowed}; "
+        f"{option} off lifts that"
+    )
+
+
+def _library_of(name: str) -> str:
+    """Returns the file name of the library that a function of the C library is called in; empty if that is unknown."""
+    try:
+        import ctypes
+
+        libraries = ctypes.CDLL(None)
+        found = (ctypes.c_void_p * 4)()  # Dl_info, which begins with the path
+        known = libraries.dladdr(ctypes.cast(getattr(libraries, name), ctypes.c_void_p), found)
+        return os.path.basename(os.fsdecode(ctypes.string_at(found[0] or 0))) if known else ""
+    except Exception:  # as in _call
+        return ""
 
 
 def _no_new_privileges() -> str:

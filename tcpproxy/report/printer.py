@@ -13,6 +13,9 @@ from ..text import clean
 from .event import Event, EventKind, Record, decode
 from .ratelimit import RateLimit
 
+UNREACHED = ("connect-refused", "unreachable", "dns")
+"""Reasons that a refusal by this process's own sandbox can have."""
+
 BURST = 10
 """Failed connections of one reason that get a line each in a second; one more line counts the others."""
 
@@ -25,6 +28,7 @@ class Printer:
         quiet: print no line for a new connection.
         json: print one JSON object a line instead of text.
         remote: the target as it was given, for a failure without an address.
+        suspicion: a sentence for the first time that upstream is not reached; empty: none.
         stdout, stderr: descriptors to write to.
     """
 
@@ -35,10 +39,12 @@ class Printer:
         quiet: bool = False,
         json: bool = False,
         remote: str = "upstream",
+        suspicion: str = "",
         stdout: int = 1,
         stderr: int = 2,
     ) -> None:
         self._debug, self._quiet, self._json, self._remote = debug, quiet, json, remote
+        self._suspicion = suspicion
         self._stdout, self._stderr = stdout, stderr
         self._rate_limit = RateLimit()
         self._torn: dict[int, bool] = {}
@@ -62,7 +68,11 @@ class Printer:
     def many(self, events: Iterable[Event]) -> None:
         """Prints them in order, with one write where several in a row go to the same place."""
         self.flush_suppressed()
-        for target, group in itertools.groupby(filter(self._admitted, events), self._target):
+        shown = list(filter(self._admitted, events))
+        if self._suspicion and any(event.reason in UNREACHED for event in shown):
+            shown.append(Event("warning", text=self._suspicion))
+            self._suspicion = ""
+        for target, group in itertools.groupby(shown, self._target):
             self._write(target, [line for event in group for line in self._lines(event)])
 
     def print_new(self, records: Iterable[Record]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from networks import Closed, Namespace
 from support.command import Command
 from support.machine import needs
-from support.peers import Echo, connect
+from support.peers import Echo, Upstream, connect
 from support.streams import echoes
 from support.waiting import TIMEOUT, eventually
 
@@ -175,3 +178,130 @@ def test_ports(
         switch.write_text(f"# hosts: nis\npasswd: files nis\nhosts: {hosts} # ldap\n")
     monkeypatch.setattr(sandbox, "NSSWITCH", str(switch))
     assert sandbox.ports_to_reach(Config.make(remote)) == ports
+
+
+# --- a library that has taken connect() over ---
+
+REDIRECT = """
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+
+int connect(int fd, const struct sockaddr *to, socklen_t length)  /* as proxychains and torsocks have it */
+{
+    int (*next)(int, const struct sockaddr *, socklen_t) = dlsym(RTLD_NEXT, "connect");
+    const char *port = getenv("PROXY_PORT"), *error = getenv("PROXY_ERROR");
+    struct sockaddr_in elsewhere = {AF_INET, htons(port ? atoi(port) : 0), {htonl(INADDR_LOOPBACK)}, {0}};
+    int result = port && to->sa_family == AF_INET ? next(fd, (struct sockaddr *)&elsewhere, sizeof elsewhere)
+                                                  : next(fd, to, length);
+    if (result < 0 && errno == EACCES && error)
+        errno = atoi(error);
+    return result;
+}
+"""
+
+
+@pytest.fixture
+def redirect(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """The environment in which connect() goes to another port, and may call a refusal by another name."""
+    if not (compiler := shutil.which("gcc") or shutil.which("cc")):
+        pytest.skip("needs a C compiler")
+    source, library = tmp_path / "redirect.c", tmp_path / "redirect.so"
+    source.write_text(REDIRECT)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+
+    def make(port: int | None, error: int | None = None) -> dict[str, str]:
+        told = {"PROXY_PORT": port, "PROXY_ERROR": error}
+        return {**os.environ, "LD_PRELOAD": str(library), **{name: str(it) for name, it in told.items() if it}}
+
+    return make
+
+
+@needs_landlock
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ECONNREFUSED], ids=["torsocks", "proxychains"])
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize(("mode", "workers"), [("auto", "1"), ("require", "2")])
+def test_a_library_that_connects_elsewhere(
+    command: Callable[..., Command],
+    redirect: Callable[..., dict[str, str]],
+    upstream: Upstream,
+    echo: Echo,
+    error: int,
+    log_format: str,
+    mode: str,
+    workers: int,
+) -> None:
+    """The sandbox refuses it the other port. One line names the library, and the option with which it works."""
+    environment = redirect(echo.port, error)
+    options = ("--sandbox", mode, "--workers", workers, "--log-format", log_format, upstream.name)
+    process = command(*options, env=environment)
+    where = ("127.0.0.1", process_port(process, log_format))
+    for number in range(2, 5):
+        turned_away(where)
+        eventually(lambda number=number: len(process.stderr) == number)
+    failed, warning, *others = process.stderr
+    assert os.strerror(error) in failed
+    assert "redirect.so has taken connect() over in this process, and the sandbox refuses it every port but " in warning
+    assert f"{upstream.port}; --sandbox off lifts that" in warning
+    assert not [line for line in others if "sandbox" in line]
+    if log_format == "json":
+        assert [json.loads(line)["kind"] for line in process.stderr] == ["failed", "warning", "failed", "failed"]
+    lifted = command("--sandbox", "off", upstream.name, env=environment)
+    assert echoes(connect(lifted.address))
+    assert lifted.complaints == []
+
+
+@needs_landlock
+def test_refusals_that_are_not_the_sandbox(
+    command: Callable[..., Command],
+    redirect: Callable[..., dict[str, str]],
+    closed: Closed,
+    echo: Echo,
+    namespaces: Callable[[], Namespace],
+) -> None:
+    """No word of it: upstream refuses; the system does, with the same errno; it is off; the library does no harm."""
+    namespace = namespaces()
+    for kind, address, family in (("prohibit", "192.0.2.1", "-4"), ("prohibit", "2001:db8::1", "-6")):
+        namespace.ip(family, "route", "add", kind, address)
+    plain, off = command(closed.name), command("--sandbox", "off", closed.name, env=redirect(None))
+    prohibited = [command(target, wrapper=namespace.wrapper) for target in ("192.0.2.1:80", "[2001:db8::1]:80")]
+    for process in (plain, off):
+        turned_away(process.address)
+        eventually(lambda process=process: process.stderr)
+    for process in prohibited:
+        namespace.call(turned_away, process.address)
+        eventually(lambda process=process: process.stderr)
+        assert os.strerror(errno.EACCES) in process.stderr[0]
+    harmless = command(echo.name, env=redirect(None))
+    assert echoes(connect(harmless.address))
+    for process in (plain, off, *prohibited, harmless):
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+        assert not [line for line in process.stderr if "sandbox" in line]
+
+
+@needs_landlock
+def test_a_library_that_looks_names_up_elsewhere(
+    command: Callable[..., Command], redirect: Callable[..., dict[str, str]], echo: Echo
+) -> None:
+    """torsocks asks its proxy for names as well, so that the look-up is what fails."""
+    process = command("name.invalid:80", env=redirect(echo.port))
+    turned_away(process.address)
+    eventually(lambda: len(process.stderr) == 3)
+    assert "redirect.so has taken connect() over in this process" in process.stderr[2]
+    assert "every port but 80 and 53; " in process.stderr[2]
+
+
+def turned_away(address: tuple[str, int]) -> None:
+    """By a reset, which may come before connect() has returned."""
+    with pytest.raises(ConnectionResetError), connect(address) as client:
+        client.recv(1)
+
+
+def process_port(process: Command, log_format: str) -> int:
+    if log_format == "text":
+        return process.address[1]
+    eventually(lambda: process.stdout, TIMEOUT)
+    return int(json.loads(process.stdout[0])["text"].rpartition(":")[2])
