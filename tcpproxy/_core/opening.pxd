@@ -15,5 +15,4 @@ cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil        # a l
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed
 cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil       # TIMER_CONNECT
 cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil
-cdef void opening_client_gone(Loop *loop, Relay *relay) noexcept nogil     # TIMER_CLIENT_GONE
 cdef void opening_attempt_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil

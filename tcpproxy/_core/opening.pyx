@@ -3,8 +3,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tcpproxy._core.closing cimport closing_close, closing_connect_failed, closing_forget_attempts
 from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_has_more, connecting_new, \
     connecting_next, connecting_take
-from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, REASON_DNS, \
-    REASON_LIMIT, REASON_REFUSED, REASON_UNREACHABLE
+from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, REASON_DNS, REASON_LIMIT, \
+    REASON_REFUSED, REASON_UNREACHABLE
 from tcpproxy._core.half cimport Side
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAM, Upstream, \
     loop_enqueue
@@ -15,8 +15,7 @@ from tcpproxy._core.reports cimport reports_accepted, reports_refused
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
-from tcpproxy._core.timers cimport TIMER_CLIENT_GONE, TIMER_CONNECT, TIMER_KEEPALIVE, TIMER_STAGGER, timers_arm, \
-    timers_cancel
+from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_KEEPALIVE, TIMER_STAGGER, timers_arm, timers_cancel
 
 
 # --- a client ---
@@ -53,31 +52,18 @@ cdef void opening_turn_away(Loop *loop, const Message *accepted, int error) noex
 
 
 cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
-    """An event of a client whose upstream is not connected yet: has the client left?
+    """An event of a client whose upstream is not connected yet: is there anything left to connect for?
 
-    Its bytes stay unread in the kernel, so that an EOF or an error is reported before they are read.
+    Its bytes stay unread in the kernel, so that an error is reported before they are read. A direct connection would
+    have delivered those before a reset. A FIN may be half a close, of a client that waits for a greeting.
     """
     cdef char byte
-    cdef bint reset = bits & READY_ERROR != 0, has_bytes
-    if not reset and not bits & READY_EOF:
+    if not bits & READY_ERROR:
         return
-    has_bytes = net_peek(relay.sides[CLIENT].watch.fd, &byte, 1) > 0
-    if has_bytes == reset:
-        # FIN without a byte: the client has left, or has half-closed and waits for a greeting. RST behind some bytes: a
-        # direct connection would have delivered these. Both get TIMER_CLIENT_GONE (1 s). A client that sent bytes and
-        # half-closed keeps the full connect timeout.
-        relay.sides[CLIENT].error_pending |= reset
-        if relay.deadline.kind == TIMER_CONNECT \
-                and relay.deadline.due_ns > loop.now_ns + loop.timers.lists[TIMER_CLIENT_GONE].length_ns:
-            timers_arm(&loop.timers, &relay.deadline, TIMER_CLIENT_GONE, loop.now_ns)
-    elif reset:
+    relay.sides[CLIENT].error_pending = True
+    if net_peek(relay.sides[CLIENT].watch.fd, &byte, 1) <= 0:
         relay.reason = REASON_CLIENT_RESET
         closing_close(loop, relay, True)
-
-
-cdef void opening_client_gone(Loop *loop, Relay *relay) noexcept nogil:
-    relay.reason = REASON_CLIENT_RESET if relay.sides[CLIENT].error_pending else REASON_CLIENT_EOF
-    closing_close(loop, relay, True)
 
 
 # --- addresses ---

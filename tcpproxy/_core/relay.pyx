@@ -8,12 +8,12 @@ from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE,
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, UPSTREAM, \
     loop_enqueue
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
-from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_client_gone, \
-    opening_next_attempt, opening_timed_out
+from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_next_attempt, \
+    opening_timed_out
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT
 from tcpproxy._core.sync cimport sync_bump
-from tcpproxy._core.timers cimport TIMER_CLIENT_GONE, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_KEEPALIVE, TIMER_LINGER, TIMER_NONE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, timers_arm, timers_cancel
+from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
+    TIMER_LINGER, TIMER_NONE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, timers_arm, timers_cancel
 
 cdef enum:
     # Bytes that one side sends in a turn: fewer are interactive, more are bulk. A choice, not a measurement, of the size of
@@ -50,8 +50,6 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         opening_next_attempt(loop, relay)
     elif kind == TIMER_CONNECT:
         opening_timed_out(loop, relay)
-    elif kind == TIMER_CLIENT_GONE:
-        opening_client_gone(loop, relay)
     elif kind == TIMER_FLUSH or kind == TIMER_STUCK:
         closing_reset_when_sent(loop, relay)
     elif kind == TIMER_KEEPALIVE or kind == TIMER_UNACKED:

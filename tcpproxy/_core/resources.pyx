@@ -12,8 +12,8 @@ from tcpproxy._core.poller cimport poller_free, poller_new
 from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport PIPE_BYTES, Pipe, pipes_free
 from tcpproxy._core.table cimport table_at, table_free
-from tcpproxy._core.timers cimport TIMER_CLIENT_GONE, TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, \
-    TIMER_KEEPALIVE, TIMER_LINGER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED
+from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
+    TIMER_LINGER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED
 
 cdef enum:
     # Of a worker's ring; a power of two. A reader that sleeps for 20 ms loses none below 50,000 a second.
@@ -32,7 +32,6 @@ cdef enum:
 
 # Lengths of timers that no option sets; what each is for is in timers.pxd.
 cdef enum:
-    CLIENT_GONE_MS = 1000       # a choice: time to reach most upstreams
     STAGGER_MS = 250            # RFC 8305, section 8
     KEEPALIVE_AFTER_MS = 1000   # shorter connections are spared these calls (docs/decisions.md, "One request on one connection")
     # A choice: time for several retransmissions. A receiver that has stopped is waited for no longer.
@@ -73,7 +72,6 @@ cdef void _init_timers(Loop *loop, const Settings *settings) noexcept nogil:
     loop.timers.lists[TIMER_CONNECT].length_ns = <uint64_t> (settings.connect_timeout * NS_PER_SECOND)
     loop.timers.lists[TIMER_HALF_CLOSE].length_ns = <uint64_t> (settings.half_close_timeout * NS_PER_SECOND)
     loop.timers.lists[TIMER_IDLE].length_ns = <uint64_t> (settings.idle_timeout * NS_PER_SECOND)
-    loop.timers.lists[TIMER_CLIENT_GONE].length_ns = CLIENT_GONE_MS * <uint64_t> NS_PER_MS
     loop.timers.lists[TIMER_STAGGER].length_ns = STAGGER_MS * <uint64_t> NS_PER_MS
     loop.timers.lists[TIMER_KEEPALIVE].length_ns = KEEPALIVE_AFTER_MS * <uint64_t> NS_PER_MS
     loop.timers.lists[TIMER_LINGER].length_ns = LINGER_MS * <uint64_t> NS_PER_MS

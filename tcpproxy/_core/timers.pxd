@@ -5,7 +5,6 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_NONE = 0
     TIMER_CONNECT           # upstream must be connected by then, name lookup included
-    TIMER_CLIENT_GONE       # FIN without a byte, or RST behind some, came from the client while we connect: how long to go on
     TIMER_STAGGER           # start the next connection attempt (RFC 8305)
     TIMER_KEEPALIVE         # set the keepalive options: they are not worth their calls for a shorter connection
     TIMER_UNACKED           # check a side with unacknowledged bytes, by keepalive's rule (net_unacked)
