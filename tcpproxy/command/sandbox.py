@@ -126,7 +126,7 @@ def _landlock(config: Config) -> str:
 
 def ports_to_reach(config: Config) -> set[int]:
     """Returns the ports that TCP may connect to. Empty: any, because the lookup of the name may use other ports."""
-    if numeric(config.remote.host, config.remote.port):
+    if numeric(config.remote.host.partition("%")[0], config.remote.port):
         return {config.remote.port}
     try:
         with open(NSSWITCH, encoding="utf-8", errors="replace") as file:

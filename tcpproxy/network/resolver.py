@@ -138,7 +138,13 @@ class Resolver:
 
 
 def numeric(host: str, port: int) -> list[Address] | None:
-    """The address, if `host` is a numeric one: no query is made. None: it is a name."""
+    """The address, if `host` is a numeric one: no query is made. None: it is a name, or has that of an interface.
+
+    An interface that goes and comes back, as a tunnel or a virtual machine's does, has another number (scope id) then.
+    """
+    scope = host.partition("%")[2]
+    if scope and not scope.isdecimal():
+        return None
     with contextlib.suppress(OSError, UnicodeError):
         flags = socket.AI_NUMERICHOST
         for family, _, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags):

@@ -231,6 +231,25 @@ def test_changed_answer(
         assert read_exactly(early, 12) == b"still there?"
 
 
+def test_files_of_the_system_change(
+    start: Callable[..., Command],
+    nameserver: Nameserver,
+    greeters: tuple[Greeter, Greeter],
+    stack: contextlib.ExitStack,
+    tmp_path: Path,
+) -> None:
+    """Row 91: another DNS server, then an entry in /etc/hosts: a running command goes by them without a restart."""
+    other = stack.enter_context(contextlib.closing(Nameserver()))
+    nameserver.addresses, other.addresses = [greeters[0].host], [greeters[1].host]
+    proxy = start(greeters[0].port)
+    assert greeting(proxy) == greeters[0].greeting
+    (tmp_path / "resolv.conf").write_text(f"nameserver {other.host}\n")
+    eventually(lambda: greeting(proxy) == greeters[1].greeting, FRESH + TIMEOUT)
+    (tmp_path / "hosts").write_text(f"{greeters[0].host} {NAME}\n")
+    eventually(lambda: greeting(proxy) == greeters[0].greeting, FRESH + TIMEOUT)
+    assert proxy.complaints == []
+
+
 def test_answer_serves_many_connections(
     start: Callable[..., Command], nameserver: Nameserver, greeters: tuple[Greeter, Greeter]
 ) -> None:

@@ -163,6 +163,7 @@ def test_a_library_restricts_nobody(echo: Echo) -> None:
     [
         ("192.0.2.1:80", "nis", {80}),
         ("[2001:db8::1]:80", "nis", {80}),
+        ("[fe80::1%eth0]:80", "nis", {80}),
         ("db.example:80", "files dns", {80, 53}),
         ("db.example:80", "files mdns4_minimal [NOTFOUND=return] dns myhostname", {80, 53}),
         ("db.example:80", "files nis dns", set()),
