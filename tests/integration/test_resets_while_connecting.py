@@ -48,13 +48,14 @@ def test_no_wake_up_loop_while_connecting(silent: Silent, command: Callable[...,
         return cpu_seconds(process.process.pid) - begin
 
     with contextlib.ExitStack() as stack:
-        quiet, talking, ended = (stack.enter_context(connect(process.address)) for _ in range(3))
+        quiet, listening, talking, ended = (stack.enter_context(connect(process.address)) for _ in range(4))
+        listening.shutdown(socket.SHUT_WR)
         talking.sendall(b"hello")
         ended.sendall(b"hello")
         ended.shutdown(socket.SHUT_WR)
-        eventually(lambda: len(process.stdout) == 4)
+        eventually(lambda: len(process.stdout) == 5)
         at_best(used_in_two_seconds, 0.1)
-        for client in (quiet, talking, ended):
+        for client in (quiet, listening, talking, ended):
             assert not hears_of_reset(client, 0)
 
 
