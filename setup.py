@@ -8,7 +8,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["accepting", "bulk", "closing", "connecting", "engine", "events", "half", "inbox", "opening", "relay"]
-MODULES += ["reports", "resources", "sources", "spin", "table", "timers", "trial", "worker"]
+MODULES += ["reports", "resources", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

@@ -101,6 +101,7 @@ class Crew:
             "ephemeral_last": last,
             "zero_copy": ZERO_COPY[config.speed.zero_copy],
             "busy_poll_us": busy_poll,
+            "tap": 0,
         }
 
     def start(self) -> None:

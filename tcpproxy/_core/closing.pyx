@@ -1,14 +1,15 @@
 # The end of a relay: the model is in closing.pxd.
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tcpproxy._core.connecting cimport Connecting, connecting_free
 from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_SHUTDOWN, REASON_UPSTREAM_RESET
 from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break
 from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_LINGERING, RELAY_RESETTING, UPSTREAM, loop_enqueue
 from tcpproxy._core.net cimport NET_NONE, net_close, net_recv, net_reset, net_socket, net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_IN, WATCH_STREAM, poller_rearm, poller_remove
-from tcpproxy._core.reports cimport reports_ended, reports_failed
+from tcpproxy._core.reports cimport reports_ended, reports_failed, reports_tap_end
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_sub
+from tcpproxy._core.tap cimport TAP_RST, tap_note
 from tcpproxy._core.timers cimport TIMER_FLUSH, TIMER_LINGER, TIMER_NONE, TIMER_STUCK, timers_arm, timers_cancel
 
 cdef enum:
@@ -89,7 +90,7 @@ cdef bint closing_pass_reset_on(Loop *loop, Relay *relay, int side) noexcept nog
         closing_close(loop, relay, False)       # both directions of the peer ended cleanly: close, do not reset
     else:
         relay.state = RELAY_RESETTING
-        _close_side(loop, &relay.sides[side], True)     # at once: the failed side may be alive, and its peer slow
+        _close_side(loop, relay, side, True)        # at once: the failed side may be alive, and its peer slow
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
         timers_arm(&loop.timers, &relay.check, TIMER_FLUSH, loop.now_ns)
         closing_reset_when_sent(loop, relay)
@@ -181,10 +182,13 @@ cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil:
     connecting_free(connecting, loop.pump.poller)
 
 
-cdef void _close_side(Loop *loop, Side *side, bint reset) noexcept nogil:
+cdef void _close_side(Loop *loop, Relay *relay, int number, bint reset) noexcept nogil:
+    cdef Side *side = &relay.sides[number]
     cdef net_socket fd = side.watch.fd
     if fd == NET_NONE:
         return
+    if loop.pump.tap != NULL and reset and relay.connected_ns:
+        tap_note(loop.pump.tap, TAP_RST, relay.id, <uint8_t> (1 - number), relay.halves[1 - number].delivered, NULL, 0)
     poller_remove(loop.pump.poller, &side.watch, WATCH_STREAM)
     side.watch.fd = NET_NONE                    # before the number can be used again: see resources_close_after_fork
     if reset:
@@ -200,8 +204,10 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
         closing_forget_attempts(loop, relay)
     for side in range(2):
         half_break(&relay.halves[side], &loop.pump)
-    _close_side(loop, &relay.sides[CLIENT], reset_client)
-    _close_side(loop, &relay.sides[UPSTREAM], reset_upstream)
+    _close_side(loop, relay, CLIENT, reset_client)
+    _close_side(loop, relay, UPSTREAM, reset_upstream)
+    if loop.pump.tap != NULL:
+        reports_tap_end(loop, relay)
     timers_cancel(&loop.timers, &relay.deadline)
     timers_cancel(&loop.timers, &relay.check)
     relay.state = RELAY_CLOSED

@@ -5,7 +5,7 @@ from tcpproxy._core.bulk cimport BULK_OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
-from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, relay_alive
+from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, loop_resume, relay_alive
 from tcpproxy._core.net cimport net_reset
 from tcpproxy._core.opening cimport opening_resolved, opening_start
 from tcpproxy._core.poller cimport POLLER_BATCH, poller_wait, poller_wake
@@ -16,6 +16,7 @@ from tcpproxy._core.splice cimport PIPE_BYTES
 from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_load_pointer, sync_peek, sync_set, sync_store, \
     sync_sub, sync_swap, sync_swap_pointer
 from tcpproxy._core.table cimport table_at, table_find, table_release
+from tcpproxy._core.tap cimport tap_catch_up, tap_claim, tap_close
 from tcpproxy._core.tag cimport TAG_LISTENER, tag_listener_number, tag_socket
 from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us, thread_yield
 from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
@@ -85,6 +86,8 @@ cdef void _finish(Loop *loop) noexcept nogil:
             sync_sub(&loop.counters.active, 1)
         else:
             _carry_out(loop, &message)
+    if loop.pump.tap != NULL:
+        tap_close(loop.pump.tap)
 
 
 cdef void _events(Loop *loop, int count) noexcept nogil:
@@ -229,6 +232,9 @@ cdef void _commands(Loop *loop) noexcept nogil:
             list = <AddressList *> sync_swap_pointer(&loop.upstreams[i].incoming, NULL)
             _take_addresses(loop, i, list)
     _obey_stop(loop)
+    if loop.pump.tap != NULL and tap_catch_up(loop.pump.tap) and loop.stalled_first != NULL \
+            and tap_claim(loop.pump.tap, loop.pump.size) != NULL:
+        loop_resume(loop)
 
 
 cdef void _obey_stop(Loop *loop) noexcept nogil:

@@ -33,6 +33,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.buffer cimport Buffer
 from tcpproxy._core.poller cimport Poller, Watch
 from tcpproxy._core.splice cimport Pipe, Pipes
+from tcpproxy._core.tap cimport Tap
 
 cdef enum:                      # Half.state
     HALF_OPEN = 0
@@ -44,6 +45,7 @@ cdef enum:                      # what half_pump returns, as bits
     PUMP_WAIT = 0               # nothing to do before the next event
     PUMP_MORE = 1               # call again after the other relays: the budget is used up, or recv gave nothing yet
     PUMP_MOVED = 2              # bytes were copied from the source or taken by the sink, or an end was passed on
+    PUMP_STALLED = 4            # the tap has no room for a read: call again when it has
 
 cdef enum:                      # Pump.zero_copy
     ZERO_COPY_OFF = 0
@@ -79,6 +81,8 @@ cdef struct Half:
 cdef struct Pump:               # what all halves of a worker share
     Poller *poller
     char *scratch               # every recv goes here first, so that an idle relay owns no buffer
+    char *into                  # the same, or with a tap the memory of the ring where the last recv went
+    Tap *tap                    # records what passes; NULL: nothing does. With a tap no half splices
     uint32_t size               # bytes of the scratch, and so the most that a half buffers
     uint32_t budget             # bytes that a half may read in one turn; its last read may exceed it
     uint32_t splice_size        # bytes of one splice at most

@@ -1,15 +1,17 @@
 # One direction of a relay: states and flags are in half.pxd.
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
 from tcpproxy._core.net cimport ECONNRESET, NET_POLL_CLEARS_ERROR, net_out_of_resources, net_no_delay, net_recv, net_send, \
     net_shut_write, net_pacing_off, net_unread, net_would_block
 from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
 from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_read, pipe_take, splice_refused
 from tcpproxy._core.sync cimport sync_bump
+from tcpproxy._core.tap cimport TAP_DELIVERED, TAP_FIN, tap_claim, tap_commit, tap_note
 
 cdef enum:
     # docs/decisions.md has the measurements: "Full reads before splicing", "A recv after a short splice".
+    NO_ROOM = -1            # what _recv returns when the tap has no room
     MODE_READS = 2          # reads in a row that change the mode. With 4 a transfer of 1 MiB cost a third more CPU
     SMALLEST_MSS_BYTES = 536    # a first send of so many fits one TCP segment, so Nagle holds back no rest of it
     # A splice of less is small: two calls and a pipe for what one copy of the scratch does. A choice, not a measurement.
@@ -41,22 +43,31 @@ cdef int64_t _send(Half *half, Side *sink, const char *data, uint32_t size, Pump
 
 # --- out ---
 
-cdef void _deliver(Half *half, Side *sink, uint32_t size, Pump *pump) noexcept nogil:
-    """Sends what was read into the scratch, and buffers what the sink does not take."""
-    cdef int64_t sent = _send(half, sink, pump.scratch, size, pump)
-    if not sink.error and sent < <int64_t> size:
-        if buffer_fill(&half.buffer, pump.scratch + sent, <uint32_t> (size - sent)) < 0:
+cdef inline void _tell_tap(Half *half, Side *source, uint8_t kind, Pump *pump) noexcept nogil:
+    if pump.tap != NULL:
+        tap_note(pump.tap, kind, pump.tap.id, source != pump.tap.client, half.delivered, NULL, 0)
+
+
+cdef void _deliver(Half *half, Side *source, Side *sink, uint32_t size, Pump *pump) noexcept nogil:
+    """Sends what the last recv has read, and buffers what the sink does not take."""
+    cdef int64_t sent = _send(half, sink, pump.into, size, pump)
+    if sent == <int64_t> size:
+        _tell_tap(half, source, TAP_DELIVERED, pump)
+    elif not sink.error:
+        if buffer_fill(&half.buffer, pump.into + sent, <uint32_t> (size - sent)) < 0:
             sink.error = ENOMEM     # bytes are lost: nothing behind them may be delivered
     if sink.error:
         half_break(half, pump)
 
 
-cdef int _drain_buffer(Half *half, Side *sink, Pump *pump) noexcept nogil:
+cdef int _drain_buffer(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     """Sends from the buffer. Returns PUMP_MOVED if the sink took any of it."""
     cdef int64_t sent = _send(half, sink, half.buffer.memory + half.buffer.start,
                               half.buffer.end - half.buffer.start, pump)
     if sent > 0:
         buffer_drop(&half.buffer, <uint32_t> sent)
+        if half.buffer.memory == NULL:
+            _tell_tap(half, source, TAP_DELIVERED, pump)
     if sink.error:
         half_break(half, pump)
     return PUMP_MOVED if sent > 0 else PUMP_WAIT
@@ -68,7 +79,7 @@ cdef void _give_pipe(Half *half, Pump *pump) noexcept nogil:
     pipe_give(&pump.pipes, pipe)
 
 
-cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
+cdef int _drain_pipe(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     """Sends from the pipe. Returns PUMP_MOVED if the sink took any of it."""
     cdef int64_t sent = pipe_drain(half.pipe, sink.watch.fd)
     cdef int result = PUMP_WAIT
@@ -82,7 +93,7 @@ cdef int _drain_pipe(Half *half, Side *sink, Pump *pump) noexcept nogil:
         half.mode = MODE_REFUSED
         sent = pipe_read(half.pipe, pump.scratch, pump.size)
         if sent > 0:
-            _deliver(half, sink, <uint32_t> sent, pump)
+            _deliver(half, source, sink, <uint32_t> sent, pump)
             result = PUMP_MOVED
         else:
             sink.error = ENOMEM         # the bytes in the pipe are lost: see _deliver
@@ -105,6 +116,7 @@ cdef void _pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcep
         return
     sink.fin_sent = True
     half.state = HALF_SHUT
+    _tell_tap(half, source, TAP_FIN, pump)
 
 
 # --- in ---
@@ -124,11 +136,21 @@ cdef void _choose_mode(Half *half, Side *sink, int64_t got, Pump *pump) noexcept
 
 
 cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
-    """Reads into the scratch. Returns the number of bytes; 0: none, and source.ready and half.state say why."""
-    cdef int64_t got = net_recv(source.watch.fd, pump.scratch, pump.size)
+    """Reads into the scratch, or into the tap. Returns the number of bytes.
+
+    0: none, and source.ready and half.state say why. NO_ROOM: the tap has none, and nothing was read.
+    """
+    cdef int64_t got
+    if pump.tap != NULL:
+        pump.into = tap_claim(pump.tap, pump.size)
+        if pump.into == NULL:
+            return NO_ROOM
+    got = net_recv(source.watch.fd, pump.into, pump.size)
     if got == 0 and source.error_pending and NET_POLL_CLEARS_ERROR:
         got = -ECONNRESET
     if got > 0:
+        if pump.tap != NULL:
+            tap_commit(pump.tap, source != pump.tap.client, half.delivered, <uint32_t> got)
         # A read that does not fill the scratch has emptied the socket: this saves the recv that would return "would
         # block". It is not so at an urgent mark, where recv stops early, nor behind an announced end, which no further
         # event reports.
@@ -194,12 +216,15 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
 #   No memory    for what the sink does not take: as a send error, ENOMEM. Bytes that are lost must not be skipped.
 #   Budget       At least `budget` bytes were read and the source may have more: returns PUMP_MORE. The last read may exceed the
 #                budget: by the scratch, or by one splice.
+#   Tap          What was read is recorded before it is sent. Without room in the tap nothing is read: returns PUMP_STALLED, and
+#                the source stays readable.
 #   Splice       Only with an empty pipe, so that "would block" is said of the source. "Would block" and 0 are confirmed with
 #                a recv: at an urgent mark splice returns them with bytes unread. A refusal consumes nothing: the half copies
 #                from then on.
 #
 # Returning early loses no event. A ready bit is cleared only when a call would have blocked or a read has
-# emptied the socket, and then the poller reports the next edge. In every other case the return value has PUMP_MORE, or the
+# emptied the socket, and then the poller reports the next edge. In every other case the return value has PUMP_MORE or
+# PUMP_STALLED, or the
 # half is over; half_pump of a half that is over does nothing and returns PUMP_WAIT.
 #
 # The caller is relay_turn, from the run queue. It calls again at the next event of either side, and without an event, behind
@@ -217,9 +242,9 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
             if not sink.ready & READY_OUT:
                 return result
             if half.buffer.memory != NULL:
-                result |= _drain_buffer(half, sink, pump)
+                result |= _drain_buffer(half, source, sink, pump)
             else:
-                result |= _drain_pipe(half, sink, pump)
+                result |= _drain_pipe(half, source, sink, pump)
         elif half.state == HALF_DRAINING:
             _pass_on_end(half, source, sink, pump)
             return result | PUMP_MOVED
@@ -232,10 +257,12 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
         else:
             half.ask_recv = False
             got = _recv(half, source, sink, pump)
+            if got == NO_ROOM:
+                return result | PUMP_STALLED
             if got > 0:
                 used += <uint32_t> got
                 result |= PUMP_MOVED
-                _deliver(half, sink, <uint32_t> got, pump)
+                _deliver(half, source, sink, <uint32_t> got, pump)
             elif half.state == HALF_OPEN and source.ready & READY_IN:
                 return result | PUMP_MORE       # readable, but recv gave nothing (urgent mark, no memory): retry later
     return result

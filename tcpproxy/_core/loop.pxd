@@ -40,7 +40,7 @@ cdef enum:                  # limits of one proxy
     CONNECTIONS = 1000000   # at a time: upper bound, also where the system allows more descriptors
 
 cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
-    Relay *next             # of the run queue, or of the free slots
+    Relay *next             # of the run queue, of the stalled relays, or of the free slots
     Relay *next_closed
     Side sides[2]
     Half halves[2]
@@ -60,7 +60,8 @@ cdef struct Relay:          # one proxied connection; its two sockets are `sides
     uint8_t reason          # REASON_ of events.pxd
     uint8_t attempt         # upstream's socket in the tag: the number of the attempt that won, plus 1
     uint8_t target          # index of its upstream
-    uint8_t queued          # on the run queue
+    uint8_t queued          # on the run queue, or stalled
+    uint8_t stalled         # waits for room in the tap
     uint8_t last_sender     # the side whose bytes were delivered last
 
 cdef struct Table:          # relays by index; see table.pxd
@@ -125,6 +126,8 @@ cdef struct Loop:
     net_socket lookup_wakeup    # a byte sent here wakes the lookup thread
     Relay *queue_first      # run queue: relays that have something to do
     Relay *queue_last
+    Relay *stalled_first    # relays that wait for room in the tap, in the order in which they asked for it
+    Relay *stalled_last
     Relay *closed           # in this batch
     Spin spin
     Bulk bulk
@@ -146,6 +149,35 @@ cdef inline void loop_enqueue(Loop *loop, Relay *relay) noexcept nogil:
     else:
         loop.queue_first = relay
     loop.queue_last = relay
+
+
+cdef inline void loop_stall(Loop *loop, Relay *relay) noexcept nogil:
+    """Lets a relay wait for room in the tap. It has no turn until then, whatever happens to its sockets."""
+    if relay.queued:
+        return                      # it has a turn coming, and will ask for room again
+    relay.queued = relay.stalled = True
+    relay.next = NULL
+    if loop.stalled_last != NULL:
+        loop.stalled_last.next = relay
+    else:
+        loop.stalled_first = relay
+    loop.stalled_last = relay
+
+
+cdef inline void loop_resume(Loop *loop) noexcept nogil:
+    """Moves the stalled relays to the end of the run queue."""
+    cdef Relay *relay = loop.stalled_first
+    if relay == NULL:
+        return
+    if loop.queue_last != NULL:
+        loop.queue_last.next = relay
+    else:
+        loop.queue_first = relay
+    loop.queue_last = loop.stalled_last
+    loop.stalled_first = loop.stalled_last = NULL
+    while relay != NULL:
+        relay.stalled = False
+        relay = relay.next
 
 
 cdef inline bint relay_alive(const Relay *relay) noexcept nogil:

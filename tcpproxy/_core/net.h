@@ -154,6 +154,18 @@ static inline int net_met_itself(net_socket fd, const net_addr *to, const net_tu
     return ntohs(v6->sin6_port) == port && memcmp(&v6->sin6_addr, to->bytes + 8, 16) == 0;
 }
 
+/* The address of our end of a connection; length 0 where the system does not tell. */
+static inline void net_local(net_socket fd, net_addr *own)
+{
+    struct sockaddr_storage name;
+    socklen_t length = sizeof name;
+    memset(own, 0, sizeof *own);
+    if (getsockname(fd, (struct sockaddr *)&name, &length) == 0 && (size_t)length <= sizeof own->bytes) {
+        own->length = (uint32_t)length;
+        memcpy(own->bytes, &name, (size_t)length);
+    }
+}
+
 static inline int net_shut_write(net_socket fd) { return shutdown(fd, SHUT_WR) == 0 ? 0 : -net_errno(); }
 
 static inline void net_reset(net_socket fd) /* closes with RST */
@@ -225,6 +237,18 @@ static inline int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t 
     (void)fd, (void)tuning, (void)probes_at_ack;
     return 0;
 #endif
+}
+
+/* Waits until net_wake(writer) was called since the last time, at most timeout_ms (-1: any time). Returns 0 if it was not. */
+static inline int net_await_wake(net_socket reader, int timeout_ms)
+{
+    struct pollfd item = {0};
+    item.fd = reader;
+    item.events = POLLIN;
+    if (net_poll(&item, 1, timeout_ms) <= 0)
+        return 0;
+    net_drain(reader);
+    return 1;
 }
 
 /* Errors are of three kinds: would block, out of resources (descriptors or memory), and a failure of this socket. */

@@ -28,6 +28,7 @@ cdef extern from "net.h" nogil:
     int net_take_error(net_socket fd)                           # a positive errno, or 0
     int net_unconnected(net_socket fd)                          # a positive errno, or 0
     bint net_met_itself(net_socket fd, const net_addr *to, const net_tuning *tuning)
+    void net_local(net_socket fd, net_addr *own)                # own address; length 0: not known
     int64_t net_recv(net_socket fd, void *to, size_t size)
     int64_t net_peek(net_socket fd, void *to, size_t size)
     int64_t net_send(net_socket fd, const void *data, size_t size)
@@ -52,3 +53,8 @@ cdef extern from "net.h" nogil:
 
     # errno.h's, or Winsock's numbers for them
     int EINPROGRESS, EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ETIMEDOUT, ENOMEM, EINVAL
+
+    # a pair that wakes a thread: see net_posix.h
+    int net_wake_pair(net_socket *reader, net_socket *writer)   # 0 or -errno
+    void net_wake(net_socket writer)
+    bint net_await_wake(net_socket reader, int timeout_ms)      # False: timeout_ms (-1: none) was over first

@@ -11,7 +11,7 @@ from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_RELAYING, RELAY
 from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOMEM, ETIMEDOUT, NET_NONE, net_out_of_resources, \
     net_peek, net_reset, net_send, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, poller_add
-from tcpproxy._core.reports cimport reports_accepted, reports_refused
+from tcpproxy._core.reports cimport reports_accepted, reports_connected, reports_refused
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
@@ -148,4 +148,5 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     relay.state = RELAY_RELAYING
     timers_arm(&loop.timers, &relay.check, TIMER_KEEPALIVE, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)
+    reports_connected(loop, relay)
     loop_enqueue(loop, relay)

@@ -4,9 +4,9 @@ from tcpproxy._core.closing cimport closing_arm_linger, closing_close, closing_d
     closing_pass_reset_on, closing_measure_progress, closing_reset_when_sent, closing_side_failed, closing_timeout
 from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASON_HALF_CLOSE_TIMEOUT, REASON_IDLE, \
     REASON_NONE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET
-from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, Half, Side, half_pump
+from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_STALLED, Half, Side, half_pump
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, UPSTREAM, \
-    loop_enqueue
+    loop_enqueue, loop_stall
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
 from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_next_attempt, \
     opening_timed_out
@@ -62,7 +62,7 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 cdef void _inactive(Loop *loop, Relay *relay, int kind) noexcept nogil:
     """TIMER_IDLE, TIMER_HALF_CLOSE or TIMER_LINGER: no socket has taken or given a byte for that long."""
-    if closing_measure_progress(relay):
+    if relay.stalled or closing_measure_progress(relay):    # the bytes of a stalled relay wait for us, not for a peer
         timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
     elif kind == TIMER_IDLE:
         closing_timeout(loop, relay, REASON_IDLE)
@@ -125,7 +125,9 @@ cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
         moved = _pump(loop, relay)
         _after_turn(loop, relay)
         if relay.state == RELAY_RELAYING:
-            if moved & PUMP_MORE:
+            if moved & PUMP_STALLED:
+                loop_stall(loop, relay)
+            elif moved & PUMP_MORE:
                 loop_enqueue(loop, relay)
             _rearm_deadline(loop, relay, moved & PUMP_MOVED != 0)
     elif relay.state == RELAY_RESETTING:
@@ -139,7 +141,11 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     cdef uint64_t up = relay.halves[CLIENT].delivered, down = relay.halves[UPSTREAM].delivered
     cdef Side *client = &relay.sides[CLIENT]
     cdef Side *upstream = &relay.sides[UPSTREAM]
-    cdef int moved = half_pump(&relay.halves[CLIENT], client, upstream, &loop.pump)
+    cdef int moved
+    if loop.pump.tap != NULL:
+        loop.pump.tap.id = relay.id
+        loop.pump.tap.client = client
+    moved = half_pump(&relay.halves[CLIENT], client, upstream, &loop.pump)
     moved |= half_pump(&relay.halves[UPSTREAM], upstream, client, &loop.pump)
     if not loop.half_close and (client.eof_read or upstream.eof_read):
         # --half-close-timeout 0: the first EOF closes both directions. What was read is still delivered.

@@ -1,8 +1,12 @@
 # What the core reports of its connections: the model is in reports.pxd.
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
 from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_LIMIT, EventRecord, events_claim, \
     events_publish
 from tcpproxy._core.loop cimport CLIENT, UPSTREAM
+from tcpproxy._core.net cimport net_addr, net_local, net_socket
 from tcpproxy._core.sync cimport sync_bump
+from tcpproxy._core.tap cimport TAP_CONNECTED, TAP_END, TAP_OPEN, TapConnected, TapEnd, TapOpen, tap_note
 
 
 cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil:
@@ -12,10 +16,28 @@ cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil:
         record.id = relay.id
         record.client = relay.client
         events_publish(&loop.events)
+    if loop.pump.tap != NULL:
+        _tap_open(loop, relay.id, &relay.client, relay.sides[CLIENT].watch.fd)
+
+
+cdef void _tap_open(Loop *loop, uint64_t id, const net_addr *client, net_socket fd) noexcept nogil:
+    cdef TapOpen opened
+    opened.client = client[0]
+    net_local(fd, &opened.listener)
+    tap_note(loop.pump.tap, TAP_OPEN, id, CLIENT, 0, &opened, sizeof(opened))
+
+
+cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil:
+    cdef TapConnected connected
+    if loop.pump.tap != NULL:
+        connected.upstream = relay.upstream
+        net_local(relay.sides[UPSTREAM].watch.fd, &connected.local)
+        tap_note(loop.pump.tap, TAP_CONNECTED, relay.id, UPSTREAM, 0, &connected, sizeof(connected))
 
 
 cdef void reports_refused(Loop *loop, const Message *accepted, int error) noexcept nogil:
     cdef EventRecord *record = events_claim(&loop.events, EVENT_FAILED)
+    cdef TapEnd end
     sync_bump(&loop.counters.refused, 1)
     if record != NULL:
         record.reason = REASON_LIMIT
@@ -23,6 +45,12 @@ cdef void reports_refused(Loop *loop, const Message *accepted, int error) noexce
         record.id = accepted.id
         record.client = accepted.client
         events_publish(&loop.events)
+    if loop.pump.tap != NULL:
+        memset(&end, 0, sizeof(end))
+        end.error = error
+        end.reason = REASON_LIMIT
+        _tap_open(loop, accepted.id, &accepted.client, accepted.fd)
+        tap_note(loop.pump.tap, TAP_END, accepted.id, CLIENT, 0, &end, sizeof(end))
 
 
 cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil:
@@ -49,6 +77,19 @@ cdef void _closed(Loop *loop, Relay *relay, int kind) noexcept nogil:
     record.client = relay.client
     record.upstream = relay.upstream
     events_publish(&loop.events)
+
+
+cdef void reports_tap_end(Loop *loop, Relay *relay) noexcept nogil:
+    cdef TapEnd end
+    memset(&end, 0, sizeof(end))
+    end.upstream = relay.upstream
+    end.to_upstream = relay.halves[CLIENT].delivered
+    end.to_client = relay.halves[UPSTREAM].delivered
+    end.duration_ns = loop.now_ns - relay.accepted_ns
+    end.connect_ns = relay.connected_ns - relay.accepted_ns if relay.connected_ns else 0
+    end.error = relay.error
+    end.reason = relay.reason
+    tap_note(loop.pump.tap, TAP_END, relay.id, CLIENT, 0, &end, sizeof(end))
 
 
 cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil:

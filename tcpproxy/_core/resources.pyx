@@ -1,10 +1,11 @@
 # What a loop owns, from the beginning of a worker to its end: the model is in resources.pxd.
 from libc.errno cimport EMFILE, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.bulk cimport bulk_init
 from tcpproxy._core.connecting cimport addresses_release
 from tcpproxy._core.events cimport events_free, events_init
+from tcpproxy._core.half cimport ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_init, inbox_pop
 from tcpproxy._core.loop cimport UPSTREAMS, Relay, relay_alive
 from tcpproxy._core.net cimport NET_NONE, net_close
@@ -12,6 +13,7 @@ from tcpproxy._core.poller cimport poller_free, poller_new
 from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport PIPE_BYTES, Pipe, pipes_free
 from tcpproxy._core.table cimport table_at, table_free
+from tcpproxy._core.tap cimport TAP_READ, TAP_SIZE, Tap, tap_free, tap_init
 from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
     TIMER_LINGER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED
 
@@ -45,13 +47,19 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
     loop.pump.poller = poller_new()
     if loop.pump.poller == NULL:
         return -EMFILE
-    loop.pump.scratch = <char *> malloc(settings.buffer_size)
+    loop.pump.scratch = loop.pump.into = <char *> malloc(settings.buffer_size)
     if loop.pump.scratch == NULL or events_init(&loop.events, EVENT_RECORDS, settings.log_wakeup) < 0:
         return -ENOMEM
     loop.pump.size = settings.buffer_size
     loop.pump.budget = max(TURN_LEAST_BYTES, TURN_LEAST_READS * settings.buffer_size)
     loop.pump.splice_size = PIPE_BYTES
     loop.pump.zero_copy = settings.zero_copy
+    if settings.tap:
+        loop.pump.tap = <Tap *> calloc(1, sizeof(Tap))
+        if loop.pump.tap == NULL or tap_init(loop.pump.tap, TAP_SIZE) < 0:
+            return -ENOMEM
+        loop.pump.size = min(loop.pump.size, <uint32_t> TAP_READ)
+        loop.pump.zero_copy = ZERO_COPY_OFF
     bulk_init(&loop.bulk)
     spin_init(&loop.spin, settings.busy_poll_us * <int64_t> 1000)
     loop.lookup_wakeup = settings.lookup_wakeup
@@ -107,6 +115,9 @@ cdef void resources_free(Loop *loop) noexcept nogil:
         free(loop.upstreams[i].incoming)
     table_free(&loop.table)
     events_free(&loop.events)
+    if loop.pump.tap != NULL:
+        tap_free(loop.pump.tap)
+        free(loop.pump.tap)
     free(loop.pump.scratch)
 
 

@@ -24,6 +24,7 @@ class _Settings(TypedDict):
     ephemeral_last: int
     zero_copy: int
     busy_poll_us: int
+    tap: int
 
 @final
 class Worker:

@@ -578,6 +578,7 @@ class Two:
                     "ephemeral_last": 0,
                     "zero_copy": ZERO_COPY["auto"],
                     "busy_poll_us": 0,
+                    "tap": 0,
                 }
             )
             for _ in range(2)

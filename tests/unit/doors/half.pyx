@@ -19,7 +19,7 @@ cdef class HalfDoor:
 
     def __cinit__(self, int source, int sink, uint32_t size, uint32_t budget, str zero_copy):
         self.pump.poller = poller_new()
-        self.pump.scratch = <char *> malloc(size)
+        self.pump.scratch = self.pump.into = <char *> malloc(size)
         if self.pump.poller == NULL or self.pump.scratch == NULL:
             raise MemoryError
         self.pump.size = size
