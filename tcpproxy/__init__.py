@@ -7,30 +7,35 @@ Proxy          listens and forwards; help(tcpproxy.Proxy) lists its options
 Event          a fact about a proxy or a connection, as `on_event` gets it; EventKind and Reason are types of its fields
 Stats          numbers, from Proxy.stats()
 Connection     a live connection, from Proxy.connections(); State is the type of its state
-TcpProxyError  base of all errors: UsageError, StartError, WorkerError
+Recording      the bytes of a connection, from Proxy.recordings; Chunk is one read
+TcpProxyError  base of all errors: UsageError, StartError, WaitTimeout, WorkerError
 
 The names are imported when they are first used.
 """
 
 TYPE_CHECKING = False  # typing's own costs the command milliseconds
 if TYPE_CHECKING:
-    from .errors import StartError, TcpProxyError, UsageError, WorkerError
+    from .errors import StartError, TcpProxyError, UsageError, WaitTimeout, WorkerError
     from .proxy import Proxy
     from .report.event import Event, EventKind, Reason
+    from .tap.recording import Chunk, Recording
     from .views import Connection, State, Stats
 
 __version__ = "0.1.0"
 __all__ = [
+    "Chunk",
     "Connection",
     "Event",
     "EventKind",
     "Proxy",
     "Reason",
+    "Recording",
     "StartError",
     "State",
     "Stats",
     "TcpProxyError",
     "UsageError",
+    "WaitTimeout",
     "WorkerError",
 ]
 
@@ -46,8 +51,12 @@ if not TYPE_CHECKING:  # with a module __getattr__ a type checker accepts any na
             home = "proxy"
         elif name in ("Event", "EventKind", "Reason"):
             home = "report.event"
+        elif name in ("Chunk", "Recording"):
+            home = "tap.recording"
+        elif name in ("Connection", "State", "Stats"):
+            home = "views"
         else:
-            home = "errors" if name.endswith("Error") else "views"
+            home = "errors"
         try:
             module = importlib.import_module(f".{home}", __name__)
         except ImportError as error:

@@ -1,4 +1,5 @@
-"""Crew: the threads of a proxy. One per worker, one for the log, one that serves lookups of upstream's name.
+"""Crew: the threads of a proxy. One per worker, one for the log, one that serves lookups of upstream's name, and with a
+tap one that reads it.
 
 Each query has a further thread: see network/resolver.py.
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import lifetime
+from ._core.capture import TapReader
 from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
 from .errors import WorkerError, describe
@@ -36,12 +38,21 @@ class Crew:
         reporter: what the log thread runs.
         resolver: looks upstream's name up; None: upstream has a numeric address.
         failed: called once, by a worker's thread, if a worker ends by itself.
+        record: bytes to record of each direction of each connection; 0: none.
     """
 
     def __init__(
-        self, config: Config, reporter: Reporter, resolver: Resolver | None, failed: Callable[[WorkerError], None]
+        self,
+        config: Config,
+        reporter: Reporter,
+        resolver: Resolver | None,
+        failed: Callable[[WorkerError], None],
+        record: int = 0,
     ) -> None:
         self._config, self._reporter, self._resolver, self._failed = config, reporter, resolver, failed
+        self._record = record
+        self.tap: TapReader | None = None
+        self._tap_thread: Thread | None = None
         self._wakeups: list[Wakeup] = []
         self._workers: list[Worker] = []
         self._threads: list[Thread] = []
@@ -76,6 +87,9 @@ class Crew:
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         per_source = self._config.clients.max_connections_per_source
         Worker.link(self._workers, limit=limit, per_source=per_source)
+        if self._record:
+            self.tap = TapReader(self._workers, record=self._record)
+            self._tap_thread = make_thread("tcpproxy-tap", self.tap.run)
         self._reporter.open(self._workers, self._threads, log_wakeup, self._resolver)
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
         if self._resolver:
@@ -101,7 +115,7 @@ class Crew:
             "ephemeral_last": last,
             "zero_copy": ZERO_COPY[config.speed.zero_copy],
             "busy_poll_us": busy_poll,
-            "tap": 0,
+            "tap": self._record > 0,
         }
 
     def start(self) -> None:
@@ -110,7 +124,7 @@ class Crew:
         Raises:
             RuntimeError: the system refuses a thread.
         """
-        for thread in (*self._threads, self._log_thread, self._lookup_thread):
+        for thread in (self._tap_thread, *self._threads, self._log_thread, self._lookup_thread):
             if thread:
                 thread.start()
 
@@ -144,9 +158,14 @@ class Crew:
 
     def close(self) -> None:
         """Gives back all descriptors, once all workers have ended or none has started, and ends the other threads."""
+        if self.tap and self._tap_thread:
+            self.tap.finish()
+            _join(self._tap_thread, None)  # before the workers' pollers are closed, which it wakes
         with lifetime.no_fork:
             for worker in self._workers:
                 worker.close()
+            if self.tap:
+                self.tap.close()
         if self._resolver:
             self._resolver.close()
         for wakeup in self._wakeups:
@@ -166,6 +185,8 @@ class Crew:
         """In a forked child: closes the copies of the parent's descriptors. The threads run in the parent only."""
         for worker in self._workers:
             worker.close_after_fork()
+        if self.tap:
+            self.tap.close_after_fork()
         for wakeup in self._wakeups:
             wakeup.close()
 

@@ -42,6 +42,10 @@ class StartError(TcpProxyError, OSError):
         return str(self.strerror)
 
 
+class WaitTimeout(TcpProxyError, TimeoutError):
+    """What was waited for has not happened in time; the text shows what did."""
+
+
 class WorkerError(TcpProxyError, OSError):
     """A worker ended by itself: its poller failed, and the proxy has stopped. No peer can cause it."""
 

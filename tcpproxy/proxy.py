@@ -26,6 +26,7 @@ from .network.listening import address, is_public, listen, own_addresses, small_
 from .network.resolver import Address, Resolver, numeric
 from .report.event import Event, EventKind
 from .report.reporter import Reporter
+from .tap.recording import Recording, parse_record
 from .views import Connection, Stats
 
 START_LOOKUP = 2.0
@@ -42,6 +43,8 @@ class Proxy:
         remote: `HOST:PORT` or `[IPv6]:PORT`; an int is a port of localhost; a tuple is an address as
             `getsockname` returns it.
         on_event: called with each `Event`, in a thread of the proxy's own; None: the logger `tcpproxy`.
+        record: how much to keep of each direction of each connection, for `recordings`: a size, True for 1 MiB,
+            False for nothing.
     <options>
 
     Raises:
@@ -55,9 +58,15 @@ class Proxy:
     """
 
     def __init__(
-        self, remote: Remote, *, on_event: Callable[[Event], None] | None = None, **options: Unpack[Options]
+        self,
+        remote: Remote,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        record: bool | int | str = False,
+        **options: Unpack[Options],
     ) -> None:
         self.config = Config.make(remote, **options)
+        self._record = parse_record(record)
         self.addresses: list[tuple[str, int]] = []
         self.failure: WorkerError | None = None
         self._reporter = Reporter(on_event)
@@ -107,7 +116,7 @@ class Proxy:
 
     def _start(self) -> Crew:
         resolver, addresses = self._find_target()
-        crew = Crew(self.config, self._reporter, resolver, self._failed)
+        crew = Crew(self.config, self._reporter, resolver, self._failed, self._record)
         try:
             with lifetime.no_fork:
                 self._open(crew, addresses)
@@ -351,3 +360,20 @@ class Proxy:
     def connections(self) -> list[Connection]:
         """The live connections, in the order of accept."""
         return [Connection(*item) for item in sorted(self._crew.connections())] if self._crew else []
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """What passed through each connection, in the order of accept; also of those that have ended.
+
+        At most 1,000: then the oldest one that has ended goes.
+
+        Raises:
+            RuntimeError: nothing is recorded: `Proxy(..., record=True)` does.
+        """
+        if not self._record:
+            raise RuntimeError("nothing is recorded, expected Proxy(..., record=True)")
+        tap = self._crew.tap if self._crew else None
+        if not tap:
+            return []
+        tap.sync()
+        return [Recording(tap, each) for each in tap.recordings()]

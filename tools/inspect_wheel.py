@@ -20,6 +20,7 @@ from elftools.elf.sections import SymbolTableSection
 MODULES = [
     "accepting",
     "bulk",
+    "capture",
     "closing",
     "connecting",
     "engine",
@@ -28,6 +29,7 @@ MODULES = [
     "inbox",
     "opening",
     "poller",
+    "recordings",
     "relay",
     "reports",
     "resources",
@@ -35,6 +37,7 @@ MODULES = [
     "spin",
     "splice",
     "table",
+    "tap",
     "timers",
     "trial",
     "worker",
@@ -44,8 +47,8 @@ MOST = 500_000
 """Bytes of a wheel."""
 
 EXPECTED = (
-    r"tcpproxy/((command|config|network|report)/)?(\w+\.py|py\.typed)",
-    r"tcpproxy/_core/(__init__\.py|worker\.pyi)",
+    r"tcpproxy/((command|config|network|report|tap)/)?(\w+\.py|py\.typed)",
+    r"tcpproxy/_core/(__init__\.py|capture\.pyi|worker\.pyi)",
     rf"tcpproxy/_core/({'|'.join(MODULES)})(\.abi3\.so|\.cpython-3\d+t-[\w-]+\.so|\.pyd|\.cp3\d+t-[\w-]+\.pyd)",
     r"tcpproxy-[\d.]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|top_level\.txt|licenses/LICENSE|sboms/[\w.-]+)",
 )

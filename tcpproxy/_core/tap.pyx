@@ -174,10 +174,10 @@ cdef bint tap_release(Tap *tap) noexcept nogil:
 
 cdef bint tap_sleep(Tap *tap, uint64_t how) noexcept nogil:
     sync_swap(&tap.asleep, how)
-    if sync_check(&tap.closed) or sync_check(&tap.written) != tap.reading:
-        tap_awake(tap)
-        return False
-    return True
+    if sync_check(&tap.written) == tap.reading and not (sync_check(&tap.closed) and tap.late != NULL):
+        return True
+    tap_awake(tap)
+    return False
 
 
 cdef void tap_awake(Tap *tap) noexcept nogil:

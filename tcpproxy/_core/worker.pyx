@@ -40,7 +40,7 @@ def monotonic():
     return clock_ns() / 1e9
 
 
-cdef object _text(const net_addr *address):
+cdef object address_text(const net_addr *address):
     cdef char text[80]
     if address.length == 0:
         return ""
@@ -65,7 +65,6 @@ cdef object _with_interface(str text):
 
 cdef class _Group:
     """The workers of one proxy, and their common limits."""
-    cdef Group group
 
     def __dealloc__(self):
         sources_free(&self.group.sources)
@@ -77,12 +76,6 @@ cdef class Worker:
     Its settings are the fields of Settings in resources.pxd; a KeyError names one that is missing. The wake-up sockets
     among them do not block and are kept open by the caller.
     """
-    cdef Loop *loop
-    cdef _Group together
-    cdef uint64_t running           # 1: run() was called; it may have returned
-    cdef bint abandoned             # in a forked child: its memory may be in any state
-    cdef object make_lock           # threading.Lock, or what makes real locks where that is replaced
-    cdef object lock                # one at a time of the threads that wake, view or close
 
     def __cinit__(self, settings, make_lock=threading.Lock):
         cdef Settings numbers = settings
@@ -200,7 +193,7 @@ cdef class Worker:
         taken = []
         while len(taken) < most and events_take(&self.loop.events, &record):
             taken.append((KINDS[record.kind - EVENT_NEW], REASONS[record.reason], record.error, record.id,
-                          _text(&record.client), _text(&record.upstream), record.to_upstream, record.to_client,
+                          address_text(&record.client), address_text(&record.upstream), record.to_upstream, record.to_client,
                           record.duration_ns / 1e9, record.connect_ns / 1e9))
         return taken
 
@@ -259,7 +252,7 @@ cdef class Worker:
             free(view.items)
             view.room = view.count + 64
         try:
-            return [(view.items[i].id, _text(&view.items[i].client), _text(&view.items[i].upstream),
+            return [(view.items[i].id, address_text(&view.items[i].client), address_text(&view.items[i].upstream),
                      _state(view.items[i].state), view.items[i].to_upstream, view.items[i].to_client,
                      view.items[i].age_ns / 1e9)
                     for i in range(view.count)]

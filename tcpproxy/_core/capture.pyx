@@ -1,0 +1,318 @@
+# The second door: the reader of the taps. Its thread takes the records of all workers of a proxy, without the GIL, for as long as
+# they run, and gives them to the recordings. It never waits for Python: a program that holds the GIL, or stands still, does not
+# hold up the traffic that it records.
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+from tcpproxy._core.events cimport events_reason_name
+from tcpproxy._core.loop cimport CLIENT, UPSTREAM, WORKERS, Loop
+from tcpproxy._core.net cimport NET_NONE, net_await_wake, net_close, net_socket, net_wake, net_wake_pair
+from tcpproxy._core.poller cimport poller_wake
+from tcpproxy._core.recordings cimport Chunk, Recordings, recordings_add, recordings_drop, recordings_free, \
+    recordings_lock, recordings_open, recordings_unlock
+from tcpproxy._core.recordings cimport Recording as _Recording
+from tcpproxy._core.sync cimport sync_add, sync_check, sync_load, sync_store, sync_sub, sync_swap
+from tcpproxy._core.tap cimport TAP_END, TAP_GATHERS, TAP_OPEN, TAP_SLEEPS, Tap, TapRecord, tap_awake, tap_done, tap_next, \
+    tap_release, tap_sleep
+from tcpproxy._core.thread cimport clock_ns, thread_nap_us
+from tcpproxy._core.worker cimport Worker, address_text
+
+cdef enum:
+    BUCKETS = 4096          # of the table of connections
+    AT_ONCE = 64            # records of one worker before their memory is given back
+    GATHER_MS = 10          # the reader wakes no more often while records come, unless somebody waits for them
+    NAP_US = 50             # of a Python thread that waits for the reader
+
+cdef struct Seen:           # a live connection
+    Seen *next
+    uint64_t id
+    _Recording *recording   # NULL: none
+
+
+cdef class TapReader
+
+cdef class Recording:
+    """What has passed through one connection: its first bytes in each direction, copied when they are asked for."""
+    cdef TapReader reader
+    cdef _Recording *it
+
+    def __dealloc__(self):
+        if self.it != NULL and not self.reader.abandoned:
+            recordings_drop(&self.reader.store, self.it)
+
+    @property
+    def id(self):
+        return self.it.id
+
+    def facts(self):
+        """(client, upstream, reason, ended, truncated, bytes kept of client and upstream, bytes that they sent)."""
+        cdef _Recording copy
+        recordings_lock(&self.reader.store)
+        copy = self.it[0]
+        recordings_unlock(&self.reader.store)
+        return (address_text(&copy.client), address_text(&copy.upstream), events_reason_name(copy.reason).decode(),
+                bool(copy.ended), bool(copy.truncated), copy.streams[CLIENT].kept, copy.streams[UPSTREAM].kept,
+                copy.streams[CLIENT].total, copy.streams[UPSTREAM].total)
+
+    def data(self, int side, uint64_t start=0):
+        """What the client (0) or upstream (1) has sent, as far as it is kept, from a byte on."""
+        cdef uint64_t kept
+        recordings_lock(&self.reader.store)
+        kept = self.it.streams[side].kept
+        recordings_unlock(&self.reader.store)
+        if start >= kept:
+            return b""
+        # The object is made outside the lock: that may run any code. More bytes may come meanwhile, none goes.
+        made = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> (kept - start))
+        cdef char *to = PyBytes_AsString(made)
+        with nogil:
+            recordings_lock(&self.reader.store)
+            memcpy(to, self.it.streams[side].bytes + start, kept - start)
+            recordings_unlock(&self.reader.store)
+        return made
+
+    def chunks(self):
+        """Each read whose bytes are kept: (side, bytes, seconds since accept)."""
+        cdef uint32_t i, count
+        cdef Chunk *chunks
+        recordings_lock(&self.reader.store)
+        count = self.it.chunk_count
+        chunks = <Chunk *> malloc((count or 1) * sizeof(Chunk))
+        if chunks != NULL:
+            memcpy(chunks, self.it.chunks, count * sizeof(Chunk))
+        recordings_unlock(&self.reader.store)
+        if chunks == NULL:
+            raise MemoryError
+        try:
+            return [(chunks[i].side, chunks[i].size, (chunks[i].time_ns - self.it.opened_ns) / 1e9) for i in range(count)]
+        finally:
+            free(chunks)
+
+
+cdef class TapReader:
+    """Reads the taps of these workers, which are linked and do not run yet.
+
+    Args of the constructor: `record`: bytes to keep of each direction of each connection; 0: none.
+    """
+    cdef list workers
+    cdef Loop *loops[WORKERS]
+    cdef int count
+    cdef net_socket bell            # a byte wakes the reader
+    cdef net_socket bell_writer
+    cdef Seen *seen[BUCKETS]
+    cdef Recordings store
+    cdef uint64_t running
+    cdef uint64_t finishing         # no worker runs any more
+    cdef uint64_t passes            # grows whenever the reader has taken records
+    cdef uint64_t hurry             # threads that wait for records
+    cdef bint abandoned             # in a forked child
+
+    def __cinit__(self, workers, *, uint64_t record=0):
+        cdef Worker worker
+        cdef int rc
+        self.bell = self.bell_writer = NET_NONE
+        self.workers = list(workers)
+        rc = net_wake_pair(&self.bell, &self.bell_writer)
+        if rc < 0:
+            raise OSError(-rc, "no descriptor for the reader of a tap")
+        self.store.most = record
+        for worker in self.workers:
+            if worker.loop.pump.tap == NULL:
+                raise ValueError("a worker without a tap")
+            worker.loop.pump.tap.wakeup = self.bell_writer
+            self.loops[self.count] = worker.loop
+            self.count += 1
+
+    def __dealloc__(self):
+        cdef Seen *seen
+        cdef int i
+        if self.abandoned:
+            return
+        self._close()
+        for i in range(BUCKETS):
+            while self.seen[i] != NULL:
+                seen = self.seen[i]
+                self.seen[i] = seen.next
+                if seen.recording != NULL:
+                    recordings_drop(&self.store, seen.recording)
+                free(seen)
+        recordings_free(&self.store)
+
+    def run(self):
+        """Reads, in the calling thread, until finish() was called and everything is taken."""
+        sync_store(&self.running, 1)
+        with nogil:
+            self._run()
+        sync_store(&self.running, 0)
+
+    def finish(self):
+        """Makes run() return. For when all workers have ended, or none has started."""
+        sync_swap(&self.finishing, 1)
+        self._wake()
+
+    def close(self):
+        """Closes its descriptors, once run() has returned or was never called."""
+        self._close()
+
+    def close_after_fork(self):
+        """In a forked child: closes the copies of the descriptors. The reader runs on in the parent only."""
+        self.abandoned = True
+        self._close()
+
+    cdef void _close(self):
+        if self.bell != NET_NONE:
+            net_close(self.bell)
+            net_close(self.bell_writer)
+            self.bell = self.bell_writer = NET_NONE
+
+    cdef void _wake(self):
+        if self.bell_writer != NET_NONE:
+            net_wake(self.bell_writer)
+
+    # --- the thread ---
+
+    cdef void _run(self) noexcept nogil:
+        cdef bint gathered = False
+        while True:
+            if self._read_all():
+                gathered = False
+            elif sync_load(&self.finishing):
+                if not self._read_all():        # records may have come before it was set
+                    return
+            elif gathered or sync_check(&self.hurry):
+                self._sleep(TAP_SLEEPS, -1)
+                gathered = False
+            else:
+                self._sleep(TAP_GATHERS, GATHER_MS)
+                gathered = True
+
+    cdef bint _read_all(self) noexcept nogil:
+        """Takes some records of each worker. False: there were none."""
+        cdef bint found = False
+        cdef int i
+        for i in range(self.count):
+            if self._read(self.loops[i].pump.tap):
+                found = True
+            if tap_release(self.loops[i].pump.tap):
+                poller_wake(self.loops[i].pump.poller)
+        if found:
+            sync_add(&self.passes, 1)
+        return found
+
+    cdef int _read(self, Tap *tap) noexcept nogil:
+        cdef const TapRecord *record
+        cdef int count = 0
+        while count < AT_ONCE:
+            record = tap_next(tap)
+            if record == NULL:
+                break
+            self._take(record)
+            tap_done(tap, record)
+            count += 1
+        return count
+
+    cdef void _sleep(self, uint64_t how, int timeout_ms) noexcept nogil:
+        cdef bint empty = True
+        cdef int i
+        for i in range(self.count):
+            empty &= tap_sleep(self.loops[i].pump.tap, how)
+        if empty and not sync_check(&self.finishing):
+            net_await_wake(self.bell, timeout_ms)
+        for i in range(self.count):
+            tap_awake(self.loops[i].pump.tap)
+
+    # --- a record ---
+
+    cdef void _take(self, const TapRecord *record) noexcept nogil:
+        cdef Seen **place = &self.seen[record.id % BUCKETS]
+        cdef Seen *seen
+        if record.kind == TAP_OPEN:
+            seen = <Seen *> calloc(1, sizeof(Seen))
+            if seen == NULL:
+                return                          # no memory: the connection is not seen at all
+            seen.id = record.id
+            seen.next = place[0]
+            place[0] = seen
+            if self.store.most:
+                seen.recording = recordings_open(&self.store, record)
+            return
+        while place[0] != NULL and place[0].id != record.id:
+            place = &place[0].next
+        seen = place[0]
+        if seen == NULL:
+            return
+        if seen.recording != NULL:
+            recordings_add(&self.store, seen.recording, record)
+        if record.kind == TAP_END:
+            place[0] = seen.next
+            free(seen)
+
+    # --- for other threads ---
+
+    def sync(self):
+        """Returns when all that the workers have recorded until now was taken.
+
+        A worker records bytes before it sends them. So what a peer has received is in the recordings afterwards.
+        """
+        cdef uint64_t marks[WORKERS]
+        cdef int i
+        if not sync_load(&self.running):
+            return
+        for i in range(self.count):
+            marks[i] = sync_check(&self.loops[i].pump.tap.written)
+        self._wake()
+        with nogil:
+            for i in range(self.count):
+                while sync_load(&self.loops[i].pump.tap.taken) < marks[i] and sync_load(&self.running):
+                    thread_nap_us(NAP_US)
+
+    def wait_change(self, uint64_t seen, double timeout):
+        """Waits until the reader has taken records since it returned `seen` (0: at once), or `timeout` seconds are over.
+
+        Returns the number to give next time.
+        """
+        cdef uint64_t until = clock_ns() + <uint64_t> (timeout * 1e9)
+        sync_add(&self.hurry, 1)
+        self._wake()
+        with nogil:
+            while sync_load(&self.passes) == seen and sync_load(&self.running) and clock_ns() < until:
+                thread_nap_us(NAP_US)
+        sync_sub(&self.hurry, 1)
+        return sync_load(&self.passes)
+
+    def recordings(self):
+        """All that are kept, as Recording objects, in the order of accept."""
+        cdef uint64_t count = 0, room = sync_load(&self.store.count) + 16
+        cdef _Recording **found
+        cdef _Recording *it
+        cdef Recording made
+        if self.abandoned:
+            return []
+        # Objects are made outside the lock, since that may run any code: so the recordings get their users first.
+        found = <_Recording **> malloc(room * sizeof(_Recording *))
+        if found == NULL:
+            raise MemoryError
+        recordings_lock(&self.store)
+        it = self.store.first
+        while it != NULL and count < room:
+            it.users += 1
+            found[count] = it
+            count += 1
+            it = it.next
+        recordings_unlock(&self.store)
+        objects = []
+        for i in range(count):
+            made = Recording.__new__(Recording)
+            made.reader, made.it = self, found[i]
+            objects.append(made)
+        free(found)
+        return objects
+
+    @property
+    def forgotten(self):
+        """Recordings that are not kept any more: the oldest ones, and those for which there was no memory."""
+        recordings_lock(&self.store)
+        cdef uint64_t count = self.store.forgotten
+        recordings_unlock(&self.store)
+        return count

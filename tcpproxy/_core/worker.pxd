@@ -1,0 +1,19 @@
+# What the second door, capture.pyx, needs of a worker.
+from libc.stdint cimport uint64_t
+from tcpproxy._core.loop cimport Group, Loop
+from tcpproxy._core.net cimport net_addr
+
+cdef class _Group:
+    cdef Group group
+
+cdef class Worker:
+    cdef Loop *loop
+    cdef _Group together
+    cdef uint64_t running           # 1: run() was called; it may have returned
+    cdef bint abandoned             # in a forked child: its memory may be in any state
+    cdef object make_lock           # threading.Lock, or what makes real locks where that is replaced
+    cdef object lock                # one at a time of the threads that wake, view or close
+    cdef void _wake(self)
+    cdef list _look(self)
+
+cdef object address_text(const net_addr *address)       # host:port; "": there is none
