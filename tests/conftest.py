@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--zero-copy", default="auto", help="run the proxies so: auto, off, or always (from the first byte)"
     )
+    parser.addoption("--record", default=None, help="record the bytes of the proxies of the library: a size")
     parser.addoption("--rounds", type=int, default=1, help="how many times as long campaigns are (1: as in CI)")
     parser.addoption("--schedules", type=int, default=1000, help="how many schedules tests/model plays")
     parser.addoption("--schedule-seed", type=int, default=None, help="the seed of the second half of them")
@@ -131,6 +132,7 @@ def make_proxy(
     def make(remote: str, **options: object) -> tcpproxy.Proxy:
         options.setdefault("on_event", events.append)
         options.setdefault("zero_copy", request.config.getoption("--zero-copy"))
+        options.setdefault("record", request.config.getoption("--record"))
         return stack.enter_context(tcpproxy.Proxy(remote, **options))  # type: ignore[arg-type]
 
     return make

@@ -160,13 +160,13 @@ cdef class TapReader:
         self.abandoned = True
         self._close()
 
-    cdef void _close(self):
+    cdef void _close(self) noexcept nogil:
         if self.bell != NET_NONE:
             net_close(self.bell)
             net_close(self.bell_writer)
             self.bell = self.bell_writer = NET_NONE
 
-    cdef void _wake(self):
+    cdef void _wake(self) noexcept nogil:
         if self.bell_writer != NET_NONE:
             net_wake(self.bell_writer)
 

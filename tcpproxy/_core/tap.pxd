@@ -9,7 +9,7 @@
 # empty every read is refused, so that the records of a connection stay in order. The list is bounded by the number of relays:
 # a relay writes at most seven of them in its life, and one for each read.
 #
-# Positions count bytes since the start; modulo `size` they are places in the memory.
+# Positions count bytes since the start; modulo `size` they are places in the memory. A record has at most half of it.
 #
 # A record begins at a multiple of TAP_ALIGN. Where less than a header is left before the end of the memory, or where a TAP_SKIP
 # says so, the next record is at the beginning.
