@@ -7,8 +7,9 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["accepting", "bulk", "capture", "closing", "connecting", "engine", "events", "half", "inbox", "opening"]
-MODULES += ["recordings", "relay", "reports", "resources", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
+MODULES = ["accepting", "bulk", "capture", "closing", "connecting", "engine", "events", "half", "inbox"]
+MODULES += ["opening", "recordings", "relay", "reports", "resources", "sources", "spin", "table", "tap", "timers"]
+MODULES += ["trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

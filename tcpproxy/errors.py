@@ -42,7 +42,7 @@ class StartError(TcpProxyError, OSError):
         return str(self.strerror)
 
 
-class WaitTimeout(TcpProxyError, TimeoutError):
+class WaitTimeout(TcpProxyError, TimeoutError):  # noqa: N818, a kind of TimeoutError
     """What was waited for has not happened in time; the text shows what did."""
 
 

@@ -1,5 +1,5 @@
 # The first bytes of each connection: the model is in recordings.pxd.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 from tcpproxy._core.sync cimport sync_claim, sync_store

@@ -94,7 +94,8 @@ cdef void tap_free(Tap *tap) noexcept nogil
 # for the writer
 cdef char *tap_claim(Tap *tap, uint32_t most) noexcept nogil        # room for a read of up to `most` bytes. NULL: none for now
 cdef void tap_commit(Tap *tap, uint8_t side, uint64_t offset, uint32_t size) noexcept nogil     # records what was read there
-cdef void tap_note(Tap *tap, uint8_t kind, uint64_t id, uint8_t side, uint64_t offset, const void *body, uint32_t size) noexcept nogil
+cdef void tap_note(Tap *tap, uint8_t kind, uint64_t id, uint8_t side, uint64_t offset,
+                   const void *body, uint32_t size) noexcept nogil
 cdef bint tap_catch_up(Tap *tap) noexcept nogil     # moves late records into the ring. False: there is no room for all
 cdef void tap_close(Tap *tap) noexcept nogil        # the writer has ended
 

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from tcpproxy._core.net cimport net_wake
-from tcpproxy._core.sync cimport sync_bump, sync_check, sync_load, sync_peek, sync_store, sync_swap
+from tcpproxy._core.sync cimport sync_bump, sync_check, sync_load, sync_peek, sync_swap
 from tcpproxy._core.thread cimport clock_ns
 
 cdef enum:
@@ -90,7 +90,8 @@ cdef void _fill(TapRecord *record, uint8_t kind, uint64_t id, uint8_t side, uint
     record.side = side
 
 
-cdef void tap_note(Tap *tap, uint8_t kind, uint64_t id, uint8_t side, uint64_t offset, const void *body, uint32_t size) noexcept nogil:
+cdef void tap_note(Tap *tap, uint8_t kind, uint64_t id, uint8_t side, uint64_t offset,
+                   const void *body, uint32_t size) noexcept nogil:
     cdef TapRecord *record
     cdef Late *late = NULL
     cdef uint64_t at

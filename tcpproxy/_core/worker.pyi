@@ -8,6 +8,7 @@ LIMITS: dict[str, int]
 KINDS: tuple[str, ...]
 REASONS: tuple[str, ...]
 STATES: tuple[str, ...]
+__pyx_capi__: dict[str, Any]  # made by Cython, for capture.pyx
 
 def monotonic() -> float: ...
 

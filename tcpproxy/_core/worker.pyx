@@ -13,7 +13,7 @@ from tcpproxy._core.events cimport EVENT_ACCEPT_LIMIT, EVENT_NEW, REASON_SHUTDOW
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_SYNC, MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
-    UPSTREAMS, WORKERS, Counters, Group, Loop
+    UPSTREAMS, WORKERS, Counters, Loop
 from tcpproxy._core.net cimport net_addr, net_format, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
 from tcpproxy._core.resources cimport NS_PER_SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \

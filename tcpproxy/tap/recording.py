@@ -52,8 +52,8 @@ class Chunk(NamedTuple):
 class Recording:
     """The first bytes of each direction of a connection. It stays after the end of the connection and of the proxy.
 
-    Each attribute is exact at the time when it is read: all bytes that a peer has received by then are there. Bytes that a
-    peer has sent, and the proxy has not read yet, are not: `wait_for` waits for these.
+    Each attribute is exact at the time when it is read: all bytes that a peer has received by then are there. Bytes
+    that a peer has sent, and the proxy has not read yet, are not: `wait_for` waits for these.
 
     Attributes:
         id: the number of the connection, from 1, in the order of accept.
@@ -64,7 +64,7 @@ class Recording:
         self.id = recording.id
 
     def __repr__(self) -> str:
-        client, upstream, reason, ended, truncated, *_, up, down = self._facts()
+        client, upstream, reason, ended, truncated, _, _, up, down = self._facts()
         state = f"ended: {reason}" if ended else "live"
         cut = ", truncated" if truncated else ""
         return f"<Recording #{self.id} {client} -> {upstream or '?'}, {up} and {down} bytes{cut}, {state}>"
@@ -146,7 +146,7 @@ class Recording:
             self._reader.sync()
             ended = self._it.facts()[3]  # before the bytes: none come after the end
             for side in sides:
-                kept = self._it.facts()[5 + side]
+                kept = self._it.facts()[5:7][side]
                 if kept != sizes[side]:
                     sizes[side] = kept
                     if match := wanted.search(self._it.data(side)):
@@ -157,7 +157,7 @@ class Recording:
             passes = self._reader.wait_change(passes, min(rest, SLICE))
 
     def _missed(self, pattern: object, direction: Direction | None, timeout: float, ended: bool) -> str:
-        *_, reason, _, truncated, kept_up, kept_down, up, down = self._it.facts()
+        _, _, reason, _, truncated, kept_up, kept_down, up, down = self._it.facts()
         shown = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
         when = f"before connection #{self.id} ended ({reason})" if ended else f"within {timeout:g} s"
         where = f" {direction.replace('_', ' ')}" if direction else ""

@@ -2,7 +2,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from tcpproxy._core.net cimport NET_NONE, net_await_wake, net_close, net_socket, net_wake_pair
-from tcpproxy._core.tap cimport TAP_DATA, TAP_FIN, TAP_GATHERS, TAP_READ, TAP_SLEEPS, Tap, TapRecord, tap_awake, tap_body, \
+from tcpproxy._core.tap cimport TAP_DATA, TAP_FIN, TAP_GATHERS, TAP_SLEEPS, Tap, TapRecord, tap_awake, tap_body, \
     tap_catch_up, tap_claim, tap_close, tap_commit, tap_done, tap_free, tap_init, tap_next, tap_note, tap_release, tap_sleep
 from tcpproxy._core.thread cimport thread_nap_us
 
