@@ -3,13 +3,14 @@
 The map. A file is one subject; its .pxd is the table of contents: structs, contracts, what each call returns. Imports
 point down only. docs/core.md tells the life of a byte and of a connection.
 
+    capture    the second door: the thread that reads the taps, and what it shows to Python
     worker     the door between Python and the core; everything below is `noexcept nogil`
     engine     the loop of a worker: wait, events, turns, timers, commands
     accepting  listeners, pauses, which worker serves a client
     relay      events, timers and turns of one connection
     opening    from an accepted socket to two connected ones
     closing    resets passed on, last bytes drained, sockets closed
-    reports    event records: the only place that writes facts
+    reports    event records, and the tap's records of begins and ends: the only place that writes facts
     resources  what a loop owns: made, closed, freed, closed after a fork
     table      relays by index and generation
     loop       structs only: Loop, Relay, Upstream, Group, ...
@@ -18,6 +19,8 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     spin       adaptive busy polling
     bulk       scheduling policy in steady bulk
     trial      online A/B test that both use
+    recordings the first bytes of each connection, in memory
+    tap        ring of what passes, from a worker to the reader
     sources    connections of each source address
     inbox      commands to a worker from other threads
     events     ring of event records, from a worker to Python

@@ -21,6 +21,18 @@
  *   Loop.events: asleep          the log thread sets it, the worker   both
  *                                clears it when it wakes that thread
  *   Loop.events: wanted          any thread (Worker.want_events)      the worker
+ *   Tap.written                  the worker                           the reader (TapReader.run), threads in
+ *                                                                     TapReader.sync
+ *   Tap.taken                    the reader                           the worker, the same threads
+ *   Tap.waiting                  the worker sets it, the reader       both
+ *                                clears it when it wakes the worker
+ *   Tap.asleep                   the reader sets it, the worker       both
+ *                                clears it when it wakes the reader
+ *   Tap.closed                   the worker, at its end               the reader, which owns Tap.late from then on
+ *   Recordings, Recording        the reader and any thread, under     the same
+ *                                Recordings.lock
+ *   TapReader.running, .passes   the reader                           any thread
+ *   TapReader.finishing, .hurry  any thread                           the reader
  *   Upstream.incoming            the lookup thread leaves a list      the worker takes it
  *   Upstream.asked               the worker sets it                   the lookup thread takes it
  *   Group.last_id                each worker that accepts: +1         the same
