@@ -1,6 +1,6 @@
 # The listeners of a worker: the model is in accepting.pxd.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT
+from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT, REASON_LIMIT
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_push
 from tcpproxy._core.loop cimport Group, Listener
 from tcpproxy._core.net cimport net_accept, net_accept_transient, net_close, net_out_of_resources, net_socket, \
@@ -128,7 +128,7 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
         if sources_enter(&loop.group.sources, &accepted.client):
             _choose_worker(loop, &accepted)
         else:
-            opening_turn_away(loop, &accepted, 0)
+            opening_turn_away(loop, &accepted, REASON_LIMIT, 0)
         return True
     sync_sub(&loop.counters.active, 1)
     if net_would_block(fd):
@@ -153,22 +153,22 @@ cdef void _choose_worker(Loop *loop, const Message *accepted) noexcept nogil:
         if other < fewest:
             fewest = other
             best = loop.group.members[i]
-    if mine > fewest + fewest // 4 and _hand_off(best, accepted):
-        sync_sub(&loop.counters.active, 1)
-    else:
+    if mine <= fewest + fewest // 4 or not _hand_off(loop, best, accepted):
         opening_start(loop, accepted)
 
 
-cdef bint _hand_off(Loop *to, const Message *accepted) noexcept nogil:
-    """Hands a connection to another worker. False: its inbox is full, or it ends.
+cdef bint _hand_off(Loop *loop, Loop *to, const Message *accepted) noexcept nogil:
+    """Hands a connection to another worker, which counts it from now on. False: its inbox is full, or it ends.
 
     Either that worker sees that it has a connection more, or this one reads `finished` (the pattern of sync.pxd).
     Its poller can be woken even then: pollers are freed when no worker of the group runs any more.
     """
     cdef bint taken
     sync_add(&to.counters.active, 1)
+    sync_sub(&loop.counters.active, 1)          # before the other worker has it, which may report its end at once
     taken = not sync_check(&to.finished) and inbox_push(&to.inbox, accepted)
     if not taken:
+        sync_add(&loop.counters.active, 1)
         sync_sub(&to.counters.active, 1)
     poller_wake(to.pump.poller)                 # even if not taken: it may have cancelled its end because of `active`
     return taken

@@ -6,7 +6,7 @@ from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break
 from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_LINGERING, RELAY_RESETTING, UPSTREAM, loop_enqueue
 from tcpproxy._core.net cimport NET_NONE, net_close, net_recv, net_reset, net_socket, net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_IN, WATCH_STREAM, poller_rearm, poller_remove
-from tcpproxy._core.reports cimport reports_ended, reports_failed, reports_tap_end
+from tcpproxy._core.reports cimport reports_ended, reports_failed
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_sub
 from tcpproxy._core.tap cimport TAP_RST, tap_note
@@ -155,20 +155,20 @@ cdef void closing_connect_failed(Loop *loop, Relay *relay, uint8_t reason, int e
     relay.error = error
     if relay.connecting != NULL:
         relay.upstream = relay.connecting.list.addresses[relay.connecting.last]
-    reports_failed(loop, relay)
     _release(loop, relay, True, True)
+    reports_failed(loop, relay)
 
 
 cdef void closing_close(Loop *loop, Relay *relay, bint reset) noexcept nogil:
-    reports_ended(loop, relay)
     _release(loop, relay, reset, reset)
+    reports_ended(loop, relay)
 
 
 cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil:
     """Resets a side that has not had its FIN: a FIN now would make a partial answer look complete. Closes the other one."""
     relay.reason = reason
-    reports_ended(loop, relay)
     _release(loop, relay, relay.halves[UPSTREAM].state != HALF_SHUT, relay.halves[CLIENT].state != HALF_SHUT)
+    reports_ended(loop, relay)
 
 
 cdef void closing_abort(Loop *loop, Relay *relay) noexcept nogil:
@@ -198,7 +198,11 @@ cdef void _close_side(Loop *loop, Relay *relay, int number, bint reset) noexcept
 
 
 cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstream) noexcept nogil:
-    """Closes what the relay owns. The slot stays: events of this batch and the run queue may refer to it."""
+    """Closes what the relay owns. The slot stays: events of this batch and the run queue may refer to it.
+
+    Before the end is reported, so that it is true when it is read: the connection is not counted any more, neither in
+    `active` nor for its source, and both peers have their FIN or RST.
+    """
     cdef int side
     if relay.connecting != NULL:
         closing_forget_attempts(loop, relay)
@@ -206,8 +210,6 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
         half_break(&relay.halves[side], &loop.pump)
     _close_side(loop, relay, CLIENT, reset_client)
     _close_side(loop, relay, UPSTREAM, reset_upstream)
-    if loop.pump.tap != NULL:
-        reports_tap_end(loop, relay)
     timers_cancel(&loop.timers, &relay.deadline)
     timers_cancel(&loop.timers, &relay.check)
     relay.state = RELAY_CLOSED

@@ -22,5 +22,6 @@ cdef struct View:           # filled by the worker between two batches
     uint64_t count          # of live relays; more than `room`: ask again
 
 cdef int engine_run(Loop *loop) noexcept nogil             # until stopped: 0, or -errno of a poller that has failed
-# From another thread: sends a command and waits until it is carried out. False: the worker has ended, and did nothing
-cdef bint engine_ask(Loop *loop, Message *message) noexcept nogil
+# From another thread: sends a command and waits until it is carried out. A worker that has ended or is about to leaves a
+# View as it is, and has closed its listeners
+cdef void engine_ask(Loop *loop, Message *message) noexcept nogil

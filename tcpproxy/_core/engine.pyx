@@ -4,10 +4,10 @@ from tcpproxy._core.accepting cimport accepting_close, accepting_event, acceptin
 from tcpproxy._core.bulk cimport BULK_OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
+from tcpproxy._core.events cimport REASON_SHUTDOWN
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
 from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, loop_resume, relay_alive
-from tcpproxy._core.net cimport net_reset
-from tcpproxy._core.opening cimport opening_resolved, opening_start
+from tcpproxy._core.opening cimport opening_resolved, opening_start, opening_turn_away
 from tcpproxy._core.poller cimport POLLER_BATCH, poller_wait, poller_wake
 from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
 from tcpproxy._core.sources cimport sources_leave
@@ -64,6 +64,7 @@ cdef bint _may_end(Loop *loop) noexcept nogil:
     """
     if sync_load(&loop.counters.active):
         return False
+    accepting_close(loop)               # the stop may be younger than _commands; who reads `finished` counts on that
     sync_swap(&loop.finished, 1)
     if sync_check(&loop.counters.active) == 0 and sync_check(&loop.asking) == 0:
         return True
@@ -81,9 +82,8 @@ cdef void _finish(Loop *loop) noexcept nogil:
         if not inbox_pop(&loop.inbox, &message):
             thread_yield()
         elif message.kind == MESSAGE_CONNECTION:
-            net_reset(message.fd)
             sources_leave(&loop.group.sources, &message.client)
-            sync_sub(&loop.counters.active, 1)
+            opening_turn_away(loop, &message, REASON_SHUTDOWN, 0)
         else:
             _carry_out(loop, &message)
     if loop.pump.tap != NULL:
@@ -119,7 +119,7 @@ cdef void _run_queue(Loop *loop) noexcept nogil:
     while relay != NULL:
         rest = relay.next
         relay.next = NULL
-        relay.queued = False
+        relay.queued = False            # before the turn, which may ask for another one
         relay_turn(loop, relay)
         relay = rest
 
@@ -297,17 +297,16 @@ cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
         view.count += 1
 
 
-cdef bint engine_ask(Loop *loop, Message *message) noexcept nogil:
+cdef void engine_ask(Loop *loop, Message *message) noexcept nogil:
     cdef uint64_t done = 0
     message.done = &done
     sync_add(&loop.asking, 1)
     if sync_check(&loop.finished):
         sync_sub(&loop.asking, 1)
         poller_wake(loop.pump.poller)   # it may have cancelled its end because of `asking`
-        return False
+        return
     while not inbox_push(&loop.inbox, message):
         thread_nap_us(ASK_NAP_US)       # the worker empties it with its next batch
     poller_wake(loop.pump.poller)
     while not sync_load(&done):
         thread_nap_us(ASK_NAP_US)
-    return True

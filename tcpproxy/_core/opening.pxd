@@ -3,14 +3,14 @@
 #   resolving --addresses--> connecting --an attempt wins--> relaying
 #
 # A failure resets the client. What the client sends meanwhile waits in the kernel.
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay
 
 # Takes over an accepted socket (MESSAGE_CONNECTION), which is counted in `active` already
 cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil
-# Resets an accepted socket; `error`: errno, or 0: too many of its source
-cdef void opening_turn_away(Loop *loop, const Message *accepted, int error) noexcept nogil
+# Resets an accepted socket. REASON_LIMIT with errno 0: too many of its source; REASON_SHUTDOWN: the worker has failed
+cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil
 cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed
 cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil       # TIMER_CONNECT

@@ -27,7 +27,7 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
         relay.sides[CLIENT].watch.tag = table_tag(relay)
     if relay == NULL or poller_add(loop.pump.poller, &relay.sides[CLIENT].watch, WATCH_STREAM) < 0:
         sources_leave(&loop.group.sources, &accepted.client)
-        opening_turn_away(loop, accepted, ENOMEM)
+        opening_turn_away(loop, accepted, REASON_LIMIT, ENOMEM)
         if relay != NULL:
             table_release(&loop.table, relay)
         return
@@ -45,10 +45,10 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
     _resolve(loop, relay)
 
 
-cdef void opening_turn_away(Loop *loop, const Message *accepted, int error) noexcept nogil:
-    reports_refused(loop, accepted, error)
+cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil:
+    sync_sub(&loop.counters.active, 1)          # before the report, which must be true when it is read
+    reports_refused(loop, accepted, reason, error)
     net_reset(accepted.fd)
-    sync_sub(&loop.counters.active, 1)
 
 
 cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:

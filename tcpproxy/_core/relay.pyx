@@ -120,7 +120,6 @@ cdef void _rearm_deadline(Loop *loop, Relay *relay, bint moved) noexcept nogil:
 
 cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
     cdef int moved
-    relay.queued = False
     if relay.state == RELAY_RELAYING:
         moved = _pump(loop, relay)
         _after_turn(loop, relay)

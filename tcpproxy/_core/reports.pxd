@@ -1,12 +1,12 @@
 # What the core reports of its connections: the only place that writes event records, counts connections, and tells the tap of
 # their beginnings and ends.
+from libc.stdint cimport uint8_t
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay
 
 cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil
 cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil
-cdef void reports_refused(Loop *loop, const Message *accepted, int error) noexcept nogil   # `error`: errno, 0: a limit
+cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil   # turned away
 cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil      # its upstream was not reached
 cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil
-cdef void reports_tap_end(Loop *loop, Relay *relay) noexcept nogil     # behind TAP_RST, so after its sockets are closed
 cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil       # EVENT_ACCEPT_ERROR or EVENT_ACCEPT_LIMIT

@@ -1,8 +1,7 @@
 # What the core reports of its connections: the model is in reports.pxd.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
-from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, REASON_LIMIT, EventRecord, events_claim, \
-    events_publish
+from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, EventRecord, events_claim, events_publish
 from tcpproxy._core.loop cimport CLIENT, UPSTREAM
 from tcpproxy._core.net cimport net_addr, net_local, net_socket
 from tcpproxy._core.sync cimport sync_bump
@@ -35,12 +34,12 @@ cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil:
         tap_note(loop.pump.tap, TAP_CONNECTED, relay.id, UPSTREAM, 0, &connected, sizeof(connected))
 
 
-cdef void reports_refused(Loop *loop, const Message *accepted, int error) noexcept nogil:
+cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil:
     cdef EventRecord *record = events_claim(&loop.events, EVENT_FAILED)
     cdef TapEnd end
     sync_bump(&loop.counters.refused, 1)
     if record != NULL:
-        record.reason = REASON_LIMIT
+        record.reason = reason
         record.error = error
         record.id = accepted.id
         record.client = accepted.client
@@ -48,7 +47,7 @@ cdef void reports_refused(Loop *loop, const Message *accepted, int error) noexce
     if loop.pump.tap != NULL:
         memset(&end, 0, sizeof(end))
         end.error = error
-        end.reason = REASON_LIMIT
+        end.reason = reason
         _tap_open(loop, accepted.id, &accepted.client, accepted.fd)
         tap_note(loop.pump.tap, TAP_END, accepted.id, CLIENT, 0, &end, sizeof(end))
 
@@ -65,6 +64,8 @@ cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil:
 cdef void _closed(Loop *loop, Relay *relay, int kind) noexcept nogil:
     cdef EventRecord *record = events_claim(&loop.events, kind)
     sync_bump(&loop.counters.ended, 1)
+    if loop.pump.tap != NULL:
+        _tap_end(loop, relay)
     if record == NULL:
         return
     record.id = relay.id
@@ -79,7 +80,7 @@ cdef void _closed(Loop *loop, Relay *relay, int kind) noexcept nogil:
     events_publish(&loop.events)
 
 
-cdef void reports_tap_end(Loop *loop, Relay *relay) noexcept nogil:
+cdef void _tap_end(Loop *loop, Relay *relay) noexcept nogil:
     cdef TapEnd end
     memset(&end, 0, sizeof(end))
     end.upstream = relay.upstream

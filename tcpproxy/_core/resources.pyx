@@ -8,7 +8,7 @@ from tcpproxy._core.events cimport events_free, events_init
 from tcpproxy._core.half cimport ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_init, inbox_pop
 from tcpproxy._core.loop cimport UPSTREAMS, Relay, relay_alive
-from tcpproxy._core.net cimport NET_NONE, net_close
+from tcpproxy._core.net cimport NET_NONE, net_close, net_reset
 from tcpproxy._core.poller cimport poller_free, poller_new
 from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport PIPE_BYTES, Pipe, pipes_free
@@ -87,12 +87,14 @@ cdef void _init_timers(Loop *loop, const Settings *settings) noexcept nogil:
     loop.timers.lists[TIMER_STUCK].length_ns = STUCK_MS * <uint64_t> NS_PER_MS
 
 
-cdef void _close_inbox_and_listeners(Loop *loop) noexcept nogil:
-    """Closes the listeners of a loop that never ran, and accepted sockets that are still in its inbox."""
+cdef void _close_inbox_and_listeners(Loop *loop, bint reset) noexcept nogil:
+    """Closes the listeners of a loop that never ran, and accepted sockets that are still in its inbox; `reset`: by RST."""
     cdef Message message
     cdef int i
     while inbox_pop(&loop.inbox, &message):
-        if message.kind == MESSAGE_CONNECTION:
+        if message.kind == MESSAGE_CONNECTION and reset:
+            net_reset(message.fd)
+        elif message.kind == MESSAGE_CONNECTION:
             net_close(message.fd)
     for i in range(loop.accepting.count):
         net_close(loop.accepting.listeners[i].watch.fd)
@@ -100,7 +102,7 @@ cdef void _close_inbox_and_listeners(Loop *loop) noexcept nogil:
 
 
 cdef void resources_close(Loop *loop) noexcept nogil:
-    _close_inbox_and_listeners(loop)
+    _close_inbox_and_listeners(loop, True)
     pipes_free(&loop.pump.pipes)
     if loop.pump.poller != NULL:
         poller_free(loop.pump.poller)
@@ -134,7 +136,7 @@ cdef void resources_close_after_fork(Loop *loop) noexcept nogil:
             _close_copies(table_at(&loop.table, i))
     for i in range(<uint32_t> loop.pump.pipes.idle_count):
         _close_pipe(loop.pump.pipes.idle[i])
-    _close_inbox_and_listeners(loop)
+    _close_inbox_and_listeners(loop, False)
     if loop.pump.poller != NULL:
         poller_free(loop.pump.poller)       # safe: its memory changes only in poller_add, when it grows
         loop.pump.poller = NULL

@@ -9,7 +9,8 @@ EventKind = Literal["new", "end", "failed", "accept-error", "limit", "listening"
 
 new: a client was accepted.
 end: a connection that was connected has ended; `reason` says why.
-failed: upstream was not reached, or the client was turned away (`reason` is `limit`); the client was reset.
+failed: upstream was not reached, or the client was turned away (`reason` is `limit` or `shutdown`); the client
+    was reset.
 accept-error: accepting pauses, because the system has no descriptor or memory.
 limit: accepting pauses, because there are `max_connections` connections.
 listening: the proxy listens on the address in `text`.
@@ -44,7 +45,7 @@ connect-timeout: upstream was not connected within `connect_timeout`.
 unreachable: upstream could not be reached for another reason; `error` has it.
 dns: upstream's name did not resolve.
 limit: the client's source has `max_connections_per_source`, or the system has no descriptor, port or memory (`error`).
-shutdown: the proxy was stopped.
+shutdown: the proxy was stopped, or has failed.
 """
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from networks import Closed
+from support.command import strace
 from support.peers import Echo, connect, echoes
 from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
 
@@ -208,3 +213,52 @@ def test_a_flood_is_gathered_and_nothing_is_lost(echo: Echo, workers: int, monke
         assert proxy.stats().events_lost == 0
     assert sorted(event.id for event in events if event.kind == "new") == list(range(1, count + 1))
     assert sorted(event.id for event in events if event.kind in ("end", "failed")) == list(range(1, count + 1))
+
+
+# --- an event is true when it is delivered ---
+
+TRUE = """
+import queue, socket, struct, sys, tcpproxy
+heard, kind, workers, target = queue.SimpleQueue(), sys.argv[1], int(sys.argv[2]), sys.argv[3]
+def tell(event):
+    heard.put((event.kind, event.reason, proxy.stats().active))
+def next_of(kind):
+    while True:
+        event = heard.get(timeout=20)
+        if event[0] == kind:
+            return event[1:]
+limit = None if kind == "handed" else 1
+proxy = tcpproxy.Proxy(target, on_event=tell, workers=workers, max_connections_per_source=limit)
+with proxy:
+    clients = []
+    for turn in range(5):
+        client = socket.create_connection(proxy.address)
+        clients.append(client)
+        if kind == "failed":
+            reason, active = next_of("failed")
+            assert (reason, active) == ("connect-refused", 0), (turn, reason, active)
+            continue
+        assert next_of("new") == ("", turn + 1 if kind == "handed" else 1), turn
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        if kind == "limit":
+            with socket.create_connection(proxy.address) as other:
+                assert next_of("failed") == ("limit", 1), turn
+        if kind != "handed":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            assert next_of("end") == ("client-reset", 0), turn      # the next client comes at once, and is served
+"""
+
+
+@pytest.mark.parametrize("kind", ["end", "failed", "limit", "handed"])
+def test_an_event_is_true_when_it_is_delivered(echo: Echo, closed: Closed, workers: int, kind: str) -> None:
+    """The numbers have changed before the program hears why, and the client's source has room for another connection.
+
+    Calls that stand between the two take 30 ms here: of a reset, or of a hand-over to another worker.
+    """
+    slow = strace("-e", "inject=setsockopt,write:delay_exit=30000", "-o", os.devnull)
+    target = closed.name if kind == "failed" else echo.name
+    argv = [*slow, sys.executable, "-c", TRUE, kind, str(workers), target]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=3 * TIMEOUT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

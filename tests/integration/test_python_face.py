@@ -589,3 +589,27 @@ def test_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch, which: str) -
     assert seen == (["listening"] if which == "tcpproxy-names" else [])
     assert descriptors() == before
     proxy.stop()
+
+
+def test_what_was_handed_to_a_thread_that_cannot_start(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first worker accepts while the second one is started, and gives it a connection: that is reset, too."""
+    real = threading.Thread.start
+    clients: list[socket.socket] = []
+    proxy = Proxy(upstream.name, workers=2)
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "tcpproxy-worker-1":
+            for number in (1, 2):
+                clients.append(connect(proxy.address))
+                eventually(lambda number=number: proxy.stats().active == number)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(StartError):
+            proxy.start()
+    assert len(clients) == 2
+    for client in clients:
+        with client, pytest.raises(ConnectionResetError):
+            client.recv(1)
