@@ -1,5 +1,6 @@
 # What the second door, capture.pyx, needs of a worker.
 from libc.stdint cimport uint64_t
+from tcpproxy._core.engine cimport View
 from tcpproxy._core.loop cimport Group, Loop
 from tcpproxy._core.net cimport net_addr
 
@@ -14,6 +15,6 @@ cdef class Worker:
     cdef object make_lock           # threading.Lock, or what makes real locks where that is replaced
     cdef object lock                # one at a time of the threads that wake, view or close
     cdef void _wake(self)
-    cdef list _look(self)
+    cdef bint _look(self, View *view) noexcept
 
 cdef object address_text(const net_addr *address)       # host:port; "": there is none

@@ -228,36 +228,43 @@ cdef class Worker:
 
     def connections(self):
         """Live relays: (id, client, upstream, state, to_upstream, to_client, age). Empty when the worker does not run."""
-        with self.lock:
-            if not sync_load(&self.running) or self.loop.pump.poller == NULL:
-                return []
-            return self._look()
-
-    cdef list _look(self):
         cdef View view
-        cdef Message question
         cdef uint64_t i
-        question.kind = MESSAGE_VIEW
-        question.body = &view
-        view.room = sync_peek(&self.loop.counters.active) + 64
-        while True:
-            view.items = <ViewItem *> malloc(view.room * sizeof(ViewItem))
-            if view.items == NULL:
-                raise MemoryError
-            view.count = 0
-            with nogil:
-                engine_ask(self.loop, &question)
-            if view.count <= view.room:
-                break
-            free(view.items)
-            view.room = view.count + 64
+        cdef bint looked
+        with self.lock:
+            looked = self._look(&view)
+        # Objects are made without the lock: a garbage collection may run a __del__ that calls this worker.
         try:
+            if not looked:
+                raise MemoryError
             return [(view.items[i].id, address_text(&view.items[i].client), address_text(&view.items[i].upstream),
                      _state(view.items[i].state), view.items[i].to_upstream, view.items[i].to_client,
                      view.items[i].age_ns / 1e9)
                     for i in range(view.count)]
         finally:
             free(view.items)
+
+    cdef bint _look(self, View *view) noexcept:
+        """Fills a View, whose items the caller frees. False: there is no memory for them."""
+        cdef Message question
+        view.items = NULL
+        view.count = 0
+        if not sync_load(&self.running) or self.loop.pump.poller == NULL:
+            return True
+        question.kind = MESSAGE_VIEW
+        question.body = view
+        view.room = sync_peek(&self.loop.counters.active) + 64
+        while True:
+            view.items = <ViewItem *> malloc(view.room * sizeof(ViewItem))
+            if view.items == NULL:
+                return False
+            view.count = 0
+            with nogil:
+                engine_ask(self.loop, &question)
+            if view.count <= view.room:
+                return True
+            free(view.items)
+            view.room = view.count + 64
 
     def close_after_fork(self):
         """In a forked child: closes the copies of the parent's descriptors; the worker runs on in the parent only."""

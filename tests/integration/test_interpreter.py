@@ -330,3 +330,38 @@ def test_many_forks_while_bytes_flow(stack: contextlib.ExitStack, echo: Echo) ->
         assert count[0]
     process.communicate("\n", TIMEOUT)
     assert process.returncode == 0
+
+
+# --- garbage ---
+
+COLLECTED = """
+import gc, socket, sys, tcpproxy
+
+class Garbage:
+    def __init__(self):
+        self.me = self
+
+    def __del__(self):
+        called.append(proxy.connections())
+        called.append(proxy.drain())
+
+called = []
+with tcpproxy.Proxy(sys.argv[1], workers=2) as proxy:
+    clients = [socket.create_connection(proxy.address) for _ in range(20)]
+    for client in clients:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    gc.set_threshold(5)                 # a collection at every few objects
+    for _ in range(200):
+        Garbage()
+        assert len(proxy.connections()) == 20
+    gc.set_threshold(700)
+assert called
+"""
+
+
+def test_garbage_collected_amid_a_call(echo: Echo) -> None:
+    """Objects whose `__del__` calls the proxy are collected while another of its calls makes objects."""
+    argv = [sys.executable, "-c", COLLECTED, echo.name]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=2 * TIMEOUT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
