@@ -7,17 +7,18 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Collection
 
 from ..errors import StartError
 from ..proxy import Proxy
-from .inherited import STOPPING, is_ignored
+from .inherited import hung_up, is_ignored, stopping_signals
 
 
 def serve(proxy: Proxy) -> None:
     """Starts the proxy and returns when it has ended. Main thread only.
 
-    The first signal of STOPPING stops it with its grace, a second one at once; one that comes during the start ends the
-    start.
+    The first signal of `stopping_signals` stops it with its grace, a second one at once; one that comes during the
+    start ends the start.
 
     Raises:
         TcpProxyError: it cannot start.
@@ -31,12 +32,12 @@ def serve(proxy: Proxy) -> None:
         run.start()
     except RuntimeError as error:  # no thread to be had
         raise StartError(f"cannot start a proxy for {proxy.config.remote}", error) from error
-    hung_up = False
+    said = False
     while (byte := reader.recv(1)) != b"\0":
         if byte[0] in stopping:
             run.stop()
-        elif byte[0] in harmless and not hung_up:
-            hung_up = True
+        elif byte[0] in harmless and not said:
+            said = True
             proxy._note("warning", "SIGHUP is ignored: there is nothing to reload, and no file to open again")
     # The proxy has ended: a late signal must not change the exit code.
     for number in (*stopping, *harmless):
@@ -48,7 +49,7 @@ def serve(proxy: Proxy) -> None:
         raise run.error
 
 
-def _catch(writer: socket.socket) -> tuple[list[int], list[int]]:
+def _catch(writer: socket.socket) -> tuple[Collection[int], Collection[int]]:
     """Makes each signal a byte in `writer`, except those that are ignored.
 
     A handler that sets an Event would deadlock if the signal came while the main thread holds the Event's lock. So the
@@ -58,12 +59,13 @@ def _catch(writer: socket.socket) -> tuple[list[int], list[int]]:
         The numbers of the signals that stop the proxy, and of those that do nothing.
     """
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    stopping: list[int] = [number for name in STOPPING if not is_ignored(number := getattr(signal, name))]
+    stopping = stopping_signals()
     harmless: list[int] = []
-    if hasattr(signal, "SIGHUP") and not is_ignored(signal.SIGHUP):
-        (stopping if _has_terminal() else harmless).append(signal.SIGHUP)
+    if hasattr(signal, "SIGHUP") and signal.SIGHUP not in stopping and not is_ignored(signal.SIGHUP):
+        harmless.append(signal.SIGHUP)
     for number in (*stopping, *harmless):
         signal.signal(number, lambda _number, _frame: None)
+    writer.send(bytes(hung_up[:1]))  # it came before
     return stopping, harmless
 
 
@@ -101,12 +103,3 @@ class _Run(threading.Thread):
             what = "1 connection" if active == 1 else f"{active} connections"
             how = "Ctrl-C again" if os.isatty(2) else "a second signal"
             self._proxy._note("stopping", f"waiting up to {grace:g} s for {what} to end; {how} stops at once")
-
-
-def _has_terminal() -> bool:
-    """Has the process a controlling terminal?"""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))  # to write, the sandbox forbids
-    except OSError:
-        return False
-    return True

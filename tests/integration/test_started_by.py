@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from support.command import Command
-from support.machine import needs
+from support.machine import needs, needs_proc
 from support.peers import Echo, connect, free_port, relays
 from support.streams import echoes
 from support.waiting import TIMEOUT, eventually
@@ -26,12 +28,37 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", f"import os, signal, sys\n{code}\nos.execv(sys.argv[1], sys.argv[1:])")
 
 
+def namespace(*args: str) -> tuple[str, ...]:
+    """A wrapper that runs the command under `unshare` with these arguments, or skips the test."""
+    needs("unshare", "mount")
+    kinds = [arg for arg in args if arg.startswith("-")][:1]
+    if subprocess.run(["unshare", *kinds, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to make a namespace")
+    return (str(shutil.which("unshare")), *args)
+
+
+def answers(address: tuple[str, int]) -> bool:
+    """Does a proxy listen there, and relay?"""
+    with contextlib.suppress(ConnectionRefusedError):
+        return relays(address)
+    return False
+
+
+def children(pid: int) -> list[int]:
+    """Those of a process, also zombies."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+    return [number for number, fields in stats.items() if int(fields[1]) == pid]
+
+
 # --- signals ---
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_that_were_blocked(command: Start, echo: Echo, number: signal.Signals) -> None:
-    wrapper = python("signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))")
+    wrapper = python("signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())")
     proxy = command(echo.name, wrapper=wrapper)
     assert relays(proxy.address)
     proxy.signal(number)
@@ -76,50 +103,188 @@ def test_a_hang_up_without_a_terminal(command: Start, echo: Echo) -> None:
     assert len([line for line in proxy.stderr if "SIGHUP" in line]) == 1
 
 
-def test_a_hang_up_with_a_terminal(command: Start, echo: Echo) -> None:
+@pytest.mark.parametrize("devices", [True, False], ids=["", "no /dev/tty"])
+def test_a_hang_up_with_a_terminal(command: Start, echo: Echo, terminal: tuple[int, str], devices: bool) -> None:
     """The terminal is gone, and with it whoever started the command: it ends as by SIGTERM."""
-    session = (
-        "import fcntl, termios\nos.setsid()\nfcntl.ioctl(os.open(sys.argv.pop(1), os.O_RDWR), termios.TIOCSCTTY, 0)"
-    )
-    leader, terminal = os.openpty()
-    try:
-        proxy = command(echo.name, wrapper=(*python(session), os.ttyname(terminal)))
-        with connect(proxy.address) as client:
-            assert echoes(client)
-            proxy.signal(signal.SIGHUP)
-            client.close()
-            assert proxy.wait() == 0, proxy.stderr
-    finally:
-        os.close(leader)
-        os.close(terminal)
+    session = "os.setsid(); os.dup2(os.open(sys.argv.pop(1), os.O_RDWR), 0)"  # the terminal becomes its own
+    wrapper = (*python(session), terminal[1])
+    if not devices:
+        wrapper += namespace("--mount", "sh", "-c", 'mount -t tmpfs none /dev && exec "$0" "$@"')
+    proxy = command(echo.name, wrapper=wrapper)
+    with connect(proxy.address) as client:
+        assert echoes(client)
+        proxy.signal(signal.SIGHUP)
+        client.close()
+        assert proxy.wait() == 0, proxy.stderr
 
 
-FIRST = """
+EARLY = """
 import importlib.abc, os, signal, sys
 
 class Interrupt(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name == "click":
             sys.meta_path.remove(self)
-            assert os.getpid() == 1
-            os.kill(1, int(sys.argv[1]))
+            os.kill(os.getpid(), number)
 
+number = int(sys.argv.pop(1))
 from tcpproxy.__main__ import main
 sys.meta_path.insert(0, Interrupt())
 main()
 """
+"""The command, which gets a signal during its imports."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_process_during_its_start(number: signal.Signals) -> None:
     """The kernel drops a signal to PID 1 that has no handler: a `docker stop` in the first moment would be lost."""
-    needs("unshare")
-    argv = ["unshare", "-pf", sys.executable, "-c", FIRST, str(int(number))]
+    argv = [*namespace("-pf"), sys.executable, "-c", EARLY, str(int(number))]
     done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=TIMEOUT, check=False)
-    if "Operation not permitted" in done.stderr:
-        pytest.skip("needs the right to make a process namespace")
     assert done.returncode == 128 + number, done.stderr
     assert done.stderr == ""
+
+
+def test_a_hang_up_during_the_start(echo: Echo) -> None:
+    """Without a terminal it means no end, however early it comes; with the next one it is said once."""
+    argv = [sys.executable, "-c", EARLY, str(int(signal.SIGHUP)), echo.name]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline().startswith("Listening on ")
+        process.send_signal(signal.SIGHUP)
+        process.terminate()
+        assert len(process.stderr.readlines()) == 1
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_signals_that_wait(command: Start, echo: Echo, number: signal.Signals) -> None:
+    """A blocked signal that was sent before arrives when it is unblocked: what it does must be set by then."""
+    wrapper = python(
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); os.kill(os.getpid(), {int(number)})"
+    )
+    proxy = command(echo.name, wrapper=wrapper, start_new_session=True)
+    if number != signal.SIGTERM:
+        assert relays(proxy.address)
+        proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == (-signal.SIGTERM if number == signal.SIGTERM else 0)
+    assert len(proxy.complaints) == (number == signal.SIGHUP), proxy.stderr
+
+
+# --- a terminal with job control ---
+
+SHELL = """
+import ctypes, fcntl, os, signal, sys, termios
+
+terminal, where, blocked, *argv = sys.argv[1:]
+os.setsid()
+terminal = os.open(terminal, os.O_RDWR)  # which becomes that of the session
+modes = termios.tcgetattr(terminal)
+modes[3] |= termios.TOSTOP
+termios.tcsetattr(terminal, termios.TCSANOW, modes)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+ready, go = os.pipe()
+job = os.fork()
+if job == 0:
+    os.read(ready, 1)
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    if blocked == "blocked":
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # it ends with this process
+    os.dup2(terminal, 1)
+    os.execv(argv[0], argv)
+os.setpgid(job, job)
+if where == "foreground":
+    os.tcsetpgrp(terminal, job)
+signal.signal(signal.SIGTERM, lambda *_: os.kill(job, signal.SIGTERM))
+os.write(go, b"!")
+_, status = os.waitpid(job, os.WUNTRACED)
+sys.exit(100 + os.WSTOPSIG(status) if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status))
+"""
+"""A shell with one job, in the foreground or background of a terminal where that makes a difference for writing. Exit
+code: that of the job; 100 and the signal if that stopped it."""
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, str]]:
+    """A terminal: the descriptor of its user's end, and the name of the other one."""
+    user, other = os.openpty()
+    yield user, os.ttyname(other)
+    os.close(user)
+    os.close(other)
+
+
+@pytest.fixture
+def job(command: Start, echo: Echo, terminal: tuple[int, str]) -> Callable[..., tuple[Command, tuple[str, int]]]:
+    """Starts the command as the job of a shell; where it listens."""
+
+    def job(where: str, blocked: str = "") -> tuple[Command, tuple[str, int]]:
+        needs_proc()
+        port = free_port()
+        wrapper = (sys.executable, "-c", SHELL, terminal[1], where, blocked)
+        return command("-l", str(port), echo.name, wrapper=wrapper), ("127.0.0.1", port)
+
+    return job
+
+
+def test_background_of_a_terminal(job: Callable[..., tuple[Command, tuple[str, int]]]) -> None:
+    """`stty tostop`: a line on the terminal must not stop the relay."""
+    shell, address = job("background")
+    eventually(lambda: shell.process.poll() is not None or answers(address), TIMEOUT)
+    for _ in range(3):
+        assert relays(address), shell.wait()
+    shell.signal(signal.SIGTERM)
+    assert shell.wait() == 0
+    assert shell.complaints == []
+
+
+@pytest.mark.parametrize("blocked", ["", "blocked"])
+def test_ctrl_z(job: Callable[..., tuple[Command, tuple[str, int]]], terminal: tuple[int, str], blocked: str) -> None:
+    """It stops the command, which is what the user wants."""
+    shell, address = job("foreground", blocked)
+    eventually(lambda: shell.process.poll() is not None or answers(address), TIMEOUT)
+    os.write(terminal[0], b"\x1a")
+    assert shell.wait() == 100 + signal.SIGTSTP
+
+
+# --- children ---
+
+PARENT = """
+def child():
+    if os.fork():
+        return False
+    if os.fork():
+        os._exit(0)  # a zombie, and an orphan
+    os.read(int(sys.argv[1]), 1)
+    os._exit(0)
+if child() or os.fork() == 0:
+    os.read(int(sys.argv[1]), 1)
+    os._exit(0)
+del sys.argv[1]
+"""
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["", "PID 1"])
+def test_children_that_are_not_its_own(command: Start, echo: Echo, first: bool) -> None:
+    """Those of a script that became the command, and orphans in a container, leave no zombies."""
+    needs_proc()
+    reader, writer = os.pipe()
+    with os.fdopen(reader), os.fdopen(writer, "wb") as life:
+        wrapper = (*(namespace("-pf", "--kill-child") if first else ()), *python(PARENT), str(reader))
+        proxy = command(echo.name, wrapper=wrapper, pass_fds=(reader,))
+        assert relays(proxy.address)
+        pid = proxy.process.pid
+        if first:
+            (pid,) = children(pid)
+        assert len(children(pid)) == 1 + first
+        life.close()
+        eventually(lambda: not children(pid), TIMEOUT, "there are zombies")
+    assert relays(proxy.address)
+    os.kill(pid, signal.SIGTERM)
+    assert proxy.wait() == 0
+    assert proxy.complaints == []
 
 
 # --- descriptors, devices, limits ---
@@ -132,19 +297,10 @@ def test_closed_standard_descriptors(command: Start, echo: Echo, closed: str, de
     hide = "" if devices else "mount -t tmpfs none /dev && "
     wrapper = ("sh", "-c", f'{hide}exec "$0" "$@" {closed}')
     if not devices:
-        needs("unshare", "mount")
-        wrapper = ("unshare", "--mount", *wrapper)
-        if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
-            pytest.skip("needs the right to make a mount namespace")
+        wrapper = namespace("--mount", *wrapper)
     port = free_port()
     proxy = command("-l", str(port), echo.name, wrapper=wrapper)
-
-    def relay() -> bool:
-        with contextlib.suppress(ConnectionRefusedError):
-            return relays(("127.0.0.1", port))
-        return False
-
-    eventually(relay, TIMEOUT)
+    eventually(lambda: answers(("127.0.0.1", port)), TIMEOUT)
     proxy.signal(signal.SIGTERM)
     assert proxy.wait() == 0
 
