@@ -28,7 +28,7 @@ no_fork = Lock()
 """Held while a proxy opens or closes descriptors: a fork in another thread waits, or the child could not tell which."""
 
 FORK_WAIT = 3.0
-"""Seconds that a fork waits at most. An opening takes milliseconds, and more if `bind` is a name."""
+"""Seconds that a fork waits at most. An opening takes milliseconds."""
 
 
 def register(proxy: Stoppable) -> None:

@@ -22,7 +22,7 @@ from .errors import StartError, TcpProxyError, WorkerError
 from .native import Event as Signal
 from .native import Lock, monotonic
 from .network.limits import connection_limit
-from .network.listening import address, is_public, listen, own_addresses, small_buffers, where
+from .network.listening import address, is_public, known_places, listen, no_place, own_addresses, small_buffers, where
 from .network.resolver import Address, Resolver, numeric
 from .report.event import Event, EventKind
 from .report.reporter import Reporter
@@ -71,7 +71,7 @@ class Proxy:
         self.failure: WorkerError | None = None
         self._reporter = Reporter(on_event)
         self._crew: Crew | None = None
-        self._resolver: Resolver | None = None
+        self._resolver: Resolver | None = None  # that the start waits for
         self._lock = Lock()
         self._busy: set[int] = set()  # idents of threads in a start or a stop
         self._started = False
@@ -118,8 +118,9 @@ class Proxy:
         resolver, addresses = self._find_target()
         crew = Crew(self.config, self._reporter, resolver, self._failed, self._record)
         try:
+            places = self._find_places()
             with lifetime.no_fork:
-                self._open(crew, addresses)
+                self._open(crew, places, resolver, addresses)
         except BaseException as error:
             self._undo(crew)
             if isinstance(error, OSError | MemoryError | RuntimeError) and not isinstance(error, TcpProxyError):
@@ -127,12 +128,12 @@ class Proxy:
             raise
         return crew
 
-    def _open(self, crew: Crew, addresses: list[Address]) -> None:
-        listeners = listen(self.config, addresses)
+    def _open(self, crew: Crew, places: list[Address], resolver: Resolver | None, addresses: list[Address]) -> None:
+        listeners = listen(self.config, places, addresses)
         with contextlib.ExitStack() as stack:
             for listener in listeners:
                 stack.callback(listener.close)  # each worker has a duplicate
-            addresses = self._others(listeners, self._resolver, addresses)
+            addresses = self._others(listeners, resolver, addresses)
             limit, warning = connection_limit(self.config)
             if warning:
                 self._reporter.note("warning", warning)
@@ -150,16 +151,30 @@ class Proxy:
         known = numeric(remote.host, remote.port)
         if known:
             return None, known
-        resolver = self._resolver = Resolver(remote.host, remote.port)
-        if self._stopping.is_set():  # by another thread, which found no resolver to interrupt
-            resolver.close()
-        found, _ = resolver.lookup(START_LOOKUP)
+        resolver, found = self._look_up(remote.host, remote.port, START_LOOKUP)
         if not found and not self._stopping.is_set():
             why = resolver.lookup_error or f"no answer within {START_LOOKUP:g} s"
             self._reporter.note(
                 "warning", f"cannot resolve {remote.host} ({why}); it is looked up again for each connection"
             )
         return resolver, found
+
+    def _find_places(self) -> list[Address]:
+        """The addresses to listen on: none if the proxy is stopped during their look-up, which may take long."""
+        bind = self.config.listening.bind
+        if known := known_places(bind):
+            return known
+        resolver, found = self._look_up(bind, 0, None)
+        if not found and not self._stopping.is_set():
+            raise no_place(bind, resolver.lookup_error)
+        return found
+
+    def _look_up(self, host: str, port: int, timeout: float | None) -> tuple[Resolver, list[Address]]:
+        """Asks for a name's addresses, until the proxy is stopped."""
+        resolver = self._resolver = Resolver(host, port)
+        if self._stopping.is_set():  # by another thread, which found no resolver to interrupt
+            resolver.close()
+        return resolver, resolver.lookup(timeout)[0]
 
     def _others(
         self, listeners: list[socket.socket], resolver: Resolver | None, addresses: list[Address]

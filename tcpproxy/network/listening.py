@@ -10,7 +10,7 @@ from collections.abc import Callable
 from .._core.worker import LIMITS
 from ..config.config import Config
 from ..errors import StartError, UsageError
-from .resolver import Address
+from .resolver import Address, numeric
 
 BACKLOG = 4096
 """Connections that the kernel queues for a listener; the system may have a lower limit (Linux: net.core.somaxconn)."""
@@ -18,18 +18,37 @@ BACKLOG = 4096
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
-def listen(config: Config, target: list[Address]) -> list[socket.socket]:
+def known_places(bind: str) -> list[Address]:
+    """Returns what `bind` means without a look-up, with port 0; nothing if it is a name that has to be looked up."""
+    if bind != "localhost":
+        return numeric(bind, 0) or []
+    both = [(b"\x7f\0\0\1", 0, 0)]
+    return [*both, (bytes(15) + b"\1", 0, 0)] if _is_local(socket.AF_INET6, "::1") else both
+
+
+def no_place(bind: str, why: str) -> StartError:
+    """Returns what to raise if the look-up of `bind` has failed, because of `why`."""
+    if _is_interface(bind):
+        why = "that is a network interface, expected one of its addresses"
+    return StartError(f"cannot listen on {bind}", OSError(why))
+
+
+def listen(config: Config, found: list[Address], target: list[Address]) -> list[socket.socket]:
     """Listens on every address of `bind`, all on one port.
 
     Args:
-        config: the address, the port, and the remote for error texts.
+        config: the port, and what error texts need.
+        found: the addresses that `bind` means; their ports are not used.
         target: upstream's addresses, not all of which may lead back here.
 
     Raises:
         StartError: an address cannot be listened on.
         UsageError: upstream is these listeners, and nothing else.
     """
-    places = _bind_places(config)
+    if len(found) > LIMITS["listeners"]:
+        why = OSError(f"it has {len(found)} addresses, expected at most {LIMITS['listeners']}")
+        raise StartError(f"cannot listen on {config.listening.bind}", why)
+    places = [_place(each) for each in found]
     for attempt in range(8):
         sockets: list[socket.socket] = []
         port = config.listening.port
@@ -58,29 +77,12 @@ def listen(config: Config, target: list[Address]) -> list[socket.socket]:
     raise AssertionError("unreachable")
 
 
-def _bind_places(config: Config) -> list[tuple[int, str]]:
-    """Returns (family, address) of every address to listen on."""
-    if config.listening.bind == "localhost":
-        both = [(int(socket.AF_INET), "127.0.0.1")]
-        return [*both, (int(socket.AF_INET6), "::1")] if _is_local(socket.AF_INET6, "::1") else both
-    try:
-        found = socket.getaddrinfo(config.listening.bind, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        why = error if isinstance(error, OSError) else OSError(str(error))
-        if _is_interface(config.listening.bind):
-            why = OSError("that is a network interface, expected one of its addresses")
-        raise StartError(f"cannot listen on {config.listening.bind}", OSError(why.strerror or str(why))) from error
-    places: list[tuple[int, str]] = []
-    for family, _, _, _, where in found:
-        host = str(where[0])
-        if len(where) == 4 and where[3] and "%" not in host:
-            host = f"{host}%{where[3]}"
-        if (int(family), host) not in places:
-            places.append((int(family), host))
-    if len(places) > LIMITS["listeners"]:
-        why = OSError(f"it has {len(places)} addresses, expected at most {LIMITS['listeners']}")
-        raise StartError(f"cannot listen on {config.listening.bind}", why)
-    return places
+def _place(address: Address) -> tuple[int, str]:
+    """Returns its family, and the host as `getaddrinfo` reads it."""
+    raw, _, scope = address
+    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
+    host = socket.inet_ntop(family, raw)
+    return int(family), f"{host}%{scope}" if scope else host
 
 
 def _bind(family: int, host: str, port: int) -> socket.socket:

@@ -476,13 +476,18 @@ def test_name_to_listen_on(
             assert read_exactly(connection, 2) == greeters[0].greeting
 
 
+@pytest.mark.parametrize("args", [(f"{NAME}:80",), ("-b", NAME, "127.0.0.1:80")], ids=["remote", "bind"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_first_lookup(
-    command: Callable[..., Command], wrapper: tuple[str, ...], nameserver: Nameserver, number: signal.Signals
+    command: Callable[..., Command],
+    wrapper: tuple[str, ...],
+    nameserver: Nameserver,
+    number: signal.Signals,
+    args: tuple[str, ...],
 ) -> None:
     """It ends the start at once: nothing listens, and nothing says so."""
     nameserver.hold()
-    proxy = command(f"{NAME}:80", wrapper=wrapper)
+    proxy = command(*args, wrapper=wrapper)
     eventually(lambda: nameserver.held, TIMEOUT, "the name is not looked up")
     start = time.monotonic()
     proxy.signal(number)

@@ -322,14 +322,15 @@ def test_async_block(loop: Callable[[Callable[[], object]], None], echo: Echo) -
 
 
 @loops
+@pytest.mark.parametrize(("remote", "bind"), [("dead.test:80", "127.0.0.1"), ("127.0.0.1:80", "dead.test")])
 @pytest.mark.usefixtures("dead_names")
-def test_cancelled_start(loop: Callable[[Callable[[], object]], None]) -> None:
+def test_cancelled_start(loop: Callable[[Callable[[], object]], None], remote: str, bind: str) -> None:
     """It returns at once, nothing listens, and no thread is left but the one that asks the system."""
     events: list[Event] = []
 
     async def main() -> None:
         begun = time.monotonic()
-        proxy = Proxy("dead.test:80", on_event=events.append)
+        proxy = Proxy(remote, bind=bind, on_event=events.append)
         async with given(0.1), proxy:
             raise AssertionError("it has started")
         assert time.monotonic() - begun < 1.5

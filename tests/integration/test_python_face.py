@@ -542,6 +542,8 @@ def addresses(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     real = socket.getaddrinfo
 
     def look_up(host: object, *args: object, **options: object) -> object:
+        if host == "many" and options.get("flags"):
+            raise socket.gaierror(socket.EAI_NONAME, "it is no number")
         if host == "many":
             return [info for each in range(count) for info in real(f"127.0.0.{each + 1}", *args, **options)]  # type: ignore[arg-type,call-overload]
         return real(host, *args, **options)  # type: ignore[arg-type,call-overload]
