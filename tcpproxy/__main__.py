@@ -1,5 +1,7 @@
 """The command's entry point, also as `python -m tcpproxy`."""
 
+import errno
+import os
 import sys
 
 from .command.inherited import prepare
@@ -8,6 +10,13 @@ from .command.inherited import prepare
 def main() -> None:
     """Runs the command. A signal before its handlers are set ends the process as it ends any program."""
     prepare()
+    try:
+        _run()
+    except MemoryError:
+        sys.exit(f"tcpproxy: cannot start: {os.strerror(errno.ENOMEM)}")
+
+
+def _run() -> None:
     try:
         from ._core.worker import POLLER  # noqa: F401
     except ImportError as error:

@@ -119,12 +119,12 @@ class Crew:
         }
 
     def start(self) -> None:
-        """Starts all threads.
+        """Starts all threads: that of the log last, because it says that the proxy listens.
 
         Raises:
             RuntimeError: the system refuses a thread.
         """
-        for thread in (self._tap_thread, *self._threads, self._log_thread, self._lookup_thread):
+        for thread in (self._tap_thread, *self._threads, self._lookup_thread, self._log_thread):
             if thread:
                 thread.start()
 

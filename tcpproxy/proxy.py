@@ -21,7 +21,7 @@ from .crew import LOG_DRAIN, Crew
 from .errors import StartError, TcpProxyError, WorkerError
 from .native import Event as Signal
 from .native import Lock, monotonic
-from .network.limits import connection_limit
+from .network.limits import check_room, connection_limit
 from .network.listening import address, is_public, known_places, listen, no_place, own_addresses, small_buffers, where
 from .network.resolver import Address, Resolver, numeric
 from .report.event import Event, EventKind
@@ -138,6 +138,7 @@ class Proxy:
             if warning:
                 self._reporter.note("warning", warning)
             crew.open(listeners, addresses, limit)
+            check_room(listeners)
             self._crew = crew
             if self._stopping.is_set():  # by another thread, which found no crew to stop
                 crew.stop(abort=True)

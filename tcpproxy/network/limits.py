@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 
 from .._core.worker import LIMITS
 from ..config.config import Config
@@ -48,6 +49,13 @@ def connection_limit(config: Config) -> tuple[int, str]:
         label = config.labels["max_connections"]
         return asked, f"{label} {asked} is more than the limit of {soft} open files allows ({fits})"
     return asked, ""
+
+
+def check_room(listeners: list[socket.socket]) -> None:
+    """Raises OSError if there are no descriptors for a single connection, which needs two."""
+    with contextlib.ExitStack() as probes:
+        for listener in listeners[:1] * 2:
+            probes.enter_context(listener.dup())
 
 
 def ephemeral_ports() -> tuple[int, int]:
