@@ -367,6 +367,70 @@ def test_too_little_memory_to_start(module: str) -> None:
     assert done.stderr == "tcpproxy: cannot start: Cannot allocate memory\n"
 
 
+# --- files and libraries of the system ---
+
+
+ETC = {
+    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+    "nsswitch.conf": "hosts: files dns\n",
+    "services": "echo 7/tcp\n",
+}
+
+
+@pytest.mark.parametrize("missing", [*ETC, "all"])
+def test_missing_files_of_etc(command: Start, echo: Echo, tmp_path: Path, missing: str) -> None:
+    """As in a container that was made of nothing: numbers need none of them, and localhost is the loopback."""
+    for name, text in ETC.items():
+        if missing not in (name, "all"):
+            (tmp_path / name).write_text(text)
+    wrapper = namespace("--mount", "sh", "-c", f'mount --bind {tmp_path} /etc && exec "$0" "$@"')
+    for remote, *options in ((echo.name,), (f"localhost:{echo.port}",), (echo.name, "-b", "localhost")):
+        proxy = command(*options, remote, wrapper=wrapper)
+        assert relays(proxy.address)
+        assert proxy.complaints == []
+
+
+NO_CTYPES = """
+import importlib.abc, sys
+
+class Refusal(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "ctypes":
+            raise MemoryError
+
+from tcpproxy.__main__ import main
+sys.meta_path.insert(0, Refusal())
+del sys.argv[1:4]  # "python -m tcpproxy"
+main()
+"""
+
+
+def test_libffi_that_refuses(command: Start, echo: Echo) -> None:
+    """Where memory must not be writable and executable, the import of ctypes may raise MemoryError: it is as if the
+    kernel had no sandbox.
+    """
+    wrapper = (sys.executable, "-c", NO_CTYPES)
+    proxy = command(echo.name, wrapper=wrapper)
+    assert relays(proxy.address)
+    assert proxy.complaints == []
+    proxy = command("--sandbox", "require", echo.name, wrapper=wrapper)
+    assert proxy.wait() == 1
+    assert proxy.stdout == []
+    assert len(proxy.stderr) == 1
+    assert proxy.stderr[0].startswith("tcpproxy: cannot enter the sandbox that is required: "), proxy.stderr
+
+
+def test_memory_that_is_never_writable_and_executable(command: Start, echo: Echo) -> None:
+    """The policy itself, as of systemd's MemoryDenyWriteExecute."""
+    needs_proc()
+    if subprocess.run([*python("import ctypes; sys.exit(-ctypes.CDLL(None).prctl(65, 1, 0, 0, 0))")]).returncode:
+        pytest.skip("needs PR_SET_MDWE, of Linux 6.3")
+    proxy = command(echo.name, wrapper=python("import ctypes; ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)"))
+    assert relays(proxy.address)
+    assert proxy.complaints == []
+
+
 # --- the end ---
 
 
