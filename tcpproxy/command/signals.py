@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Collection
 
 from ..errors import StartError
 from ..proxy import Proxy
@@ -49,7 +48,7 @@ def serve(proxy: Proxy) -> None:
         raise run.error
 
 
-def _catch(writer: socket.socket) -> tuple[Collection[int], Collection[int]]:
+def _catch(writer: socket.socket) -> tuple[list[int], list[int]]:
     """Makes each signal a byte in `writer`, except those that are ignored.
 
     A handler that sets an Event would deadlock if the signal came while the main thread holds the Event's lock. So the
