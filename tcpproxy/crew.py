@@ -81,7 +81,6 @@ class Crew:
                 with listener.dup() as duplicate:
                     worker.listen(duplicate.fileno(), 0)
                     duplicate.detach()  # from here on the worker owns and closes it
-            worker.want_events(self._reporter.kinds)
             if addresses:
                 worker.set_addresses(0, addresses, None if self._resolver is None else TTL)
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
@@ -91,6 +90,8 @@ class Crew:
             self.tap = TapReader(self._workers, record=self._record)
             self._tap_thread = make_thread("tcpproxy-tap", self.tap.run)
         self._reporter.open(self._workers, self._threads, log_wakeup, self._resolver)
+        for worker in self._workers:
+            worker.want_events(self._reporter.kinds, self._reporter.wants_outgoing)
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
         if self._resolver:
             self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._resolver, lookup_wakeup)
@@ -194,8 +195,8 @@ class Crew:
         """Those of each worker."""
         return [worker.counters() for worker in self._workers]
 
-    def connections(self) -> list[tuple[int, str, str, Any, int, int, float]]:
-        """The live connections of all workers: (id, client, upstream, state, to_upstream, to_client, age)."""
+    def connections(self) -> list[tuple[int, str, str, Any, int, int, float, float, float, int, int, str]]:
+        """The live connections of all workers, as `Worker.connections` has them."""
         return [item for worker in self._workers for item in worker.connections()]
 
     # --- what the threads do ---

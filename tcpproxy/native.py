@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ._core.worker import monotonic
+from ._core.worker import monotonic, wall
 
-__all__ = ["Event", "Lock", "Thread", "getaddrinfo", "make_thread", "monotonic", "this_thread"]
+__all__ = ["Event", "Lock", "Thread", "getaddrinfo", "make_thread", "monotonic", "this_thread", "wall"]
 
 STEP = 0.005
 """Seconds between two looks of a greenlet that waits: nothing wakes it from another thread."""

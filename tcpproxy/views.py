@@ -63,6 +63,11 @@ class Connection:
         to_upstream: bytes delivered to upstream.
         to_client: bytes delivered to the client.
         age: seconds since the client was accepted.
+        connect_time: seconds from accept until upstream was connected; 0: it is not.
+        idle: seconds since bytes last passed, or else since upstream was connected, or since accept.
+        waiting_for_upstream: bytes that the proxy has read from the client and upstream has not taken yet.
+        waiting_for_client: the same in the other direction.
+        outgoing: the proxy's own address toward upstream, `host:port`; empty until it is connected.
     """
 
     id: int
@@ -72,3 +77,8 @@ class Connection:
     to_upstream: int
     to_client: int
     age: float
+    connect_time: float
+    idle: float
+    waiting_for_upstream: int
+    waiting_for_client: int
+    outgoing: str

@@ -11,9 +11,13 @@ cdef struct ViewItem:       # one live relay, as another thread sees it
     uint64_t id
     net_addr client
     net_addr upstream
+    net_addr outgoing       # the proxy's own address toward upstream
     uint64_t to_upstream
     uint64_t to_client
+    uint64_t waiting[2]     # of each half: bytes that it has read and could not deliver yet
     uint64_t age_ns
+    uint64_t connect_ns     # from accept to connected; 0: it is not connected
+    uint64_t idle_ns        # since the last turn that moved bytes or passed an end on, or since connected, or since accept
     uint8_t state
 
 cdef struct View:           # filled by the worker between two batches

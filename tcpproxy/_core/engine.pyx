@@ -5,8 +5,10 @@ from tcpproxy._core.bulk cimport BULK_OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.events cimport REASON_SHUTDOWN
+from tcpproxy._core.half cimport half_waiting
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
 from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, loop_resume, relay_alive
+from tcpproxy._core.net cimport NET_NONE, net_own_address
 from tcpproxy._core.opening cimport opening_resolved, opening_start, opening_turn_away
 from tcpproxy._core.poller cimport POLLER_BATCH, poller_wait, poller_wake
 from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
@@ -293,6 +295,13 @@ cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
             item.to_upstream = relay.halves[CLIENT].delivered
             item.to_client = relay.halves[UPSTREAM].delivered
             item.age_ns = loop.now_ns - relay.accepted_ns
+            item.connect_ns = relay.connected_ns - relay.accepted_ns if relay.connected_ns else 0
+            item.idle_ns = loop.now_ns - (relay.moved_ns or relay.connected_ns or relay.accepted_ns)
+            item.waiting[CLIENT] = half_waiting(&relay.halves[CLIENT])
+            item.waiting[UPSTREAM] = half_waiting(&relay.halves[UPSTREAM])
+            item.outgoing.length = 0
+            if relay.connected_ns and relay.sides[UPSTREAM].watch.fd != NET_NONE:
+                net_own_address(relay.sides[UPSTREAM].watch.fd, &item.outgoing)
             item.state = relay.state
         view.count += 1
 

@@ -2,14 +2,19 @@
 # reader (the log thread). The writer never waits: records that do not fit are counted, and the reader logs the count.
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 from tcpproxy._core.net cimport net_addr, net_socket
+from tcpproxy._core.sync cimport sync_peek
 
 cdef enum:                  # EventRecord.kind; names in events_kind_name
     EVENT_NEW = 1           # a client was accepted
+    EVENT_CONNECTED         # its upstream is connected
     EVENT_END               # a relay has ended; connect_ns is 0 if that was before it was connected
     EVENT_FAILED            # a client was turned away, or its upstream was not reached
     EVENT_ACCEPT_ERROR      # accepting pauses: out of descriptors or memory (EMFILE and the like)
     EVENT_ACCEPT_LIMIT      # accepting pauses: as many connections as allowed (Group.limit). No relay ends with it
     KINDS
+
+cdef enum:
+    EVENTS_OUTGOING = 1     # bit of EventRing.wanted: records of connections have `outgoing`, which costs a call each
 
 cdef enum:                  # why a relay ended; names in events_reason_name
     REASON_NONE = 0
@@ -32,22 +37,29 @@ cdef struct EventRecord:
     uint8_t reason
     int32_t error           # errno of the cause, or 0
     uint64_t id             # of the connection, from 1; 0: the record is about no connection
+    uint64_t at_ns          # when it happened, by the worker's clock
     uint64_t to_upstream    # bytes delivered
     uint64_t to_client      # bytes delivered
     uint64_t duration_ns    # since accept
     uint64_t connect_ns     # from accept to connected
     net_addr client
     net_addr upstream       # the address that was connected, or the one tried last
+    net_addr outgoing       # the proxy's own address toward upstream; only if EVENTS_OUTGOING is wanted
 
 cdef struct EventRing:
     EventRecord *records
     uint64_t mask           # number of records - 1
-    uint64_t wanted         # bit 1 << kind: records of that kind are written
+    uint64_t wanted         # bit 1 << kind: records of that kind are written; EVENTS_OUTGOING
     uint64_t written        # records since the start; changed by the worker only
     uint64_t taken          # records since the start; changed by the reader only
     uint64_t lost           # records that did not fit
     uint64_t asleep         # the reader sleeps until a byte arrives at its socket
     net_socket wakeup       # that byte is sent here
+
+
+cdef inline bint events_wanted(EventRing *ring, uint64_t bits) noexcept nogil:
+    return sync_peek(&ring.wanted) & bits != 0
+
 
 cdef int events_init(EventRing *ring, uint64_t room, net_socket wakeup) noexcept nogil    # 0 or -ENOMEM; room: a power of two
 cdef void events_free(EventRing *ring) noexcept nogil

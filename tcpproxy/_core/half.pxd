@@ -90,5 +90,10 @@ cdef struct Pump:               # what all halves of a worker share
     Pipes pipes
     uint64_t spliced            # bytes delivered by splice
 
+cdef inline uint64_t half_waiting(const Half *half) noexcept nogil:
+    """Bytes that it has read and could not deliver yet."""
+    return half.buffer.end - half.buffer.start + (half.pipe.held if half.pipe != NULL else 0)
+
+
 cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil
 cdef void half_break(Half *half, Pump *pump) noexcept nogil    # drops what is queued; nothing more will be delivered

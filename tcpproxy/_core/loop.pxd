@@ -39,6 +39,9 @@ cdef enum:                  # limits of one proxy
     TABLE_CHUNKS = 16384
     CONNECTIONS = 1000000   # at a time: upper bound, also where the system allows more descriptors
 
+cdef struct Origin:         # of a relay; allocated only when somebody wants it
+    net_addr outgoing       # the proxy's own address toward upstream
+
 cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
     Relay *next             # of the run queue, of the stalled relays, or of the free slots
     Relay *next_closed
@@ -50,6 +53,8 @@ cdef struct Relay:          # one proxied connection; its two sockets are `sides
     uint64_t id             # the number of the connection, from 1, in the order of accept
     uint64_t accepted_ns
     uint64_t connected_ns   # 0: not connected
+    uint64_t moved_ns       # of the last turn that moved bytes or passed an end on; 0: none has
+    Origin *origin          # NULL: not wanted, or no memory for it
     net_addr client
     net_addr upstream       # connected to, or tried last
     uint32_t index          # its slot in the table

@@ -154,15 +154,14 @@ static inline int net_met_itself(net_socket fd, const net_addr *to, const net_tu
     return ntohs(v6->sin6_port) == port && memcmp(&v6->sin6_addr, to->bytes + 8, 16) == 0;
 }
 
-/* The address of our end of a connection; length 0 where the system does not tell. */
-static inline void net_local(net_socket fd, net_addr *own)
+static inline void net_own_address(net_socket fd, net_addr *to) /* no address where the system does not know it */
 {
-    struct sockaddr_storage name;
-    socklen_t length = sizeof name;
-    memset(own, 0, sizeof *own);
-    if (getsockname(fd, (struct sockaddr *)&name, &length) == 0 && (size_t)length <= sizeof own->bytes) {
-        own->length = (uint32_t)length;
-        memcpy(own->bytes, &name, (size_t)length);
+    struct sockaddr_storage own;
+    socklen_t length = sizeof own;
+    to->length = 0;
+    if (getsockname(fd, (struct sockaddr *)&own, &length) == 0 && (size_t)length <= sizeof to->bytes) {
+        memcpy(to->bytes, &own, (size_t)length);
+        to->length = (uint32_t)length;
     }
 }
 

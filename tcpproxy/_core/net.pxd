@@ -28,7 +28,7 @@ cdef extern from "net.h" nogil:
     int net_take_error(net_socket fd)                           # a positive errno, or 0
     int net_unconnected(net_socket fd)                          # a positive errno, or 0
     bint net_met_itself(net_socket fd, const net_addr *to, const net_tuning *tuning)
-    void net_local(net_socket fd, net_addr *own)                # own address; length 0: not known
+    void net_own_address(net_socket fd, net_addr *to)
     int64_t net_recv(net_socket fd, void *to, size_t size)
     int64_t net_peek(net_socket fd, void *to, size_t size)
     int64_t net_send(net_socket fd, const void *data, size_t size)

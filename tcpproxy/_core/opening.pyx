@@ -146,7 +146,7 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     closing_forget_attempts(loop, relay)
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
+    reports_connected(loop, relay)
     timers_arm(&loop.timers, &relay.check, TIMER_KEEPALIVE, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)
-    reports_connected(loop, relay)
     loop_enqueue(loop, relay)

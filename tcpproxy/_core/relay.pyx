@@ -128,6 +128,8 @@ cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
                 loop_stall(loop, relay)
             elif moved & PUMP_MORE:
                 loop_enqueue(loop, relay)
+            if moved & PUMP_MOVED:
+                relay.moved_ns = loop.now_ns
             _rearm_deadline(loop, relay, moved & PUMP_MOVED != 0)
     elif relay.state == RELAY_RESETTING:
         closing_reset_when_sent(loop, relay)

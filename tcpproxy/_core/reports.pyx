@@ -1,15 +1,27 @@
 # What the core reports of its connections: the model is in reports.pxd.
 from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-from tcpproxy._core.events cimport EVENT_END, EVENT_FAILED, EVENT_NEW, EventRecord, events_claim, events_publish
-from tcpproxy._core.loop cimport CLIENT, UPSTREAM
-from tcpproxy._core.net cimport net_addr, net_local, net_socket
+from tcpproxy._core.events cimport EVENT_CONNECTED, EVENT_END, EVENT_FAILED, EVENT_NEW, EVENTS_OUTGOING, EventRecord, \
+    events_claim, events_publish, events_wanted
+from tcpproxy._core.loop cimport CLIENT, UPSTREAM, Origin
+from tcpproxy._core.net cimport net_addr, net_own_address, net_socket
 from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.tap cimport TAP_CONNECTED, TAP_END, TAP_OPEN, TapConnected, TapEnd, TapOpen, tap_note
 
 
+cdef EventRecord *_claim(Loop *loop, int kind) noexcept nogil:
+    cdef EventRecord *record
+    if not events_wanted(&loop.events, <uint64_t> 1 << kind):
+        return NULL
+    record = events_claim(&loop.events, kind)
+    if record != NULL:
+        record.at_ns = loop.now_ns
+    return record
+
+
 cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil:
-    cdef EventRecord *record = events_claim(&loop.events, EVENT_NEW)
+    cdef EventRecord *record = _claim(loop, EVENT_NEW)
     sync_bump(&loop.counters.accepted, 1)
     if record != NULL:
         record.id = relay.id
@@ -22,20 +34,47 @@ cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil:
 cdef void _tap_open(Loop *loop, uint64_t id, const net_addr *client, net_socket fd) noexcept nogil:
     cdef TapOpen opened
     opened.client = client[0]
-    net_local(fd, &opened.listener)
+    net_own_address(fd, &opened.listener)
     tap_note(loop.pump.tap, TAP_OPEN, id, CLIENT, 0, &opened, sizeof(opened))
 
 
 cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil:
-    cdef TapConnected connected
+    cdef EventRecord *record
     if loop.pump.tap != NULL:
-        connected.upstream = relay.upstream
-        net_local(relay.sides[UPSTREAM].watch.fd, &connected.local)
-        tap_note(loop.pump.tap, TAP_CONNECTED, relay.id, UPSTREAM, 0, &connected, sizeof(connected))
+        _tap_connected(loop, relay)
+    if not events_wanted(&loop.events, 1 << EVENT_CONNECTED | EVENTS_OUTGOING):
+        return
+    if events_wanted(&loop.events, EVENTS_OUTGOING):
+        # Now: the socket of a side that was reset is closed before its end is reported.
+        relay.origin = <Origin *> malloc(sizeof(Origin))
+        if relay.origin != NULL:
+            net_own_address(relay.sides[UPSTREAM].watch.fd, &relay.origin.outgoing)
+    record = _claim(loop, EVENT_CONNECTED)
+    if record != NULL:
+        _describe(record, relay)
+        record.duration_ns = record.connect_ns
+        events_publish(&loop.events)
+
+
+cdef void _tap_connected(Loop *loop, Relay *relay) noexcept nogil:
+    cdef TapConnected connected
+    connected.upstream = relay.upstream
+    net_own_address(relay.sides[UPSTREAM].watch.fd, &connected.local)
+    tap_note(loop.pump.tap, TAP_CONNECTED, relay.id, UPSTREAM, 0, &connected, sizeof(connected))
+
+
+cdef void _describe(EventRecord *record, const Relay *relay) noexcept nogil:
+    """Sets what the records of a connection have in common."""
+    record.id = relay.id
+    record.connect_ns = relay.connected_ns - relay.accepted_ns if relay.connected_ns else 0
+    record.client = relay.client
+    record.upstream = relay.upstream
+    if relay.origin != NULL:
+        record.outgoing = relay.origin.outgoing
 
 
 cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil:
-    cdef EventRecord *record = events_claim(&loop.events, EVENT_FAILED)
+    cdef EventRecord *record = _claim(loop, EVENT_FAILED)
     cdef TapEnd end
     sync_bump(&loop.counters.refused, 1)
     if record != NULL:
@@ -62,22 +101,21 @@ cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void _closed(Loop *loop, Relay *relay, int kind) noexcept nogil:
-    cdef EventRecord *record = events_claim(&loop.events, kind)
+    cdef EventRecord *record = _claim(loop, kind)
     sync_bump(&loop.counters.ended, 1)
     if loop.pump.tap != NULL:
         _tap_end(loop, relay)
-    if record == NULL:
-        return
-    record.id = relay.id
-    record.reason = relay.reason
-    record.error = relay.error
-    record.to_upstream = relay.halves[CLIENT].delivered
-    record.to_client = relay.halves[UPSTREAM].delivered
-    record.duration_ns = loop.now_ns - relay.accepted_ns
-    record.connect_ns = relay.connected_ns - relay.accepted_ns if relay.connected_ns else 0
-    record.client = relay.client
-    record.upstream = relay.upstream
-    events_publish(&loop.events)
+    if record != NULL:
+        _describe(record, relay)
+        record.reason = relay.reason
+        record.error = relay.error
+        record.to_upstream = relay.halves[CLIENT].delivered
+        record.to_client = relay.halves[UPSTREAM].delivered
+        record.duration_ns = loop.now_ns - relay.accepted_ns
+        events_publish(&loop.events)
+    if relay.origin != NULL:            # only facts need it, and this was the last one
+        free(relay.origin)
+        relay.origin = NULL
 
 
 cdef void _tap_end(Loop *loop, Relay *relay) noexcept nogil:
@@ -94,7 +132,7 @@ cdef void _tap_end(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil:
-    cdef EventRecord *record = events_claim(&loop.events, kind)
+    cdef EventRecord *record = _claim(loop, kind)
     if record != NULL:
         record.error = error
         events_publish(&loop.events)

@@ -18,8 +18,9 @@ from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE,
     TIMER_LINGER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED
 
 cdef enum:
-    # Of a worker's ring; a power of two. A reader that sleeps for 20 ms loses none below 50,000 a second.
-    EVENT_RECORDS = 1024
+    # Of a worker's ring; a power of two. A connection has three. A reader that sleeps for 20 ms loses none below
+    # 100,000 a second.
+    EVENT_RECORDS = 2048
     # What one half reads in a turn, so that a bulk stream starves nobody: 256 KiB were measured (docs/decisions.md, "Budget of a
     # turn"), and no fewer than four reads, a choice, with a larger --buffer-size.
     TURN_LEAST_BYTES = 262144

@@ -34,6 +34,13 @@ static inline uint64_t clock_ns(void)
          + (uint64_t)(now.QuadPart % second.QuadPart) * 1000000000u / (uint64_t)second.QuadPart;
 }
 
+static inline uint64_t wall_ns(void)
+{
+    FILETIME now; /* in units of 100 ns since 1601 */
+    GetSystemTimePreciseAsFileTime(&now);
+    return (((uint64_t)now.dwHighDateTime << 32 | now.dwLowDateTime) - 116444736000000000u) * 100u;
+}
+
 /* In cycles: GetThreadTimes counts in steps of up to 16 ms, which is more than the spans that are compared. */
 static inline uint64_t thread_cpu_time(void)
 {
@@ -101,6 +108,13 @@ static inline uint64_t clock_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline uint64_t wall_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 

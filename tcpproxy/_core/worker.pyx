@@ -4,16 +4,16 @@ import sys
 
 from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
 from libc.errno cimport ENOMEM
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EVENT_ACCEPT_LIMIT, EVENT_NEW, REASON_SHUTDOWN, EventRecord, events_empty, \
+from tcpproxy._core.events cimport EVENT_ACCEPT_LIMIT, EVENT_NEW, EVENTS_OUTGOING, REASON_SHUTDOWN, EventRecord, events_empty, \
     events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_SYNC, MESSAGE_VIEW, Message
-from tcpproxy._core.loop cimport ABORT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
-    UPSTREAMS, WORKERS, Counters, Loop
+from tcpproxy._core.loop cimport ABORT, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
+    UPSTREAM, UPSTREAMS, WORKERS, Counters, Loop
 from tcpproxy._core.net cimport net_addr, net_format, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
 from tcpproxy._core.resources cimport NS_PER_SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
@@ -21,7 +21,7 @@ from tcpproxy._core.resources cimport NS_PER_SECOND, Settings, resources_close, 
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.splice cimport splice_here
 from tcpproxy._core.sync cimport sync_claim, sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
-from tcpproxy._core.thread cimport clock_ns
+from tcpproxy._core.thread cimport clock_ns, wall_ns
 
 import os
 import threading
@@ -38,6 +38,11 @@ STATES = ("resolving", "connecting", "relaying", "closing")
 def monotonic():
     """Seconds of the clock that workers use: a test that freezes Python's clocks does not freeze it."""
     return clock_ns() / 1e9
+
+
+def wall():
+    """Seconds since 1970, likewise."""
+    return wall_ns() / 1e9
 
 
 cdef object address_text(const net_addr *address):
@@ -180,21 +185,28 @@ cdef class Worker:
 
     # --- events ---
 
-    def want_events(self, kinds):
-        """Sets which of KINDS the worker writes event records of."""
-        cdef uint64_t wanted = 0
+    def want_events(self, kinds, bint outgoing):
+        """Sets which of KINDS the worker writes event records of.
+
+        `outgoing`: with the proxy's own address toward upstream, which costs a system call per connection.
+        """
+        cdef uint64_t wanted = EVENTS_OUTGOING if outgoing else 0
         for kind in kinds:
             wanted |= <uint64_t> 1 << (KINDS.index(kind) + EVENT_NEW)
         sync_set(&self.loop.events.wanted, wanted)
 
     def take_events(self, int most):
-        """Up to `most` records: (kind, reason, errno, id, client, upstream, to_upstream, to_client, duration, connect)."""
+        """Up to `most` records: (kind, reason, errno, id, client, upstream, outgoing, to_upstream, to_client, duration,
+        connect, time).
+        """
         cdef EventRecord record
+        cdef int64_t wall_offset = <int64_t> wall_ns() - <int64_t> clock_ns()
         taken = []
         while len(taken) < most and events_take(&self.loop.events, &record):
             taken.append((KINDS[record.kind - EVENT_NEW], REASONS[record.reason], record.error, record.id,
-                          address_text(&record.client), address_text(&record.upstream), record.to_upstream, record.to_client,
-                          record.duration_ns / 1e9, record.connect_ns / 1e9))
+                          address_text(&record.client), address_text(&record.upstream), address_text(&record.outgoing),
+                          record.to_upstream, record.to_client, record.duration_ns / 1e9, record.connect_ns / 1e9,
+                          (<int64_t> record.at_ns + wall_offset) / 1e9))
         return taken
 
     def await_events(self):
@@ -227,7 +239,9 @@ cdef class Worker:
         }
 
     def connections(self):
-        """Live relays: (id, client, upstream, state, to_upstream, to_client, age). Empty when the worker does not run."""
+        """Live relays: (id, client, upstream, state, to_upstream, to_client, age, connect_time, idle, waiting_for_upstream,
+        waiting_for_client, outgoing). Empty when the worker does not run.
+        """
         cdef View view
         cdef uint64_t i
         cdef bint looked
@@ -239,7 +253,8 @@ cdef class Worker:
                 raise MemoryError
             return [(view.items[i].id, address_text(&view.items[i].client), address_text(&view.items[i].upstream),
                      _state(view.items[i].state), view.items[i].to_upstream, view.items[i].to_client,
-                     view.items[i].age_ns / 1e9)
+                     view.items[i].age_ns / 1e9, view.items[i].connect_ns / 1e9, view.items[i].idle_ns / 1e9,
+                     view.items[i].waiting[CLIENT], view.items[i].waiting[UPSTREAM], address_text(&view.items[i].outgoing))
                     for i in range(view.count)]
         finally:
             free(view.items)

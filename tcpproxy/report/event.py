@@ -4,10 +4,13 @@ from typing import Literal, NamedTuple
 
 from ..errors import describe
 
-EventKind = Literal["new", "end", "failed", "accept-error", "limit", "listening", "warning", "lost", "stopping"]
+EventKind = Literal[
+    "new", "connected", "end", "failed", "accept-error", "limit", "listening", "warning", "lost", "stopping"
+]
 """What an Event is about.
 
 new: a client was accepted.
+connected: its upstream is connected.
 end: a connection that was connected has ended; `reason` says why.
 failed: upstream was not reached, or the client was turned away (`reason` is `limit` or `shutdown`); the client
     was reset.
@@ -65,6 +68,8 @@ class Event(NamedTuple):
         text: `listening`: the address; `warning`: the sentence; `failed`: what the system said; `lost`: how many of
             what.
         id: the number of the connection, from 1, in the order of accept; 0: the event is about no connection.
+        outgoing: the proxy's own address toward upstream, `host:port`; empty if upstream was not connected.
+        time: when it happened, in seconds since 1970.
     """
 
     kind: EventKind
@@ -78,11 +83,13 @@ class Event(NamedTuple):
     connect_time: float = 0.0
     text: str = ""
     id: int = 0
+    outgoing: str = ""
+    time: float = 0.0
 
 
-Record = tuple[EventKind, Reason, int, int, str, str, int, int, float, float]
-"""What Worker.take_events returns: (kind, reason, errno, id, client, upstream, to_upstream, to_client, duration,
-connect_time)."""
+Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, float, float]
+"""What Worker.take_events returns: (kind, reason, errno, id, client, upstream, outgoing, to_upstream, to_client,
+duration, connect_time, time)."""
 
 
 def is_new(record: Record) -> bool:
@@ -92,10 +99,26 @@ def is_new(record: Record) -> bool:
 
 def decode(record: Record, lookup_error: str) -> Event:
     """Makes an Event from a record of the core. `lookup_error`: why the last lookup of upstream's name failed."""
-    kind, reason, error, number, client, upstream, to_upstream, to_client, duration, connect_time = record
+    kind, reason, error, number, client, upstream, outgoing, to_upstream, to_client, duration, connect_time, time = (
+        record
+    )
     text = ""
     if reason == "dns":
         text = f"failed to lookup address information: {lookup_error or 'no answer in time'}"
     elif error:
         text = f"{describe(error)} (os error {error})"
-    return Event(kind, reason, error, client, upstream, to_upstream, to_client, duration, connect_time, text, number)
+    return Event(
+        kind,
+        reason,
+        error,
+        client,
+        upstream,
+        to_upstream,
+        to_client,
+        duration,
+        connect_time,
+        text,
+        number,
+        outgoing,
+        time,
+    )

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from ..text import clean
 from .event import Event, EventKind, Record, decode
 from .ratelimit import RateLimit
+from .sentences import sentences
 
 UNREACHED = ("connect-refused", "unreachable", "dns")
 """Reasons that a refusal by this process's own sandbox can have."""
@@ -62,6 +63,11 @@ class Printer:
             kinds.append("end")
         return tuple(kinds)
 
+    @property
+    def wants_outgoing(self) -> bool:
+        """Does it print the proxy's own address toward upstream, which costs a system call per connection?"""
+        return self._debug or self._json
+
     def __call__(self, event: Event) -> None:
         self.many([event])
 
@@ -84,7 +90,8 @@ class Printer:
             self.many([decode(record, "") for record in records])
         else:
             self.flush_suppressed()
-            self._write(self._stdout, [f"New connection from {record[4]}" for record in records])
+            lines = [f"New connection from {record[4]}" + f" #{record[3]}" * self._debug for record in records]
+            self._write(self._stdout, lines)
 
     def flush_suppressed(self, final: bool = False) -> bool:
         """Says how many lines the rate limit has suppressed in the last seconds. True: call again a second later."""
@@ -103,7 +110,7 @@ class Printer:
         return self._stdout if event.kind in ("listening", "new") else self._stderr
 
     def _lines(self, event: Event) -> list[str]:
-        return [self._as_json(event)] if self._json else self._as_text(event)
+        return [self._as_json(event)] if self._json else sentences(event, self._remote, numbered=self._debug)
 
     def _write(self, target: int, lines: list[str]) -> None:
         if not "".join(lines).isprintable():
@@ -118,34 +125,6 @@ class Printer:
                 data = data[size:]
         except OSError:
             self.unwritten += data.removeprefix(b"\n").count(b"\n")
-
-    def _as_text(self, event: Event) -> list[str]:
-        match event.kind:
-            case "listening":
-                return [f"Listening on {event.text}"]
-            case "new":
-                return [f"New connection from {event.client}"]
-            case "failed" if event.reason == "limit" and not event.error:
-                return [f"Refused {event.client}: its source has as many connections as it may"]
-            case "failed":
-                where = f" ({event.upstream or self._remote} for client {event.client})"
-                return [f"Error establishing upstream connection: {event.text or event.reason}{where}"]
-            case "accept-error":
-                return [f"Error accepting a connection: {event.text}; trying again every 100 ms"]
-            case "limit":
-                return ["The limit of connections is reached; new ones wait"]
-            case "end":
-                connect = f", connected in {event.connect_time * 1000:.1f} ms" if event.connect_time else ""
-                return [
-                    f"Transferred {event.to_upstream} bytes from proxy client {event.client} to upstream server",
-                    f"Transferred {event.to_client} bytes from upstream server to proxy client {event.client}",
-                    f"Closed {event.client} after {event.duration:.3f} s{connect}: {event.reason}",
-                ]
-            case "stopping":
-                return [f"Stopping: {event.text}"]
-            case "lost":
-                return [event.text]
-        return [f"{event.kind}: {event.text}"]
 
     def _as_json(self, event: Event) -> str:
         import json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import re
 import signal
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from support.command import Command, strace
 from support.peers import Echo, connect, free_port
 from support.streams import read_exactly
+from support.waiting import TIMEOUT, eventually
 
 MESSAGE = b"m" * 64
 BORN = re.compile(r"(?:<\.\.\. )?(accept4?|socket)\b.* = (\d+)$")  # a call that another thread cuts in two is "resumed"
@@ -27,10 +29,13 @@ def traced(
     # Not one of the ports of outgoing connections, for which there is one call more: see test_meets_itself.py.
     echo = stack.enter_context(contextlib.closing(Echo(port=free_port())))
 
-    def count(exchange: Callable[[tuple[str, int]], None]) -> collections.Counter[str]:
+    def count(exchange: Callable[[tuple[str, int]], None], *options: str) -> collections.Counter[str]:
         trace = tmp_path / "trace"
         wrapper = strace("-s", "0", "-e", "trace=%network,%desc", "-o", str(trace))
-        proxy = command(echo.name, "--quiet", "--workers", "1", wrapper=wrapper)
+        proxy = command(echo.name, "--workers", "1", *(options or ["--quiet"]), wrapper=wrapper)
+        if "json" in options:
+            eventually(lambda: proxy.stdout, TIMEOUT)
+            proxy.stdout[0] = "Listening on " + json.loads(proxy.stdout[0])["text"]
         exchange(proxy.address)
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
@@ -50,9 +55,15 @@ def traced(
     return count
 
 
-def test_a_connection(traced: Callable[..., collections.Counter[str]]) -> None:
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [(["-q"], 0), (["--sandbox", "off"], 0), (["-d"], 1), (["--log-format", "json"], 1)],
+    ids=["quiet", "plain", "debug", "json"],
+)
+def test_a_connection(traced: Callable[..., collections.Counter[str]], options: list[str], names: int) -> None:
     """One request and its answer: 15 calls. Two to move each of two messages, two to hear of two ends, one to pass an
-    end on; eight to begin and end two sockets, one of them a setsockopt.
+    end on; eight to begin and end two sockets, one of them a setsockopt. What prints the proxy's own address asks for
+    it, and nothing else does.
     """
     connections = 50
 
@@ -62,9 +73,10 @@ def test_a_connection(traced: Callable[..., collections.Counter[str]]) -> None:
                 client.sendall(MESSAGE)
                 assert read_exactly(client, len(MESSAGE)) == MESSAGE
 
-    calls = traced(one_by_one)
+    calls = traced(one_by_one, *options)
     assert calls["recvfrom"] >= 4 * connections, "the trace does not show what it should"
-    assert calls.total() <= 15.2 * connections, calls
+    assert calls["getsockname"] == names * connections
+    assert calls.total() <= (15.2 + names) * connections, calls
 
 
 def test_a_round_trip(traced: Callable[..., collections.Counter[str]]) -> None:

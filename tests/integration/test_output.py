@@ -180,20 +180,21 @@ def test_the_words_of_the_original(command: Start, upstream: Upstream) -> None:
     """Row 102, and the command's documentation: exactly these lines, each on its stream."""
     process = command(upstream.name, "-d")
     with connect(process.address) as client, upstream.accept() as server:
-        name = name_of(client)
+        name, outgoing = name_of(client), re.escape(name_of(server, peer=True))
         send_and_shut(client, b"hello")
         assert read_all(server) == b"hello"
         send_and_shut(server, b"goodbye")
         assert read_all(client) == b"goodbye"
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
-    assert process.stdout == [f"Listening on 127.0.0.1:{process.address[1]}", f"New connection from {name}"]
+    assert process.stdout == [f"Listening on 127.0.0.1:{process.address[1]}", f"New connection from {name} #1"]
     assert process.stderr[:2] == [
-        f"Transferred 5 bytes from proxy client {name} to upstream server",
-        f"Transferred 7 bytes from upstream server to proxy client {name}",
+        f"Transferred 5 bytes from proxy client {name} to upstream server #1",
+        f"Transferred 7 bytes from upstream server to proxy client {name} #1",
     ]
     assert re.fullmatch(
-        rf"Closed {re.escape(name)} after \d+\.\d{{3}} s, connected in \d+\.\d ms: client-eof", process.stderr[2]
+        rf"Closed {re.escape(name)} after \d+\.\d{{3}} s, connected in \d+\.\d ms from {outgoing}: client-eof #1",
+        process.stderr[2],
     )
     assert len(process.stderr) == 3
 

@@ -62,7 +62,7 @@ with tcpproxy.Proxy(f"localhost:{sys.argv[1]}", on_event=events.append) as proxy
     assert relays(proxy)
 print([event.kind for event in events])
 """
-    assert run(text, str(echo.port)) == f"{['listening', *['new', 'end'] * 2]}\n"
+    assert run(text, str(echo.port)) == f"{['listening', *['new', 'connected', 'end'] * 2]}\n"
 
 
 SETTINGS = {
@@ -107,7 +107,7 @@ with tcpproxy.Proxy(sys.argv[1], on_event=fail) as proxy:
     assert relays(proxy)
 print(seen)
 """
-    assert run(text, echo.name) == "['listening', 'new', 'end']\n"
+    assert run(text, echo.name) == "['listening', 'new', 'connected', 'end']\n"
 
 
 # --- threads that are greenlets ---
@@ -161,7 +161,7 @@ with tcpproxy.Proxy(target) as proxy:
 proxy = tcpproxy.Proxy("127.0.0.1:1").start()         # it runs at the end of the program
 """
     printed = run("\n".join([*(imports[::-1] if late else imports), SERVE, text]))
-    assert printed == "[True, 'closed'] ['end', 'end', 'listening', 'new', 'new']\n"
+    assert printed == "[True, 'closed'] ['connected', 'connected', 'end', 'end', 'listening', 'new', 'new']\n"
 
 
 @pytest.mark.parametrize("library", [pytest.param(library, marks=needs(library)) for library in GREEN])
@@ -201,7 +201,7 @@ def test_clocks_that_are_not_the_systems(
             start = real()
             proxy.stop(0.2)
             assert 0.15 < real() - start < 10
-    assert [event.kind for event in events] == ["listening", "new", "end"]
+    assert [event.kind for event in events] == ["listening", "new", "connected", "end"]
 
 
 @pytest.mark.parametrize("freeze", ["freezegun.freeze_time", "time_machine.travel"])

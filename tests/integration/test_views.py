@@ -14,10 +14,10 @@ from collections.abc import Callable
 from unittest import mock
 
 import pytest
-from networks import Closed
+from networks import Closed, Silent
 from support.command import proxy_threads, run
-from support.peers import Echo, Upstream, connect, free_port, relays, reset
-from support.streams import read_all, read_exactly
+from support.peers import Echo, Upstream, connect, free_port, name_of, relays, reset
+from support.streams import fill, read_all, read_exactly
 from support.waiting import at_best, eventually, in_background
 
 from tcpproxy import Connection, Event, Proxy, Stats
@@ -126,11 +126,15 @@ def test_connections(upstream: Upstream, workers: int) -> None:
         found = {it.client: it for it in proxy.connections()}
         age = time.monotonic() - began
         assert len(found) == 4
+        assert [it.id for it in proxy.connections()] == [1, 2, 3, 4]
         for number, (client, _) in enumerate(pairs):
             it = found["{}:{}".format(*client.getsockname())]
             assert isinstance(it, Connection)
             assert (it.upstream, it.state, it.to_upstream, it.to_client) == (upstream.name, "relaying", 100 + number, 7)
             assert 0 <= it.age <= age + 0.01
+            assert 0 < it.connect_time <= it.age - it.idle
+            assert (it.waiting_for_upstream, it.waiting_for_client) == (0, 0)
+            assert it.outgoing == name_of(pairs[number][1], peer=True)
         for client, server in pairs[:3]:
             client.close()
             read_all(server)
@@ -141,6 +145,77 @@ def test_connections(upstream: Upstream, workers: int) -> None:
     assert proxy.connections() == []
     for peer in pairs[3]:
         peer.close()
+
+
+@pytest.mark.parametrize("ending", ["client", "upstream"])
+@pytest.mark.parametrize("end", ["eof", "reset"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_outgoing_address_to_the_end(upstream: Upstream, workers: int, end: str, ending: str) -> None:
+    """The address that upstream has seen is in every record of the connection, also after a reset by upstream."""
+    events: list[Event] = []
+    with Proxy(upstream.name, workers=workers, on_event=events.append) as proxy:
+        client, server = connect(proxy.address), upstream.accept()
+        outgoing = name_of(server, peer=True)
+        eventually(lambda: [it.outgoing for it in proxy.connections()] == [outgoing])
+        near, far = (client, server) if ending == "client" else (server, client)
+        near.close() if end == "eof" else reset(near)
+        with far, contextlib.suppress(ConnectionResetError):
+            assert far.recv(1) == b""
+        proxy.stop(grace=5)
+    last = events[-1]
+    assert (last.kind, last.reason, last.outgoing) == ("end", f"{ending}-{end}", outgoing)
+
+
+@pytest.mark.parametrize("zero_copy", ["off", "always"])
+@pytest.mark.parametrize("slow", ["client", "upstream"])
+def test_connection_shows_who_is_slow(upstream: Upstream, slow: str, zero_copy: str) -> None:
+    """Bytes wait in the proxy for the side that does not read, and for no other; they are gone once it reads."""
+    with (
+        Proxy(upstream.name, zero_copy=zero_copy) as proxy,
+        connect(proxy.address) as client,
+        upstream.accept() as server,
+    ):
+        near, far = (server, client) if slow == "client" else (client, server)
+        sent = fill(near, 0.2)
+        eventually(lambda: waiting(proxy, slow) > 0)
+        (it,) = proxy.connections()
+        assert waiting(proxy, "upstream" if slow == "client" else "client") == 0
+        assert it.idle < it.age
+        read_exactly(far, sent)
+        eventually(lambda: waiting(proxy, slow) == 0)
+
+
+def waiting(proxy: Proxy, side: str) -> int:
+    (it,) = proxy.connections()
+    return it.waiting_for_client if side == "client" else it.waiting_for_upstream
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_idle_time(upstream: Upstream, workers: int) -> None:
+    """It counts from the last byte in either direction; before the first one from the connect."""
+    with (
+        Proxy(upstream.name, workers=workers) as proxy,
+        connect(proxy.address) as client,
+        upstream.accept() as server,
+    ):
+        for near, far in ((client, server), (server, client)):
+            threading.Event().wait(0.1)  # the time under test
+            (quiet,) = proxy.connections()
+            assert 0.1 <= quiet.idle <= quiet.age
+            before = time.monotonic()
+            near.sendall(b"x")
+            assert far.recv(1) == b"x"
+            (busy,) = proxy.connections()
+            assert busy.idle <= time.monotonic() - before + 0.001 < busy.age
+
+
+def test_connection_that_is_not_connected(stack: contextlib.ExitStack) -> None:
+    silent = stack.enter_context(contextlib.closing(Silent()))
+    with Proxy(silent.name) as proxy, connect(proxy.address):
+        eventually(lambda: [it.state for it in proxy.connections()] == ["connecting"])
+        (it,) = proxy.connections()
+        assert (it.upstream, it.outgoing, it.connect_time) == ("", "", 0)
+        assert it.idle == it.age
 
 
 def test_views_while_connections_come_and_go(echo: Echo) -> None:
@@ -197,10 +272,11 @@ def test_events_of_a_connection(upstream: Upstream) -> None:
     """In order, in one thread of the proxy's own, and all of them before stop() has returned."""
     events: list[tuple[Event, str]] = []
     proxy = Proxy(upstream.name, on_event=lambda event: events.append((event, threading.current_thread().name)))
+    before = time.time() - 0.001
     with proxy:
         client = connect(proxy.address)
         server = upstream.accept()
-        name = "{}:{}".format(*client.getsockname())
+        name, outgoing = name_of(client), "{}:{}".format(*server.getpeername())
         client.sendall(b"question")
         read_exactly(server, 8)
         server.sendall(b"answer")
@@ -210,9 +286,14 @@ def test_events_of_a_connection(upstream: Upstream) -> None:
         server.close()
         eventually(lambda: proxy.stats().ended == 1)
     assert {thread for _, thread in events} == {"tcpproxy-log"}
-    listening, new, end = (event for event, _ in events)
-    assert listening == Event("listening", text="{}:{}".format(*proxy.address))
+    listening, new, connected, end = (event for event, _ in events)
+    assert listening._replace(time=0) == Event("listening", text="{}:{}".format(*proxy.address))
     assert (new.kind, new.client) == ("new", name)
+    assert (connected.kind, connected.client, connected.upstream) == ("connected", name, upstream.name)
+    assert {new.id, connected.id, end.id} == {1}
+    assert connected.outgoing == end.outgoing == outgoing
+    assert connected.connect_time == connected.duration == end.connect_time
+    assert before <= listening.time <= new.time <= connected.time <= end.time <= time.time()
     assert (end.kind, end.reason, end.client, end.upstream) == ("end", "client-eof", name, upstream.name)
     assert (end.to_upstream, end.to_client) == (8, 6)
     assert 0 < end.connect_time <= end.duration < 20
@@ -239,7 +320,7 @@ def test_warning_beyond_loopback(echo: Echo) -> None:
     with Proxy(echo.name, bind="0.0.0.0", on_event=events.append) as proxy:
         pass
     where = f"0.0.0.0:{proxy.address[1]}"
-    assert events == [
+    assert [event._replace(time=0) for event in events] == [
         Event("listening", text=where),
         Event("warning", text=f"listening on {where}, which other machines may reach"),
     ]
@@ -256,8 +337,8 @@ def test_callback_that_raises(echo: Echo, caplog: pytest.LogCaptureFixture) -> N
     with Proxy(echo.name, on_event=careless) as proxy:
         for _ in range(3):
             assert relays(proxy.address)
-    assert sorted(seen) == ["end"] * 3 + ["listening"] + ["new"] * 3
-    assert len(caplog.records) == 7
+    assert sorted(seen) == ["connected"] * 3 + ["end"] * 3 + ["listening"] + ["new"] * 3
+    assert len(caplog.records) == 10
     assert {record.name for record in caplog.records} == {"tcpproxy"}
     assert all(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in caplog.records)
 
@@ -306,7 +387,7 @@ def test_any_callable_is_a_callback(echo: Echo, make: Callable[[], Callable[[Eve
     with Proxy(echo.name, on_event=callback) as proxy:
         assert relays(proxy.address)
     calls = callback if isinstance(callback, Collector) else [it.args[0] for it in callback.call_args_list]
-    assert sorted(event.kind for event in calls) == ["end", "listening", "new"]
+    assert sorted(event.kind for event in calls) == ["connected", "end", "listening", "new"]
 
 
 def test_default_sink_is_logging(echo: Echo, caplog: pytest.LogCaptureFixture) -> None:
@@ -316,6 +397,7 @@ def test_default_sink_is_logging(echo: Echo, caplog: pytest.LogCaptureFixture) -
     assert {record.name for record in caplog.records} == {"tcpproxy"}
     told = [(record.levelno, record.getMessage().split()[0]) for record in caplog.records]
     assert sorted(told) == [
+        (logging.DEBUG, "connected"),
         (logging.DEBUG, "end"),
         (logging.DEBUG, "new"),
         (logging.INFO, "listening"),

@@ -130,9 +130,9 @@ def connect(address: tuple[str, int]) -> socket.socket:
     return connection
 
 
-def name_of(sock: socket.socket) -> str:
-    """The address of its own end, as log lines write it."""
-    host, port = sock.getsockname()[:2]
+def name_of(sock: socket.socket, *, peer: bool = False) -> str:
+    """The address of its own end, or of the other one, as log lines write it."""
+    host, port = (sock.getpeername() if peer else sock.getsockname())[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -13,7 +13,7 @@ from support.waiting import TIMEOUT, in_background
 
 from tcpproxy._core.worker import KINDS, REASONS
 
-NEW, END = 1, 2
+NEW, END = 1, 3
 
 Bell = tuple[socket.socket, socket.socket]
 

@@ -22,7 +22,7 @@ from tcpproxy.errors import describe
 from tcpproxy.report.event import EventKind, Reason, Record, decode, is_new
 from tcpproxy.report.printer import BURST, Printer
 from tcpproxy.report.ratelimit import RateLimit
-from tcpproxy.report.sink import logging_sink
+from tcpproxy.report.sink import LoggingSink
 from tcpproxy.text import clean
 from tcpproxy.views import State
 
@@ -139,6 +139,35 @@ def test_json_lines(streams: Streams, name: str) -> None:
         assert {"to_upstream", "to_client"} <= fields.keys(), "0 bytes are a fact too"
 
 
+def test_numbers_of_connections(streams: Streams) -> None:
+    """With -d a line about a connection ends with its number; without it the words are the original's."""
+    events = [
+        Event("new", client=CLIENT, id=17),
+        FAILED._replace(id=18),
+        Event("failed", "limit", client=CLIENT, id=19),
+        END._replace(id=17, outgoing="192.0.2.9:40000"),
+    ]
+    streams.printer().many(events[:3])
+    assert not any("#" in line for lines in streams.taken() for line in lines)
+    streams.printer(debug=True).many(events)
+    out, err = streams.taken()
+    assert out == [f"New connection from {CLIENT} #17"]
+    assert [line.rpartition(" ")[2] for line in err] == ["#18", "#19", "#17", "#17", "#17"]
+    assert err[-1] == f"Closed {CLIENT} after 1.235 s, connected in 2.1 ms from 192.0.2.9:40000: client-eof #17"
+
+
+@pytest.mark.parametrize(("options", "wants"), [({}, False), ({"debug": True}, True), ({"json": True}, True)])
+def test_who_wants_the_outgoing_address(options: dict[str, bool], wants: bool) -> None:
+    """It costs a system call per connection: only what prints it asks for it."""
+    assert Printer(**options).wants_outgoing == wants
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+def test_logger_wants_the_outgoing_address(caplog: pytest.LogCaptureFixture, level: int) -> None:
+    with caplog.at_level(level, "tcpproxy"):
+        assert LoggingSink().wants_outgoing == (level == logging.DEBUG)
+
+
 @pytest.mark.parametrize(
     ("options", "kinds"),
     [
@@ -175,14 +204,28 @@ def test_kinds_and_reasons_in_order() -> None:
 
 def test_decoded_record() -> None:
     """What the core counted, and the system's or the look-up's words."""
-    record: Record = ("failed", "connect-refused", errno.ECONNREFUSED, 17, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25)
+    record: Record = (
+        "failed",
+        "connect-refused",
+        errno.ECONNREFUSED,
+        17,
+        CLIENT,
+        UPSTREAM,
+        "192.0.2.9:40000",
+        1,
+        2,
+        0.5,
+        0.25,
+        1e9,
+    )
     text = f"{describe(errno.ECONNREFUSED)} (os error {errno.ECONNREFUSED})"
     expected = Event("failed", "connect-refused", errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25, text, 17)
+    expected = expected._replace(outgoing="192.0.2.9:40000", time=1e9)
     assert decode(record, "unrelated") == expected
-    dns: Record = ("failed", "dns", 0, 1, CLIENT, "", 0, 0, 0.5, 0.0)
+    dns: Record = ("failed", "dns", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.0, 1e9)
     assert decode(dns, "no such host").text == "failed to lookup address information: no such host"
     assert decode(dns, "").text == "failed to lookup address information: no answer in time"
-    assert decode(("end", "idle", 0, 1, CLIENT, "", 0, 0, 0.5, 0.1), "").text == ""
+    assert decode(("end", "idle", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.1, 1e9), "").text == ""
 
 
 # --- injection ---
@@ -346,11 +389,12 @@ def test_connections_are_never_held_back(streams: Streams) -> None:
     assert (len(out), len(err)) == (100, 300)
 
 
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
-def test_newcomers_read_like_other_events(streams: Streams, as_json: bool) -> None:
+def test_newcomers_read_like_other_events(streams: Streams, as_json: bool, debug: bool) -> None:
     """New connections take a short way of their own, to the same lines."""
-    printer = streams.printer(json=as_json)
-    records: list[Record] = [("new", "", 0, n, f"192.0.2.1:{n}", "", 0, 0, 0.0, 0.0) for n in (50000, 50001)]
+    printer = streams.printer(json=as_json, debug=debug)
+    records: list[Record] = [("new", "", 0, n, f"192.0.2.1:{n}", "", "", 0, 0, 0.0, 0.0, 1e9) for n in (50000, 50001)]
     assert all(map(is_new, records))
     printer.print_new(records)
     printer.many([decode(record, "") for record in records])
@@ -439,7 +483,7 @@ def test_full_pipe_that_does_not_block(stack: contextlib.ExitStack) -> None:
 def test_default_sink(caplog: pytest.LogCaptureFixture, event: Event, level: int) -> None:
     """The logger `tcpproxy`; every fact of the event is in the message."""
     with caplog.at_level(logging.DEBUG, "tcpproxy"):
-        logging_sink()(event)
+        LoggingSink()(event)
     assert [(record.name, record.levelno) for record in caplog.records] == [("tcpproxy", level)]
     for part in (event.kind, event.reason, event.client, event.text):
         assert part in caplog.records[0].getMessage()
@@ -447,7 +491,7 @@ def test_default_sink(caplog: pytest.LogCaptureFixture, event: Event, level: int
 
 def test_default_sink_keeps_lines_clean(caplog: pytest.LogCaptureFixture) -> None:
     """Row 102."""
-    logging_sink()(Event("warning", text="a\nb %s \x1b[2J"))
+    LoggingSink()(Event("warning", text="a\nb %s \x1b[2J"))
     assert caplog.records[0].getMessage().isprintable()
 
 
@@ -460,7 +504,7 @@ def test_default_sink_survives_its_handlers(monkeypatch: pytest.MonkeyPatch) -> 
     logger = logging.getLogger("tcpproxy")
     handled: list[Callable[[logging.LogRecord], bool]] = [broken]
     monkeypatch.setattr(logger, "filters", handled)
-    logging_sink()(Event("warning", text="beware"))
+    LoggingSink()(Event("warning", text="beware"))
 
 
 def test_a_failure_without_an_address_names_the_target(streams: Streams) -> None:

@@ -1,0 +1,51 @@
+"""Events as sentences, in the words of the original command where it had some. Pure functions."""
+
+from __future__ import annotations
+
+from .event import Event
+
+
+def sentences(event: Event, target: str, *, numbered: bool) -> list[str]:
+    """The lines of an event: one, but three for the end of a connection.
+
+    Args:
+        event: what to put into words.
+        target: as it was given, for a failure without an address.
+        numbered: a line about a connection ends with its number, as `#17`.
+    """
+    number = f" #{event.id}" if numbered and event.id else ""
+    match event.kind:
+        case "listening":
+            return [f"Listening on {event.text}"]
+        case "new":
+            return [f"New connection from {event.client}{number}"]
+        case "connected":
+            source = f" from {event.outgoing}" if event.outgoing else ""
+            took = f"in {event.connect_time * 1000:.1f} ms"
+            return [f"Connected {event.client} to {event.upstream}{source} {took}{number}"]
+        case "failed" if event.reason == "limit" and not event.error:
+            return [f"Refused {event.client}: its source has as many connections as it may{number}"]
+        case "failed":
+            where = f" ({event.upstream or target} for client {event.client})"
+            return [f"Error establishing upstream connection: {event.text or event.reason}{where}{number}"]
+        case "accept-error":
+            return [f"Error accepting a connection: {event.text}; trying again every 100 ms"]
+        case "limit":
+            return ["The limit of connections is reached; new ones wait"]
+        case "end":
+            return [
+                f"Transferred {event.to_upstream} bytes from proxy client {event.client} to upstream server{number}",
+                f"Transferred {event.to_client} bytes from upstream server to proxy client {event.client}{number}",
+                f"{_closed(event)}: {event.reason}{number}",
+            ]
+        case "stopping":
+            return [f"Stopping: {event.text}"]
+        case "lost":
+            return [event.text]
+    return [f"{event.kind}: {event.text}"]
+
+
+def _closed(event: Event) -> str:
+    source = f" from {event.outgoing}" if event.outgoing else ""
+    connect = f", connected in {event.connect_time * 1000:.1f} ms{source}" if event.connect_time else ""
+    return f"Closed {event.client} after {event.duration:.3f} s{connect}"
