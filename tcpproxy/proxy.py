@@ -69,7 +69,7 @@ class Proxy:
         self._record = parse_record(record)
         self.addresses: list[tuple[str, int]] = []
         self.failure: WorkerError | None = None
-        self._reporter = Reporter(on_event)
+        self._reporter = Reporter(on_event, str(self.config.remote))
         self._crew: Crew | None = None
         self._resolver: Resolver | None = None  # that the start waits for
         self._lock = Lock()

@@ -14,7 +14,7 @@ from ..config.groups import every_row
 from ..errors import TcpProxyError
 from ..network.limits import raise_descriptor_limit
 from ..proxy import Proxy
-from ..report.printer import Printer, final_line
+from ..report.printer import Printer, final_line, final_words
 from . import sandbox
 from .signals import serve
 from .usage import Command, option
@@ -28,15 +28,21 @@ def run(remote: str, **given: str | bool | None) -> None:
         config = Config.for_command(remote, given)
         output = config.output
         suspicion = sandbox.enter(config, config.operating.sandbox)  # before there are threads, which inherit it
-        remote = str(config.remote)
-        printer = Printer(debug=output.debug, quiet=output.quiet, json=json, remote=remote, suspicion=suspicion)
+        printer = Printer(
+            debug=output.debug,
+            quiet=output.quiet,
+            json=json,
+            target=str(config.remote),
+            about={"pid": os.getpid(), "version": __version__},
+            suspicion=suspicion,
+        )
         proxy = Proxy(config, on_event=printer)  # type: ignore[arg-type]  # see Config.make
         serve(proxy)
     except TcpProxyError as error:
         _final_error(error, json)
         sys.exit(error.exit_code)
     if printer.unwritten:
-        final_line(f"{printer.unwritten} log lines could not be written", "lost" if json else "")
+        final_words("lost", f"{printer.unwritten} log lines could not be written", json, lost=printer.unwritten)
     if proxy.failure:
         _final_error(proxy.failure, json)
         sys.exit(proxy.failure.exit_code)
@@ -44,7 +50,7 @@ def run(remote: str, **given: str | bool | None) -> None:
 
 def _final_error(error: TcpProxyError, json: bool) -> None:
     """Writes the error that ends the command, in the format of its log."""
-    final_line(str(error) if json else f"tcpproxy: {error}", "fatal" if json else "")
+    final_words("fatal", str(error) if json else f"tcpproxy: {error}", json, exit_code=error.exit_code)
 
 
 command = Command(

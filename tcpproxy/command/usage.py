@@ -12,7 +12,7 @@ from ..config import habits
 from ..config.endpoints import ANY_REMOTE
 from ..config.groups import ROWS, every_row, heading
 from ..config.options import Option
-from ..report.printer import final_line
+from ..report.printer import final_line, final_words
 from ..text import quoted
 
 WIDEST, NARROWEST = 100, 40
@@ -56,8 +56,15 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuses what click refuses, and a value that is given twice, of which click would take the last."""
-        if not ctx.resilient_parsing:  # not while a shell completes a line
-            self._check(ctx, args)
+        try:
+            if not ctx.resilient_parsing:  # not while a shell completes a line
+                self._check(ctx, args)
+            return self._parse(ctx, args)
+        except WrongUsage as error:
+            error.json = _value_of("--log-format", args) == "json"
+            raise
+
+    def _parse(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, list(args))  # which empties the list
         except click.MissingParameter:
@@ -96,9 +103,14 @@ class WrongUsage(click.ClickException):
     """A command line that cannot be parsed."""
 
     exit_code = 2
+    json = False
+    """Does the command line ask for JSON?"""
 
     def show(self, file: Any = None) -> None:
-        """Prints the sentence on stderr, and where to read more."""
+        """Prints the sentence, and where to read more; for a command line that asks for JSON, a record on stdout."""
+        if self.json:
+            final_words("fatal", self.message, True, exit_code=self.exit_code)
+            return
         final_line(f"tcpproxy: {self.message}")
         final_line("Try 'tcpproxy --help'.")
 

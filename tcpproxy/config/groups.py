@@ -139,8 +139,8 @@ class Output:
     log_format: str = choice(
         ("text", "json"),
         "Format of all log lines.",
-        "`json`: one object a line, the error that ends the command too (`kind` is `fatal`). A command line with an "
-        "unknown or missing word is answered in text.",
+        "`json`: one object a line, all on stdout, with the start and the end of each connection, and the error that "
+        "ends the command. docs/seeing.md lists the fields.",
         command_only=True,
     )
 

@@ -70,6 +70,7 @@ class Event(NamedTuple):
         id: the number of the connection, from 1, in the order of accept; 0: the event is about no connection.
         outgoing: the proxy's own address toward upstream, `host:port`; empty if upstream was not connected.
         time: when it happened, in seconds since 1970.
+        lost: of the kind `lost`: how many; with a `reason`: of the `failed` with that reason.
     """
 
     kind: EventKind
@@ -85,6 +86,7 @@ class Event(NamedTuple):
     id: int = 0
     outgoing: str = ""
     time: float = 0.0
+    lost: int = 0
 
 
 Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, float, float]

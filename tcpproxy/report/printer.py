@@ -6,11 +6,12 @@ import contextlib
 import itertools
 import os
 import select
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from ..native import wall
 from ..text import clean
 from .event import Event, EventKind, Record, decode
+from .fields import fields, json_line
 from .ratelimit import RateLimit
 from .sentences import sentences
 
@@ -27,8 +28,9 @@ class Printer:
     Args:
         debug: print how each connection ended.
         quiet: print no line for a new connection.
-        json: print one JSON object a line instead of text.
-        remote: the target as it was given, for a failure without an address.
+        json: print one JSON object a line instead of text, all on `stdout`, with the end of each connection.
+        target: as it was given.
+        about: JSON: further fields of `listening`.
         suspicion: a sentence for the first time that upstream is not reached; empty: none.
         stdout, stderr: descriptors to write to.
     """
@@ -39,13 +41,14 @@ class Printer:
         debug: bool = False,
         quiet: bool = False,
         json: bool = False,
-        remote: str = "upstream",
+        target: str = "upstream",
+        about: Mapping[str, object] | None = None,
         suspicion: str = "",
         stdout: int = 1,
         stderr: int = 2,
     ) -> None:
-        self._debug, self._quiet, self._json, self._remote = debug, quiet, json, remote
-        self._suspicion = suspicion
+        self._debug, self._quiet, self._json, self._target = debug, quiet, json, target
+        self._about, self._suspicion = about or {}, suspicion
         self._stdout, self._stderr = stdout, stderr
         self._rate_limit = RateLimit()
         self._torn: dict[int, bool] = {}
@@ -58,8 +61,8 @@ class Printer:
         """The kinds of event that it wants from the core."""
         kinds: list[EventKind] = ["failed", "accept-error", "limit"]
         if not self._quiet:
-            kinds.append("new")
-        if self._debug:
+            kinds += ["new", "connected"] if self._json else ["new"]
+        if self._debug or self._json:
             kinds.append("end")
         return tuple(kinds)
 
@@ -76,9 +79,9 @@ class Printer:
         self.flush_suppressed()
         shown = list(filter(self._admitted, events))
         if self._suspicion and any(event.reason in UNREACHED for event in shown):
-            shown.append(Event("warning", text=self._suspicion))
+            shown.append(Event("warning", text=self._suspicion, time=wall()))
             self._suspicion = ""
-        for target, group in itertools.groupby(shown, self._target):
+        for target, group in itertools.groupby(shown, self._stream):
             self._write(target, [line for event in group for line in self._lines(event)])
 
     def print_new(self, records: Iterable[Record]) -> None:
@@ -95,22 +98,26 @@ class Printer:
 
     def flush_suppressed(self, final: bool = False) -> bool:
         """Says how many lines the rate limit has suppressed in the last seconds. True: call again a second later."""
-        for key, count in self._rate_limit.take_suppressed(final).items():
-            lost = Event("lost", text=f"{count} more lines of the kind {key} were not shown")
-            self._write(self._target(lost), self._lines(lost))
+        for reason, count in self._rate_limit.take_suppressed(final).items():
+            text = f"{count} more lines of the kind failed ({reason}) were not shown"
+            lost = Event("lost", reason, text=text, lost=count)  # type: ignore[arg-type]  # a key is a reason
+            self._write(self._stream(lost), self._lines(lost))
         return self._rate_limit.pending
 
     def _admitted(self, event: Event) -> bool:
         if event.kind == "failed":
-            return self._rate_limit.admit(f"{event.kind} ({event.reason})", BURST)
+            return self._rate_limit.admit(event.reason, BURST)
         # A lasting condition, checked again ten times a second: one line a second, and repeats are not counted.
         return event.kind not in ("accept-error", "limit") or self._rate_limit.admit(event.kind, 1, counted=False)
 
-    def _target(self, event: Event) -> int:
-        return self._stdout if event.kind in ("listening", "new") else self._stderr
+    def _stream(self, event: Event) -> int:
+        return self._stdout if self._json or event.kind in ("listening", "new") else self._stderr
 
     def _lines(self, event: Event) -> list[str]:
-        return [self._as_json(event)] if self._json else sentences(event, self._remote, numbered=self._debug)
+        if not self._json:
+            return sentences(event, self._target, numbered=self._debug)
+        about = self._about if event.kind == "listening" else {}
+        return [json_line(event.kind, event.time or wall(), {**fields(event, self._target), **about})]
 
     def _write(self, target: int, lines: list[str]) -> None:
         if not "".join(lines).isprintable():
@@ -126,27 +133,22 @@ class Printer:
         except OSError:
             self.unwritten += data.removeprefix(b"\n").count(b"\n")
 
-    def _as_json(self, event: Event) -> str:
-        import json
 
-        fields: dict[str, object] = {"time": round(time.time(), 3)}
-        fields.update({name: value for name, value in event._asdict().items() if value or name == "kind"})
-        if event.kind == "end":
-            fields.update(to_upstream=event.to_upstream, to_client=event.to_client)
-        return json.dumps(fields)
-
-
-def final_line(text: str, kind: str = "") -> None:
-    """Writes a line to stderr at the very end. It is dropped where writing would fail or block.
+def final_line(text: str, to: int = 2) -> None:
+    """Writes a line at the very end. It is dropped where writing would fail or block.
 
     Args:
         text: the line.
-        kind: of the JSON object to write instead; empty: the line itself.
+        to: the descriptor.
     """
-    if kind:
-        import json
-
-        text = json.dumps({"time": round(time.time(), 3), "kind": kind, "text": text})
     with contextlib.suppress(OSError, ValueError):
-        if os.name == "nt" or select.select([], [2], [], 1)[1]:  # Windows: select takes sockets only
-            os.write(2, f"{clean(text)}\n".encode("utf-8", "backslashreplace"))
+        if os.name == "nt" or select.select([], [to], [], 1)[1]:  # Windows: select takes sockets only
+            os.write(to, f"{clean(text)}\n".encode("utf-8", "backslashreplace"))
+
+
+def final_words(kind: str, text: str, json: bool, **values: object) -> None:
+    """The same in the format of the log: `text` on stderr, or a record with these values on stdout."""
+    if json:
+        final_line(json_line(kind, wall(), {**values, "text": text}), 1)
+    else:
+        final_line(text)

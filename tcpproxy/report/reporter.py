@@ -32,9 +32,11 @@ class Reporter:
 
     Args:
         sink: called with each Event, in the log thread; a Printer may get many at once. None: the logger `tcpproxy`.
+        target: as it was given, for that logger.
     """
 
-    def __init__(self, sink: Callable[[Event], None] | None) -> None:
+    def __init__(self, sink: Callable[[Event], None] | None, target: str = "") -> None:
+        self._target = target
         self._sink = sink
         self._printer = sink if isinstance(sink, Printer) else None
         self._notes: collections.deque[Event] = collections.deque()
@@ -57,7 +59,7 @@ class Reporter:
         """
         self._workers, self._threads, self._wakeup, self._resolver = workers, threads, wakeup, resolver
         if self._sink is None:
-            self._sink = LoggingSink()
+            self._sink = LoggingSink(self._target)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -148,7 +150,7 @@ class Reporter:
         lost = sum(worker.counters()["events_lost"] for worker in self._workers)
         if lost != self._lost and (final or monotonic() >= self._next_lost):
             text = f"{lost - self._lost} log records were dropped: output is too slow"
-            self._emit([Event("lost", text=text, time=wall())])
+            self._emit([Event("lost", text=text, time=wall(), lost=lost - self._lost)])
             self._lost, self._next_lost = lost, monotonic() + 1
         return lost != self._lost
 

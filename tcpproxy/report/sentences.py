@@ -45,6 +45,14 @@ def sentences(event: Event, target: str, *, numbered: bool) -> list[str]:
     return [f"{event.kind}: {event.text}"]
 
 
+def sentence(event: Event, target: str) -> str:
+    """An event in one sentence, with the number of its connection."""
+    if event.kind != "end":
+        return sentences(event, target, numbered=True)[0]
+    moved = f"{event.to_upstream} bytes to upstream, {event.to_client} to the client"
+    return f"{_closed(event)}, {moved}: {event.reason} #{event.id}"
+
+
 def _closed(event: Event) -> str:
     source = f" from {event.outgoing}" if event.outgoing else ""
     connect = f", connected in {event.connect_time * 1000:.1f} ms{source}" if event.connect_time else ""

@@ -6,20 +6,27 @@ import contextlib
 
 from ..text import clean
 from .event import Event
+from .fields import fields
+from .sentences import sentence
 
 
 class LoggingSink:
-    """The default sink of a Proxy in a program: the logger `tcpproxy`. Connections: DEBUG; trouble: WARNING."""
+    """The default sink of a Proxy in a program: the logger `tcpproxy`. Connections: DEBUG; trouble: WARNING.
 
-    def __init__(self) -> None:
+    The message is the command's sentence. The fields of JSON lines are attributes of the record, `tcpproxy_` before
+    their names: a key that is an attribute already, perhaps one of the program's own, would be an error.
+
+    Args:
+        target: as it was given.
+    """
+
+    def __init__(self, target: str) -> None:
         # Here: the command does not need it, and an import in the log thread can race with interpreter shutdown.
         import logging
 
         self._logger = logging.getLogger("tcpproxy")
-        self._levels = {
-            "listening": logging.INFO,
-            **dict.fromkeys(("new", "connected", "end"), logging.DEBUG),
-        }
+        self._target = target
+        self._levels = {"listening": logging.INFO, **dict.fromkeys(("new", "connected", "end"), logging.DEBUG)}
         self._other = logging.WARNING
         self.wants_outgoing = self._logger.isEnabledFor(logging.DEBUG)
         """Is the proxy's own address toward upstream worth a system call per connection?"""
@@ -29,4 +36,8 @@ class LoggingSink:
         level = self._levels.get(event.kind, self._other)
         if self._logger.isEnabledFor(level):
             with contextlib.suppress(Exception):  # a handler of the program may fail
-                self._logger.log(level, "%s", " ".join(clean(str(part)) for part in event if part))
+                self._logger.log(level, "%s", clean(sentence(event, self._target)), extra=self._extra(event))
+
+    def _extra(self, event: Event) -> dict[str, object]:
+        values = {"kind": event.kind, **fields(event, self._target)}
+        return {f"tcpproxy_{name}": clean(it) if isinstance(it, str) else it for name, it in values.items()}

@@ -35,7 +35,7 @@ def traced(
         proxy = command(echo.name, "--workers", "1", *(options or ["--quiet"]), wrapper=wrapper)
         if "json" in options:
             eventually(lambda: proxy.stdout, TIMEOUT)
-            proxy.stdout[0] = "Listening on " + json.loads(proxy.stdout[0])["text"]
+            proxy.stdout[0] = "Listening on " + json.loads(proxy.stdout[0])["listener"]
         exchange(proxy.address)
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from support.command import Command
@@ -21,6 +22,8 @@ from support.streams import echoes
 from support.waiting import TIMEOUT, eventually
 
 import tcpproxy
+from tcpproxy.report.event import EventKind
+from tcpproxy.report.fields import LEVELS, OF_CONNECTIONS, OF_OTHERS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("bench/*.md"))]
@@ -122,7 +125,7 @@ def test_commands(arguments: list[str], command: Callable[..., Command], echo: E
     process = command(*local(arguments, echo.name))
     eventually(lambda: process.stdout or process.process.poll() is not None, TIMEOUT)
     assert process.stdout, process.stderr
-    listening = json.loads(process.stdout[0])["text"] if "json" in arguments else process.stdout[0].split()[-1]
+    listening = json.loads(process.stdout[0])["listener"] if "json" in arguments else process.stdout[0].split()[-1]
     host, _, port = listening.rpartition(":")
     with connect((EVERYWHERE.get(host.strip("[]"), host), int(port))) as client:
         assert echoes(client)
@@ -175,6 +178,26 @@ def test_the_library_page() -> None:
     }
     fields = {*tcpproxy.Stats.__slots__, *tcpproxy.Connection.__slots__, *tcpproxy.Event._fields}
     assert {*tcpproxy.__all__, *names, *options, *fields} - said == set()
+
+
+def test_the_page_of_records() -> None:
+    """It has every kind of record, and every field."""
+    text = (ROOT / "docs/seeing.md").read_text(encoding="utf-8")
+    said = set(re.findall(r"`([\w-]+)`", text))
+    names = {name for names in (*OF_CONNECTIONS.values(), OF_OTHERS) for name in names}
+    kinds = {*get_args(EventKind), *LEVELS}
+    assert {
+        *kinds,
+        *names,
+        "time",
+        "level",
+        "kind",
+        "listener",
+        "target",
+        "pid",
+        "version",
+        "exit_code",
+    } - said == set()
 
 
 def test_the_service_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.command import Command
@@ -290,46 +292,84 @@ def end_by(reason: str, process: Command, client: socket.socket, server: socket.
 REASONS = ["client-eof", "upstream-eof", "client-reset", "upstream-reset", "half-close-timeout", "idle", "shutdown"]
 
 
+@pytest.mark.parametrize("options", [(), ("-d",), ("-q",)], ids=["", "debug", "quiet"])
 @pytest.mark.parametrize("reason", REASONS)
-def test_json_lines_and_reasons(command: Start, upstream: Upstream, reason: str) -> None:
-    """Row 102: each line of both streams is an object, and says why the connection ended."""
-    options = ("--half-close-timeout", "100ms" if reason == "half-close-timeout" else "60s", "--grace", "0")
-    options += ("--idle-timeout", "100ms" if reason == "idle" else "off")
-    process = command(upstream.name, "-d", "--log-format", "json", *options)
-    eventually(lambda: process.stdout, TIMEOUT)
-    listening = json.loads(process.stdout[0])
-    host, _, port = listening["text"].rpartition(":")
+def test_json_lines_and_reasons(command: Start, upstream: Upstream, reason: str, options: tuple[str, ...]) -> None:
+    """Row 102: stdout has an object a line, with the start and the end of a connection; stderr has nothing."""
+    options += ("--half-close-timeout", "100ms" if reason == "half-close-timeout" else "60s", "--grace", "0")
+    options += ("--idle-timeout", "100ms" if reason == "idle" else "off", "--workers", "1")
     before = time.time()
+    process = command(upstream.name, "--log-format", "json", *options)
+    listening = first_record(process)
+    assert listening["target"] == upstream.name
+    assert (listening["pid"], listening["version"]) == (process.process.pid, tcpproxy.__version__)
+    host, _, port = listening["listener"].rpartition(":")
     with connect((host, int(port))) as client, upstream.accept() as server:
-        name = name_of(client)
+        name, outgoing = name_of(client), name_of(server, peer=True)
         client.sendall(b"12345")
         assert read_exactly(server, 5) == b"12345"
         end_by(reason, process, client, server)
-    eventually(lambda: process.stderr)
+    eventually(lambda: len(process.stdout) >= (2 if "-q" in options else 4))
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
-    stdout, stderr = ([json.loads(line) for line in lines] for lines in (process.stdout, process.stderr))
-    assert [line["kind"] for line in stdout] == ["listening", "new"]
-    assert stdout[1]["client"] == name
-    assert [line["kind"] for line in stderr] == ["end"]
-    end = stderr[0]
+    assert process.complaints == []
+    records = [record for record in map(json.loads, process.stdout) if record["kind"] not in ("stopping", "summary")]
+    starts = [] if "-q" in options else ["new", "connected"]
+    assert [record["kind"] for record in records] == ["listening", *starts, "end"]
+    assert {(record["id"], record["client"], record["target"]) for record in records[1:]} == {(1, name, upstream.name)}
+    end = records[-1]
     assert end["reason"] == reason
-    assert (end["client"], end["upstream"]) == (name, upstream.name)
+    assert (end["upstream"], end["outgoing"]) == (upstream.name, outgoing)
     assert (end["to_upstream"], end["to_client"]) == (5, 0)
     assert 0 < end["connect_time"] <= end["duration"] < 5
-    assert before - 1 <= end["time"] <= time.time() + 1
+    times = [datetime.datetime.fromisoformat(record["time"]).timestamp() for record in records]
+    assert times == sorted(times)
+    assert before - 0.001 <= times[0] <= times[-1] <= time.time() + 0.001
+
+
+def first_record(process: Command) -> dict[str, Any]:
+    eventually(lambda: process.stdout or process.process.poll() is not None, TIMEOUT)
+    return json.loads(process.stdout[0])  # type: ignore[no-any-return]
+
+
+def json_port(process: Command) -> int:
+    return int(first_record(process)["listener"].rpartition(":")[2])
 
 
 def test_json_of_a_refused_connection(command: Start, closed_port: int) -> None:
     """Row 40."""
     process = command(f"127.0.0.1:{closed_port}", "--log-format", "json")
-    eventually(lambda: process.stdout, TIMEOUT)
-    be_refused(("127.0.0.1", int(json.loads(process.stdout[0])["text"].rpartition(":")[2])), 1)
+    be_refused(("127.0.0.1", json_port(process)), 1)
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
-    (line,) = map(json.loads, process.stderr)
-    assert (line["kind"], line["reason"], line["error"]) == ("failed", "connect-refused", 111)
-    assert line["upstream"] == f"127.0.0.1:{closed_port}"
+    assert process.complaints == []
+    (failed,) = (record for record in map(json.loads, process.stdout) if record["kind"] == "failed")
+    assert (failed["reason"], failed["error"]) == ("connect-refused", "ECONNREFUSED")
+    assert failed["upstream"] == failed["target"] == f"127.0.0.1:{closed_port}"
+    assert (failed["to_upstream"], failed["connect_time"], failed["outgoing"]) == (0, 0, "")
+
+
+def test_json_of_a_start_that_fails(command: Start, echo: Echo) -> None:
+    """The error that ends the command is a record like the others, in the same stream."""
+    process = command("--log-format", "json", "-l", str(echo.port), "127.0.0.1:1")
+    assert process.wait() == 1
+    assert process.stderr == []
+    (fatal,) = map(json.loads, process.stdout)
+    assert (fatal["kind"], fatal["level"], fatal["exit_code"]) == ("fatal", "error", 1)
+    assert f"127.0.0.1:{echo.port}" in fatal["text"]
+
+
+def test_json_of_a_flood(command: Start, closed_port: int) -> None:
+    """Row 103: what is held back is counted in a field."""
+    process = command(f"127.0.0.1:{closed_port}", "-q", "--log-format", "json")
+    be_refused(("127.0.0.1", json_port(process)), 100)
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+    records = list(map(json.loads, process.stdout))
+    shown = [record for record in records if record["kind"] == "failed"]
+    counts = [record["lost"] for record in records if record["kind"] == "lost"]
+    assert len(shown) + sum(counts) == 100
+    assert counts
 
 
 EVIL = "a\x9b2Jb\x9dc\u2028d\u202ee.invalid"
@@ -352,7 +392,8 @@ def test_control_characters_in_an_event(form: str, kind: str) -> None:
     assert len(lines) == (3 if kind == "end" and form == "text" else 1)
     assert all(line.isprintable() for line in lines), repr(text)
     if form == "json":
-        assert json.loads(text)["client"] == evil
+        said = json.loads(text)
+        assert evil in said.values()
 
 
 @pytest.mark.parametrize(

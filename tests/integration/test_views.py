@@ -395,7 +395,7 @@ def test_default_sink_is_logging(echo: Echo, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.DEBUG, "tcpproxy"), Proxy(echo.name, bind="0.0.0.0") as proxy:
         assert relays(("127.0.0.1", proxy.address[1]))
     assert {record.name for record in caplog.records} == {"tcpproxy"}
-    told = [(record.levelno, record.getMessage().split()[0]) for record in caplog.records]
+    told = [(record.levelno, record.tcpproxy_kind) for record in caplog.records]  # type: ignore[attr-defined]
     assert sorted(told) == [
         (logging.DEBUG, "connected"),
         (logging.DEBUG, "end"),
@@ -430,4 +430,4 @@ def test_peers_that_reset_leave_no_trace(upstream: Upstream, caplog: pytest.LogC
                 server.recv(1)
             server.close()
         eventually(lambda: proxy.stats().ended == 10)
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["listening"]
+    assert [record.tcpproxy_kind for record in caplog.records] == ["listening"]  # type: ignore[attr-defined]

@@ -648,14 +648,17 @@ def test_help_and_version() -> None:
     [
         (["18080"], 2, "remote '18080' has no host, expected HOST:PORT; "),
         (["--grace", "soon", GOOD], 2, "--grace 'soon' is not a duration, "),
+        (["--shout", GOOD], 2, "option '--shout' is unknown"),
+        ([], 2, "REMOTE is missing, "),
+        ([GOOD, GOOD, GOOD], 2, "argument "),
     ],
 )
 def test_errors_as_json(args: list[str], code: int, text: str) -> None:
-    """The one that ends the command is an object, too."""
+    """The one that ends the command is an object, too, in the one stream of records."""
     done = run("--log-format", "json", *args)
-    assert (done.returncode, done.stdout) == (code, "")
-    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stderr) == (code, "")
+    (line,) = done.stdout.splitlines()
     fields = json.loads(line)
-    assert fields.pop("time") > 0
+    assert fields.pop("time").endswith("Z")
     assert fields.pop("text").startswith(text)
-    assert fields == {"kind": "fatal"}
+    assert fields == {"level": "error", "kind": "fatal", "exit_code": code}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import json
 import logging
@@ -11,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from support.machine import fcntl
@@ -20,8 +21,10 @@ from tcpproxy import Event
 from tcpproxy._core.worker import KINDS, REASONS, STATES
 from tcpproxy.errors import describe
 from tcpproxy.report.event import EventKind, Reason, Record, decode, is_new
+from tcpproxy.report.fields import error_name, fields, timestamp
 from tcpproxy.report.printer import BURST, Printer
 from tcpproxy.report.ratelimit import RateLimit
+from tcpproxy.report.sentences import sentences
 from tcpproxy.report.sink import LoggingSink
 from tcpproxy.text import clean
 from tcpproxy.views import State
@@ -81,7 +84,7 @@ class Streams:
         self.writing = [os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | binary) for name in names]
         self._files = [name.open("rb") for name in names]
 
-    def printer(self, **options: bool) -> Printer:
+    def printer(self, **options: Any) -> Printer:
         return Printer(stdout=self.writing[0], stderr=self.writing[1], **options)
 
     def taken(self) -> tuple[list[str], list[str]]:
@@ -122,21 +125,101 @@ def test_lines(streams: Streams, name: str) -> None:
     assert streams.taken() == (out, err)
 
 
-@pytest.mark.parametrize("name", LINES)
-def test_json_lines(streams: Streams, name: str) -> None:
-    """Row 102: one object a line, on the same stream, with what the event knows and the time."""
-    event, out, _ = LINES[name]
+TIME = 1795894200.123456
+START = '{"time": "2026-11-28T19:30:00.123456Z", "level": '
+"""Of a record at TIME."""
+
+ALL = {
+    "id": 17,
+    "client": CLIENT,
+    "upstream": UPSTREAM,
+    "outgoing": "192.0.2.9:40000",
+    "to_upstream": 12,
+    "to_client": 0,
+    "duration": 1.23456,
+    "connect_time": 0.0021,
+    "reason": "client-eof",
+    "error": "",
+    "text": "",
+    "target": "db.example:80",
+}
+"""Every field of an end."""
+
+GOLDEN = {
+    "listening": (
+        Event("listening", text="127.0.0.1:80"),
+        '"info", "kind": "listening", "listener": "127.0.0.1:80", "target": "db.example:80", "pid": 1}',
+    ),
+    "new": (
+        Event("new", client=CLIENT, id=17),
+        f'"info", "kind": "new", "id": 17, "client": "{CLIENT}", "target": "db.example:80"}}',
+    ),
+    "connected": (
+        Event("connected", "", 0, CLIENT, UPSTREAM, 0, 0, 0.0021, 0.0021, id=17, outgoing="192.0.2.9:40000"),
+        f'"info", "kind": "connected", "id": 17, "client": "{CLIENT}", "upstream": "{UPSTREAM}", '
+        '"outgoing": "192.0.2.9:40000", "connect_time": 0.0021, "target": "db.example:80"}',
+    ),
+    "end": (
+        END._replace(to_client=0, id=17, outgoing="192.0.2.9:40000"),
+        '"info", "kind": "end", ' + json.dumps(ALL).removeprefix("{"),
+    ),
+    "failed": (
+        FAILED._replace(id=17),
+        '"warning", "kind": "failed", '
+        + json.dumps(
+            ALL
+            | {"outgoing": "", "to_upstream": 0, "duration": 0.0, "connect_time": 0.0}
+            | {"reason": "connect-refused", "error": "ECONNREFUSED", "text": "Connection refused (os error 111)"}
+        ).removeprefix("{"),
+    ),
+    "limit": (Event("limit"), '"warning", "kind": "limit"}'),
+    "accept-error": (
+        Event("accept-error", error=errno.EMFILE, text="Too many open files (os error 24)"),
+        '"warning", "kind": "accept-error", "error": "EMFILE", "text": "Too many open files (os error 24)"}',
+    ),
+    "warning": (Event("warning", text="beware"), '"warning", "kind": "warning", "text": "beware"}'),
+    "stopping": (Event("stopping", text="waiting"), '"info", "kind": "stopping", "text": "waiting"}'),
+    "lost": (Event("lost", text="5 lost", lost=5), '"warning", "kind": "lost", "lost": 5, "text": "5 lost"}'),
+}
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+@pytest.mark.parametrize("name", GOLDEN)
+def test_json_lines(streams: Streams, name: str, debug: bool) -> None:
+    """Row 102: one object a line, all on stdout, whatever their kind; all fields of an end are there."""
+    event, line = GOLDEN[name]
+    if event.error and name == "failed":
+        event = event._replace(error=errno.ECONNREFUSED)
+    streams.printer(debug=debug, json=True, target="db.example:80", about={"pid": 1})(event._replace(time=TIME))
+    assert streams.taken() == ([START + line], [])
+
+
+def test_time_of_a_json_line_without_one(streams: Streams) -> None:
     before = time.time()
-    streams.printer(debug=True, json=True)(event)
-    lines = streams.taken()[0 if out else 1]
-    assert len(lines) == 1
-    fields = json.loads(lines[0])
-    assert before - 0.001 <= fields.pop("time") <= time.time() + 0.001
-    assert fields.pop("kind") == event.kind
-    told = {key: value for key, value in fields.items() if value}
-    assert told == {key: value for key, value in event._asdict().items() if value and key != "kind"}
-    if event.kind == "end":
-        assert {"to_upstream", "to_client"} <= fields.keys(), "0 bytes are a fact too"
+    streams.printer(json=True)(Event("warning", text="beware"))
+    said = datetime.datetime.fromisoformat(json.loads(streams.taken()[0][0])["time"])
+    assert said.tzinfo == datetime.UTC
+    assert before - 0.001 <= said.timestamp() <= time.time() + 0.001
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "1970-01-01T00:00:00.000000Z"),
+        (TIME, "2026-11-28T19:30:00.123456Z"),
+        (1795894200.9999996, "2026-11-28T19:30:01.000000Z"),
+        (1835740799.000001, "2028-03-03T23:59:59.000001Z"),
+    ],
+)
+def test_timestamps(seconds: float, text: str) -> None:
+    assert timestamp(seconds) == text
+
+
+def test_names_of_errors() -> None:
+    """The same on every platform; a number that has no name stays one."""
+    assert error_name(0) == ""
+    assert error_name(errno.ECONNREFUSED) == "ECONNREFUSED"
+    assert error_name(99999) == "99999"
 
 
 def test_numbers_of_connections(streams: Streams) -> None:
@@ -165,7 +248,7 @@ def test_who_wants_the_outgoing_address(options: dict[str, bool], wants: bool) -
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
 def test_logger_wants_the_outgoing_address(caplog: pytest.LogCaptureFixture, level: int) -> None:
     with caplog.at_level(level, "tcpproxy"):
-        assert LoggingSink().wants_outgoing == (level == logging.DEBUG)
+        assert LoggingSink("db.example:80").wants_outgoing == (level == logging.DEBUG)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +258,8 @@ def test_logger_wants_the_outgoing_address(caplog: pytest.LogCaptureFixture, lev
         ({"debug": True}, {"new", "end"}),
         ({"quiet": True}, set()),
         ({"quiet": True, "debug": True}, {"end"}),
+        ({"json": True}, {"new", "connected", "end"}),
+        ({"json": True, "quiet": True}, {"end"}),
     ],
 )
 def test_kinds_that_have_a_line(options: dict[str, bool], kinds: set[str]) -> None:
@@ -341,6 +426,20 @@ def test_printer_holds_back_a_flood_and_says_so(streams: Streams) -> None:
     assert streams.taken() == ([], [f"{100 - BURST} more lines of the kind failed (connect-refused) were not shown"])
 
 
+def test_json_counts_a_flood_in_fields(streams: Streams) -> None:
+    """Row 103: kind, reason and number need no reading of a sentence."""
+    printer = streams.printer(json=True)
+    clock = with_clock(printer)
+    for _ in range(100):
+        printer(FAILED)
+    assert len(streams.taken()[0]) == BURST
+    clock.now += 1
+    printer.flush_suppressed()
+    (line,) = streams.taken()[0]
+    told = json.loads(line)
+    assert (told["kind"], told["reason"], told["lost"]) == ("lost", "connect-refused", 100 - BURST)
+
+
 def test_printer_counts_each_reason(streams: Streams) -> None:
     """Row 103."""
     printer = streams.printer()
@@ -400,9 +499,8 @@ def test_newcomers_read_like_other_events(streams: Streams, as_json: bool, debug
     printer.many([decode(record, "") for record in records])
     out, err = streams.taken()
     assert err == []
-    said = [re.sub(r'"time": [0-9.]+, ', "", line) for line in out]
-    assert len(said) == 4
-    assert said[:2] == said[2:]
+    assert len(out) == 4
+    assert out[:2] == out[2:]
 
 
 # --- streams that fail ---
@@ -481,18 +579,55 @@ def test_full_pipe_that_does_not_block(stack: contextlib.ExitStack) -> None:
     ],
 )
 def test_default_sink(caplog: pytest.LogCaptureFixture, event: Event, level: int) -> None:
-    """The logger `tcpproxy`; every fact of the event is in the message."""
+    """The logger `tcpproxy`: the command's sentence, and the fields of its JSON as attributes."""
     with caplog.at_level(logging.DEBUG, "tcpproxy"):
-        LoggingSink()(event)
-    assert [(record.name, record.levelno) for record in caplog.records] == [("tcpproxy", level)]
-    for part in (event.kind, event.reason, event.client, event.text):
-        assert part in caplog.records[0].getMessage()
+        LoggingSink("db.example:80")(event)
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("tcpproxy", level)
+    extra = {name: value for name, value in vars(record).items() if name.startswith("tcpproxy_")}
+    said = {"kind": event.kind, **fields(event, "db.example:80")}
+    assert extra == {f"tcpproxy_{name}": value for name, value in said.items()}
+    if event.kind != "end":
+        assert record.getMessage() == sentences(event, "db.example:80", numbered=True)[0]
+
+
+def test_default_sink_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    """The end of a connection is one sentence, with all that the command's three lines say."""
+    with caplog.at_level(logging.DEBUG, "tcpproxy"):
+        sink = LoggingSink("db.example:80")
+        sink(Event("new", client=CLIENT, id=17))
+        sink(Event("connected", client=CLIENT, upstream=UPSTREAM, connect_time=0.0021, id=17, outgoing="192.0.2.9:1"))
+        sink(END._replace(id=17))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"New connection from {CLIENT} #17",
+        f"Connected {CLIENT} to {UPSTREAM} from 192.0.2.9:1 in 2.1 ms #17",
+        f"Closed {CLIENT} after 1.235 s, connected in 2.1 ms, 12 bytes to upstream, 345 to the client: client-eof #17",
+    ]
+
+
+@pytest.mark.parametrize("taken", ["client", "id", "kind", "error"])
+def test_default_sink_beside_attributes_of_the_program(caplog: pytest.LogCaptureFixture, taken: str) -> None:
+    """A program whose records have attributes of these names loses no line."""
+    make = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **options: Any) -> logging.LogRecord:
+        record = make(*args, **options)
+        setattr(record, taken, "the program's own")
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        LoggingSink("db.example:80")(FAILED)
+    finally:
+        logging.setLogRecordFactory(make)
+    assert len(caplog.records) == 1
 
 
 def test_default_sink_keeps_lines_clean(caplog: pytest.LogCaptureFixture) -> None:
     """Row 102."""
-    LoggingSink()(Event("warning", text="a\nb %s \x1b[2J"))
+    LoggingSink("db.example:80")(Event("warning", text="a\nb %s \x1b[2J"))
     assert caplog.records[0].getMessage().isprintable()
+    assert caplog.records[0].tcpproxy_text.isprintable()  # type: ignore[attr-defined]
 
 
 def test_default_sink_survives_its_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,10 +639,10 @@ def test_default_sink_survives_its_handlers(monkeypatch: pytest.MonkeyPatch) -> 
     logger = logging.getLogger("tcpproxy")
     handled: list[Callable[[logging.LogRecord], bool]] = [broken]
     monkeypatch.setattr(logger, "filters", handled)
-    LoggingSink()(Event("warning", text="beware"))
+    LoggingSink("db.example:80")(Event("warning", text="beware"))
 
 
 def test_a_failure_without_an_address_names_the_target(streams: Streams) -> None:
-    streams.printer(remote="db.example:5432")(Event("failed", "dns", client=CLIENT, text="no such host"))
+    streams.printer(target="db.example:5432")(Event("failed", "dns", client=CLIENT, text="no such host"))
     expected = f"Error establishing upstream connection: no such host (db.example:5432 for client {CLIENT})"
     assert streams.taken() == ([], [expected])

@@ -1,0 +1,87 @@
+"""Events as fields: for lines of JSON, and for records of `logging`. Pure functions.
+
+docs/seeing.md lists the names, and what OpenTelemetry and the Elastic Common Schema call the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Mapping
+
+from .event import Event
+
+LEVELS = {
+    **dict.fromkeys(("listening", "new", "connected", "end", "stopping"), "info"),
+    "fatal": "error",
+}
+"""By kind; that of other kinds is "warning"."""
+
+OF_CONNECTIONS = {
+    "new": ("id", "client"),
+    "connected": ("id", "client", "upstream", "outgoing", "connect_time"),
+    **dict.fromkeys(
+        ("end", "failed"),
+        (
+            *("id", "client", "upstream", "outgoing", "to_upstream", "to_client", "duration", "connect_time"),
+            *("reason", "error", "text"),
+        ),
+    ),
+}
+"""Fields of the events about a connection. They are always there, also if they are 0 or empty."""
+
+OF_OTHERS = ("reason", "lost", "error", "text")
+"""Fields of the other events, unless they are 0 or empty."""
+
+
+def fields(event: Event, target: str) -> dict[str, object]:
+    """What an event says, by the names of JSON lines, but for `time`, `level` and `kind`.
+
+    Args:
+        event: what to describe.
+        target: as it was given.
+    """
+    if event.kind == "listening":
+        return {"listener": event.text, "target": target}
+    if event.kind not in OF_CONNECTIONS:
+        return {name: value for name in OF_OTHERS if (value := _value(event, name))}
+    found = {name: _value(event, name) for name in OF_CONNECTIONS[event.kind]}
+    found["target"] = target
+    return found
+
+
+def _value(event: Event, name: str) -> object:
+    value = getattr(event, name)
+    if name == "error":
+        return error_name(value)
+    return seconds(value) if isinstance(value, float) else value
+
+
+def error_name(number: int) -> str:
+    """The name of an errno, `ECONNREFUSED`; its number if it has none; empty for 0. Winsock's have the same names."""
+    return errno.errorcode.get(number, str(number)).removeprefix("WSA") if number else ""
+
+
+def seconds(value: float) -> float:
+    """A duration, to the microsecond."""
+    return round(value, 6)
+
+
+def timestamp(since_1970: float) -> str:
+    """RFC 3339, UTC, to the microsecond: `2026-11-28T19:30:00.123456Z`."""
+    whole, micro = divmod(round(since_1970 * 1_000_000), 1_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{micro:06d}Z"
+
+
+def json_line(kind: str, since_1970: float, values: Mapping[str, object]) -> str:
+    """One line of JSON, without its end.
+
+    Args:
+        kind: what it is about.
+        since_1970: when that was, in seconds.
+        values: the other fields.
+    """
+    import json  # lines of text do not need it
+
+    level = LEVELS.get(kind, "warning")
+    return json.dumps({"time": timestamp(since_1970), "level": level, "kind": kind, **values})
