@@ -72,6 +72,7 @@ class Proxy:
         self._reporter = Reporter(on_event, str(self.config.remote))
         self._crew: Crew | None = None
         self._resolver: Resolver | None = None  # that the start waits for
+        self._resolved: list[Address] = []  # what upstream's name meant at the start, without our own addresses
         self._lock = Lock()
         self._busy: set[int] = set()  # idents of threads in a start or a stop
         self._started = False
@@ -134,6 +135,7 @@ class Proxy:
             for listener in listeners:
                 stack.callback(listener.close)  # each worker has a duplicate
             addresses = self._others(listeners, resolver, addresses)
+            self._resolved = addresses if resolver else []
             limit, warning = connection_limit(self.config)
             if warning:
                 self._reporter.note("warning", warning)
@@ -283,6 +285,10 @@ class Proxy:
     def _note(self, kind: EventKind, text: str) -> None:
         """Reports something for the command, in the order of events."""
         self._reporter.note(kind, text)
+
+    def _print(self, lines: list[str]) -> None:
+        """The same for lines that are no event."""
+        self._reporter.note_lines(lines)
 
     def _failed(self, failure: WorkerError) -> None:
         """A worker has ended by itself: called by its thread, which can wait for no other."""

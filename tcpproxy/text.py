@@ -1,4 +1,4 @@
-"""Text from outside, made safe to show: in errors and in log lines."""
+"""Text for people: what comes from outside, made safe to show, and numbers with their units."""
 
 from __future__ import annotations
 
@@ -17,3 +17,33 @@ def clean(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def count(number: int, what: str) -> str:
+    """`1 connection`, `1,204 connections`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def bytes_text(size: int) -> str:
+    """A number of bytes in the largest unit that fits: `17 B`, `1.2 GiB`, `340 MiB`."""
+    if size < 1024:
+        return f"{size} B"
+    value, units = size / 1024, ["KiB", "MiB", "GiB", "TiB", "PiB"]
+    while value >= 999.5 and len(units) > 1:
+        value /= 1024
+        del units[0]
+    unit = units[0]
+    return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+
+
+def span(seconds: float) -> str:
+    """A duration in its two largest units: `250 ms`, `1.2 s`, `13 min 5 s`, `2 h 13 min`, `3 d 4 h`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for large, small, first, second in ((86400, 3600, "d", "h"), (3600, 60, "h", "min")):
+        if whole >= large:
+            return f"{whole // large} {first} {whole % large // small} {second}"
+    return f"{whole // 60} min {whole % 60} s"

@@ -16,6 +16,7 @@ from ..network.limits import raise_descriptor_limit
 from ..proxy import Proxy
 from ..report.printer import Printer, final_line, final_words
 from . import sandbox
+from .connections import Display
 from .signals import serve
 from .usage import Command, option
 
@@ -37,10 +38,13 @@ def run(remote: str, **given: str | bool | None) -> None:
             suspicion=suspicion,
         )
         proxy = Proxy(config, on_event=printer)  # type: ignore[arg-type]  # see Config.make
-        serve(proxy)
+        display = Display(proxy, json=json)
+        serve(proxy, display, greets=not json and not output.quiet)
     except TcpProxyError as error:
         _final_error(error, json)
         sys.exit(error.exit_code)
+    if json or output.debug or (os.isatty(2) and not output.quiet):
+        display.sum_up()
     if printer.unwritten:
         final_words("lost", f"{printer.unwritten} log lines could not be written", json, lost=printer.unwritten)
     if proxy.failure:

@@ -10,15 +10,18 @@ import sys
 hung_up: list[int] = []
 """SIGHUP, for each one that came before `serve` set its handlers and that had no terminal to tell about."""
 
-IGNORED = ("SIGUSR1", "SIGUSR2", "SIGTTOU", "SIGCHLD")
+IGNORED = ("SIGUSR2", "SIGTTOU", "SIGCHLD")
 """Ignored from the start.
 
-SIGUSR1 and SIGUSR2 would end a process that does not know them, and are often a first try to see its state. By SIGTTOU
-a terminal with `stty tostop` stops a background process that writes to it: the relay would stop for a log line. SIGTSTP
-(Ctrl-Z) and SIGTTIN keep their effect: a user wants the first, and nothing reads the terminal. The command starts no
-processes; by ignoring SIGCHLD it tells the kernel to reap those of a script that became the command by `exec`, and
-those that fall to PID 1.
+SIGUSR2 would end a process that does not know it, and some send it to see a program's state. By SIGTTOU a terminal with
+`stty tostop` stops a background process that writes to it: the relay would stop for a log line. SIGTSTP (Ctrl-Z) and
+SIGTTIN keep their effect: a user wants the first, and nothing reads the terminal. The command starts no processes; by
+ignoring SIGCHLD it tells the kernel to reap those of a script that became the command by `exec`, and those that fall to
+PID 1.
 """
+
+SHOWING = ("SIGUSR1", "SIGINFO")
+"""They make `serve` show the live connections; SIGINFO is Ctrl-T where it exists, and harmless by itself."""
 
 
 def prepare() -> None:
@@ -32,6 +35,8 @@ def prepare() -> None:
         _replace(name, signal.SIG_IGN)
     if hasattr(signal, "SIGCHLD"):
         _reap()
+    for name in SHOWING:
+        _replace(name, nothing)
     stopping = stopping_signals()
     if hasattr(signal, "SIGHUP") and signal.SIGHUP not in stopping:
         _replace("SIGHUP", lambda number, _frame: hung_up.append(number))
@@ -43,6 +48,10 @@ def prepare() -> None:
             signal.signal(number, signal.SIG_DFL)  # no traceback
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # last: one that waits is delivered at once
+
+
+def nothing(_number: int, _frame: object) -> None:
+    """A handler: `serve` reads of a signal from a socket."""
 
 
 def is_ignored(number: int) -> bool:

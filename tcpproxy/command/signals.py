@@ -10,14 +10,21 @@ import threading
 
 from ..errors import StartError
 from ..proxy import Proxy
-from .inherited import hung_up, is_ignored, stopping_signals
+from ..text import count
+from .connections import Display
+from .inherited import SHOWING, hung_up, is_ignored, nothing, stopping_signals
 
 
-def serve(proxy: Proxy) -> None:
+def serve(proxy: Proxy, display: Display, *, greets: bool) -> None:
     """Starts the proxy and returns when it has ended. Main thread only.
 
     The first signal of `stopping_signals` stops it with its grace, a second one at once; one that comes during the
-    start ends the start.
+    start ends the start. A signal of SHOWING shows the live connections.
+
+    Args:
+        proxy: not started yet.
+        display: shows its connections.
+        greets: once it listens, a terminal is told where it forwards to.
 
     Raises:
         TcpProxyError: it cannot start.
@@ -25,8 +32,8 @@ def serve(proxy: Proxy) -> None:
     reader, writer = socket.socketpair()
     reader.settimeout(None)
     writer.setblocking(False)
-    stopping, harmless = _catch(writer)
-    run = _Run(proxy, writer)
+    stopping, showing, harmless = _catch(writer)
+    run = _Run(proxy, writer, display if greets else None)
     try:
         run.start()
     except RuntimeError as error:  # no thread to be had
@@ -35,11 +42,13 @@ def serve(proxy: Proxy) -> None:
     while (byte := reader.recv(1)) != b"\0":
         if byte[0] in stopping:
             run.stop()
+        elif byte[0] in showing:
+            display.show()
         elif byte[0] in harmless and not said:
             said = True
             proxy._note("warning", "SIGHUP is ignored: there is nothing to reload, and no file to open again")
     # The proxy has ended: a late signal must not change the exit code.
-    for number in (*stopping, *harmless):
+    for number in (*stopping, *showing, *harmless):
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     reader.close()
@@ -48,32 +57,33 @@ def serve(proxy: Proxy) -> None:
         raise run.error
 
 
-def _catch(writer: socket.socket) -> tuple[list[int], list[int]]:
+def _catch(writer: socket.socket) -> tuple[list[int], list[int], list[int]]:
     """Makes each signal a byte in `writer`, except those that are ignored.
 
     A handler that sets an Event would deadlock if the signal came while the main thread holds the Event's lock. So the
     handlers do nothing: the interpreter writes the byte, which the main thread reads.
 
     Returns:
-        The numbers of the signals that stop the proxy, and of those that do nothing.
+        The numbers of the signals that stop the proxy, that show its connections, and that do nothing.
     """
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     stopping = stopping_signals()
     harmless: list[int] = []
     if hasattr(signal, "SIGHUP") and signal.SIGHUP not in stopping and not is_ignored(signal.SIGHUP):
         harmless.append(signal.SIGHUP)
-    for number in (*stopping, *harmless):
-        signal.signal(number, lambda _number, _frame: None)
+    showing = _showing()
+    for number in (*stopping, *showing, *harmless):
+        signal.signal(number, nothing)
     writer.send(bytes(hung_up[:1]))  # it came before
-    return stopping, harmless
+    return stopping, showing, harmless
 
 
 class _Run(threading.Thread):
     """Starts the proxy, waits for its end, stops it; the main thread reads signals meanwhile."""
 
-    def __init__(self, proxy: Proxy, writer: socket.socket) -> None:
+    def __init__(self, proxy: Proxy, writer: socket.socket, display: Display | None) -> None:
         super().__init__(name="tcpproxy-stop", daemon=True)
-        self._proxy, self._writer = proxy, writer
+        self._proxy, self._writer, self._display = proxy, writer, display
         self._told = False
         self.error: BaseException | None = None
 
@@ -83,6 +93,8 @@ class _Run(threading.Thread):
                 self._proxy.start()
                 if self._told:  # before the start could know
                     self._proxy.abort()
+                elif self._display:
+                    self._display.greet()
                 self._proxy.wait()
                 self._proxy.stop()
         except BaseException as error:
@@ -99,6 +111,12 @@ class _Run(threading.Thread):
         self._proxy.drain()
         active, grace = self._proxy.stats().active, self._proxy.config.timeouts.grace
         if active and grace:
-            what = "1 connection" if active == 1 else f"{active} connections"
+            what = count(active, "connection")
             how = "Ctrl-C again" if os.isatty(2) else "a second signal"
             self._proxy._note("stopping", f"waiting up to {grace:g} s for {what} to end; {how} stops at once")
+
+
+def _showing() -> list[int]:
+    """Those of SHOWING that exist, and that nobody has set: not to be ignored, and not for a handler of their own."""
+    numbers = [getattr(signal, name) for name in SHOWING if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) in (nothing, signal.SIG_DFL)]

@@ -41,7 +41,7 @@ EXAMPLES = (
 
 NOTES = (
     "Exit codes: 0 stopped by a signal, 1 could not start or failed, 2 wrong usage.",
-    "Signals: SIGINT or SIGTERM stops it within --grace, a second one at once.",
+    "Signals: SIGINT or SIGTERM stops it within --grace, a second one at once; SIGUSR1 shows the live connections.",
 )
 
 

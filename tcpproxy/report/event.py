@@ -5,7 +5,17 @@ from typing import Literal, NamedTuple
 from ..errors import describe
 
 EventKind = Literal[
-    "new", "connected", "end", "failed", "accept-error", "limit", "listening", "warning", "lost", "stopping"
+    "new",
+    "connected",
+    "end",
+    "failed",
+    "accept-error",
+    "limit",
+    "listening",
+    "warning",
+    "lost",
+    "forwarding",
+    "stopping",
 ]
 """What an Event is about.
 
@@ -19,6 +29,7 @@ limit: accepting pauses, because there are `max_connections` connections.
 listening: the proxy listens on the address in `text`.
 warning: a sentence for the operator, in `text`.
 lost: records or lines were left out; `text` says how many.
+forwarding: the command says on a terminal where it forwards to; `text` says where. Not in a program.
 stopping: the command waits for connections to end; `text` says how long. Not in a program.
 """
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from .event import Event
 
 LEVELS = {
-    **dict.fromkeys(("listening", "new", "connected", "end", "stopping"), "info"),
+    **dict.fromkeys(("listening", "new", "connected", "connection", "end", "stopping", "summary"), "info"),
     "fatal": "error",
 }
 """By kind; that of other kinds is "warning"."""

@@ -84,6 +84,10 @@ class Printer:
         for target, group in itertools.groupby(shown, self._stream):
             self._write(target, [line for event in group for line in self._lines(event)])
 
+    def print_lines(self, lines: list[str]) -> None:
+        """Prints lines that are no event, in the format of the log: on stderr, JSON on stdout."""
+        self._write(self._stdout if self._json else self._stderr, lines)
+
     def print_new(self, records: Iterable[Record]) -> None:
         """Prints new connections without an Event for each: there may be tens of thousands a second.
 

@@ -39,7 +39,7 @@ class Reporter:
         self._target = target
         self._sink = sink
         self._printer = sink if isinstance(sink, Printer) else None
-        self._notes: collections.deque[Event] = collections.deque()
+        self._notes: collections.deque[Event | list[str]] = collections.deque()
         self._flushes: collections.deque[Signal] = collections.deque()
         self._workers: list[Worker] = []
         self._threads: list[Thread] = []
@@ -79,6 +79,12 @@ class Reporter:
     def note(self, kind: EventKind, text: str) -> None:
         """Reports something that does not come from a worker; from any thread."""
         self._notes.append(Event(kind, text=text, time=wall()))
+        if self._wakeup:
+            self._wakeup.wake()
+
+    def note_lines(self, lines: list[str]) -> None:
+        """Prints lines as they are, in the order of notes, if the sink is a Printer; from any thread."""
+        self._notes.append(lines)
         if self._wakeup:
             self._wakeup.wake()
 
@@ -157,7 +163,11 @@ class Reporter:
     def _drain(self) -> int:
         """Reports notes, and some records. Returns the most that one worker had, up to AT_ONCE."""
         while self._notes:
-            self._emit([self._notes.popleft()])
+            note = self._notes.popleft()
+            if isinstance(note, Event):
+                self._emit([note])
+            elif self._printer:
+                self._printer.print_lines(note)
         taken = [worker.take_events(AT_ONCE) for worker in self._workers]
         lookup_error = self._resolver.lookup_error if self._resolver else ""
         for new, records in itertools.groupby(itertools.chain.from_iterable(taken), is_new):

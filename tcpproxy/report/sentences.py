@@ -38,6 +38,8 @@ def sentences(event: Event, target: str, *, numbered: bool) -> list[str]:
                 f"Transferred {event.to_client} bytes from upstream server to proxy client {event.client}{number}",
                 f"{_closed(event)}: {event.reason}{number}",
             ]
+        case "forwarding":
+            return [f"Forwarding to {event.text}"]
         case "stopping":
             return [f"Stopping: {event.text}"]
         case "lost":

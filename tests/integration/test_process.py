@@ -105,7 +105,7 @@ def test_the_rest_is_reset_when_grace_is_over(command: Start, echo: Echo, number
             client.recv(1)
         assert 0.38 <= time.monotonic() - start < 5
     assert process.wait() == 0
-    assert process.stderr[-1].endswith(": shutdown #1")
+    assert process.complaints[-1].endswith(": shutdown #1")
 
 
 def test_without_connections_grace_is_not_waited_for(command: Start, echo: Echo) -> None:

@@ -75,7 +75,7 @@ def check_reasons(from_there: Command, to_there: Command) -> None:
     for process, reason in ((from_there, "client-reset"), (to_there, "upstream-reset")):
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
-        assert f": {reason} #" in process.stderr[-1]
+        assert f": {reason} #" in process.complaints[-1]
 
 
 def test_vanished_peer(

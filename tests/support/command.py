@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,11 @@ if os.name == "nt":
         threading.Thread(target=type_ctrl_c, daemon=True).start()
         runpy.run_module("tcpproxy", run_name="__main__")""",
     )
+
+SUMMARY = re.compile(
+    r"[\d.]+ (ms|s|min|h|d)( \d+ (s|min|h))?: [\d,]+ connections?(, .+)?; .+ to upstream, .+ to clients"
+)
+"""The line about all connections."""
 
 
 class Command:
@@ -58,8 +64,8 @@ class Command:
 
     @property
     def complaints(self) -> list[str]:
-        """What it said on stderr, but for the line that says what a stop waits for."""
-        return [line for line in self.stderr if not line.startswith("Stopping: ")]
+        """What it said on stderr, but for the line that says what a stop waits for, and the last one of -d."""
+        return [line for line in self.stderr if not line.startswith("Stopping: ") and not SUMMARY.fullmatch(line)]
 
     @property
     def address(self) -> tuple[str, int]:

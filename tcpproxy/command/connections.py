@@ -1,0 +1,71 @@
+"""What the command shows of itself: on a terminal, when asked by a signal, and at the end."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import threading
+import time
+
+from ..native import monotonic, wall
+from ..proxy import Proxy
+from ..report.fields import json_line
+from ..report.printer import final_words
+from ..report.table import measure, record, table
+from ..report.totals import summary, summary_fields
+
+APART = 0.5
+"""Seconds between the two looks from which rates follow."""
+
+
+class Display:
+    """Says where a proxy forwards to, which connections are alive, and what it has done.
+
+    Args:
+        proxy: whose log thread writes the lines: an output that blocks must not stop whoever asks.
+        json: its log is JSON.
+    """
+
+    def __init__(self, proxy: Proxy, *, json: bool) -> None:
+        self._proxy, self._json = proxy, json
+        self._target = str(proxy.config.remote)
+        self._started = monotonic()
+        self._thread: threading.Thread | None = None
+
+    def greet(self) -> None:
+        """On a terminal: where it forwards to, and how to stop it."""
+        if not os.isatty(2):
+            return
+        known = [str(ipaddress.ip_address(raw)) for raw, _, _ in self._proxy._resolved]
+        more = f" and {len(known) - 1} more" if len(known) > 1 else ""
+        where = f"{self._target} ({known[0]}{more})" if known else self._target
+        self._proxy._note("forwarding", f"{where}; Ctrl-C stops")
+
+    def show(self) -> None:
+        """Shows the live connections, in half a second, for their rates; nothing while that is being done already."""
+        if self._thread and self._thread.is_alive():
+            return
+        self._thread = threading.Thread(target=self._show, name="tcpproxy-show", daemon=True)
+        self._thread.start()
+
+    def _show(self) -> None:
+        before, start = self._proxy.connections(), monotonic()
+        time.sleep(APART)
+        connections, apart = self._proxy.connections(), monotonic() - start
+        rates = measure(before, connections, apart)
+        stats, duration = self._proxy.stats(), monotonic() - self._started
+        if self._json:
+            lines = [
+                json_line("summary", wall(), {**summary_fields(duration, stats), "text": summary(duration, stats)})
+            ]
+            lines += [json_line("connection", wall(), record(it, *rates[it.id], self._target)) for it in connections]
+        else:
+            width = (os.get_terminal_size(2).columns or None) if os.isatty(2) else None
+            lines = [summary(duration, stats), *(table(connections, rates, width) if connections else [])]
+        self._proxy._print(lines)
+
+    def sum_up(self) -> None:
+        """Says what the proxy has done, once it has ended."""
+        if self._proxy.addresses:
+            stats, duration = self._proxy.stats(), monotonic() - self._started
+            final_words("summary", summary(duration, stats), self._json, **summary_fields(duration, stats))

@@ -1,0 +1,103 @@
+"""The live connections as a table. Pure functions: for SIGUSR1, and for whatever else shows connections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..text import bytes_text, span
+from ..views import Connection
+from .fields import seconds
+
+Rates = Mapping[int, tuple[float, float]]
+"""Bytes per second to upstream and to the client, by the connection's id."""
+
+RIGHT = ("#", "age", "idle", "to upstream", "rate up", "to client", "rate down")
+"""Columns that are aligned to the right."""
+
+OPTIONAL = ("idle", "to upstream", "to client", "age", "upstream", "state")
+"""Columns to leave out on a narrow terminal, the first of them first."""
+
+
+def measure(before: Sequence[Connection], after: Sequence[Connection], apart: float) -> Rates:
+    """The rates between two looks at the connections, `apart` seconds from each other.
+
+    A connection that is only in the second one has the mean since it was accepted.
+    """
+    known = {it.id: it for it in before}
+    rates = {}
+    for it in after:
+        old = known.get(it.id)
+        up, down, time = (old.to_upstream, old.to_client, apart) if old else (0, 0, it.age)
+        rates[it.id] = ((it.to_upstream - up) / max(time, 1e-6), (it.to_client - down) / max(time, 1e-6))
+    return rates
+
+
+def table(connections: Sequence[Connection], rates: Rates, width: int | None) -> list[str]:
+    """One line a connection, below a line of headings.
+
+    Args:
+        connections: in the order of the lines.
+        rates: see `measure`.
+        width: columns of the terminal; None: no limit.
+    """
+    rows = [_cells(it, *rates.get(it.id, (0.0, 0.0))) for it in connections]
+    columns = list(_cells(_NOBODY, 0, 0))
+    widths = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in columns}
+    for name in OPTIONAL:
+        if width is not None and sum(widths.values()) + 2 * (len(widths) - 1) > width:
+            del widths[name]
+    lines = [{name: name for name in columns}, *rows]
+    return ["  ".join(_aligned(name, line[name], widths[name]) for name in widths).rstrip() for line in lines]
+
+
+def record(connection: Connection, rate_up: float, rate_down: float, target: str) -> dict[str, object]:
+    """The fields of a record of JSON that says the same."""
+    it = connection
+    return {
+        "id": it.id,
+        "client": it.client,
+        "upstream": it.upstream,
+        "outgoing": it.outgoing,
+        "state": it.state,
+        "age": seconds(it.age),
+        "idle": seconds(it.idle),
+        "connect_time": seconds(it.connect_time),
+        "to_upstream": it.to_upstream,
+        "to_client": it.to_client,
+        "rate_to_upstream": round(rate_up),
+        "rate_to_client": round(rate_down),
+        "waiting_for_upstream": it.waiting_for_upstream,
+        "waiting_for_client": it.waiting_for_client,
+        "target": target,
+    }
+
+
+def waits_for(connection: Connection) -> str:
+    """Whom it waits for, and how many bytes wait; empty: for nobody."""
+    if connection.state in ("resolving", "connecting"):
+        return "name server" if connection.state == "resolving" else "upstream"
+    sides = {"upstream": connection.waiting_for_upstream, "client": connection.waiting_for_client}
+    return ", ".join(f"{side} ({bytes_text(size)})" for side, size in sides.items() if size)
+
+
+_NOBODY = Connection(0, "", "", "relaying", 0, 0, 0.0, 0.0, 0.0, 0, 0, "")
+
+
+def _cells(it: Connection, rate_up: float, rate_down: float) -> dict[str, str]:
+    return {
+        "#": f"#{it.id}",
+        "client": it.client,
+        "upstream": it.upstream or "-",
+        "state": it.state,
+        "age": span(it.age),
+        "idle": span(it.idle),
+        "to upstream": bytes_text(it.to_upstream),
+        "rate up": f"{bytes_text(round(rate_up))}/s",
+        "to client": bytes_text(it.to_client),
+        "rate down": f"{bytes_text(round(rate_down))}/s",
+        "waits for": waits_for(it),
+    }
+
+
+def _aligned(name: str, text: str, width: int) -> str:
+    return text.rjust(width) if name in RIGHT else text.ljust(width)
