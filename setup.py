@@ -8,8 +8,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["accepting", "bulk", "capture", "closing", "connecting", "engine", "events", "half", "inbox"]
-MODULES += ["opening", "recordings", "relay", "reports", "resources", "sources", "spin", "table", "tap", "timers"]
-MODULES += ["trial", "worker"]
+MODULES += ["opening", "packets", "recordings", "relay", "reports", "resources", "sources", "spin", "table", "tap"]
+MODULES += ["timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

@@ -28,6 +28,7 @@ MODULES = [
     "half",
     "inbox",
     "opening",
+    "packets",
     "poller",
     "recordings",
     "relay",

@@ -34,6 +34,28 @@ static inline int net_pack(net_addr *to, const void *ip, size_t size, int port, 
     return 0;
 }
 
+/* Splits an address: its IP, IPv4 as IPv4-mapped IPv6, and its port in host order. Returns False if it is no IP address. */
+static inline int net_unpack(const net_addr *from, uint8_t ip[16], uint16_t *port)
+{
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    if (from->length == sizeof v4) {
+        memcpy(&v4, from->bytes, sizeof v4);
+        memset(ip, 0, 10);
+        memset(ip + 10, 0xff, 2);
+        memcpy(ip + 12, &v4.sin_addr, 4);
+        *port = ntohs(v4.sin_port);
+        return v4.sin_family == AF_INET;
+    }
+    if (from->length == sizeof v6) {
+        memcpy(&v6, from->bytes, sizeof v6);
+        memcpy(ip, &v6.sin6_addr, 16);
+        *port = ntohs(v6.sin6_port);
+        return v6.sin6_family == AF_INET6;
+    }
+    return 0;
+}
+
 /* Writes "192.0.2.1:80" or "[2001:db8::1]:80", "" for no address. IPv4-mapped addresses (IPv4 clients of a dual-stack
  * listener) are written as IPv4. */
 static inline void net_format(const net_addr *from, char text[80])

@@ -1,5 +1,5 @@
 # The socket calls that the core may use. Each returns a value >= 0, or -errno; net.h has the details.
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "net.h" nogil:
     ctypedef int net_socket         # the platform's type, signed or not: compare it with NET_NONE only
@@ -19,6 +19,7 @@ cdef extern from "net.h" nogil:
         int ephemeral_last
 
     int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
+    bint net_unpack(const net_addr *addr, uint8_t *ip, uint16_t *port)     # ip: 16 bytes. False: no IP address
     void net_format(const net_addr *addr, char *text)           # text: 80 bytes
     uint64_t net_source(const net_addr *addr)
 

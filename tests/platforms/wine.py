@@ -41,6 +41,7 @@ TESTS = ["pytest>=8", "pytest-timeout>=2.3", "click>=8.1", "colorama", "iniconfi
 APPLICABLE = [
     *("-q", "-m", "not timed", "tests/unit", "tests/integration"),
     "--ignore=tests/unit/test_package.py",  # is about what was installed, and here the package is copied
+    "--ignore=tests/unit/test_packets.py",  # needs hypothesis and python-pcapng, and makes no call of the system
 ]
 """What is passed if no arguments say otherwise."""
 

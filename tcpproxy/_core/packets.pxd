@@ -1,0 +1,60 @@
+# Capture files: the blocks of pcapng (draft-ietf-opsawg-pcapng), and the packets of a connection. Pure: no socket, no file, no
+# clock, no memory but the caller's.
+#
+# The packets are made from the records of the tap, because a proxy sees no packets. A connection is one TCP stream from the client's
+# address to upstream's, without the proxy. What they mean:
+#   segment        one read of the proxy
+#   ACK            the receiver's kernel has taken the bytes. Bytes that it never took are never acknowledged
+#   SYN            the client was accepted; SYN-ACK: upstream was connected
+#   FIN, RST       the end, or the reset, was passed on
+# A pure ACK is written when two segments would be unacknowledged, when bytes waited in the proxy, and at a FIN. Otherwise the
+# number is in the next segment of the other direction, as with the delayed ACK of TCP.
+#
+# What Wireshark's analysis reports as a fault is avoided: gaps, repeated ACKs, changing or full windows, equal sequence
+# numbers of two connections, wrong checksums. All packets are IP without a link layer (LINKTYPE_RAW): with more than one link
+# type or snapshot length in a file libpcap could not read it.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from tcpproxy._core.net cimport net_addr
+from tcpproxy._core.tap cimport TapRecord
+
+cdef enum:
+    PACKETS_TEXT = 255      # bytes of a string in a block at most; longer ones are cut
+    PACKETS_BLOCK = 1024    # bytes of one pcapng_ block at most
+    PACKETS_ROOM = 63488    # bytes that one record becomes at most: TAP_READ, and 2 KiB for headers, comments and ACKs
+
+cdef struct Packets:        # one capture
+    int64_t wall_ns         # added to clock_ns this is the time of day
+    uint64_t count          # packets written
+
+# The state of a connection between two records, 192 bytes. The arrays are indexed by CLIENT and UPSTREAM of loop.pxd: by who sends.
+# Numbers of a stream count its SYN, its bytes and its FIN from 0; 64 bits, so that they do not wrap at 4 GiB as TCP's do.
+cdef struct Flow:
+    uint64_t id             # 0: nothing is known of the connection, its records become no packets
+    uint64_t opened_ns
+    uint64_t sent[2]        # the next number
+    uint64_t delivered[2]   # all below this was taken by the other side's kernel
+    uint64_t acked[2]       # all below this is acknowledged in the file
+    uint64_t read_ns[2]     # of the last segment
+    uint64_t reset_ns[2]    # 0: no reset was passed on from here
+    uint32_t first[2]       # the initial sequence number: what 0 is in TCP
+    uint32_t sum            # of the addresses, for the checksum: it is the same in both directions
+    uint32_t interface      # number of the file's interface block; set by the caller
+    uint16_t port[2]        # in host order
+    uint8_t ip[2][16]       # IPv4 as IPv4-mapped IPv6
+    uint8_t segments[2]     # segments and FINs that are not acknowledged in the file
+    uint8_t finished[2]     # a FIN was written
+    uint8_t v4              # both sides are IPv4; else both are written as IPv6
+    uint8_t connected
+    net_addr listener
+
+# Appends the packets of a record to `out`, which has PACKETS_ROOM bytes. Returns their size, often 0. `flow` is zeroed, but for
+# `interface`, before the first record of its connection, and can be forgotten after TAP_END. It may miss records: a connection
+# that is captured from its middle has no SYN.
+cdef size_t packets_append(Packets *packets, Flow *flow, const TapRecord *record, const void *body, uint8_t *out) noexcept nogil
+
+# Each writes one block to `out`, which has PACKETS_BLOCK bytes, and returns its size. Text is UTF-8. A file begins with
+# pcapng_start, and has one pcapng_interface for each number in Flow.interface before the first packet.
+cdef size_t pcapng_start(uint8_t *out, const char *application, const char *system) noexcept nogil
+cdef size_t pcapng_interface(uint8_t *out, const char *name, const char *description) noexcept nogil
+cdef size_t pcapng_name(uint8_t *out, const net_addr *addr, const char *name) noexcept nogil   # a resolved name; 0: no IP address
+cdef size_t pcapng_end(uint8_t *out, uint32_t interface, uint64_t since_ns, uint64_t until_ns, uint64_t count) noexcept nogil
