@@ -8,8 +8,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["accepting", "bulk", "capture", "closing", "connecting", "engine", "events", "half", "inbox"]
-MODULES += ["opening", "packets", "recordings", "relay", "reports", "resources", "sources", "spin", "table", "tap"]
-MODULES += ["timers", "trial", "worker"]
+MODULES += ["opening", "packets", "recordings", "relay", "reports", "resources", "savefile", "sources", "spin"]
+MODULES += ["table", "tap", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",
@@ -28,7 +28,9 @@ DIRECTIVES = {
 SYSTEM = sysconfig.get_platform().split("-")[0]
 """What is compiled for, which sys.platform is not in a cross build: linux, macosx, win, freebsd, ..."""
 
-HEADERS = [f"tcpproxy/_core/{name}.h" for name in ("net", "net_posix", "net_windows", "address", "thread", "sync")]
+HEADERS = [
+    f"tcpproxy/_core/{name}.h" for name in ("net", "net_posix", "net_windows", "address", "thread", "sync", "file")
+]
 
 DOUBLE = "tests/platforms/kqueue"
 """A kqueue for Linux, with which the kqueue poller is tested there; that build also does without what macOS has not."""

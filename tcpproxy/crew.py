@@ -25,6 +25,7 @@ from .wakeup import Wakeup
 
 if TYPE_CHECKING:
     from ._core.worker import _Settings
+    from .tap.capture import Capture
 
 LOG_DRAIN = 3.0
 """Longest wait for the log thread, in seconds: at the end, or of a caller for its events. A write may block."""
@@ -39,6 +40,7 @@ class Crew:
         resolver: looks upstream's name up; None: upstream has a numeric address.
         failed: called once, by a worker's thread, if a worker ends by itself.
         record: bytes to record of each direction of each connection; 0: none.
+        capture: what is written to a file; `close` closes it.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class Crew:
         resolver: Resolver | None,
         failed: Callable[[WorkerError], None],
         record: int = 0,
+        capture: Capture | None = None,
     ) -> None:
         self._config, self._reporter, self._resolver, self._failed = config, reporter, resolver, failed
-        self._record = record
+        self._record, self._capture = record, capture
         self.tap: TapReader | None = None
         self._tap_thread: Thread | None = None
         self._wakeups: list[Wakeup] = []
@@ -86,9 +89,9 @@ class Crew:
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         per_source = self._config.clients.max_connections_per_source
         Worker.link(self._workers, limit=limit, per_source=per_source)
-        if self._record:
-            self.tap = TapReader(self._workers, record=self._record)
-            self._tap_thread = make_thread("tcpproxy-tap", self.tap.run)
+        if self._record or self._capture:
+            self.tap = TapReader(self._workers, record=self._record, capture=self._capture is not None)
+            self._tap_thread = make_thread("tcpproxy-tap", self._read_tap, self.tap)
         self._reporter.open(self._workers, self._threads, log_wakeup, self._resolver)
         for worker in self._workers:
             worker.want_events(self._reporter.kinds, self._reporter.wants_outgoing)
@@ -116,7 +119,7 @@ class Crew:
             "ephemeral_last": last,
             "zero_copy": ZERO_COPY[config.speed.zero_copy],
             "busy_poll_us": busy_poll,
-            "tap": self._record > 0,
+            "tap": self._record > 0 or self._capture is not None,
         }
 
     def start(self) -> None:
@@ -159,9 +162,10 @@ class Crew:
 
     def close(self) -> None:
         """Gives back all descriptors, once all workers have ended or none has started, and ends the other threads."""
-        if self.tap and self._tap_thread:
-            self.tap.finish()
-            _join(self._tap_thread, None)  # before the workers' pollers are closed, which it wakes
+        if self.tap and self._tap_thread and not self._end_tap(self.tap, self._tap_thread):
+            return
+        if self._capture:
+            self._capture.close()
         with lifetime.no_fork:
             for worker in self._workers:
                 worker.close()
@@ -182,12 +186,26 @@ class Crew:
                 for wakeup in self._wakeups:
                     wakeup.close()
 
+    def _end_tap(self, tap: TapReader, thread: Thread) -> bool:
+        """Ends the thread of the tap, before the workers' pollers are closed, which it wakes.
+
+        It may wait for who reads a pipe: after a while that is given up. For a disk that hangs for ever nothing helps:
+        then it is left behind as a daemon thread, with all that it uses, and the answer is False.
+        """
+        tap.finish()
+        _join(thread, monotonic() + LOG_DRAIN)
+        tap.give_up()
+        _join(thread, monotonic() + 1)
+        return not thread.is_alive()
+
     def close_after_fork(self) -> None:
         """In a forked child: closes the copies of the parent's descriptors. The threads run in the parent only."""
         for worker in self._workers:
             worker.close_after_fork()
         if self.tap:
             self.tap.close_after_fork()
+        if self._capture:
+            self._capture.close()
         for wakeup in self._wakeups:
             wakeup.close()
 
@@ -206,6 +224,12 @@ class Crew:
             worker.run()
         except OSError as error:
             self._failed(WorkerError(error.errno, describe(error.errno or 0), error.filename))
+
+    def _read_tap(self, tap: TapReader) -> None:
+        if self._capture:
+            self._capture.follow(tap, lambda text: self._reporter.note("lost", text))
+        else:
+            tap.run()
 
     def _serve_lookups(self, resolver: Resolver, wakeup: Wakeup) -> None:
         """Looks upstream's name up whenever a worker asks."""

@@ -26,6 +26,7 @@ from .network.listening import address, is_public, known_places, listen, no_plac
 from .network.resolver import Address, Resolver, numeric
 from .report.event import Event, EventKind
 from .report.reporter import Reporter
+from .tap.capture import Capture
 from .tap.recording import Recording, parse_record
 from .views import Connection, Stats
 
@@ -55,6 +56,7 @@ class Proxy:
         config: the checked arguments, in groups: `config.timeouts.idle_timeout`. Seconds, bytes, and 0 for off.
         addresses: what it listens on, as (host, port); empty before the start.
         failure: the WorkerError that has ended the proxy; None: none has.
+        capture: the capture, with `failure` and numbers; None: without `capture`.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Proxy:
         self._record = parse_record(record)
         self.addresses: list[tuple[str, int]] = []
         self.failure: WorkerError | None = None
+        seeing = self.config.seeing
+        self.capture = Capture(seeing.capture, seeing.capture_rotate, seeing.capture_files) if seeing.capture else None
         self._reporter = Reporter(on_event, str(self.config.remote))
         self._crew: Crew | None = None
         self._resolver: Resolver | None = None  # that the start waits for
@@ -117,8 +121,10 @@ class Proxy:
 
     def _start(self) -> Crew:
         resolver, addresses = self._find_target()
-        crew = Crew(self.config, self._reporter, resolver, self._failed, self._record)
+        crew = Crew(self.config, self._reporter, resolver, self._failed, self._record, self.capture)
         try:
+            if self.capture:
+                self.capture.open(lambda text: self._reporter.note("warning", text))
             places = self._find_places()
             with lifetime.no_fork:
                 self._open(crew, places, resolver, addresses)
@@ -141,6 +147,10 @@ class Proxy:
                 self._reporter.note("warning", warning)
             crew.open(listeners, addresses, limit)
             check_room(listeners)
+            if self.capture and crew.tap:
+                names = ", ".join(map(address, listeners))
+                host = self.config.remote.host if resolver else ""
+                self.capture.begin(crew.tap, names, str(self.config.remote), host, addresses)
             self._crew = crew
             if self._stopping.is_set():  # by another thread, which found no crew to stop
                 crew.stop(abort=True)
@@ -276,6 +286,8 @@ class Proxy:
         """Tells the workers to stop. A start that has not made them yet does so; without a start there is no effect."""
         if self._started:
             self._stopping.set()
+            if self.capture:
+                self.capture.stop()  # the start may wait for who reads it
         if crew := self._crew:
             crew.stop(abort=abort)
         elif resolver := self._resolver:

@@ -34,6 +34,7 @@ MODULES = [
     "relay",
     "reports",
     "resources",
+    "savefile",
     "sources",
     "spin",
     "splice",

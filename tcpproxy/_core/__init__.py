@@ -15,6 +15,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     table      relays by index and generation
     loop       structs only: Loop, Relay, Upstream, Group, ...
     half       one direction: the pump
+    savefile   the file of a capture: gathers blocks, writes them, survives a full disk
     packets    capture files: pcapng blocks, TCP/IP packets made from the records of the tap
     connecting attempts to reach upstream (RFC 8305)
     spin       adaptive busy polling

@@ -1,21 +1,26 @@
 # The second door: the reader of the taps. Its thread takes the records of all workers of a proxy, without the GIL, for as long as
-# they run, and gives them to the recordings. It never waits for Python: a program that holds the GIL, or stands still, does not
-# hold up the traffic that it records.
+# they run, and gives them to the recordings and to the file of a capture. It never waits for Python: a program that holds the
+# GIL, or stands still, does not hold up the traffic that it records. Only a rotation of files waits, for each next one.
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t, uint64_t
+import time
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from tcpproxy._core.events cimport events_reason_name
 from tcpproxy._core.loop cimport CLIENT, UPSTREAM, WORKERS, Loop
-from tcpproxy._core.net cimport NET_NONE, net_await_wake, net_close, net_socket, net_wake, net_wake_pair
+from tcpproxy._core.net cimport NET_NONE, net_addr, net_await_wake, net_close, net_pack, net_socket, net_wake, net_wake_pair
+from tcpproxy._core.packets cimport PACKETS_BLOCK, Flow, pcapng_interface, pcapng_name, pcapng_start
 from tcpproxy._core.poller cimport poller_wake
 from tcpproxy._core.recordings cimport Chunk, Recordings, recordings_add, recordings_drop, recordings_free, \
     recordings_lock, recordings_open, recordings_unlock
 from tcpproxy._core.recordings cimport Recording as _Recording
-from tcpproxy._core.sync cimport sync_add, sync_check, sync_load, sync_store, sync_sub, sync_swap
-from tcpproxy._core.tap cimport TAP_END, TAP_GATHERS, TAP_OPEN, TAP_SLEEPS, Tap, TapRecord, tap_awake, tap_done, tap_next, \
-    tap_release, tap_sleep
-from tcpproxy._core.thread cimport clock_ns, thread_nap_us
+from tcpproxy._core.savefile cimport SaveFile, savefile_add, savefile_begin, savefile_end, savefile_flush, savefile_free, \
+    savefile_full, savefile_init
+from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_store, sync_sub, sync_swap
+from tcpproxy._core.tap cimport TAP_END, TAP_GATHERS, TAP_OPEN, TAP_SLEEPS, Tap, TapRecord, tap_awake, tap_body, tap_done, \
+    tap_next, tap_release, tap_sleep
+from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us
 from tcpproxy._core.worker cimport Worker, address_text
 
 cdef enum:
@@ -28,6 +33,33 @@ cdef struct Seen:           # a live connection
     Seen *next
     uint64_t id
     _Recording *recording   # NULL: none
+    Flow flow               # of the capture
+
+cdef enum:                  # why the reader returns to Python
+    RUN_ENDED = 0
+    RUN_FULL                # the file of the capture has the size at which another one begins
+    RUN_FAILED              # a write to it has failed
+
+_RUN = ("", "full", "failed")
+
+
+def file_head(str application, str system, str name, str description, str host, addresses):
+    """The blocks at the beginning of a capture file, with one interface.
+
+    Args:
+        application, system: what has written it, and where.
+        name, description: of the interface.
+        host: a name, and
+        addresses: what it resolved to, as (raw IP, port, scope id).
+    """
+    cdef uint8_t block[PACKETS_BLOCK]
+    cdef net_addr addr
+    made = (<char *> block)[:pcapng_start(block, application.encode(), system.encode())]
+    made += (<char *> block)[:pcapng_interface(block, name.encode(), description.encode())]
+    for ip, _, _ in addresses:
+        if net_pack(&addr, PyBytes_AsString(ip), len(ip), 0, 0) == 0:
+            made += (<char *> block)[:pcapng_name(block, &addr, host.encode())]
+    return made
 
 
 cdef class TapReader
@@ -93,7 +125,8 @@ cdef class Recording:
 cdef class TapReader:
     """Reads the taps of these workers, which are linked and do not run yet.
 
-    Args of the constructor: `record`: bytes to keep of each direction of each connection; 0: none.
+    Args of the constructor: `record`: bytes to keep of each direction of each connection; 0: none. `capture`: `switch` will be
+    called before `run`.
     """
     cdef list workers
     cdef Loop *loops[WORKERS]
@@ -102,13 +135,16 @@ cdef class TapReader:
     cdef net_socket bell_writer
     cdef Seen *seen[BUCKETS]
     cdef Recordings store
+    cdef SaveFile file
+    cdef bint capturing
+    cdef uint64_t live              # connections in `seen`
     cdef uint64_t running
     cdef uint64_t finishing         # no worker runs any more
     cdef uint64_t passes            # grows whenever the reader has taken records
     cdef uint64_t hurry             # threads that wait for records
     cdef bint abandoned             # in a forked child
 
-    def __cinit__(self, workers, *, uint64_t record=0):
+    def __cinit__(self, workers, *, uint64_t record=0, bint capture=False):
         cdef Worker worker
         cdef int rc
         self.bell = self.bell_writer = NET_NONE
@@ -117,6 +153,10 @@ cdef class TapReader:
         if rc < 0:
             raise OSError(-rc, "no descriptor for the reader of a tap")
         self.store.most = record
+        self.capturing = capture
+        if capture and savefile_init(&self.file) < 0:
+            raise MemoryError
+        self.file.packets.wall_ns = time.time_ns() - clock_ns()
         for worker in self.workers:
             if worker.loop.pump.tap == NULL:
                 raise ValueError("a worker without a tap")
@@ -138,13 +178,22 @@ cdef class TapReader:
                     recordings_drop(&self.store, seen.recording)
                 free(seen)
         recordings_free(&self.store)
+        savefile_free(&self.file)
 
     def run(self):
-        """Reads, in the calling thread, until finish() was called and everything is taken."""
+        """Reads, in the calling thread, until finish() was called and everything is taken.
+
+        Returns an empty text then, and earlier, to be called again, with `full`: the file of the capture is, and ended; and
+        `failed`: a write to it has failed, and no more of the capture is written.
+        """
+        cdef int why
+        thread_block_sigpipe()
         sync_store(&self.running, 1)
         with nogil:
-            self._run()
-        sync_store(&self.running, 0)
+            why = self._run()
+        if why == RUN_ENDED:
+            sync_store(&self.running, 0)
+        return _RUN[why]
 
     def finish(self):
         """Makes run() return. For when all workers have ended, or none has started."""
@@ -172,20 +221,29 @@ cdef class TapReader:
 
     # --- the thread ---
 
-    cdef void _run(self) noexcept nogil:
+    cdef int _run(self) noexcept nogil:
         cdef bint gathered = False
+        cdef bint failed = sync_load(&self.file.error) != 0
         while True:
             if self._read_all():
                 gathered = False
+                if savefile_full(&self.file) and self._lost_unless(savefile_end(&self.file)):
+                    return RUN_FULL
+            elif not self._lost_unless(savefile_flush(&self.file)):
+                pass
             elif sync_load(&self.finishing):
                 if not self._read_all():        # records may have come before it was set
-                    return
+                    self._lost_unless(savefile_end(&self.file))
+                    if failed or not sync_load(&self.file.error):
+                        return RUN_ENDED
             elif gathered or sync_check(&self.hurry):
                 self._sleep(TAP_SLEEPS, -1)
                 gathered = False
             else:
                 self._sleep(TAP_GATHERS, GATHER_MS)
                 gathered = True
+            if not failed and sync_load(&self.file.error):
+                return RUN_FAILED
 
     cdef bint _read_all(self) noexcept nogil:
         """Takes some records of each worker. False: there were none."""
@@ -203,7 +261,7 @@ cdef class TapReader:
     cdef int _read(self, Tap *tap) noexcept nogil:
         cdef const TapRecord *record
         cdef int count = 0
-        while count < AT_ONCE:
+        while count < AT_ONCE and not savefile_full(&self.file):
             record = tap_next(tap)
             if record == NULL:
                 break
@@ -230,12 +288,17 @@ cdef class TapReader:
         if record.kind == TAP_OPEN:
             seen = <Seen *> calloc(1, sizeof(Seen))
             if seen == NULL:
+                sync_bump(&self.file.left_out, 1)
                 return                          # no memory: the connection is not seen at all
+            self.live += 1
             seen.id = record.id
             seen.next = place[0]
             place[0] = seen
             if self.store.most:
                 seen.recording = recordings_open(&self.store, record)
+            if self.capturing:
+                sync_bump(&self.file.connections if self.file.fd >= 0 else &self.file.left_out, 1)
+                self._lost_unless(savefile_add(&self.file, &seen.flow, record, tap_body(record)))
             return
         while place[0] != NULL and place[0].id != record.id:
             place = &place[0].next
@@ -244,9 +307,50 @@ cdef class TapReader:
             return
         if seen.recording != NULL:
             recordings_add(&self.store, seen.recording, record)
+        if self.capturing:
+            self._lost_unless(savefile_add(&self.file, &seen.flow, record, tap_body(record)))
         if record.kind == TAP_END:
             place[0] = seen.next
             free(seen)
+            self.live -= 1
+
+    # --- the capture ---
+
+    cdef bint _lost_unless(self, bint written) noexcept nogil:
+        """After a write that has failed the live connections are left out."""
+        if not written:
+            sync_bump(&self.file.left_out, self.live)
+        return written
+
+    def switch(self, int fd, bint regular, uint64_t size, bytes head, uint64_t limit=0):
+        """Begins a file. Between calls of run(), by the same thread, or before the first one.
+
+        Args:
+            fd: which the caller keeps open until run() returns.
+            regular: it is a file, and no pipe or device.
+            size: its position.
+            head: the blocks of file_head.
+            limit: its size when run() shall return `full`; 0: never.
+        """
+        savefile_begin(&self.file, fd, regular, size, PyBytes_AsString(head), len(head), limit)
+
+    def leave(self, int error):
+        """Ends the capture behind a file that is full. Between calls of run(), by the same thread.
+
+        Args:
+            error: why no other file begins; 0: none was asked for.
+        """
+        sync_bump(&self.file.left_out, self.live)
+        sync_store(&self.file.error, error)
+
+    def give_up(self):
+        """A write to a pipe that nobody reads fails now. From any thread."""
+        sync_swap(&self.file.given_up, 1)
+
+    def captured(self):
+        """(packets, connections, bytes, connections that are left out or not there to their end, errno that has ended it)."""
+        return (sync_load(&self.file.count), sync_load(&self.file.connections), sync_load(&self.file.written),
+                sync_load(&self.file.left_out), sync_load(&self.file.error))
 
     # --- for other threads ---
 

@@ -1,8 +1,8 @@
 # Capture files: the blocks of pcapng (draft-ietf-opsawg-pcapng), and the packets of a connection. Pure: no socket, no file, no
 # clock, no memory but the caller's.
 #
-# The packets are made from the records of the tap, because a proxy sees no packets. A connection is one TCP stream from the client's
-# address to upstream's, without the proxy. What they mean:
+# The packets are made from the records of the tap, because a proxy sees no packets. A connection is one TCP stream from the
+# client's address to upstream's, without the proxy. What they mean:
 #   segment        one read of the proxy
 #   ACK            the receiver's kernel has taken the bytes. Bytes that it never took are never acknowledged
 #   SYN            the client was accepted; SYN-ACK: upstream was connected
@@ -26,7 +26,7 @@ cdef struct Packets:        # one capture
     int64_t wall_ns         # added to clock_ns this is the time of day
     uint64_t count          # packets written
 
-# The state of a connection between two records, 192 bytes. The arrays are indexed by CLIENT and UPSTREAM of loop.pxd: by who sends.
+# The state of a connection between two records, 192 bytes. The arrays are indexed by CLIENT and UPSTREAM of loop.pxd: who sends.
 # Numbers of a stream count its SYN, its bytes and its FIN from 0; 64 bits, so that they do not wrap at 4 GiB as TCP's do.
 cdef struct Flow:
     uint64_t id             # 0: nothing is known of the connection, its records become no packets

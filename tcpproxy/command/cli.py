@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -15,6 +16,7 @@ from ..errors import TcpProxyError
 from ..network.limits import raise_descriptor_limit
 from ..proxy import Proxy
 from ..report.printer import Printer, final_line, final_words
+from ..tap.capture import check_stdout
 from . import sandbox
 from .connections import Display
 from .signals import serve
@@ -25,36 +27,46 @@ def run(remote: str, **given: str | bool | None) -> None:
     """Relays until a signal or a failure; ends the process with the exit code."""
     raise_descriptor_limit()
     json = given.get("log_format") == "json"
+    stdout = 2 if given.get("capture") == "-" else 1  # of all that is text: stdout is the capture then
     try:
         config = Config.for_command(remote, given)
         output = config.output
-        suspicion = sandbox.enter(config, config.operating.sandbox)  # before there are threads, which inherit it
         printer = Printer(
             debug=output.debug,
             quiet=output.quiet,
             json=json,
             target=str(config.remote),
             about={"pid": os.getpid(), "version": __version__},
-            suspicion=suspicion,
+            stdout=stdout,
         )
         proxy = Proxy(config, on_event=printer)  # type: ignore[arg-type]  # see Config.make
-        display = Display(proxy, json=json)
+        if proxy.capture:
+            check_stdout(proxy.capture.path)
+            proxy.capture.open(lambda text: final_words("warning", text, json, stdout))
+        # Before there are threads, which inherit it.
+        printer.suspicion = sandbox.enter(config, config.operating.sandbox)
+        display = Display(proxy, json=json, stdout=stdout)
         serve(proxy, display, greets=not json and not output.quiet)
     except TcpProxyError as error:
-        _final_error(error, json)
+        _final_error(error, json, stdout)
         sys.exit(error.exit_code)
     if json or output.debug or (os.isatty(2) and not output.quiet):
         display.sum_up()
     if printer.unwritten:
-        final_words("lost", f"{printer.unwritten} log lines could not be written", json, lost=printer.unwritten)
+        lost = printer.unwritten
+        final_words("lost", f"{lost} log lines could not be written", json, stdout, lost=lost)
+    if proxy.capture:
+        final_words("capture", str(proxy.capture), json, stdout)
     if proxy.failure:
-        _final_error(proxy.failure, json)
+        _final_error(proxy.failure, json, stdout)
         sys.exit(proxy.failure.exit_code)
+    if proxy.capture and proxy.capture.failure and proxy.capture.failure.errno != errno.EPIPE:
+        sys.exit(1)
 
 
-def _final_error(error: TcpProxyError, json: bool) -> None:
+def _final_error(error: TcpProxyError, json: bool, stdout: int) -> None:
     """Writes the error that ends the command, in the format of its log."""
-    final_words("fatal", str(error) if json else f"tcpproxy: {error}", json, exit_code=error.exit_code)
+    final_words("fatal", str(error) if json else f"tcpproxy: {error}", json, stdout, exit_code=error.exit_code)
 
 
 command = Command(

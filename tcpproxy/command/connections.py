@@ -24,10 +24,11 @@ class Display:
     Args:
         proxy: whose log thread writes the lines: an output that blocks must not stop whoever asks.
         json: its log is JSON.
+        stdout: where JSON goes.
     """
 
-    def __init__(self, proxy: Proxy, *, json: bool) -> None:
-        self._proxy, self._json = proxy, json
+    def __init__(self, proxy: Proxy, *, json: bool, stdout: int = 1) -> None:
+        self._proxy, self._json, self._stdout = proxy, json, stdout
         self._target = str(proxy.config.remote)
         self._started = monotonic()
         self._thread: threading.Thread | None = None
@@ -68,4 +69,5 @@ class Display:
         """Says what the proxy has done, once it has ended."""
         if self._proxy.addresses:
             stats, duration = self._proxy.stats(), monotonic() - self._started
-            final_words("summary", summary(duration, stats), self._json, **summary_fields(duration, stats))
+            fields = summary_fields(duration, stats)
+            final_words("summary", summary(duration, stats), self._json, self._stdout, **fields)

@@ -18,11 +18,12 @@ from ..network.resolver import numeric
 _NO_NEW_PRIVS = 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
 _VERSION = 1
-_NET_PORT = 2
+_PATH_BENEATH, _NET_PORT = 1, 2
 _CONNECT_TCP = 1 << 1
 _SCOPE_SIGNAL = 1 << 1
 
 _EXECUTE, _WRITE_FILE = 1 << 0, 1 << 1
+_REMOVE_FILE, _MAKE_REG = 1 << 5, 1 << 8
 _CHANGES = sum(1 << bit for bit in range(4, 13))
 """Removing and making files and directories. Reading stays allowed: the C library loads resolver libraries late."""
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
@@ -117,11 +118,28 @@ def _landlock(config: Config) -> str:
             rule = _CONNECT_TCP.to_bytes(8, sys.byteorder) + port.to_bytes(8, sys.byteorder)
             if _call("syscall", _ADD_RULE, ruleset, _NET_PORT, rule, 0) < 0:
                 return "Landlock refuses"
+        if config.seeing.capture and config.seeing.capture_rotate:
+            rights = files & (_WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE)
+            if not _allow_beneath(ruleset, os.path.dirname(config.seeing.capture) or ".", rights):
+                return "Landlock refuses"
         if _call("syscall", _RESTRICT_SELF, ruleset, 0) < 0:
             return "Landlock refuses"
     finally:
         os.close(ruleset)
     return "" if version >= 4 else "Landlock of this kernel has no TCP ports; Linux 6.7 is needed"
+
+
+def _allow_beneath(ruleset: int, folder: str, rights: int) -> bool:
+    """Allows what a rotation of capture files does, in their folder."""
+    try:
+        fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        rule = rights.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder)
+        return _call("syscall", _ADD_RULE, ruleset, _PATH_BENEATH, rule, 0) == 0
+    finally:
+        os.close(fd)
 
 
 def ports_to_reach(config: Config) -> set[int]:

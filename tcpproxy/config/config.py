@@ -6,8 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
+from ..errors import UsageError
 from .endpoints import Endpoint, Remote, endpoint, parse_endpoint
-from .groups import GROUPS, ROWS, Clients, Listening, Memory, Operating, Options, Output, Speed, Timeouts, every_row
+from .groups import (
+    GROUPS,
+    ROWS,
+    Clients,
+    Listening,
+    Memory,
+    Operating,
+    Options,
+    Output,
+    Seeing,
+    Speed,
+    Timeouts,
+    every_row,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,7 @@ class Config:
     timeouts: Timeouts
     memory: Memory
     output: Output
+    seeing: Seeing
     operating: Operating
     speed: Speed
     labels: Mapping[str, str] = field(repr=False, compare=False)
@@ -73,7 +88,16 @@ class Config:
             name: group(**{row.name: row.parse(labels[row.name], values[row.name]) for row in ROWS[name]})
             for name, group in GROUPS.items()
         }
+        _check_seeing(groups["seeing"], labels)
         return cls(remote=remote, labels=labels, **groups)
+
+
+def _check_seeing(seeing: Seeing, labels: Mapping[str, str]) -> None:
+    capture, rotate, files = (labels[name] for name in ("capture", "capture_rotate", "capture_files"))
+    if seeing.capture_rotate and seeing.capture in (None, "-"):
+        raise UsageError(f"{rotate} needs {capture} with the path of a file")
+    if seeing.capture_files and not seeing.capture_rotate:
+        raise UsageError(f"{files} needs {rotate} with the size of a file")
 
 
 def _check_argument(name: str) -> None:

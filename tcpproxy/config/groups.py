@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from .._core.worker import LIMITS
-from .options import Option, address, busy_poll, choice, duration, flag, local_port, number, rows, size, workers
+from .options import Option, address, busy_poll, choice, duration, flag, local_port, number, path, rows, size, workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,39 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seeing:
+    """Seeing"""
+
+    capture: str | None = path(
+        "Write what passes to a pcapng file, for Wireshark.",
+        "Each connection is one TCP stream from its client to upstream, made from what the proxy has read and "
+        "delivered; no special rights are needed. The file is overwritten, and only its owner may read it. A named "
+        "pipe waits for who reads it before the proxy listens. `-` is stdout, and all lines go to stderr then. A slow "
+        "disk or reader slows the connections down, so that the capture is complete. A disk that is full ends the "
+        "capture and not the connections, and the exit code is 1 then.",
+        metavar="FILE|-",
+    )
+    capture_rotate: int = size(
+        "off",
+        "Begin another capture file at this size.",
+        "The files are named as dumpcap names them: `a.pcapng` becomes `a_00001_20261128193000.pcapng` and so on, with "
+        "the local time. A connection goes on in the next file; `mergecap` joins files.",
+        least=64 * 1024,
+        most=1024**4,
+        off=True,
+    )
+    capture_files: int = number(
+        None,
+        "Capture files to keep; the oldest goes.",
+        "With `1` the capture ends when the file is full, and the connections go on.",
+        least=1,
+        most=99999,
+        unset=0,
+        shown="any number",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Operating:
     """Operating"""
 
@@ -197,6 +230,9 @@ class Options(TypedDict, total=False):
     grace: float | str
     buffer_size: int | str
     socket_buffer: int | str | None
+    capture: str | None
+    capture_rotate: int | str | None
+    capture_files: int | str | None
     workers: int | str
     zero_copy: str
     busy_poll: int | str
@@ -208,6 +244,7 @@ GROUPS: dict[str, type[Any]] = {
     "timeouts": Timeouts,
     "memory": Memory,
     "output": Output,
+    "seeing": Seeing,
     "operating": Operating,
     "speed": Speed,
 }

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .._core.worker import LIMITS
+from ..errors import UsageError
 from ..processors import usable_cpus
+from ..text import quoted
 from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_number, parse_size
 from .endpoints import parse_bind, parse_local_port
 
@@ -136,6 +138,17 @@ def choice(words: tuple[str, ...], help: str, doc: str, *, hidden: tuple[str, ..
         return parse_choice(what, value, words, hidden)
 
     return _row(words[0], parse, "|".join(words), help, doc, **more)
+
+
+def path(help: str, doc: str, **more: Any) -> Any:
+    """A file; without one None."""
+
+    def parse(what: str, value: Any) -> str | None:
+        if value is not None and not (isinstance(value, str) and value and "\0" not in value):
+            raise UsageError(f"{what} {quoted(value)} is not the path of a file")
+        return value
+
+    return _row(None, parse, more.pop("metavar", "FILE"), help, doc, shown="none", **more)
 
 
 def flag(help: str, doc: str, **more: Any) -> Any:

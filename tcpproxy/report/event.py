@@ -28,7 +28,7 @@ accept-error: accepting pauses, because the system has no descriptor or memory.
 limit: accepting pauses, because there are `max_connections` connections.
 listening: the proxy listens on the address in `text`.
 warning: a sentence for the operator, in `text`.
-lost: records or lines were left out; `text` says how many.
+lost: records or lines were left out, and `text` says how many; or a capture has ended, and it says why.
 forwarding: the command says on a terminal where it forwards to; `text` says where. Not in a program.
 stopping: the command waits for connections to end; `text` says how long. Not in a program.
 """

@@ -31,8 +31,10 @@ class Printer:
         json: print one JSON object a line instead of text, all on `stdout`, with the end of each connection.
         target: as it was given.
         about: JSON: further fields of `listening`.
-        suspicion: a sentence for the first time that upstream is not reached; empty: none.
         stdout, stderr: descriptors to write to.
+
+    Attributes:
+        suspicion: a sentence for the first time that upstream is not reached; empty: none.
     """
 
     def __init__(
@@ -43,12 +45,12 @@ class Printer:
         json: bool = False,
         target: str = "upstream",
         about: Mapping[str, object] | None = None,
-        suspicion: str = "",
         stdout: int = 1,
         stderr: int = 2,
     ) -> None:
         self._debug, self._quiet, self._json, self._target = debug, quiet, json, target
-        self._about, self._suspicion = about or {}, suspicion
+        self._about = about or {}
+        self.suspicion = ""
         self._stdout, self._stderr = stdout, stderr
         self._rate_limit = RateLimit()
         self._torn: dict[int, bool] = {}
@@ -78,9 +80,9 @@ class Printer:
         """Prints them in order, with one write where several in a row go to the same place."""
         self.flush_suppressed()
         shown = list(filter(self._admitted, events))
-        if self._suspicion and any(event.reason in UNREACHED for event in shown):
-            shown.append(Event("warning", text=self._suspicion, time=wall()))
-            self._suspicion = ""
+        if self.suspicion and any(event.reason in UNREACHED for event in shown):
+            shown.append(Event("warning", text=self.suspicion, time=wall()))
+            self.suspicion = ""
         for target, group in itertools.groupby(shown, self._stream):
             self._write(target, [line for event in group for line in self._lines(event)])
 
@@ -150,9 +152,9 @@ def final_line(text: str, to: int = 2) -> None:
             os.write(to, f"{clean(text)}\n".encode("utf-8", "backslashreplace"))
 
 
-def final_words(kind: str, text: str, json: bool, **values: object) -> None:
-    """The same in the format of the log: `text` on stderr, or a record with these values on stdout."""
+def final_words(kind: str, text: str, json: bool, stdout: int = 1, **values: object) -> None:
+    """The same in the format of the log: `text` on stderr, or a record with these values on `stdout`."""
     if json:
-        final_line(json_line(kind, wall(), {**values, "text": text}), 1)
+        final_line(json_line(kind, wall(), {**values, "text": text}), stdout)
     else:
         final_line(text)

@@ -115,6 +115,14 @@ def completeness(path: Path) -> list[int]:
     return [values[stream] for stream in sorted(values)]
 
 
+def clients(path: Path) -> list[int]:
+    """The port of each stream's client."""
+    ports: dict[int, int] = {}
+    for stream, port in fields(path, "tcp.stream", "tcp.srcport"):
+        ports.setdefault(int(stream), int(port))
+    return [ports[stream] for stream in sorted(ports)]
+
+
 def followed(path: Path, stream: int) -> tuple[bytes, bytes]:
     """What the client and what upstream of a stream sent, as "Follow TCP Stream" shows it."""
     lines = tshark(path, "-q", "-z", f"follow,tcp,raw,{stream}")

@@ -386,7 +386,7 @@ def test_off_and_zero() -> None:
     """Where `off` is accepted 0 is the same; elsewhere 0 has a meaning of its own, or is an error: docs/options.md."""
     rows = [row for row in every_row() if row.unit or row.metavar in ("N", "PORT", "auto|N")]
     off = [row for row in rows if accepts(row, "off")]
-    assert [row.name for row in off] == ["idle_timeout", "keepalive", "socket_buffer", "busy_poll"]
+    assert [row.name for row in off] == ["idle_timeout", "keepalive", "socket_buffer", "capture_rotate", "busy_poll"]
     for row in off:
         assert [row.parse(row.name, value) for value in ("off", "0", 0)] == [0, 0, 0]
         assert accepts(row, None) == (row.name != "busy_poll")

@@ -43,7 +43,7 @@ def test_signatures_are_readable() -> None:
 @pytest.mark.parametrize("name", ["Event", "Stats", "Connection", "Proxy"])
 def test_help_has_a_line_for_each_field(name: str) -> None:
     kind = getattr(tcpproxy, name)
-    fields = inspect.signature(kind).parameters if name != "Proxy" else ("config", "addresses", "failure")
+    fields = inspect.signature(kind).parameters if name != "Proxy" else ("config", "addresses", "failure", "capture")
     attributes = (kind.__doc__ or "").split("Attributes:")[1]
     assert re.findall(r"^        (\w+): \S", attributes, re.MULTILINE) == list(fields)
 

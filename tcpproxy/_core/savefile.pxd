@@ -1,0 +1,42 @@
+# The file of a capture, as its writer sees it: blocks are gathered in memory and written many at a time. The writer is the reader
+# of the taps, one thread, and while a write waits the taps fill and the traffic with them waits. So nothing is left out of a
+# capture because its disk, or who reads its pipe, is slow.
+#
+# A write that fails ends the capture, not the traffic: the file is cut behind its last whole block, and from then on connections
+# are counted as left out.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from tcpproxy._core.packets cimport Flow, Packets
+from tcpproxy._core.tap cimport TapRecord
+
+cdef enum:
+    SAVEFILE_ROOM = 1048576     # bytes that are gathered
+
+cdef struct SaveFile:
+    int fd                  # of the owner, who closes it; -1: there is no file, and what is added goes nowhere
+    bint regular            # else a pipe or device: it gets writes that do not block, so that it can be given up
+    uint8_t *gathered
+    uint64_t used           # bytes in `gathered`
+    uint64_t size           # position in the file: behind what is written
+    uint64_t limit          # size of a full file; 0: none
+    uint64_t ended          # connections whose end is gathered, and not written yet
+    uint64_t since_ns       # time of day of the beginning
+    uint64_t before         # packets in earlier files
+    Packets packets
+    # read by other threads
+    uint64_t written        # bytes, in all files
+    uint64_t count          # packets that are written
+    uint64_t connections    # that are in the files
+    uint64_t left_out       # connections that are not, or not to their end
+    uint64_t error          # errno of the write that failed; 0: none has
+    # written by other threads
+    uint64_t given_up       # a write to a pipe that nobody reads fails with ETIMEDOUT
+
+cdef int savefile_init(SaveFile *file) noexcept nogil          # 0 or -ENOMEM
+cdef void savefile_free(SaveFile *file) noexcept nogil
+cdef void savefile_begin(SaveFile *file, int fd, bint regular, uint64_t size, const void *head, uint32_t head_size,
+                         uint64_t limit) noexcept nogil         # `head`: its first blocks
+cdef bint savefile_full(const SaveFile *file) noexcept nogil
+# These return False if a write has failed: `error` is set, and there is no file any more.
+cdef bint savefile_add(SaveFile *file, Flow *flow, const TapRecord *record, const void *body) noexcept nogil
+cdef bint savefile_flush(SaveFile *file) noexcept nogil
+cdef bint savefile_end(SaveFile *file) noexcept nogil          # the last block; then there is no file any more

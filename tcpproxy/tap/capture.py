@@ -1,0 +1,221 @@
+"""Capture: the file to which what passes is written as packets, for Wireshark and programs like it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from .._core.capture import TapReader, file_head
+from ..errors import StartError, UsageError, describe
+from ..text import bytes_text, count, quoted
+
+_PACKAGE = sys.modules[__name__.partition(".")[0]]
+"""Not imported, for its room is above this one; it is there."""
+
+LOOK = 0.05
+"""Seconds between two looks for the reader of a named pipe."""
+
+
+class Capture:
+    """What is captured, and why it has ended. The numbers are current, from any thread.
+
+    Attributes:
+        path: the file as it was given, `-` for stdout.
+        failure: the OSError that has ended the capture; None: none has.
+    """
+
+    def __init__(self, path: str, rotate: int = 0, files: int = 0) -> None:
+        self.path = path
+        self.failure: OSError | None = None
+        self._rotate, self._most = rotate, files
+        self._made: collections.deque[str] = collections.deque()  # files of a rotation
+        self._number = 0
+        self._fd = -1
+        self._head = b""
+        self._reader: TapReader | None = None
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        return f"<Capture {self}>"
+
+    def __str__(self) -> str:
+        what = f"{count(self.packets, 'packet')} of {count(self.connections, 'connection')}, {bytes_text(self.size)}"
+        left_out = count(self.left_out, "connection") if self.left_out else "nothing"
+        ended = f", ended: {self.failure.strerror}" if self.failure else ""
+        return f"{self.path}: {what}{ended}, {left_out} left out"
+
+    @property
+    def packets(self) -> int:
+        """Packets written."""
+        return self._numbers[0]
+
+    @property
+    def connections(self) -> int:
+        """Connections of which there are packets."""
+        return self._numbers[1]
+
+    @property
+    def size(self) -> int:
+        """Bytes written, to all files."""
+        return self._numbers[2]
+
+    @property
+    def left_out(self) -> int:
+        """Connections that are not in the capture, or not to their end, because it has ended before."""
+        return self._numbers[3]
+
+    @property
+    def _numbers(self) -> tuple[int, int, int, int, int]:
+        return self._reader.captured() if self._reader else (0, 0, 0, 0, 0)
+
+    # --- life ---
+
+    def open(self, waiting: Callable[[str], None]) -> None:
+        """Opens the file, once: before the process gives up the right to. A named pipe waits for who reads it.
+
+        Args:
+            waiting: called with a sentence if it waits.
+
+        Raises:
+            StartError: the file cannot be opened.
+        """
+        if self._fd >= 0:
+            return
+        try:
+            self._fd = self._open_next() if self._rotate else self._open(self.path, waiting)
+        except (OSError, ValueError) as error:
+            raise StartError(f"cannot open the capture file {quoted(self.path)}", error) from error
+
+    def _open(self, path: str, waiting: Callable[[str], None]) -> int:
+        if path == "-":
+            return _stdout()
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISFIFO(os.stat(path).st_mode):
+                return self._open_pipe(path, waiting)
+        return _make(path)
+
+    def _open_pipe(self, path: str, waiting: Callable[[str], None]) -> int:
+        """Write-only, since a pipe that we read ourselves would never break."""
+        told = False
+        while True:
+            try:
+                return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno != errno.ENXIO or self._stopping:
+                    raise
+            if not told:
+                waiting(f"Waiting for a program that reads {path}")
+                told = True
+            time.sleep(LOOK)
+
+    def _open_next(self) -> int:
+        """The next file of a rotation, named as dumpcap does."""
+        stem, extension = os.path.splitext(self.path)
+        self._number += 1
+        path = f"{stem}_{self._number:05}_{time.strftime('%Y%m%d%H%M%S')}{extension}"
+        fd = _make(path)
+        self._made.append(path)
+        if self._most and len(self._made) > self._most:
+            with contextlib.suppress(OSError):  # somebody has moved it
+                os.unlink(self._made.popleft())
+        return fd
+
+    def begin(
+        self, reader: TapReader, listening: str, remote: str, host: str, addresses: Sequence[tuple[bytes, int, int]]
+    ) -> None:
+        """Gives the file to the reader of the taps, which writes it from then on.
+
+        Args:
+            reader: does not run yet.
+            listening, remote: what the proxy listens on and forwards to, in words.
+            host: the name of upstream; empty: it has a numeric address.
+            addresses: of upstream, as far as they are known.
+        """
+        system = f"{os.uname().sysname} {os.uname().release}" if hasattr(os, "uname") else sys.platform
+        names = addresses if host else []
+        self._head = file_head(f"tcpproxy {_PACKAGE.__version__}", system, listening, remote, host, names)
+        self._reader = reader
+        self._switch(reader)
+
+    def _switch(self, reader: TapReader) -> None:
+        status = os.fstat(self._fd)
+        position = 0
+        if regular := stat.S_ISREG(status.st_mode):
+            # Not 0 where a shell has opened it, by `>>` with O_APPEND.
+            position = max(os.lseek(self._fd, 0, os.SEEK_CUR), status.st_size if self.path == "-" else 0)
+        reader.switch(self._fd, regular, position, self._head, self._rotate)
+
+    def follow(self, reader: TapReader, note: Callable[[str], None]) -> None:
+        """Runs the reader to its end, in the calling thread; opens further files, and says why it has ended.
+
+        Args:
+            reader: the one that `begin` got.
+            note: called with a sentence for the operator.
+        """
+        while why := reader.run():
+            text = "it is full, as asked for"
+            if why == "full" and self._most != 1:
+                try:
+                    self.close()
+                    self._fd = self._open_next()
+                    self._switch(reader)
+                    continue
+                except OSError as error:
+                    reader.leave(error.errno or errno.EIO)
+            elif why == "full":
+                reader.leave(0)
+            if number := reader.captured()[4]:
+                text = describe(number)
+                self.failure = OSError(number, text, self.path)
+            left = reader.captured()[3]
+            verb = "goes" if left == 1 else "go"
+            note(f"capture {self.path} ended: {text}; {count(left, 'connection')} {verb} on uncaptured")
+
+    def stop(self) -> None:
+        """Ends an `open` that waits. From any thread."""
+        self._stopping = True
+
+    def close(self) -> None:
+        """Closes the file, when the reader has ended; in a forked child, its copy."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _make(path: str) -> int:
+    """Opens an empty file that only its owner may read: it contains what others have said to each other."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    fd = os.open(path, flags | getattr(os, "O_NOCTTY", 0), 0o600)
+    if hasattr(os, "fchmod") and stat.S_ISREG(os.fstat(fd).st_mode):
+        with contextlib.suppress(OSError):  # of another owner, or on a file system without modes
+            os.fchmod(fd, 0o600)
+    return fd
+
+
+def _stdout() -> int:
+    fd = os.dup(1)
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.setmode(fd, os.O_BINARY)
+    return fd
+
+
+def check_stdout(path: str) -> None:
+    """For the command: refuses a capture to stdout where it is a terminal, or where stderr goes as well.
+
+    Raises:
+        UsageError: it is one of these.
+    """
+    if path != "-":
+        return
+    if os.isatty(1):
+        raise UsageError("capture '-' is stdout, which is a terminal; expected a pipe, as in `... | wireshark -k -i -`")
+    if os.name != "nt" and os.path.samestat(os.fstat(1), os.fstat(2)) and not stat.S_ISCHR(os.fstat(1).st_mode):
+        raise UsageError("capture '-' is stdout, where stderr goes as well; expected two places")
