@@ -17,6 +17,7 @@ from ..network.limits import raise_descriptor_limit
 from ..proxy import Proxy
 from ..report.printer import Printer, final_line, final_words
 from ..tap.capture import check_stdout
+from ..text import count
 from . import sandbox
 from .connections import Display
 from .signals import serve
@@ -52,9 +53,8 @@ def run(remote: str, **given: str | bool | None) -> None:
         sys.exit(error.exit_code)
     if json or output.debug or (os.isatty(2) and not output.quiet):
         display.sum_up()
-    if printer.unwritten:
-        lost = printer.unwritten
-        final_words("lost", f"{lost} log lines could not be written", json, stdout, lost=lost)
+    if lost := printer.unwritten:
+        final_words("lost", f"{count(lost, 'log line')} could not be written", json, stdout, lost=lost)
     if proxy.capture:
         final_words("capture", str(proxy.capture), json, stdout)
     if proxy.failure:

@@ -1,47 +1,24 @@
-"""What the command inherits from whoever starts it: signals, descriptors, devices, a terminal, limits."""
+"""What the command inherits from whoever starts it: signals, a terminal, children. Also see test_started_with.py."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.command import Command
-from support.machine import needs, needs_proc
-from support.peers import Echo, connect, free_port, relays
+from support.command import Command, namespace, python
+from support.machine import needs_proc
+from support.peers import Echo, answers, connect, free_port, relays
 from support.streams import echoes
 from support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no such signals, descriptors and devices")
 
 Start = Callable[..., Command]
-
-
-def python(code: str) -> tuple[str, ...]:
-    """A wrapper that runs some Python and then the command, in the same process."""
-    return (sys.executable, "-c", f"import os, signal, sys\n{code}\nos.execv(sys.argv[1], sys.argv[1:])")
-
-
-def namespace(*args: str) -> tuple[str, ...]:
-    """A wrapper that runs the command under `unshare` with these arguments, or skips the test."""
-    needs("unshare", "mount")
-    kinds = [arg for arg in args if arg.startswith("-")][:1]
-    if subprocess.run(["unshare", *kinds, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to make a namespace")
-    return (str(shutil.which("unshare")), *args)
-
-
-def answers(address: tuple[str, int]) -> bool:
-    """Does a proxy listen there, and relay?"""
-    with contextlib.suppress(ConnectionRefusedError):
-        return relays(address)
-    return False
 
 
 def children(pid: int) -> list[int]:
@@ -127,7 +104,8 @@ class Interrupt(importlib.abc.MetaPathFinder):
             sys.meta_path.remove(self)
             os.kill(os.getpid(), number)
 
-number = int(sys.argv.pop(1))
+number = int(sys.argv[1])
+del sys.argv[1:5]  # and "python -m tcpproxy"
 from tcpproxy.__main__ import main
 sys.meta_path.insert(0, Interrupt())
 main()
@@ -136,27 +114,23 @@ main()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_process_during_its_start(number: signal.Signals) -> None:
+def test_the_first_process_during_its_start(command: Start, echo: Echo, number: signal.Signals) -> None:
     """The kernel drops a signal to PID 1 that has no handler: a `docker stop` in the first moment would be lost."""
-    argv = [*namespace("-pf"), sys.executable, "-c", EARLY, str(int(number))]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=TIMEOUT, check=False)
-    assert done.returncode == 128 + number, done.stderr
-    assert done.stderr == ""
+    wrapper = (*namespace("-pf", "--kill-child"), sys.executable, "-c", EARLY, str(int(number)))
+    proxy = command(echo.name, wrapper=wrapper)
+    assert proxy.wait() == 128 + number
+    assert (proxy.stdout, proxy.stderr) == ([], [])
 
 
-def test_a_hang_up_during_the_start(echo: Echo) -> None:
+def test_a_hang_up_during_the_start(command: Start, echo: Echo) -> None:
     """Without a terminal it means no end, however early it comes; with the next one it is said once."""
-    argv = [sys.executable, "-c", EARLY, str(int(signal.SIGHUP)), echo.name]
-    with subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/", start_new_session=True
-    ) as process:
-        assert process.stdout
-        assert process.stderr
-        assert process.stdout.readline().startswith("Listening on ")
-        process.send_signal(signal.SIGHUP)
-        process.terminate()
-        assert len(process.stderr.readlines()) == 1
-    assert process.returncode == 0
+    wrapper = (sys.executable, "-c", EARLY, str(int(signal.SIGHUP)))
+    proxy = command(echo.name, wrapper=wrapper, start_new_session=True)
+    assert relays(proxy.address)
+    proxy.signal(signal.SIGHUP)
+    proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == 0
+    assert len(proxy.complaints) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
@@ -284,150 +258,6 @@ def test_children_that_are_not_its_own(command: Start, echo: Echo, first: bool) 
     assert relays(proxy.address)
     os.kill(pid, signal.SIGTERM)
     assert proxy.wait() == 0
-    assert proxy.complaints == []
-
-
-# --- descriptors, devices, limits ---
-
-
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize("devices", [True, False], ids=["", "no /dev/null"])
-def test_closed_standard_descriptors(command: Start, echo: Echo, closed: str, devices: bool) -> None:
-    """They never become sockets of the relay, which log lines would go to; and a container may have no devices."""
-    hide = "" if devices else "mount -t tmpfs none /dev && "
-    wrapper = ("sh", "-c", f'{hide}exec "$0" "$@" {closed}')
-    if not devices:
-        wrapper = namespace("--mount", *wrapper)
-    port = free_port()
-    proxy = command("-l", str(port), echo.name, wrapper=wrapper)
-    eventually(lambda: answers(("127.0.0.1", port)), TIMEOUT)
-    proxy.signal(signal.SIGTERM)
-    assert proxy.wait() == 0
-
-
-@pytest.mark.parametrize("option", ["--help", "--version"])
-@pytest.mark.parametrize("output", ["full", "closed", "broken"])
-def test_help_that_nobody_can_read(option: str, output: str) -> None:
-    """One sentence, and no traceback. A closed output is like /dev/null."""
-    argv = [sys.executable, "-m", "tcpproxy", option]
-    if output == "closed":
-        argv = ["sh", "-c", 'exec "$0" "$@" >&-', *argv]
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open("/dev/full", "w") as full, os.fdopen(writer, "w") as broken:
-        stdout = {"full": full, "broken": broken}.get(output)
-        done = subprocess.run(argv, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd="/", check=False)
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 1, done.stderr
-    assert done.returncode == (0 if output == "closed" else 1)
-
-
-@pytest.mark.parametrize("files", range(8, 20))
-def test_few_descriptors(echo: Echo, files: int) -> None:
-    """Too few to start, or for a single connection: one sentence, exit 1. Else it works."""
-    argv = ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"', sys.executable, "-m", "tcpproxy", "--workers", "1"]
-    with subprocess.Popen(
-        [*argv, echo.name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
-    ) as process:
-        assert process.stdout
-        assert process.stderr
-        first = process.stdout.readline()
-        if first:
-            address = first.split()[-1].rpartition(":")
-            assert relays((address[0], int(address[2])))
-        process.terminate()
-        errors = process.stderr.read().splitlines()
-    assert process.returncode == (0 if first else 1)
-    if first:
-        assert [line for line in errors if not line.startswith("Stopping: ")] == []
-    else:
-        assert len(errors) == 1
-        assert errors[0].startswith("tcpproxy: "), errors
-
-
-NO_MEMORY = """
-import importlib.abc, sys
-
-class Limit(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name == sys.argv[1]:
-            raise MemoryError
-
-from tcpproxy.__main__ import main
-sys.meta_path.insert(0, Limit())
-main()
-"""
-
-
-@pytest.mark.parametrize("module", ["tcpproxy._core.worker", "click", "tcpproxy.proxy"])
-def test_too_little_memory_to_start(module: str) -> None:
-    argv = [sys.executable, "-c", NO_MEMORY, module]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=TIMEOUT, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "tcpproxy: cannot start: Cannot allocate memory\n"
-
-
-# --- files and libraries of the system ---
-
-
-ETC = {
-    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
-    "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
-    "nsswitch.conf": "hosts: files dns\n",
-    "services": "echo 7/tcp\n",
-}
-
-
-@pytest.mark.parametrize("missing", [*ETC, "all"])
-def test_missing_files_of_etc(command: Start, echo: Echo, tmp_path: Path, missing: str) -> None:
-    """As in a container that was made of nothing: numbers need none of them, and localhost is the loopback."""
-    for name, text in ETC.items():
-        if missing not in (name, "all"):
-            (tmp_path / name).write_text(text)
-    wrapper = namespace("--mount", "sh", "-c", f'mount --bind {tmp_path} /etc && exec "$0" "$@"')
-    for remote, *options in ((echo.name,), (f"localhost:{echo.port}",), (echo.name, "-b", "localhost")):
-        proxy = command(*options, remote, wrapper=wrapper)
-        assert relays(proxy.address)
-        assert proxy.complaints == []
-
-
-NO_CTYPES = """
-import importlib.abc, sys
-
-class Refusal(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name == "ctypes":
-            raise MemoryError
-
-from tcpproxy.__main__ import main
-sys.meta_path.insert(0, Refusal())
-del sys.argv[1:4]  # "python -m tcpproxy"
-main()
-"""
-
-
-def test_libffi_that_refuses(command: Start, echo: Echo) -> None:
-    """Where memory must not be writable and executable, the import of ctypes may raise MemoryError: it is as if the
-    kernel had no sandbox.
-    """
-    wrapper = (sys.executable, "-c", NO_CTYPES)
-    proxy = command(echo.name, wrapper=wrapper)
-    assert relays(proxy.address)
-    assert proxy.complaints == []
-    proxy = command("--sandbox", "require", echo.name, wrapper=wrapper)
-    assert proxy.wait() == 1
-    assert proxy.stdout == []
-    assert len(proxy.stderr) == 1
-    assert proxy.stderr[0].startswith("tcpproxy: cannot enter the sandbox that is required: "), proxy.stderr
-
-
-def test_memory_that_is_never_writable_and_executable(command: Start, echo: Echo) -> None:
-    """The policy itself, as of systemd's MemoryDenyWriteExecute."""
-    needs_proc()
-    if subprocess.run([*python("import ctypes; sys.exit(-ctypes.CDLL(None).prctl(65, 1, 0, 0, 0))")]).returncode:
-        pytest.skip("needs PR_SET_MDWE, of Linux 6.3")
-    proxy = command(echo.name, wrapper=python("import ctypes; ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)"))
-    assert relays(proxy.address)
     assert proxy.complaints == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,3 +130,17 @@ def strace(*options: str) -> tuple[str, ...]:
     """What to put before a command to run it under strace; the process is the command, not strace."""
     needs("strace")
     return ("strace", "-D", "-f", "-qq", *options)
+
+
+def python(code: str) -> tuple[str, ...]:
+    """A wrapper that runs some Python and then the command, in the same process."""
+    return (sys.executable, "-c", f"import os, signal, sys\n{code}\nos.execv(sys.argv[1], sys.argv[1:])")
+
+
+def namespace(*args: str) -> tuple[str, ...]:
+    """A wrapper that runs the command under `unshare` with these arguments, or skips the test."""
+    needs("unshare", "mount")
+    kinds = [arg for arg in args if arg.startswith("-")][:1]
+    if subprocess.run(["unshare", *kinds, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to make a namespace")
+    return (str(shutil.which("unshare")), *args)

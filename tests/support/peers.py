@@ -141,6 +141,13 @@ def relays(address: tuple[str, int], data: bytes = b"hello") -> bool:
         return echoes(client, data)
 
 
+def answers(address: tuple[str, int]) -> bool:
+    """Does a proxy listen there, and relay?"""
+    with contextlib.suppress(ConnectionRefusedError):
+        return relays(address)
+    return False
+
+
 def reset(sock: socket.socket) -> None:
     """Closes with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
