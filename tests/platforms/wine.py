@@ -229,7 +229,8 @@ class Kitchen:
 
     def pytest(self, site: Path, argv: list[str], parts: int) -> int:
         """Runs the tests in so many processes; returns the first exit code that is not 0."""
-        self.environment |= {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
+        # With its drive: programs run in folders of C: too.
+        self.environment |= {"PYTHONPATH": f"Z:{site}", "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
         with ThreadPoolExecutor(parts) as pool:
             codes = list(pool.map(lambda part: self._part(argv, part, parts), range(parts)))
         # What tests have left behind, if anything.
