@@ -23,6 +23,7 @@ from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
 import tcpproxy.proxy as proxy_module
 from tcpproxy import Event, Proxy, crew
 from tcpproxy.network import listening as network
+from tcpproxy.report.reporter import FEW, GATHER
 from tcpproxy.wakeup import Wakeup
 
 pytestmark = pytest.mark.parametrize("workers", [1, 2])
@@ -205,15 +206,17 @@ def test_a_flood_is_gathered_and_nothing_is_lost(echo: Echo, workers: int, monke
 
     No record of a batch but the first wakes the log thread.
     """
-    count = 3_000
+    count = 3_000 if os.name == "posix" else 300  # under wine a connection takes 15 ms
     events: list[Event] = []
     monkeypatch.setattr(crew, "Wakeup", CountedWakeup)
     monkeypatch.setattr(CountedWakeup, "count", 0)
     with Proxy(echo.name, workers=workers, on_event=events.append) as proxy:
+        begun = time.monotonic()
         for _ in range(count):
             connect(proxy.address).close()
         eventually(lambda: proxy.stats().ended == count, TIMEOUT)
-        assert CountedWakeup.count < 2 * count / 10, "a wake-up a record, or nearly"
+        slow = (time.monotonic() - begun) / GATHER * (FEW + 1)  # connections that come one by one after all
+        assert CountedWakeup.count < max(2 * count / 10, slow), "a wake-up a record, or nearly"
         proxy.abort()
         assert proxy.stats().events_lost == 0
     assert sorted(event.id for event in events if event.kind == "new") == list(range(1, count + 1))

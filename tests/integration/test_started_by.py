@@ -16,7 +16,8 @@ from support.peers import Echo, answers, connect, free_port, relays
 from support.streams import echoes
 from support.waiting import TIMEOUT, eventually
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="no such signals, descriptors and devices")
+if os.name == "nt":  # not a mark: what follows names such signals
+    pytest.skip("no such signals, descriptors and devices", allow_module_level=True)
 
 Start = Callable[..., Command]
 

@@ -73,7 +73,8 @@ def test_few_bytes_now_and_then(door: ModuleType) -> None:
     """Segments are not as long as what is sent at a time: every second batch of bulk may be small."""
     worker = Worker(door)
     worker.until("bs")
-    assert all("s" in worker.batch(moved) for moved in [LITTLE, MUCH] * 500)
+    # Less than a sample: the trial would end it where there is no SCHED_BATCH to try.
+    assert all("s" in worker.batch(moved) for moved in [LITTLE, MUCH] * 100)
 
 
 def test_many_bytes_now_and_then(door: ModuleType) -> None:

@@ -119,7 +119,7 @@ def test_without_docstrings() -> None:
 def test_import_is_light() -> None:
     """`import tcpproxy` loads neither the options nor what they need."""
     code = "import sys, tcpproxy; print([name for name in sys.modules if name.startswith(('tcpproxy.', 'click'))])"
-    argv = [sys.executable, "-I", "-c", code]
+    argv = [sys.executable, "-P", "-c", code]
     assert subprocess.run(argv, cwd="/", capture_output=True, text=True, timeout=30, check=True).stdout == "[]\n"
 
 

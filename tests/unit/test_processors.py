@@ -77,6 +77,8 @@ def test_cpus(monkeypatch: pytest.MonkeyPatch, quota: float | None, cpus: int) -
 @pytest.fixture
 def half_a_processor() -> Iterator[Path]:
     """A control group of the test's own, with a quota of half a processor."""
+    if sys.platform != "linux":  # under wine there is the folder, but a process has another number
+        pytest.skip("no control groups")
     for folder, files in (
         (Path("/sys/fs/cgroup/cpu"), {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}),
         (Path("/sys/fs/cgroup"), {"cpu.max": "50000 100000"}),
