@@ -1,1 +1,1 @@
-"""What people see of the bytes that pass: recordings."""
+"""What people see of the bytes that pass: recordings, dumps."""
