@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from .._core import capture
 from ..errors import UsageError, WaitTimeout
 from ..native import monotonic
 from ..text import quoted
 from ..values import parse_size
-
-Direction = Literal["to_upstream", "to_client"]
-"""Which way bytes go: to_upstream is what the client has sent, to_client what upstream has sent."""
-
-DIRECTIONS: tuple[Direction, Direction] = ("to_upstream", "to_client")
-"""By the number of the side that sends: client, upstream."""
+from .dump import DIRECTIONS, Direction, header, hex_lines
 
 SLICE = 0.05
 """Seconds: a wait returns to Python so often, for Ctrl-C and other signals."""
@@ -167,5 +162,15 @@ class Recording:
         return f"{text}\n{self.dump()}"
 
     def dump(self) -> str:
-        """What has passed, as text: for each read a header and the bytes as `hexdump -C` shows them."""
-        return "".join(f"{chunk.direction} {chunk.data.hex(' ')}\n" for chunk in self.chunks)
+        """What has passed, as text: for each read a header and the bytes as `hexdump -C` shows them.
+
+        The header's time is that since accept, in seconds.
+        """
+        text = []
+        offsets = [0, 0]
+        for chunk in self.chunks:
+            side, size = DIRECTIONS.index(chunk.direction), len(chunk.data)
+            text.append(f"{header(side, f'{chunk.time:.6f}', self.id, offsets[side], size)}\n")
+            text.append(hex_lines(chunk.data, offsets[side]))
+            offsets[side] += size
+        return "".join(text)
