@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any
 
 from . import lifetime
@@ -252,4 +253,4 @@ class Crew:
 
 def _join(thread: Thread, deadline: float | None) -> None:
     if thread.ident is not None:
-        thread.join(None if deadline is None else max(0.0, deadline - monotonic()))
+        thread.join(None if deadline is None else min(max(0.0, deadline - monotonic()), TIMEOUT_MAX))

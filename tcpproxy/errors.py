@@ -7,6 +7,10 @@ import os
 import socket
 import sys
 
+TYPE_CHECKING = False  # typing's own costs the command milliseconds
+if TYPE_CHECKING:
+    from typing import Self
+
 
 def describe(error: int) -> str:
     """Returns the system's text for an errno. strerror does not know Winsock's numbers: Python has a table of them."""
@@ -29,14 +33,19 @@ class UsageError(TcpProxyError, ValueError):
 class StartError(TcpProxyError, OSError):
     """The proxy cannot listen, or the system refuses a descriptor, memory or a thread; `errno` is the system's.
 
-    Args:
-        what: what could not be done, with the address.
-        error: what the system or the interpreter raised; one that is no OSError has no errno, as for a thread.
+    Its arguments are those of any OSError, so that it can be copied and pickled.
     """
 
-    def __init__(self, what: str, error: Exception) -> None:
+    @classmethod
+    def because(cls, what: str, error: Exception) -> Self:
+        """Makes one of another error.
+
+        Args:
+            what: what could not be done, with the address.
+            error: what the system or the interpreter raised; one that is no OSError has no errno, as for a thread.
+        """
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-        super().__init__(number, f"{what}: {describe(number) if number else error}")
+        return cls(number, f"{what}: {describe(number) if number else error}")
 
     def __str__(self) -> str:
         return str(self.strerror)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import weakref
 from typing import Protocol
@@ -13,22 +14,26 @@ from .native import Lock
 class Stoppable(Protocol):
     """What can be registered here."""
 
-    def stop(self, grace: float | None = None) -> None:
+    def stop(self, grace: float | str | None = None) -> None:
         """Called at the exit of the process, with a grace of 0."""
 
     def _close_after_fork(self) -> None:
         """Called in a forked child: it runs on in the parent only."""
 
 
-_live: weakref.WeakSet[Stoppable] = weakref.WeakSet()
-_hooked = False
-_forking = False
+_live: weakref.WeakValueDictionary[int, Stoppable] = weakref.WeakValueDictionary()
+"""By id. No WeakSet: other threads may change it while it is read."""
 
-no_fork = Lock()
-"""Held while a proxy opens or closes descriptors: a fork in another thread waits, or the child could not tell which."""
+_hooked = False
+
+no_fork = Lock(reentrant=True)
+"""Held while a proxy opens or closes descriptors: a fork in another thread waits, or the child could not tell which.
+
+Reentrant: a signal handler, or a `__del__`, that interrupts its holder may stop another proxy.
+"""
 
 FORK_WAIT = 3.0
-"""Seconds that a fork waits at most. An opening takes milliseconds."""
+"""Seconds that a fork waits at most. What it waits for takes milliseconds."""
 
 
 def register(proxy: Stoppable) -> None:
@@ -39,32 +44,35 @@ def register(proxy: Stoppable) -> None:
         atexit.register(_stop_all)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=_wait_for_starts, after_in_parent=_let_start, after_in_child=_close_after_fork)
-    _live.add(proxy)
+    _live[id(proxy)] = proxy
 
 
 def unregister(proxy: Stoppable) -> None:
     """Removes a proxy that has stopped."""
-    _live.discard(proxy)
+    _live.pop(id(proxy), None)
+
+
+def _all() -> list[Stoppable]:
+    return [proxy for reference in _live.valuerefs() if (proxy := reference())]
 
 
 def _stop_all() -> None:
-    for proxy in list(_live):
+    for proxy in _all():
         proxy.stop(grace=0)
 
 
 def _wait_for_starts() -> None:
-    global _forking
-    _forking = no_fork.acquire(FORK_WAIT)
+    no_fork.acquire(FORK_WAIT)
 
 
 def _let_start() -> None:
-    if _forking:
+    with contextlib.suppress(RuntimeError):  # the wait was over before this thread had it
         no_fork.release()
 
 
 def _close_after_fork() -> None:
     global no_fork
-    no_fork = Lock()
-    for proxy in list(_live):
+    no_fork = Lock(reentrant=True)
+    for proxy in _all():
         proxy._close_after_fork()
     _live.clear()

@@ -35,6 +35,7 @@ def _original(module: Any, name: str) -> Any:
 # At the import: what replaces them later changes the modules, not these names.
 _start_new_thread: Callable[..., int] = _original(_thread, "start_new_thread")
 allocate_lock: Callable[[], Any] = _original(_thread, "allocate_lock")
+_allocate_reentrant: Callable[[], Any] = _original(_thread, "RLock")
 this_thread: Callable[[], int] = _original(_thread, "get_ident")
 """The ident of the thread that calls it."""
 
@@ -64,10 +65,10 @@ def _acquire(lock: Any, timeout: float | None) -> bool:
 
 
 class Lock:
-    """A lock of the operating system."""
+    """A lock of the operating system. With `reentrant`, a thread that has it may take it again."""
 
-    def __init__(self) -> None:
-        self._lock = allocate_lock()
+    def __init__(self, *, reentrant: bool = False) -> None:
+        self._lock = _allocate_reentrant() if reentrant else allocate_lock()
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Returns False if `timeout` seconds were over first."""

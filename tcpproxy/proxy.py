@@ -6,11 +6,12 @@ Longer than other files: the whole public class stays in one place, and a third 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Self, Unpack
+from typing import Never, Self, Unpack
 
 from . import awaiting, lifetime
 from .config.config import Config
@@ -18,7 +19,7 @@ from .config.endpoints import Remote
 from .config.groups import Options
 from .config.reference import documented
 from .crew import LOG_DRAIN, Crew
-from .errors import StartError, TcpProxyError, WorkerError
+from .errors import StartError, TcpProxyError, UsageError, WorkerError
 from .native import Event as Signal
 from .native import Lock, monotonic
 from .network.limits import check_room, connection_limit
@@ -28,7 +29,11 @@ from .report.event import Event, EventKind
 from .report.reporter import Reporter
 from .tap.capture import Capture
 from .tap.recording import Recording, parse_record
+from .text import quoted
+from .values import parse_wait
 from .views import Connection, Stats
+
+ONCE = "a Proxy starts once; make another one"
 
 START_LOOKUP = 2.0
 """Seconds that a start waits for upstream's name before it warns and listens all the same."""
@@ -43,7 +48,8 @@ class Proxy:
     Args:
         remote: `HOST:PORT` or `[IPv6]:PORT`; an int is a port of localhost; a tuple is an address as
             `getsockname` returns it.
-        on_event: called with each `Event`, in a thread of the proxy's own; None: the logger `tcpproxy`.
+        on_event: called with each `Event`, in a thread of the proxy's own: a function, not a coroutine function;
+            None: the logger `tcpproxy`.
         record: how much to keep of each direction of each connection, for `recordings`: a size, True for 1 MiB,
             False for nothing.
     <options>
@@ -69,6 +75,7 @@ class Proxy:
     ) -> None:
         self.config = Config.make(remote, **options)
         self._record = parse_record(record)
+        _check_callback(on_event)
         self.addresses: list[tuple[str, int]] = []
         self.failure: WorkerError | None = None
         seeing = self.config.seeing
@@ -79,7 +86,7 @@ class Proxy:
         self._resolved: list[Address] = []  # what upstream's name meant at the start, without our own addresses
         self._lock = Lock()
         self._busy: set[int] = set()  # idents of threads in a start or a stop
-        self._started = False
+        self._started = self._start_failed = False
         self._stopping = Signal()
         self._stopped = Signal()
 
@@ -91,11 +98,16 @@ class Proxy:
     def _state(self) -> str:
         if self.failure:
             return "failed"
-        if not self.addresses:
+        if self._start_failed:
+            return "start failed"
+        if not self._started:
             return "not started"
-        if not self._stopping.is_set():
-            return "listening"
-        return "draining" if self._crew and self._crew.running else "stopped"
+        if self._stopping.is_set():
+            return "draining" if self._crew and self._crew.running else "stopped"
+        return "listening" if self.addresses else "starting"
+
+    def __reduce__(self) -> Never:
+        raise TypeError("a Proxy cannot be copied or pickled: it has threads and sockets")
 
     # --- life ---
 
@@ -108,13 +120,19 @@ class Proxy:
             UsageError: the target is the proxy's own address.
             RuntimeError: it was started before.
         """
-        if not self._started:
-            lifetime.register(self)  # before it takes the lock, which a forked child replaces
+        if self._started or threading.get_ident() in self._busy:  # by a signal handler, in the middle of a start
+            raise RuntimeError(ONCE)
+        lifetime.register(self)  # before it takes the lock, which a forked child replaces
         with self._not_nested(), self._lock:
             if self._started:
-                raise RuntimeError("a Proxy starts once; make another one")
+                raise RuntimeError(ONCE)
             self._started = True
-            crew = self._start()
+            try:
+                crew = self._start()
+            except BaseException:
+                self._start_failed = True
+                self._stopping.set()
+                raise
         if not self._reporter.prints and not crew.is_helper():  # a Printer's output may block
             self._reporter.flush(LOG_DRAIN)
         return self
@@ -131,7 +149,7 @@ class Proxy:
         except BaseException as error:
             self._undo(crew)
             if isinstance(error, OSError | MemoryError | RuntimeError) and not isinstance(error, TcpProxyError):
-                raise StartError(f"cannot start a proxy for {self.config.remote}", error) from error
+                raise StartError.because(f"cannot start a proxy for {self.config.remote}", error) from error
             raise
         return crew
 
@@ -216,37 +234,44 @@ class Proxy:
 
     def _undo(self, crew: Crew) -> None:
         """Gives back what a start had when it failed."""
-        self._stopping.set()
         crew.stop(abort=True)
         crew.join(None)
         crew.close()
         self._crew = None
         self.addresses = []
 
-    def stop(self, grace: float | None = None) -> None:
-        """Stops listening, lets connections end for `grace` seconds (None: as configured), resets the rest.
+    def stop(self, grace: float | str | None = None) -> None:
+        """Stops listening, lets connections end for `grace` (None: as configured; inf: for ever), resets the rest.
 
         From any thread, any number of times. When it returns, all is over, and `on_event` had all events; if that
         blocks, it returns 3 seconds later. From `on_event` it does not wait: it drains with a `grace`, else aborts.
+
+        Raises:
+            UsageError: `grace` is no duration; nothing has been stopped.
         """
+        limit = parse_wait("grace", self.config.timeouts.grace if grace is None else grace)
+        self._end(limit, told=grace is not None)
+
+    def _end(self, limit: float | None, *, told: bool) -> None:
+        """Stops within `limit` seconds (None: without a limit). `told`: the caller has named them."""
+        hurry = not told or limit == 0
         crew = self._crew
         if crew and crew.is_helper():  # called from its own log or lookup thread, which cannot join itself
-            self.drain() if grace else self.abort()
+            self.abort() if hurry else self.drain()
             return
         if threading.get_ident() in self._busy:  # called by a signal handler, in the middle of a start or a stop
-            self._stop(abort=not grace)
+            self._stop(abort=hurry)
             return
         with self._not_nested():
-            self._stop_and_join(grace)
+            self._stop_and_join(limit)
 
-    def _stop_and_join(self, grace: float | None) -> None:
+    def _stop_and_join(self, limit: float | None) -> None:
         with self._lock:  # not in the middle of a start
             crew = self._crew
         if not crew:
             return
-        deadline = monotonic() + (self.config.timeouts.grace if grace is None else grace)
         self._stop(abort=False)
-        crew.join(max(0.0, deadline - monotonic()))
+        crew.join(limit)
         self._stop(abort=True)
         crew.join(None)
         with self._lock:
@@ -307,13 +332,14 @@ class Proxy:
         self.failure = failure
         self._stop(abort=True)
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: float | str | None = None) -> bool:
         """Waits until somebody stops the proxy, or until it ends by itself (`failure` says why).
 
         Returns:
-            False if `timeout` seconds were over first.
+            False if `timeout` was over first: seconds or a text, None or inf for ever.
         """
-        deadline = None if timeout is None else monotonic() + timeout
+        limit = parse_wait("timeout", timeout)
+        deadline = None if limit is None else monotonic() + limit
         while True:
             rest = None if deadline is None else max(0.0, deadline - monotonic())
             # On Windows Ctrl-C cannot interrupt a blocking wait: wait in slices of 0.2 s.
@@ -346,13 +372,13 @@ class Proxy:
         """`start` without blocking the event loop. Cancelled: the proxy has stopped."""
         return await awaiting.call(self.start, self._hurry, lambda: self.stop(0))
 
-    async def astop(self, grace: float | None = None) -> None:
+    async def astop(self, grace: float | str | None = None) -> None:
         """`stop` without blocking the event loop. Cancelled: the grace ends early; the proxy has stopped."""
         await awaiting.call(lambda: self.stop(grace), self._hurry, lambda: None)
 
-    async def await_end(self, timeout: float | None = None) -> bool:
+    async def await_end(self, timeout: float | str | None = None) -> bool:
         """`wait` without blocking the event loop. Cancelled: the proxy goes on."""
-        return await awaiting.until(self._stopping, timeout)
+        return await awaiting.until(self._stopping, parse_wait("timeout", timeout))
 
     def _hurry(self) -> None:
         """Ends a start or a stop soon, also a start that its thread has not begun yet."""
@@ -411,3 +437,11 @@ class Proxy:
             return []
         tap.sync()
         return [Recording(tap, each) for each in tap.recordings()]
+
+
+def _check_callback(on_event: object) -> None:
+    """UsageError: it cannot be called with an Event, or nobody would await what it returns."""
+    if on_event is not None and not callable(on_event):
+        raise UsageError(f"on_event {quoted(on_event)} cannot be called, expected a function of an Event, or None")
+    if inspect.iscoroutinefunction(on_event):
+        raise UsageError(f"on_event {quoted(on_event)} is a coroutine function, expected one that a thread can call")

@@ -20,13 +20,21 @@ _BYTES: dict[str, int] = {
 _SIZE = re.compile(rf"(\d+)\s*({'|'.join(_BYTES)})", re.ASCII)
 
 
-def parse_number(what: str, value: int | str, least: int, most: int) -> int:
-    """A whole number from `least` to `most`, as a number or in digits. UsageError otherwise."""
+def parse_number(what: str, value: int | str, least: int, most: int, *, word: str = "") -> int:
+    """A whole number from `least` to `most`, as a number or in digits. UsageError otherwise.
+
+    Args:
+        what: the name of the argument.
+        value: what was given.
+        least, most: the bounds.
+        word: what the caller takes beside numbers, for the error.
+    """
     number = value
     if isinstance(value, str):
         number = int(value) if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII) else -1
     if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
-        raise UsageError(f"{what} {quoted(value)} is not a whole number from {least} to {most}")
+        other = f" or {word}" if word else ""
+        raise UsageError(f"{what} {quoted(value)} is not a whole number from {least} to {most}{other}")
     return int(number)
 
 
@@ -60,13 +68,28 @@ def parse_duration(
     return seconds
 
 
+def parse_wait(what: str, value: float | str | None) -> float | None:
+    """Seconds that a call may take, in the forms of `parse_duration`; None: for ever.
+
+    Callers compute numbers from deadlines: one below 0 is 0, and one that is longer than any duration is for ever.
+
+    Raises:
+        UsageError: it is no duration, or nan.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+        return None if value > LONGEST else float(max(0, value))
+    return None if value is None else parse_duration(what, value)
+
+
 def parse_busy_poll(what: str, value: int | str) -> int:
     """Microseconds; `off` and 0 are 0, `auto` is -1. UsageError otherwise."""
     if value in ("auto", "off", "0") or (value == 0 and not isinstance(value, bool)):
         return -1 if value == "auto" else 0
-    if isinstance(value, str) and not re.fullmatch(r"\d{1,9}", value, re.ASCII):
-        raise UsageError(f"{what} {quoted(value)} is unknown, expected auto, off or microseconds from 1 to 1000")
-    return parse_number(what, value, 1, 1000)
+    try:
+        return parse_number(what, value, 1, 1000)
+    except UsageError:
+        expected = "expected auto, off or microseconds from 1 to 1000"
+        raise UsageError(f"{what} {quoted(value)} is unknown, {expected}") from None
 
 
 def parse_choice(what: str, value: str, words: tuple[str, ...], hidden: tuple[str, ...] = ()) -> str:

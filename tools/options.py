@@ -11,7 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tcpproxy.config.groups import ROWS, every_row, heading
+from tcpproxy.config.groups import HEADINGS, ROWS, every_row
 from tcpproxy.config.options import Option
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def options_page() -> str:
     """All of docs/options.md."""
     parts = [HEAD]
     for group, options in ROWS.items():
-        parts.append(f"\n## {heading(group)}\n")
+        parts.append(f"\n## {HEADINGS[group]}\n")
         parts += [section(row) for row in options]
     return "".join([*parts, TAIL])
 

@@ -53,7 +53,7 @@ def enter(config: Config, mode: str) -> str:
         return ""
     missing = _no_new_privileges() or _landlock(config)
     if missing and mode == "require":
-        raise StartError("cannot enter the sandbox that is required", OSError(missing))
+        raise StartError.because("cannot enter the sandbox that is required", OSError(missing))
     return "" if missing else _suspicion(ports_to_reach(config))
 
 

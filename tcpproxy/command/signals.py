@@ -37,7 +37,7 @@ def serve(proxy: Proxy, display: Display, *, greets: bool) -> None:
     try:
         run.start()
     except RuntimeError as error:  # no thread to be had
-        raise StartError(f"cannot start a proxy for {proxy.config.remote}", error) from error
+        raise StartError.because(f"cannot start a proxy for {proxy.config.remote}", error) from error
     said = False
     while (byte := reader.recv(1)) != b"\0":
         if byte[0] in stopping:

@@ -10,7 +10,7 @@ import click
 
 from ..config import habits
 from ..config.endpoints import ANY_REMOTE
-from ..config.groups import ROWS, every_row, heading
+from ..config.groups import HEADINGS, ROWS, every_row
 from ..config.options import Option
 from ..report.printer import final_line, final_words
 from ..text import quoted
@@ -126,7 +126,7 @@ def help_text(columns: int) -> str:
     for sentence in INTRODUCTION:
         lines += textwrap.wrap(sentence, width)
     sections = {"Main options": [*(_described(row) for row in every_row() if row.first), *OWN]}
-    sections |= {heading(group): [_described(row) for row in rows if not row.first] for group, rows in ROWS.items()}
+    sections |= {HEADINGS[group]: [_described(row) for row in rows if not row.first] for group, rows in ROWS.items()}
     for title, items in sections.items():
         if items:
             lines += ["", f"{title}:", *_in_columns(items, OPTION_COLUMNS, width)]

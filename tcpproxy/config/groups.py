@@ -1,6 +1,5 @@
-"""The options: a group is a frozen dataclass, its docstring the heading, and each field the row of one option."""
+"""The options: a group is a frozen dataclass, and each of its fields the row of one option."""
 
-import sys
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -10,7 +9,7 @@ from .options import Option, address, busy_poll, choice, duration, flag, local_p
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
-    """Listening"""
+    """Where the proxy listens."""
 
     bind: str = address(
         "127.0.0.1",
@@ -31,7 +30,7 @@ class Listening:
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """Clients"""
+    """How many clients are served."""
 
     max_connections: int | None = number(
         None,
@@ -55,7 +54,7 @@ class Clients:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """Time-outs"""
+    """How long things may take."""
 
     connect_timeout: float = duration(
         "10s",
@@ -99,7 +98,7 @@ class Timeouts:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Memory"""
+    """How much is kept of what passes."""
 
     buffer_size: int = size(
         "64KiB",
@@ -121,7 +120,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Output"""
+    """What the command prints."""
 
     debug: bool = flag(
         "Print how each connection ended, and its bytes.",
@@ -180,7 +179,7 @@ class Seeing:
 
 @dataclass(frozen=True, kw_only=True)
 class Operating:
-    """Operating"""
+    """How the process runs."""
 
     workers: int = workers(
         "Number of threads that relay.",
@@ -200,7 +199,7 @@ class Operating:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Speed"""
+    """What is tried to be fast."""
 
     zero_copy: str = choice(
         ("auto", "off"),
@@ -253,9 +252,16 @@ GROUPS: dict[str, type[Any]] = {
 ROWS: dict[str, list[Option]] = {name: rows(group) for name, group in GROUPS.items()}
 
 
-def heading(group: str) -> str:
-    """The group's docstring; under python -OO, where there are none, its class name."""
-    return str(GROUPS[group].__doc__) if sys.flags.optimize < 2 else GROUPS[group].__name__
+HEADINGS = {
+    "listening": "Listening",
+    "clients": "Clients",
+    "timeouts": "Time-outs",
+    "memory": "Memory",
+    "output": "Output",
+    "operating": "Operating",
+    "speed": "Speed",
+}
+"""Of --help and docs/options.md. No docstrings: python -OO has none."""
 
 
 def every_row() -> list[Option]:

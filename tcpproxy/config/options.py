@@ -125,7 +125,7 @@ def workers(help: str, doc: str) -> Any:
 
     def parse(what: str, value: Any) -> int:
         if value != "auto":
-            return parse_number(what, value, 1, LIMITS["workers"])
+            return parse_number(what, value, 1, LIMITS["workers"], word="auto")
         return min(usable_cpus(), LIMITS["workers"])
 
     return _row("auto", parse, "auto|N", help, doc, embedded=1, shown="usable CPUs")

@@ -30,7 +30,7 @@ def no_place(bind: str, why: str) -> StartError:
     """Returns what to raise if the look-up of `bind` has failed, because of `why`."""
     if _is_interface(bind):
         why = "that is a network interface, expected one of its addresses"
-    return StartError(f"cannot listen on {bind}", OSError(why))
+    return StartError.because(f"cannot listen on {bind}", OSError(why))
 
 
 def listen(config: Config, found: list[Address], target: list[Address]) -> list[socket.socket]:
@@ -47,7 +47,7 @@ def listen(config: Config, found: list[Address], target: list[Address]) -> list[
     """
     if len(found) > LIMITS["listeners"]:
         why = OSError(f"it has {len(found)} addresses, expected at most {LIMITS['listeners']}")
-        raise StartError(f"cannot listen on {config.listening.bind}", why)
+        raise StartError.because(f"cannot listen on {config.listening.bind}", why)
     places = [_place(each) for each in found]
     for attempt in range(8):
         sockets: list[socket.socket] = []
@@ -68,7 +68,7 @@ def listen(config: Config, found: list[Address], target: list[Address]) -> list[
                 continue  # a port that is free in one family may be taken in the other
             if isinstance(error, StartError):
                 raise
-            raise StartError(f"cannot listen on {config.listening.bind} port {port}", error) from error
+            raise StartError.because(f"cannot listen on {config.listening.bind} port {port}", error) from error
         except UsageError:
             for listener in sockets:
                 listener.close()
@@ -101,7 +101,7 @@ def _bind(family: int, host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise StartError(f"cannot listen on {where}", error) from error
+        raise StartError.because(f"cannot listen on {where}", error) from error
     return listener
 
 

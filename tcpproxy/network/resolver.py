@@ -83,6 +83,8 @@ class Resolver:
         with self._lock:
             before = self._answers
             query = self._query = self._query or (None if self._closed else self._begin())
+            if query and self._closed:  # by `close`, before it could see the query
+                query.set()
             recent = monotonic() - self._good_at < MAX_STALE
         if query:
             query.wait(STALE_AFTER if recent and (timeout is None or timeout > STALE_AFTER) else timeout)
@@ -109,11 +111,10 @@ class Resolver:
         return query
 
     def close(self) -> None:
-        """Wakes all waiters; no query begins any more."""
-        with self._lock:
-            self._closed = True
-            if self._query:
-                self._query.set()
+        """Wakes all waiters; no query begins any more. Takes no lock: it may be called amid another method."""
+        self._closed = True
+        if query := self._query:
+            query.set()
 
     def _ask(self, query: Event) -> None:
         found: list[Address] = []

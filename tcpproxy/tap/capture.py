@@ -90,7 +90,7 @@ class Capture:
         try:
             self._fd = self._open_next() if self._rotate else self._open(self.path, waiting)
         except (OSError, ValueError) as error:
-            raise StartError(f"cannot open the capture file {quoted(self.path)}", error) from error
+            raise StartError.because(f"cannot open the capture file {quoted(self.path)}", error) from error
 
     def _open(self, path: str, waiting: Callable[[str], None]) -> int:
         if path == "-":

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -549,3 +550,50 @@ def test_events_reach_a_waiting_thread() -> None:
         assert seen == [True] * 4
         event.set()
     assert not native.Event().wait(0)
+
+
+# --- signal handlers ---
+
+
+INTERRUPTED = """
+import signal, tcpproxy.lifetime
+from tcpproxy.network.resolver import Resolver
+signal.alarm(20)                            # a deadlock ends the program
+target, where, call = sys.argv[1:]
+other = tcpproxy.Proxy(target).start()
+proxy = tcpproxy.Proxy(target if where == "listen" else "localhost:" + target.rpartition(":")[2])
+calls = {"other": other.stop, "own": proxy.stop, "abort": proxy.abort, "drain": proxy.drain, "views": proxy.connections}
+handled = []
+def handle(*_):
+    try:
+        handled.append(calls[call]() if call != "start" else proxy.start())
+    except RuntimeError as error:
+        handled.append(error)
+signal.signal(signal.SIGUSR1, handle)
+def interrupting(function):
+    def wrapped(*args):
+        if not handled:
+            signal.raise_signal(signal.SIGUSR1)
+        return function(*args)
+    return wrapped
+import tcpproxy.proxy
+tcpproxy.proxy.listen = interrupting(tcpproxy.proxy.listen)          # while no process may be forked
+if where == "lookup":
+    Resolver._begin = interrupting(Resolver._begin)                  # while the resolver is locked
+proxy.start()
+assert handled
+if call == "start":
+    assert str(handled[0]).startswith("a Proxy starts once"), handled
+print(repr(proxy).rpartition(" ")[2])
+proxy.stop()
+other.stop()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal here")
+@pytest.mark.parametrize("where", ["listen", "lookup"])
+@pytest.mark.parametrize("call", ["other", "own", "abort", "drain", "views", "start"])
+def test_a_handler_amid_a_start(echo: Echo, where: str, call: str) -> None:
+    """It may call this proxy or another one, whatever the interrupted thread holds."""
+    state = run(INTERRUPTED, echo.name, where, call)
+    assert state in (("stopped>\n", "draining>\n") if call in ("own", "abort", "drain") else ("listening>\n",))

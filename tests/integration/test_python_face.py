@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import socket
 import sys
@@ -490,6 +491,81 @@ def test_bad_option(echo: Echo, options: dict[str, object]) -> None:
     with pytest.raises(UsageError) as caught:
         Proxy(echo.name, **options)  # type: ignore[arg-type]
     assert str(caught.value).startswith(f"{next(iter(options))} ")
+
+
+async def never_awaited(event: Event) -> None:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("callback", [5, "print", [], never_awaited], ids=["5", "text", "list", "coroutine"])
+def test_bad_callback(echo: Echo, callback: object) -> None:
+    """Row 95: when it is made, and not in the log at each event."""
+    with pytest.raises(UsageError, match=r"^on_event .*, expected "):
+        Proxy(echo.name, on_event=callback)  # type: ignore[arg-type]
+
+
+BAD_WAITS = ["soon", "", "-1", b"1s", [], True, float("nan"), "400d"]
+
+
+@pytest.mark.parametrize("value", BAD_WAITS, ids=repr)
+def test_bad_waits(echo: Echo, value: object) -> None:
+    """A sentence, before anything has been stopped; also in a callback, and in a coroutine."""
+    seen: list[str] = []
+
+    def on_event(event: Event) -> None:
+        with pytest.raises(UsageError, match=r"^grace "):
+            proxy.stop(value)  # type: ignore[arg-type]
+        seen.append(event.kind)
+
+    proxy = Proxy(echo.name, on_event=on_event)
+    with proxy, connect(proxy.address) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        for call in (proxy.stop, lambda value: asyncio.run(proxy.astop(value))):
+            with pytest.raises(UsageError, match=r"^grace .* is (not a duration|out of range), expected "):
+                call(value)
+        for call in (proxy.wait, lambda value: asyncio.run(proxy.await_end(value))):
+            with pytest.raises(UsageError, match=r"^timeout .* is (not a duration|out of range), expected "):
+                call(value)
+        assert repr(proxy).endswith("listening>")
+        client.sendall(b"y")
+        assert client.recv(1) == b"y"
+    assert "new" in seen
+
+
+@pytest.mark.parametrize("value", [math.inf, 10**400, 1e300, "1h", 3600, None], ids=lambda it: str(it)[:10])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_long_waits(echo: Echo, workers: int, value: float | str | None) -> None:
+    """For ever, or nearly so: a stop lasts until the connection has ended, a wait until somebody stops."""
+    for verb in ("stop", "astop"):
+        with Proxy(echo.name, workers=workers, grace=3600) as proxy, connect(proxy.address) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+
+            def stop(proxy: Proxy = proxy, verb: str = verb) -> None:
+                done = getattr(proxy, verb)(value)
+                if verb == "astop":
+                    asyncio.run(done)
+
+            def await_end(proxy: Proxy = proxy) -> None:
+                asyncio.run(proxy.await_end(value))
+
+            with in_background(proxy.wait, value), in_background(await_end), in_background(stop):
+                assert proxy.wait(10)
+                client.sendall(b"y")
+                assert client.recv(1) == b"y"
+                client.close()
+
+
+@pytest.mark.parametrize("value", [0, -1, -math.inf, -(10**400), "0s", "20ms", 0.02], ids=lambda it: str(it)[:10])
+def test_short_waits(upstream: Upstream, value: float | str) -> None:
+    """A number below 0, as of a deadline that has passed, is 0."""
+    with Proxy(upstream.name, grace=3600) as proxy, connect(proxy.address) as client, upstream.accept():
+        assert not proxy.wait(value)
+        assert not asyncio.run(proxy.await_end(value))
+        proxy.stop(value)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
 
 
 @pytest.mark.parametrize("remote", ["", "localhost", "localhost:0", None, 8.0, b"localhost:80", ("localhost", "")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from support.waiting import eventually
 
 import tcpproxy
+from tcpproxy.network.resolver import Resolver
 
 
 def quoted(code: str) -> str:
@@ -86,8 +89,74 @@ def test_repr_after_a_start_that_failed() -> None:
         proxy = tcpproxy.Proxy("127.0.0.1:9", port=other.address[1])
         with pytest.raises(tcpproxy.StartError):
             proxy.start()
-    assert repr(proxy) == "<Proxy 127.0.0.1 -> 127.0.0.1:9, not started>"
+    assert repr(proxy) == "<Proxy 127.0.0.1 -> 127.0.0.1:9, start failed>"
+    assert proxy.wait(0)
+    proxy.stop()
+    assert repr(proxy) == "<Proxy 127.0.0.1 -> 127.0.0.1:9, start failed>"
+
+
+def test_repr_amid_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And after one that was interrupted while it looked a name up."""
+    proxy = tcpproxy.Proxy("localhost:9")
+
+    def interrupted(*_: object) -> None:
+        assert repr(proxy) == "<Proxy 127.0.0.1 -> localhost:9, starting>"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Resolver, "lookup", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        proxy.start()
+    assert repr(proxy) == "<Proxy 127.0.0.1 -> localhost:9, start failed>"
+    assert proxy.wait(0)
 
 
 def test_help_of_the_package_begins_with_its_use() -> None:
     assert "with tcpproxy.Proxy(" in quoted("import tcpproxy; help(tcpproxy)").split("NAME")[1][:400]
+
+
+# --- copies ---
+
+VALUES = [
+    tcpproxy.TcpProxyError("a sentence"),
+    tcpproxy.UsageError("a sentence"),
+    tcpproxy.StartError.because("cannot listen on a.b:1", OSError(98, "Address already in use")),
+    tcpproxy.StartError.because("cannot start a proxy for a.b:1", RuntimeError("can't start new thread")),
+    tcpproxy.StartError.because("cannot start a proxy for a.b:1", MemoryError()),
+    tcpproxy.WorkerError(9, "Bad file descriptor", "epoll"),
+    tcpproxy.Event("end", "client-eof", client="127.0.0.1:9", id=7),
+    tcpproxy.Stats(*range(13), (5, 6)),
+    tcpproxy.Connection(1, "127.0.0.1:9", "", "connecting", 0, 0, 0.5),
+    tcpproxy.Proxy("127.0.0.1:9", idle_timeout="5m").config,
+]
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{f"pickle{n}": lambda it, n=n: pickle.loads(pickle.dumps(it, n)) for n in range(pickle.HIGHEST_PROTOCOL + 1)},
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_copies_are_equal(value: object, how: str) -> None:
+    """Of every exception and value: a test runner, or a pool of processes, pickles them."""
+    same = COPIES[how](value)
+    assert type(same) is type(value)
+    assert (repr(same), str(same)) == (repr(value), str(value))
+    if isinstance(value, Exception):
+        names = ("args", "errno", "strerror", "filename", "exit_code", "__notes__")
+        assert [getattr(same, name, None) for name in names] == [getattr(value, name, None) for name in names]
+    else:
+        assert same == value
+
+
+def test_every_public_value_is_copied_here() -> None:
+    """Words for annotations aside, and a Proxy, which cannot be copied."""
+    kinds = {type(value).__name__ for value in VALUES}
+    assert kinds >= {name for name in tcpproxy.__all__ if inspect.isclass(getattr(tcpproxy, name))} - {"Proxy"}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_proxy_cannot_be_copied(how: str) -> None:
+    with pytest.raises(TypeError, match=r"^a Proxy cannot be copied or pickled: it has threads and sockets$"):
+        COPIES[how](tcpproxy.Proxy("127.0.0.1:9"))
