@@ -299,10 +299,10 @@ class Proxy:
         """Resets all connections and stops listening.
 
         When it returns, that is done, and `on_event` had the `end` of each connection (after 3 seconds it returns in
-        any case). Called by `on_event` it does not wait.
+        any case). Called by `on_event` it does not wait, nor by a signal handler in the middle of a start or a stop.
         """
         crew = self._stop(abort=True)
-        if crew and not crew.is_helper():
+        if crew and not crew.is_helper() and threading.get_ident() not in self._busy:
             deadline = monotonic() + LOG_DRAIN
             crew.join(LOG_DRAIN)
             self._reporter.flush(max(0.0, deadline - monotonic()))

@@ -561,14 +561,16 @@ from tcpproxy.network.resolver import Resolver
 signal.alarm(20)                            # a deadlock ends the program
 target, where, call = sys.argv[1:]
 other = tcpproxy.Proxy(target).start()
-proxy = tcpproxy.Proxy(target if where == "listen" else "localhost:" + target.rpartition(":")[2])
+proxy = tcpproxy.Proxy(("localhost:" if where == "lookup" else "127.0.0.1:") + target.rpartition(":")[2])
 calls = {"other": other.stop, "own": proxy.stop, "abort": proxy.abort, "drain": proxy.drain, "views": proxy.connections}
-handled = []
+handled, took = [], []
 def handle(*_):
+    began = time.monotonic()
     try:
         handled.append(calls[call]() if call != "start" else proxy.start())
     except RuntimeError as error:
         handled.append(error)
+    took.append(time.monotonic() - began)
 signal.signal(signal.SIGUSR1, handle)
 def interrupting(function):
     def wrapped(*args):
@@ -577,11 +579,15 @@ def interrupting(function):
         return function(*args)
     return wrapped
 import tcpproxy.proxy
-tcpproxy.proxy.listen = interrupting(tcpproxy.proxy.listen)          # while no process may be forked
+if where == "listen":
+    tcpproxy.proxy.listen = interrupting(tcpproxy.proxy.listen)          # while no process may be forked
 if where == "lookup":
     Resolver._begin = interrupting(Resolver._begin)                  # while the resolver is locked
+if where == "threads":
+    tcpproxy.crew.Crew.start = interrupting(tcpproxy.crew.Crew.start)    # before the log thread runs
 proxy.start()
 assert handled
+assert max(took) < 2, took                 # it waited for what it interrupted
 if call == "start":
     assert str(handled[0]).startswith("a Proxy starts once"), handled
 print(repr(proxy).rpartition(" ")[2])
@@ -591,7 +597,7 @@ other.stop()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal here")
-@pytest.mark.parametrize("where", ["listen", "lookup"])
+@pytest.mark.parametrize("where", ["listen", "lookup", "threads"])
 @pytest.mark.parametrize("call", ["other", "own", "abort", "drain", "views", "start"])
 def test_a_handler_amid_a_start(echo: Echo, where: str, call: str) -> None:
     """It may call this proxy or another one, whatever the interrupted thread holds."""
