@@ -19,7 +19,7 @@ class Stats:
 
     Attributes:
         accepted: connections accepted.
-        active: connections alive now.
+        active: connections alive now: `accepted` less `ended`.
         ended: connections that are over, for whatever reason.
         failed: connections among `ended` whose upstream was not reached.
         refused: clients that were reset at once, not among `accepted`: too many of their source, no memory for

@@ -89,7 +89,7 @@ cdef struct Counters:       # written by the worker, except `active`; read by an
     uint64_t to_client
     uint64_t wakeups        # batches: returns of the engine's _wait
     uint64_t accept_errors
-    uint64_t active         # relays alive now; other workers add to it before they hand a connection over
+    uint64_t active         # relays alive now, and connections that are being accepted or handed over: for limits
 
 cdef struct Listener:
     Watch watch

@@ -226,10 +226,15 @@ cdef class Worker:
                     engine_ask(self.loop, &question)
 
     def counters(self):
-        """Numbers since the start, readable at any time."""
+        """Numbers since the start, readable at any time.
+
+        Active are those that were reported and whose end was not. Counters.active also has what is only on its way.
+        """
         cdef Counters *it = &self.loop.counters
+        cdef uint64_t ended = sync_load(&it.ended)      # first: what has ended was accepted before
+        cdef uint64_t accepted = max(ended, sync_peek(&it.accepted))
         return {
-            "accepted": sync_peek(&it.accepted), "active": sync_peek(&it.active), "ended": sync_peek(&it.ended),
+            "accepted": accepted, "active": accepted - ended, "ended": ended,
             "failed": sync_peek(&it.failed), "refused": sync_peek(&it.refused),
             "bytes_to_upstream": sync_peek(&it.to_upstream),
             "bytes_to_client": sync_peek(&it.to_client), "bytes_spliced": sync_peek(&self.loop.pump.spliced),
