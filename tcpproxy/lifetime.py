@@ -22,7 +22,10 @@ class Stoppable(Protocol):
 
 
 _live: weakref.WeakValueDictionary[int, Stoppable] = weakref.WeakValueDictionary()
-"""By id. No WeakSet: other threads may change it while it is read."""
+"""By id, also when they have stopped: a forked child needs new locks of them.
+
+No WeakSet: other threads may change it while it is read.
+"""
 
 _hooked = False
 
@@ -45,11 +48,6 @@ def register(proxy: Stoppable) -> None:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=_wait_for_starts, after_in_parent=_let_start, after_in_child=_close_after_fork)
     _live[id(proxy)] = proxy
-
-
-def unregister(proxy: Stoppable) -> None:
-    """Removes a proxy that has stopped."""
-    _live.pop(id(proxy), None)
 
 
 def _all() -> list[Stoppable]:

@@ -23,6 +23,10 @@ STEP = 0.005
 """Seconds between two looks of a greenlet that waits: nothing wakes it from another thread."""
 
 
+SETTLE = 1.0
+"""Seconds that a join waits at most for `threading` to forget a thread that is over, some microseconds later."""
+
+
 def _original(module: Any, name: str) -> Any:
     """What a module had under this name before gevent or eventlet replaced it."""
     if gevent := sys.modules.get("gevent.monkey"):
@@ -174,11 +178,36 @@ class _Thread:
         self._ended.wait(timeout)
 
 
+class _NamedThread(threading.Thread):
+    """A thread of `threading`, of which any thread may ask at any time whether it lives, and wait for it.
+
+    Thread.join and Thread.is_alive take a lock for a moment. A signal handler that interrupts its own thread then, and
+    joins the same thread, would wait for ever.
+    """
+
+    def __init__(self, name: str, target: Callable[..., object], args: tuple[object, ...]) -> None:
+        super().__init__(target=target, args=args, name=name, daemon=True)
+        self._over = Event()
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._over.set()
+
+    def is_alive(self) -> bool:
+        return self.ident is not None and not self._over.is_set()
+
+    def join(self, timeout: float | None = None) -> None:
+        if self._over.wait(timeout):
+            super().join(SETTLE)
+
+
 def make_thread(name: str, target: Callable[..., object], *args: object) -> Thread:
     """Makes a daemon thread: others would block the end of the interpreter. Who needs its end joins it."""
     if _green_sleep():
         return _Thread(target, args)
-    return threading.Thread(target=target, args=args, name=name, daemon=True)
+    return _NamedThread(name, target, args)
 
 
 def getaddrinfo(*args: Any, **options: Any) -> list[Any]:

@@ -278,7 +278,6 @@ class Proxy:
             if not self._stopped.is_set():
                 crew.close()
                 self._stopped.set()
-        lifetime.unregister(self)
 
     @contextlib.contextmanager
     def _not_nested(self) -> Iterator[None]:
@@ -350,10 +349,13 @@ class Proxy:
 
     def _close_after_fork(self) -> None:
         """Closes a forked child's copies of the sockets; the proxy runs on in the parent only. Called at the fork."""
+        self._lock = Lock()  # a thread of the parent may have held the old one
+        self._busy &= {threading.get_ident()}
+        if self._stopped.is_set():
+            return
         if self._crew:
             self._crew.close_after_fork()
         self._crew = self._resolver = None
-        self._lock = Lock()  # a thread of the parent may have held the old one
         if not self._started:
             return
         self._stopping, self._stopped = Signal(), Signal()

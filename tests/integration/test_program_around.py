@@ -603,3 +603,61 @@ def test_a_handler_amid_a_start(echo: Echo, where: str, call: str) -> None:
     """It may call this proxy or another one, whatever the interrupted thread holds."""
     state = run(INTERRUPTED, echo.name, where, call)
     assert state in (("stopped>\n", "draining>\n") if call in ("own", "abort", "drain") else ("listening>\n",))
+
+
+JOINED_TWICE = """
+import signal, threading
+signal.alarm(20)                            # a deadlock ends the program
+import tcpproxy
+proxy = tcpproxy.Proxy(sys.argv[1]).start()
+signal.signal(signal.SIGUSR1, lambda *_: proxy.stop())
+lines = []
+def trace(frame, event, arg):
+    if frame.f_code.co_name == "_wait_for_tstate_lock" and event == "line":
+        lines.append(frame.f_lineno)
+        if len(lines) == int(sys.argv[3]):
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGUSR1)
+    return trace
+sys.settrace(trace)
+getattr(proxy, sys.argv[2])()
+sys.settrace(None)
+proxy.stop()
+print(repr(proxy).rpartition(" ")[2])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal here")
+@pytest.mark.parametrize("verb", ["abort", "stop"])
+@pytest.mark.parametrize("line", range(1, 7))
+def test_a_handler_amid_a_join(echo: Echo, verb: str, line: int) -> None:
+    """At a line of where Thread.join has a lock, a handler stops the proxy whose thread is joined."""
+    assert run(JOINED_TWICE, echo.name, verb, str(line)) == "stopped>\n"
+
+
+FORKED_WHILE_LOCKED = """
+import signal, threading, tcpproxy, warnings
+warnings.simplefilter("ignore")             # fork with threads: that is the point here
+proxy = tcpproxy.Proxy(sys.argv[1]).start()
+proxy.stop()
+locked, over = threading.Event(), threading.Event()
+def hold():
+    with proxy._lock:                       # as `stop` does for a moment
+        locked.set()
+        over.wait()
+threading.Thread(target=hold, daemon=True).start()
+locked.wait()
+child = os.fork()
+if not child:
+    signal.alarm(10)
+    proxy.stop()
+    os._exit(7 if proxy.stats().accepted == 0 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+over.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_fork_while_a_stopped_proxy_is_locked(echo: Echo) -> None:
+    """By a thread that calls `stop` once more, and is not in the child."""
+    assert run(FORKED_WHILE_LOCKED, echo.name) == "7\n"

@@ -43,8 +43,7 @@ def test_all_are_stopped_while_others_come_and_go() -> None:
             some = [Stopped() for _ in range(20)]
             for each in some:
                 lifetime.register(each)
-            for each in some:
-                lifetime.unregister(each)
+            del each, some
 
     with in_background(come_and_go), in_background(come_and_go):
         try:
@@ -52,5 +51,3 @@ def test_all_are_stopped_while_others_come_and_go() -> None:
                 lifetime._stop_all()
         finally:
             over.set()
-    for each in kept:
-        lifetime.unregister(each)
