@@ -4,7 +4,21 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from .._core.worker import LIMITS
-from .options import Option, address, busy_poll, choice, duration, flag, local_port, number, path, rows, size, workers
+from ..errors import UsageError
+from .options import (
+    Option,
+    address,
+    busy_poll,
+    choice,
+    duration,
+    flag,
+    local_port,
+    number,
+    path,
+    rows,
+    size,
+    workers,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +162,30 @@ class Output:
 class Seeing:
     """Seeing"""
 
+    hex: bool = flag(
+        "Print the bytes that pass, in hex.",
+        "Each read of the proxy is a block on stdout: a line with direction, time, number of the connection, length "
+        "and offsets, and lines as those of `hexdump -C`. Output that is slow leaves blocks out and says so; it never "
+        "holds bytes up.",
+        short="-x",
+        command_only=True,
+    )
+    text: bool = flag(
+        "Print the bytes that pass, as text.",
+        "As `-x`, but a read that is mostly UTF-8 text is printed as text, with everything that is not printable "
+        "escaped.",
+        short="-A",
+        command_only=True,
+    )
+    dump_limit: int = size(
+        "4KiB",
+        "Bytes of each read that -x and -A print.",
+        "The number of the others follows. `off`: all are printed.",
+        least=1,
+        most=1024**2,
+        off=True,
+        command_only=True,
+    )
     capture: str | None = path(
         "Write what passes to a pcapng file, for Wireshark.",
         "Each connection is one TCP stream from its client to upstream, made from what the proxy has read and "
@@ -175,6 +213,16 @@ class Seeing:
         unset=0,
         shown="any number",
     )
+    color: str = choice(
+        ("auto", "always", "never"),
+        "Colors, one per direction, in -x and -A.",
+        "`auto`: if stdout is a terminal, `TERM` is not `dumb` and `NO_COLOR` is unset or empty.",
+        command_only=True,
+    )
+
+    def __post_init__(self) -> None:
+        if self.hex and self.text:
+            raise UsageError("-x and -A are both given, expected one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from tcpproxy import UsageError
 from tcpproxy._core import worker
 from tcpproxy.config.config import Config
 from tcpproxy.config.endpoints import Endpoint, parse_bind, parse_endpoint
-from tcpproxy.config.groups import Clients, Listening, Memory, Operating, Output, Speed, Timeouts, every_row
+from tcpproxy.config.groups import Clients, Listening, Memory, Operating, Output, Seeing, Speed, Timeouts, every_row
 from tcpproxy.config.options import Option
 from tcpproxy.network.limits import connection_limit
 from tcpproxy.values import parse_busy_poll, parse_duration, parse_number, parse_size
@@ -386,7 +386,8 @@ def test_off_and_zero() -> None:
     """Where `off` is accepted 0 is the same; elsewhere 0 has a meaning of its own, or is an error: docs/options.md."""
     rows = [row for row in every_row() if row.unit or row.metavar in ("N", "PORT", "auto|N")]
     off = [row for row in rows if accepts(row, "off")]
-    assert [row.name for row in off] == ["idle_timeout", "keepalive", "socket_buffer", "capture_rotate", "busy_poll"]
+    names = ["idle_timeout", "keepalive", "socket_buffer", "dump_limit", "capture_rotate", "busy_poll"]
+    assert [row.name for row in off] == names
     for row in off:
         assert [row.parse(row.name, value) for value in ("off", "0", 0)] == [0, 0, 0]
         assert accepts(row, None) == (row.name != "busy_poll")
@@ -417,8 +418,19 @@ def test_defaults_of_the_command() -> None:
     assert command.timeouts == dataclasses.replace(program.timeouts, grace=5)
     assert command.operating == dataclasses.replace(program.operating, workers=min(64, usable_cpus()))
     assert command.output == Output(debug=False, quiet=False, log_format="text")
+    assert command.seeing == Seeing(hex=False, text=False, dump_limit=4096, color="auto")
     for name in "listening", "clients", "memory", "speed":
         assert getattr(command, name) == getattr(program, name)
+
+
+def test_what_to_see() -> None:
+    """In hex or as text, as much as there is of it or less."""
+    given = {"hex": True, "dump_limit": "off", "color": "never"}
+    assert Config.for_command("localhost:80", given).seeing == Seeing(hex=True, text=False, dump_limit=0, color="never")
+    with pytest.raises(UsageError, match=r"^-x and -A are both given, expected one of them$"):
+        Config.for_command("localhost:80", {"hex": True, "text": True})
+    with pytest.raises(UsageError, match=r"^--dump-limit '2MiB' is out of range, expected 1 to 1048576 bytes or off$"):
+        Config.for_command("localhost:80", {"dump_limit": "2MiB"})
 
 
 def usable_cpus() -> int:
@@ -578,7 +590,7 @@ UNKNOWN = {
     "--max": "--max-connections or --max-connections-per-source",
     "--ver": "--version",
     **dict.fromkeys(("--verbose", "--trace", "--rate", "--source", "--once", "--range", "--print"), ""),
-    **dict.fromkeys(("-v", "-x", "--x"), ""),
+    **dict.fromkeys(("-v", "-y", "--x"), ""),
 }
 
 
