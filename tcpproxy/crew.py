@@ -90,10 +90,14 @@ class Crew:
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         per_source = self._config.clients.max_connections_per_source
         Worker.link(self._workers, limit=limit, per_source=per_source)
-        if self._record or self._capture:
-            self.tap = TapReader(self._workers, record=self._record, capture=self._capture is not None)
+        shown = self._config.seeing.shown
+        reporting = self._threads.copy()
+        if self._taps:
+            capture, wakeup = self._capture is not None, log_wakeup.fileno()
+            self.tap = TapReader(self._workers, record=self._record, capture=capture, show=shown, wakeup=wakeup)
             self._tap_thread = make_thread("tcpproxy-tap", self._read_tap, self.tap)
-        self._reporter.open(self._workers, self._threads, log_wakeup, self._resolver)
+            reporting.append(self._tap_thread)
+        self._reporter.open(self._workers, reporting, log_wakeup, self._resolver, self.tap if shown else None)
         for worker in self._workers:
             worker.want_events(self._reporter.kinds, self._reporter.wants_outgoing)
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
@@ -120,8 +124,13 @@ class Crew:
             "ephemeral_last": last,
             "zero_copy": ZERO_COPY[config.speed.zero_copy],
             "busy_poll_us": busy_poll,
-            "tap": self._record > 0 or self._capture is not None,
+            "tap": self._taps,
         }
+
+    @property
+    def _taps(self) -> bool:
+        """Does anybody look at what passes?"""
+        return bool(self._record or self._capture or self._config.seeing.shown)
 
     def start(self) -> None:
         """Starts all threads: that of the log last, because it says that the proxy listens.

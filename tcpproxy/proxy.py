@@ -424,6 +424,11 @@ class Proxy:
         return [Connection(*item) for item in sorted(self._crew.connections())] if self._crew else []
 
     @property
+    def _dumpable(self) -> int:
+        """Bytes that have passed, of a proxy whose bytes are shown."""
+        return self._crew.tap.total if self._crew and self._crew.tap else 0
+
+    @property
     def recordings(self) -> list[Recording]:
         """What passed through each connection, in the order of accept; also of those that have ended.
 

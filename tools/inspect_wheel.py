@@ -29,6 +29,7 @@ MODULES = [
     "inbox",
     "opening",
     "packets",
+    "pieces",
     "poller",
     "recordings",
     "relay",

@@ -24,6 +24,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     recordings the first bytes of each connection, in memory
     tap        ring of what passes, from a worker to the reader
     sources    connections of each source address
+    pieces     what a dump shows, from the reader of the tap to the log thread
     inbox      commands to a worker from other threads
     events     ring of event records, from a worker to Python
     poller     the contract of the pollers: epoll, kqueue, poll

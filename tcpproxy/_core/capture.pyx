@@ -1,16 +1,16 @@
 # The second door: the reader of the taps. Its thread takes the records of all workers of a proxy, without the GIL, for as long as
-# they run, and gives them to the recordings and to the file of a capture. It never waits for Python: a program that holds the
-# GIL, or stands still, does not hold up the traffic that it records. Only a rotation of files waits, for each next one.
+# they run, and gives them to the recordings, to the file of a capture and, for a dump, to the log thread. It never waits for
+# Python: a program that holds the GIL, or stands still, does not hold up the traffic that it records. Only a rotation of files
+# waits, for each next one.
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
-import time
-
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from tcpproxy._core.events cimport events_reason_name
 from tcpproxy._core.loop cimport CLIENT, UPSTREAM, WORKERS, Loop
 from tcpproxy._core.net cimport NET_NONE, net_addr, net_await_wake, net_close, net_pack, net_socket, net_wake, net_wake_pair
 from tcpproxy._core.packets cimport PACKETS_BLOCK, Flow, pcapng_interface, pcapng_name, pcapng_start
+from tcpproxy._core.pieces cimport Missing, Pieces, pieces_add, pieces_catch_up, pieces_free, pieces_init
 from tcpproxy._core.poller cimport poller_wake
 from tcpproxy._core.recordings cimport Chunk, Recordings, recordings_add, recordings_drop, recordings_free, \
     recordings_lock, recordings_open, recordings_unlock
@@ -18,10 +18,12 @@ from tcpproxy._core.recordings cimport Recording as _Recording
 from tcpproxy._core.savefile cimport SaveFile, savefile_add, savefile_begin, savefile_end, savefile_flush, savefile_free, \
     savefile_full, savefile_init
 from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_store, sync_sub, sync_swap
-from tcpproxy._core.tap cimport TAP_END, TAP_GATHERS, TAP_OPEN, TAP_SLEEPS, Tap, TapRecord, tap_awake, tap_body, tap_done, \
-    tap_next, tap_release, tap_sleep
+from tcpproxy._core.tap cimport TAP_DATA, TAP_END, TAP_FIN, TAP_GAP, TAP_GATHERS, TAP_LOST, TAP_OPEN, TAP_RST, \
+    TAP_SLEEPS, Tap, TapEnd, TapRecord, tap_awake, tap_body, tap_done, tap_next, tap_release, tap_sleep
 from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us
 from tcpproxy._core.worker cimport Worker, address_text
+
+import time
 
 cdef enum:
     BUCKETS = 4096          # of the table of connections
@@ -29,11 +31,14 @@ cdef enum:
     GATHER_MS = 10          # the reader wakes no more often while records come, unless somebody waits for them
     NAP_US = 50             # of a Python thread that waits for the reader
 
+PIECE_KINDS = {TAP_DATA: "data", TAP_FIN: "fin", TAP_RST: "rst", TAP_END: "end", TAP_GAP: "gap", TAP_LOST: "lost"}
+
 cdef struct Seen:           # a live connection
     Seen *next
     uint64_t id
     _Recording *recording   # NULL: none
     Flow flow               # of the capture
+    Missing *missing        # of pieces.pxd
 
 cdef enum:                  # why the reader returns to Python
     RUN_ENDED = 0
@@ -126,7 +131,8 @@ cdef class TapReader:
     """Reads the taps of these workers, which are linked and do not run yet.
 
     Args of the constructor: `record`: bytes to keep of each direction of each connection; 0: none. `capture`: `switch` will be
-    called before `run`.
+    called before `run`. `show`: bytes of each
+    read that the log thread gets as pieces; 0: none. `wakeup`: the socket that wakes the log thread for them.
     """
     cdef list workers
     cdef Loop *loops[WORKERS]
@@ -138,13 +144,15 @@ cdef class TapReader:
     cdef SaveFile file
     cdef bint capturing
     cdef uint64_t live              # connections in `seen`
+    cdef Pieces pieces
+    cdef int64_t since_1970         # what to add to clock_ns; from the start, so that no piece is before an earlier one
     cdef uint64_t running
     cdef uint64_t finishing         # no worker runs any more
     cdef uint64_t passes            # grows whenever the reader has taken records
     cdef uint64_t hurry             # threads that wait for records
     cdef bint abandoned             # in a forked child
 
-    def __cinit__(self, workers, *, uint64_t record=0, bint capture=False):
+    def __cinit__(self, workers, *, uint64_t record=0, bint capture=False, uint32_t show=0, net_socket wakeup=NET_NONE):
         cdef Worker worker
         cdef int rc
         self.bell = self.bell_writer = NET_NONE
@@ -153,10 +161,14 @@ cdef class TapReader:
         if rc < 0:
             raise OSError(-rc, "no descriptor for the reader of a tap")
         self.store.most = record
+        self.since_1970 = <int64_t> time.time_ns() - <int64_t> clock_ns()
         self.capturing = capture
         if capture and savefile_init(&self.file) < 0:
             raise MemoryError
-        self.file.packets.wall_ns = time.time_ns() - clock_ns()
+        self.file.packets.wall_ns = self.since_1970
+        if pieces_init(&self.pieces, show) < 0:
+            raise MemoryError
+        self.pieces.ring.wakeup = wakeup
         for worker in self.workers:
             if worker.loop.pump.tap == NULL:
                 raise ValueError("a worker without a tap")
@@ -170,6 +182,7 @@ cdef class TapReader:
         if self.abandoned:
             return
         self._close()
+        pieces_free(&self.pieces)
         for i in range(BUCKETS):
             while self.seen[i] != NULL:
                 seen = self.seen[i]
@@ -249,6 +262,7 @@ cdef class TapReader:
         """Takes some records of each worker. False: there were none."""
         cdef bint found = False
         cdef int i
+        pieces_catch_up(&self.pieces)
         for i in range(self.count):
             if self._read(self.loops[i].pump.tap):
                 found = True
@@ -309,6 +323,8 @@ cdef class TapReader:
             recordings_add(&self.store, seen.recording, record)
         if self.capturing:
             self._lost_unless(savefile_add(&self.file, &seen.flow, record, tap_body(record)))
+        if self.pieces.most:
+            pieces_add(&self.pieces, &seen.missing, record)
         if record.kind == TAP_END:
             place[0] = seen.next
             free(seen)
@@ -420,3 +436,49 @@ cdef class TapReader:
         cdef uint64_t count = self.store.forgotten
         recordings_unlock(&self.store)
         return count
+
+    # --- for the log thread ---
+
+    def now(self):
+        """The time by the clock of the pieces: in nanoseconds since 1970."""
+        return <int64_t> clock_ns() + self.since_1970
+
+    def take(self, int most):
+        """Up to `most` pieces: (kind, id, side, nanoseconds since 1970, offset, bytes, data)."""
+        cdef const TapRecord *record
+        taken = []
+        if not self.pieces.most:
+            return taken
+        if sync_load(&self.finishing) and not sync_load(&self.running):
+            pieces_catch_up(&self.pieces)       # the reader has ended, and leaves it to this thread
+        while len(taken) < most:
+            record = tap_next(&self.pieces.ring)
+            if record == NULL:
+                break
+            taken.append(self._piece(record))
+            tap_done(&self.pieces.ring, record)
+        if tap_release(&self.pieces.ring):
+            self._wake()
+        return taken
+
+    cdef object _piece(self, const TapRecord *record):
+        cdef uint64_t size = record.whole
+        cdef int64_t when = <int64_t> record.time_ns + self.since_1970
+        data = b""
+        if record.kind == TAP_DATA:
+            data = PyBytes_FromStringAndSize(tap_body(record), record.size)
+        elif record.kind == TAP_END:
+            size = 0
+            data = <bytes> events_reason_name((<const TapEnd *> tap_body(record)).reason)
+        elif record.kind not in (TAP_FIN, TAP_RST):
+            memcpy(&size, tap_body(record), sizeof(size))
+        return (PIECE_KINDS[record.kind], record.id, record.side, when, record.offset, size, data)
+
+    def await_pieces(self):
+        """From now on the next piece wakes the log thread. False: there are pieces already."""
+        return not self.pieces.most or tap_sleep(&self.pieces.ring, TAP_SLEEPS)
+
+    @property
+    def total(self):
+        """Bytes that were read, whether the log thread got them or not. 0 without pieces."""
+        return sync_load(&self.pieces.total)

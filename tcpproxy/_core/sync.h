@@ -39,6 +39,10 @@
  *   Group.interactive_ns         each worker                          each worker
  *   Sources.lock                 each worker: a spin lock over        each worker
  *                                Sources.slots
+ *   Pieces.ring: as Loop.events  the reader of the tap                the log thread
+ *   Pieces.total                 the reader of the tap                any thread (TapReader.total)
+ *   the rest of Pieces           the reader of the tap; the log       the same
+ *                                thread once TapReader.running is 0
  *   Worker.running               the thread that calls Worker.run     any thread (Worker.connections)
  *
  * The rest of Group, of Sources and of what a loop is set up with (Pump.poller, members, limits) is read-only while

@@ -25,6 +25,9 @@ cdef enum:                  # TapRecord.kind. `id` and `time_ns` are set in all 
     TAP_FIN                 # the end of what `side` sends was passed on to the other side; `offset` bytes came before it
     TAP_RST                 # the proxy reset the socket of the other side: nothing more comes from `side`
     TAP_END                 # the connection is over. Body: TapEnd
+    # only in the ring of pieces.pxd. Body: uint64_t, a number of bytes
+    TAP_GAP                 # bytes of `side` from `offset` on are missing
+    TAP_LOST                # so are these, and the ends of `offset` connections
     TAP_KINDS
 
 cdef enum:
@@ -45,7 +48,9 @@ cdef struct TapRecord:      # 48 bytes; the body follows
     uint32_t room           # bytes from this record to the next one
     uint8_t kind
     uint8_t side            # CLIENT or UPSTREAM of loop.pxd: the side that sent the bytes
-    uint8_t spare[14]
+    uint8_t spare[2]
+    uint32_t whole          # pieces.pxd: bytes of the read, of which the body has only the first
+    uint64_t unused
 
 cdef struct TapOpen:
     net_addr client
@@ -96,6 +101,8 @@ cdef char *tap_claim(Tap *tap, uint32_t most) noexcept nogil        # room for a
 cdef void tap_commit(Tap *tap, uint8_t side, uint64_t offset, uint32_t size) noexcept nogil     # records what was read there
 cdef void tap_note(Tap *tap, uint8_t kind, uint64_t id, uint8_t side, uint64_t offset,
                    const void *body, uint32_t size) noexcept nogil
+# Writes a record with all but `room`, and with that body, of `size` bytes. False: there is no room for now.
+cdef bint tap_copy(Tap *tap, const TapRecord *record, const void *body) noexcept nogil
 cdef bint tap_catch_up(Tap *tap) noexcept nogil     # moves late records into the ring. False: there is no room for all
 cdef void tap_close(Tap *tap) noexcept nogil        # the writer has ended
 

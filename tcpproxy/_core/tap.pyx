@@ -117,6 +117,20 @@ cdef void tap_note(Tap *tap, uint8_t kind, uint64_t id, uint8_t side, uint64_t o
     tap.late_last = late
 
 
+cdef bint tap_copy(Tap *tap, const TapRecord *record, const void *body) noexcept nogil:
+    cdef TapRecord *copy
+    cdef uint64_t at
+    if not _find(tap, _room(record.size), &at):
+        return False
+    copy = <TapRecord *> (tap.memory + (at & (tap.size - 1)))
+    copy[0] = record[0]
+    copy.room = _room(record.size)
+    if record.size:
+        memcpy(<char *> tap_body(copy), body, record.size)
+    _publish(tap, at, copy)
+    return True
+
+
 cdef bint tap_catch_up(Tap *tap) noexcept nogil:
     cdef Late *late
     cdef uint64_t at

@@ -15,8 +15,10 @@ from ..config.groups import every_row
 from ..errors import TcpProxyError
 from ..network.limits import raise_descriptor_limit
 from ..proxy import Proxy
+from ..report.color import wants_color
 from ..report.printer import Printer, final_line, final_words
 from ..tap.capture import check_stdout
+from ..tap.dump import Dump
 from ..text import count
 from . import sandbox
 from .connections import Display
@@ -32,6 +34,8 @@ def run(remote: str, **given: str | bool | None) -> None:
     try:
         config = Config.for_command(remote, given)
         output = config.output
+        seeing = config.seeing
+        dump = Dump(text=seeing.text, color=wants_color(seeing.color, stdout)) if seeing.shown else None
         printer = Printer(
             debug=output.debug,
             quiet=output.quiet,
@@ -39,6 +43,7 @@ def run(remote: str, **given: str | bool | None) -> None:
             target=str(config.remote),
             about={"pid": os.getpid(), "version": __version__},
             stdout=stdout,
+            dump=dump,
         )
         proxy = Proxy(config, on_event=printer)  # type: ignore[arg-type]  # see Config.make
         if proxy.capture:
@@ -55,6 +60,9 @@ def run(remote: str, **given: str | bool | None) -> None:
         display.sum_up()
     if lost := printer.unwritten:
         final_words("lost", f"{count(lost, 'log line')} could not be written", json, stdout, lost=lost)
+    if unshown := proxy._dumpable - printer.shown if seeing.shown else 0:
+        text = f"{unshown:,} bytes that passed are not shown: output is too slow"
+        final_words("lost", text, json, stdout, lost=unshown)
     if proxy.capture:
         final_words("capture", str(proxy.capture), json, stdout)
     if proxy.failure:

@@ -20,6 +20,9 @@ from .options import (
     workers,
 )
 
+_WHOLE = 1024**2
+"""Bytes: more than a read takes of a proxy whose bytes are looked at."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
@@ -182,7 +185,7 @@ class Seeing:
         "Bytes of each read that -x and -A print.",
         "The number of the others follows. `off`: all are printed.",
         least=1,
-        most=1024**2,
+        most=_WHOLE,
         off=True,
         command_only=True,
     )
@@ -223,6 +226,11 @@ class Seeing:
     def __post_init__(self) -> None:
         if self.hex and self.text:
             raise UsageError("-x and -A are both given, expected one of them")
+
+    @property
+    def shown(self) -> int:
+        """Bytes of each read to show; 0: nothing is shown."""
+        return (self.dump_limit or _WHOLE) if self.hex or self.text else 0
 
 
 @dataclass(frozen=True, kw_only=True)

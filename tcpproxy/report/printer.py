@@ -9,6 +9,8 @@ import select
 from collections.abc import Iterable, Mapping
 
 from ..native import wall
+from ..tap.dump import JSON_KINDS, Dump, Piece, lost
+from ..tap.dump import fields as piece_fields
 from ..text import clean
 from .event import Event, EventKind, Record, decode
 from .fields import fields, json_line
@@ -31,6 +33,7 @@ class Printer:
         json: print one JSON object a line instead of text, all on `stdout`, with the end of each connection.
         target: as it was given.
         about: JSON: further fields of `listening`.
+        dump: shows the bytes that pass; None: they are not shown.
         stdout, stderr: descriptors to write to.
 
     Attributes:
@@ -45,11 +48,13 @@ class Printer:
         json: bool = False,
         target: str = "upstream",
         about: Mapping[str, object] | None = None,
+        dump: Dump | None = None,
         stdout: int = 1,
         stderr: int = 2,
     ) -> None:
         self._debug, self._quiet, self._json, self._target = debug, quiet, json, target
         self._about = about or {}
+        self._dump = dump
         self.suspicion = ""
         self._stdout, self._stderr = stdout, stderr
         self._rate_limit = RateLimit()
@@ -57,6 +62,8 @@ class Printer:
         """Descriptors whose last line is incomplete, because a disk was full."""
         self.unwritten = 0
         """Lines that stdout or stderr would not take."""
+        self.shown = 0
+        """Bytes of a dump that are printed, or are in a line that says how many are not."""
 
     @property
     def kinds(self) -> tuple[EventKind, ...]:
@@ -99,8 +106,29 @@ class Printer:
             self.many([decode(record, "") for record in records])
         else:
             self.flush_suppressed()
-            lines = [f"New connection from {record[4]}" + f" #{record[3]}" * self._debug for record in records]
+            numbered = self._debug or self._dump is not None
+            lines = [f"New connection from {record[4]}" + f" #{record[3]}" * numbered for record in records]
             self._write(self._stdout, lines)
+
+    def show(self, pieces: Iterable[Piece]) -> None:
+        """Prints pieces of what passes, each with one write."""
+        for piece in pieces:
+            if piece.kind == "end" and self._debug:
+                continue  # it has lines of its own
+            if self._json:
+                done = self._show_as_json(piece)
+            else:
+                done = self._put(self._stdout, self._dump(piece).encode()) if self._dump else True
+            if done and piece.kind in ("data", "gap", "lost"):
+                self.shown += piece.size
+
+    def _show_as_json(self, piece: Piece) -> bool:
+        if piece.kind == "lost":
+            return self._write(self._stdout, self._lines(Event("lost", text=lost(piece), lost=piece.size)))
+        if piece.kind not in JSON_KINDS:
+            return True
+        line = json_line(JSON_KINDS[piece.kind], piece.time_ns / 1e9, piece_fields(piece))
+        return self._write(self._stdout, [line])
 
     def flush_suppressed(self, final: bool = False) -> bool:
         """Says how many lines the rate limit has suppressed in the last seconds. True: call again a second later."""
@@ -125,10 +153,13 @@ class Printer:
         about = self._about if event.kind == "listening" else {}
         return [json_line(event.kind, event.time or wall(), {**fields(event, self._target), **about})]
 
-    def _write(self, target: int, lines: list[str]) -> None:
+    def _write(self, target: int, lines: list[str]) -> bool:
         if not "".join(lines).isprintable():
             lines = [clean(line) for line in lines]
-        data = "\n".join([*lines, ""]).encode("utf-8", "backslashreplace")
+        return self._put(target, "\n".join([*lines, ""]).encode("utf-8", "backslashreplace"))
+
+    def _put(self, target: int, data: bytes) -> bool:
+        """Writes whole lines. False: not all of them could be written."""
         if self._torn.get(target):
             data = b"\n" + data
         try:
@@ -138,6 +169,8 @@ class Printer:
                 data = data[size:]
         except OSError:
             self.unwritten += data.removeprefix(b"\n").count(b"\n")
+            return False
+        return True
 
 
 def final_line(text: str, to: int = 2) -> None:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from .._core.capture import TapReader
 from .._core.worker import KINDS, Worker
 from ..native import Event as Signal
 from ..native import Thread, monotonic, wall
 from ..network.resolver import Resolver
+from ..tap.dump import Piece
 from ..wakeup import Wakeup
-from .event import Event, EventKind, decode, is_new
+from .event import Event, EventKind, Record, decode, is_new
 from .printer import Printer
 from .sink import LoggingSink
 
 AT_ONCE = 256
 """Most records taken from one worker in a pass."""
+
+ALL = 1_000_000
+"""More records or pieces than there is room for."""
+
+PIECES = 64
+"""Most pieces of a dump taken in a pass, some 300 KiB of text."""
 
 GATHER = 0.02
 """Seconds: the log thread wakes no more often than this while records come fast, and no worker wakes it meanwhile. A
@@ -45,19 +53,31 @@ class Reporter:
         self._threads: list[Thread] = []
         self._wakeup: Wakeup | None = None
         self._resolver: Resolver | None = None
+        self._tap: TapReader | None = None
+        self._later: list[Piece] = []
+        """Pieces that came when the events before them had been taken already."""
         self._ended = False
         self._window, self._recent = 0.0, 0  # since when records are counted, and how many there were
         self._lost, self._next_lost = 0, 0.0  # records that were said to be lost; when to say so again
 
-    def open(self, workers: list[Worker], threads: list[Thread], wakeup: Wakeup, resolver: Resolver | None) -> None:
+    def open(
+        self,
+        workers: list[Worker],
+        threads: list[Thread],
+        wakeup: Wakeup,
+        resolver: Resolver | None,
+        tap: TapReader | None = None,
+    ) -> None:
         """Prepares `run`. At the start of a proxy, before there is a thread: it imports what registers an exit hook.
 
         Args:
-            workers, threads: the workers, and the threads that run them.
+            workers, threads: the workers, and the threads that run them and read the tap.
             wakeup: wakes the log thread; a worker does so with a record that it writes while the log thread sleeps.
             resolver: knows why the last lookup failed; None: upstream has a numeric address.
+            tap: has pieces of what passes, for a Printer; None: there is no dump.
         """
         self._workers, self._threads, self._wakeup, self._resolver = workers, threads, wakeup, resolver
+        self._tap = tap
         if self._sink is None:
             self._sink = LoggingSink(self._target)
 
@@ -119,11 +139,17 @@ class Reporter:
         """Reports what there is, then waits for more. False: the workers have ended, and all is reported."""
         last = not any(thread.is_alive() for thread in self._threads)
         flushes = len(self._flushes)
-        most = self._drain()
+        shown = False
+        if self._tap and self._printer:
+            most, shown = self._drain_with_pieces(self._tap, self._printer)
+        else:
+            most = self._drain()
         unsaid = self._say_lost(last and not most)
         if most == AT_ONCE:
             return True  # read on at once: a full ring drops records
         self._release(flushes)
+        if shown:
+            return True
         if most:
             if self._are_many(most):
                 wakeup.wait(GATHER)
@@ -132,7 +158,10 @@ class Reporter:
                 self._printer.flush_suppressed(final=True)
             return False
         else:
-            empty = [worker.await_events() for worker in self._workers]  # from now on a record wakes this thread
+            # From now on a record or a piece wakes this thread.
+            empty = [worker.await_events() for worker in self._workers]
+            if self._tap:
+                empty.append(self._tap.await_pieces())
             if all(empty) and not self._notes and not self._flushes:
                 suppressed = self._printer is not None and self._printer.flush_suppressed()
                 wakeup.wait(1.0 if suppressed or unsaid else None)
@@ -162,20 +191,49 @@ class Reporter:
 
     def _drain(self) -> int:
         """Reports notes, and some records. Returns the most that one worker had, up to AT_ONCE."""
+        self._emit_notes()
+        taken = [worker.take_events(AT_ONCE) for worker in self._workers]
+        for new, records in itertools.groupby(itertools.chain.from_iterable(taken), is_new):
+            if new and self._printer:
+                self._printer.print_new(records)
+            else:
+                self._emit(self._decode(records))
+        return max(map(len, taken))
+
+    def _drain_with_pieces(self, tap: TapReader, printer: Printer) -> tuple[int, bool]:
+        """Reports notes, records, and what passed meanwhile: behind the start of its connection, before the end.
+
+        Returns:
+            The most records that one worker had, below AT_ONCE; whether there may be more pieces.
+        """
+        self._emit_notes()
+        before = tap.now()  # a piece from before has its connection's start among the records taken here, or earlier
+        taken = [worker.take_events(ALL) for worker in self._workers]
+        records = list(itertools.chain.from_iterable(taken))
+        others = [record for record in records if not is_new(record)]
+        if len(others) < len(records):
+            printer.print_new(filter(is_new, records))
+        if others:
+            tap.sync()  # what the connections that have ended had sent is among the pieces then
+        pieces = self._later + [Piece(*piece) for piece in tap.take(ALL if others else PIECES)]
+        started = {record[3] for record in records}  # these may be more recent
+        self._later = [piece for piece in pieces if piece.time_ns > before and piece.id not in started]
+        printer.show(piece for piece in pieces if piece.time_ns <= before or piece.id in started)
+        if others:
+            self._emit(self._decode(others))
+        return min(max(map(len, taken)), AT_ONCE - 1), bool(pieces)
+
+    def _emit_notes(self) -> None:
         while self._notes:
             note = self._notes.popleft()
             if isinstance(note, Event):
                 self._emit([note])
             elif self._printer:
                 self._printer.print_lines(note)
-        taken = [worker.take_events(AT_ONCE) for worker in self._workers]
+
+    def _decode(self, records: Iterable[Record]) -> list[Event]:
         lookup_error = self._resolver.lookup_error if self._resolver else ""
-        for new, records in itertools.groupby(itertools.chain.from_iterable(taken), is_new):
-            if new and self._printer:
-                self._printer.print_new(records)
-            else:
-                self._emit([decode(record, lookup_error) for record in records])
-        return max(map(len, taken))
+        return [decode(record, lookup_error) for record in records]
 
     def _emit(self, events: list[Event]) -> None:
         if self._printer:

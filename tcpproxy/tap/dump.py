@@ -20,7 +20,7 @@ fin: the end of what `side` sends was passed on.
 rst: nothing more comes from `side`: the proxy has reset the other side.
 end: the connection is over; `data` is the reason.
 gap: `size` bytes of `side` are not here, because output was slow.
-lost: `size` pieces of other kinds, and what gaps they told, are not here for the same reason.
+lost: nor are the ends of `offset` other connections, and `size` bytes of these.
 """
 
 
@@ -136,7 +136,12 @@ def _event(piece: Piece) -> str:
             return f"{start} {piece.size:,} bytes not shown (output is slow)"
         case "end":
             return f"= #{piece.id} over: {clean(piece.data.decode('ascii', 'backslashreplace'))}"
-    return f"= the ends of {piece.size:,} connections not shown (output is slow)"
+    return f"= {lost(piece)}"
+
+
+def lost(piece: Piece) -> str:
+    """What a piece of the kind `lost` says."""
+    return f"the ends of {piece.offset:,} connections and {piece.size:,} bytes not shown (output is slow)"
 
 
 def timestamp(time_ns: int) -> str:

@@ -125,7 +125,10 @@ def test_the_rest_is_counted(text: bool) -> None:
         (Piece("rst", 17, 1, NOON, 0, 0, b""), "< #17 reset after 0 bytes"),
         (Piece("gap", 17, 0, NOON, 83, 12345, b""), "> #17 12,345 bytes not shown (output is slow)"),
         (Piece("end", 17, 0, NOON, 0, 0, b"client-eof"), "= #17 over: client-eof"),
-        (Piece("lost", 0, 0, NOON, 0, 1234, b""), "= the ends of 1,234 connections not shown (output is slow)"),
+        (
+            Piece("lost", 0, 0, NOON, 1234, 56789, b""),
+            "= the ends of 1,234 connections and 56,789 bytes not shown (output is slow)",
+        ),
     ],
     ids=lambda value: value.kind if isinstance(value, Piece) else "",
 )
