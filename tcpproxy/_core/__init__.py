@@ -22,9 +22,9 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     bulk       scheduling policy in steady bulk
     trial      online A/B test that both use
     recordings the first bytes of each connection, in memory
+    pieces     what a dump shows, from the reader of the tap to the log thread
     tap        ring of what passes, from a worker to the reader
     sources    connections of each source address
-    pieces     what a dump shows, from the reader of the tap to the log thread
     inbox      commands to a worker from other threads
     events     ring of event records, from a worker to Python
     poller     the contract of the pollers: epoll, kqueue, poll
