@@ -33,8 +33,8 @@ HEAD = """\
 
 In a program times and sizes may be numbers, in seconds and bytes.
 
-**`off` and `0`** are the same for `--idle-timeout`, `--keepalive`, `--socket-buffer` and `--busy-poll`; in a program
-`None` is so too, except for `busy_poll`. Three others accept `0`, with a meaning of its own, and no `off`:
+**`off` and `0`** are the same for `--idle-timeout`, `--keepalive`, `--socket-buffer`, `--dump-limit`,
+`--capture-rotate` and `--busy-poll`; in a program `None` is so too, except for `busy_poll`. Three others accept `0`, with a meaning of its own, and no `off`:
 `--half-close-timeout 0` closes both directions at the first end, `--grace 0` resets connections at once, `-l 0` picks a
 free port. For `max_connections` and `max_connections_per_source` `None` is the default.
 
@@ -51,9 +51,9 @@ splice)`. `-h`, `--help` prints a summary of this page.
 
 
 def readme_table() -> str:
-    """The table between the two marks in README.md."""
+    """The table between the two marks in README.md: the options that are no details of others."""
     lines = ["| option | default | |", "|---|---|---|"]
-    for row in sorted(every_row(), key=lambda row: not row.first):
+    for row in sorted([row for row in every_row() if not row.minor], key=lambda row: not row.first):
         names = f"`{row.short}`, `{typed(row)}`" if row.short else f"`{typed(row)}`"
         help = row.help[0].lower() + row.help[1:].removesuffix(".")
         names = names.replace("|", "\\|")

@@ -31,7 +31,7 @@ cdef enum:
     GATHER_MS = 10          # the reader wakes no more often while records come, unless somebody waits for them
     NAP_US = 50             # of a Python thread that waits for the reader
 
-PIECE_KINDS = {TAP_DATA: "data", TAP_FIN: "fin", TAP_RST: "rst", TAP_END: "end", TAP_GAP: "gap", TAP_LOST: "lost"}
+_PIECE_KINDS = {TAP_DATA: "data", TAP_FIN: "fin", TAP_RST: "rst", TAP_END: "end", TAP_GAP: "gap", TAP_LOST: "lost"}
 
 cdef struct Seen:           # a live connection
     Seen *next
@@ -472,7 +472,7 @@ cdef class TapReader:
             data = <bytes> events_reason_name((<const TapEnd *> tap_body(record)).reason)
         elif record.kind not in (TAP_FIN, TAP_RST):
             memcpy(&size, tap_body(record), sizeof(size))
-        return (PIECE_KINDS[record.kind], record.id, record.side, when, record.offset, size, data)
+        return (_PIECE_KINDS[record.kind], record.id, record.side, when, record.offset, size, data)
 
     def await_pieces(self):
         """From now on the next piece wakes the log thread. False: there are pieces already."""

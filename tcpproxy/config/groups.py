@@ -188,6 +188,7 @@ class Seeing:
         most=_WHOLE,
         off=True,
         command_only=True,
+        minor=True,
     )
     capture: str | None = path(
         "Write what passes to a pcapng file, for Wireshark.",
@@ -206,6 +207,7 @@ class Seeing:
         least=64 * 1024,
         most=1024**4,
         off=True,
+        minor=True,
     )
     capture_files: int = number(
         None,
@@ -215,12 +217,14 @@ class Seeing:
         most=99999,
         unset=0,
         shown="any number",
+        minor=True,
     )
     color: str = choice(
         ("auto", "always", "never"),
         "Colors, one per direction, in -x and -A.",
         "`auto`: if stdout is a terminal, `TERM` is not `dumb` and `NO_COLOR` is unset or empty.",
         command_only=True,
+        minor=True,
     )
 
     def __post_init__(self) -> None:
@@ -314,6 +318,7 @@ HEADINGS = {
     "timeouts": "Time-outs",
     "memory": "Memory",
     "output": "Output",
+    "seeing": "Seeing",
     "operating": "Operating",
     "speed": "Speed",
 }

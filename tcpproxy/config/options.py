@@ -39,6 +39,7 @@ class Option:
         short: its letter on the command line.
         first: one of the original's options, which come first in --help.
         command_only: no argument of `tcpproxy.Proxy`.
+        minor: a detail of another option, which the table in README.md leaves out.
     """
 
     default: Any
@@ -53,6 +54,7 @@ class Option:
     short: str = ""
     first: bool = False
     command_only: bool = False
+    minor: bool = False
     name: str = ""
     """The field's, and the argument's in a program."""
 
