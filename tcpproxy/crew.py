@@ -147,11 +147,14 @@ class Crew:
         """Does any worker run?"""
         return any(thread.is_alive() for thread in self._threads)
 
-    def is_helper(self) -> bool:
-        """Is the calling thread the log or the lookup thread? Neither can wait for itself."""
-        helpers = (self._log_thread, self._lookup_thread)
+    def is_own_thread(self) -> bool:
+        """Is the calling thread one of the proxy's own? None can wait for itself.
+
+        The log thread calls `on_event`, and in each, also in a worker's before it runs, garbage may be collected.
+        """
+        own = (*self._threads, self._log_thread, self._lookup_thread)
         # An ident is given to another thread once its own has ended.
-        return any(thread and thread.ident == this_thread() and thread.is_alive() for thread in helpers)
+        return any(thread and thread.ident == this_thread() and thread.is_alive() for thread in own)
 
     def stop(self, *, abort: bool) -> None:
         """Makes the workers accept no more; with `abort` they reset all connections and end. Does not wait."""

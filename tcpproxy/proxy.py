@@ -133,7 +133,7 @@ class Proxy:
                 self._start_failed = True
                 self._stopping.set()
                 raise
-        if not self._reporter.prints and not crew.is_helper():  # a Printer's output may block
+        if not self._reporter.prints and not crew.is_own_thread():  # a Printer's output may block
             self._reporter.flush(LOG_DRAIN)
         return self
 
@@ -256,7 +256,7 @@ class Proxy:
         """Stops within `limit` seconds (None: without a limit). `told`: the caller has named them."""
         hurry = not told or limit == 0
         crew = self._crew
-        if crew and crew.is_helper():  # called from its own log or lookup thread, which cannot join itself
+        if crew and crew.is_own_thread():  # called by one of its own threads, which cannot join itself
             self.abort() if hurry else self.drain()
             return
         if threading.get_ident() in self._busy:  # called by a signal handler, in the middle of a start or a stop
@@ -301,7 +301,7 @@ class Proxy:
         any case). Called by `on_event` it does not wait, nor by a signal handler in the middle of a start or a stop.
         """
         crew = self._stop(abort=True)
-        if crew and not crew.is_helper() and threading.get_ident() not in self._busy:
+        if crew and not crew.is_own_thread() and threading.get_ident() not in self._busy:
             deadline = monotonic() + LOG_DRAIN
             crew.join(LOG_DRAIN)
             self._reporter.flush(max(0.0, deadline - monotonic()))

@@ -661,3 +661,27 @@ over.set()
 def test_fork_while_a_stopped_proxy_is_locked(echo: Echo) -> None:
     """By a thread that calls `stop` once more, and is not in the child."""
     assert run(FORKED_WHILE_LOCKED, echo.name) == "7\n"
+
+
+STOPPED_BY_A_WORKER = """
+import signal, threading, tcpproxy
+from tcpproxy import native
+signal.alarm(20)                            # a deadlock ends the program
+proxy = tcpproxy.Proxy(sys.argv[1])
+real, called = native._NamedThread.run, []
+def run(thread):
+    if thread.name == "tcpproxy-worker-0":
+        called.append(proxy.stop())         # as a __del__ does that is called here
+    real(thread)
+native._NamedThread.run = run
+proxy.start()
+proxy.stop()
+assert called
+print(repr(proxy).rpartition(" ")[2])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no such signal here")
+def test_stopped_by_a_worker_that_begins(echo: Echo) -> None:
+    """It cannot wait for itself."""
+    assert run(STOPPED_BY_A_WORKER, echo.name) == "stopped>\n"
