@@ -39,7 +39,7 @@ TOOLS = ["ziglang==0.17.*", "abi3info"]
 TESTS = ["pytest>=8", "pytest-timeout>=2.3", "click>=8.1", "colorama", "iniconfig", "packaging", "pluggy", "pygments"]
 
 APPLICABLE = [
-    *("-q", "-m", "not timed", "tests/unit", "tests/integration"),
+    *("-q", "-m", "not timed", "--timeout", "180", "tests/unit", "tests/integration"),
     "--ignore=tests/unit/test_package.py",  # is about what was installed, and here the package is copied
     "--ignore=tests/unit/test_packets.py",  # needs hypothesis and python-pcapng, and makes no call of the system
 ]
@@ -57,7 +57,7 @@ PART = """if True:
 """The program that passes a part of the tests; pytest-xdist does not work under wine."""
 
 LONGEST = 3000
-"""Seconds for a part; a test has a minute."""
+"""Seconds for a part."""
 
 SHOWING = threading.Lock()
 
