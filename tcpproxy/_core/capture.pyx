@@ -163,6 +163,7 @@ cdef class TapReader:
         self.store.most = record
         self.since_1970 = <int64_t> time.time_ns() - <int64_t> clock_ns()
         self.capturing = capture
+        self.file.fd = -1                   # no file: 0 would be stdin
         if capture and savefile_init(&self.file) < 0:
             raise MemoryError
         self.file.packets.wall_ns = self.since_1970
