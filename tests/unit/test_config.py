@@ -418,7 +418,8 @@ def test_defaults_of_the_command() -> None:
     assert command.timeouts == dataclasses.replace(program.timeouts, grace=5)
     assert command.operating == dataclasses.replace(program.operating, workers=min(64, usable_cpus()))
     assert command.output == Output(debug=False, quiet=False, log_format="text")
-    assert command.seeing == Seeing(hex=False, text=False, dump_limit=4096, color="auto")
+    shown = {"hex": False, "text": False, "dump_limit": 4096, "color": "auto"}
+    assert command.seeing == Seeing(**shown, capture=None, capture_rotate=0, capture_files=0)
     for name in "listening", "clients", "memory", "speed":
         assert getattr(command, name) == getattr(program, name)
 
@@ -426,7 +427,8 @@ def test_defaults_of_the_command() -> None:
 def test_what_to_see() -> None:
     """In hex or as text, as much as there is of it or less."""
     given = {"hex": True, "dump_limit": "off", "color": "never"}
-    assert Config.for_command("localhost:80", given).seeing == Seeing(hex=True, text=False, dump_limit=0, color="never")
+    seeing = Config.for_command("localhost:80", given).seeing
+    assert (seeing.hex, seeing.text, seeing.dump_limit, seeing.color) == (True, False, 0, "never")
     with pytest.raises(UsageError, match=r"^-x and -A are both given, expected one of them$"):
         Config.for_command("localhost:80", {"hex": True, "text": True})
     with pytest.raises(UsageError, match=r"^--dump-limit '2MiB' is out of range, expected 1 to 1048576 bytes or off$"):
