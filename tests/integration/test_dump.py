@@ -306,7 +306,7 @@ def test_output_that_stands_still(
     for sign in "><":
         assert shown.reached[1, sign] == 50 * MIB
         assert f"{sign} #1 end of stream after {50 * MIB:,} bytes" in shown.others
-    assert sum(shown.gaps.values()) > 80 * MIB
+    assert sum(shown.gaps.values()) > 64 * MIB
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
     assert process.complaints == []
@@ -382,7 +382,7 @@ def test_many_connections_while_output_stands_still(
     assert told in (40 * MIB + 10 * 1500, 40 * MIB + 10 * 1500 - 10, 40 * MIB + 10 * 1500 - 5)
     with connect(address) as client:
         assert echoes(client)
-    assert next(line for line in lines if line.startswith("> ")).endswith("#1502 length=11 from=0 to=10")
+    assert next(line for line in lines if line.startswith("> ") and "#1502" in line).endswith("length=11 from=0 to=10")
 
 
 def test_stop_while_output_stands_still(command: Start, upstream: Upstream, stack: contextlib.ExitStack) -> None:

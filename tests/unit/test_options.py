@@ -206,7 +206,7 @@ def test_pages_are_up_to_date() -> None:
 @needs_pages
 @EVERY
 def test_documentation(row: Option) -> None:
-    """Each option has a heading in docs/options.md, with its sentences and defaults, and a row in README.md or is minor."""
+    """Each option has its sentences and defaults in docs/options.md, and a row in README.md unless it is minor."""
     in_readme = f"`{typed(row)}` |".replace("|", r"\|").replace(r"` \|", "` |") in README.read_text(encoding="utf-8")
     assert in_readme != row.minor
     page = PAGE.read_text(encoding="utf-8")
