@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from networks import Namespace
 from support.command import Command, frozen, strace
-from support.machine import cpu_seconds, limit_descriptors, needs, resident, resource
+from support.machine import cpu_seconds, limit_descriptors, needs, needs_proc, resident, resource
 from support.peers import Echo, Upstream, connect, reset
 from support.streams import payload, read_exactly
 from support.waiting import TIMEOUT, at_best, eventually
@@ -108,6 +108,7 @@ def share_of_cpu(pid: int, client: socket.socket, seconds: float) -> float:
 
 
 def open_descriptors(pid: int) -> int:
+    needs_proc()
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
@@ -208,6 +209,7 @@ def test_next_one_is_accepted_at_once(error: str, echo: Echo, command: Callable[
 
 def test_listeners_do_not_block(workers: str, echo: Echo, command: Callable[..., Command]) -> None:
     """Row 56: the client that accept was called for may be gone by then."""
+    needs_proc()
     process = command("--bind", "localhost", "--workers", workers, echo.name)
     process.address  # noqa: B018 (waits until it listens)
     listening = set()

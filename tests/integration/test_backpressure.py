@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from networks import Namespace
 from support.command import Command, strace
-from support.machine import cpu_seconds, descriptors, fcntl, needs, termios
+from support.machine import cpu_seconds, descriptors, fcntl, needs, needs_proc, termios
 from support.peers import Link, Upstream, connect, reset
 from support.streams import KIB, MIB, choke, fill, payload, read_all, read_exactly, send_and_shut, send_until_full
 from support.waiting import TIMEOUT, at_best, eventually, in_background, pause
@@ -29,6 +29,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 def own_memory(pid: int) -> int:
     """Bytes of memory that the process has for itself, files and sockets not counted."""
+    needs_proc()
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"RssAnon:\s+(\d+) kB", status).group(1)) * KIB  # type: ignore[union-attr]
 

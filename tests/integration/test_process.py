@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.command import Command
+from support.machine import needs_proc
 from support.peers import Echo, Upstream, connect, free_port, reset
 from support.streams import MIB, echoes, is_over, payload, read_all, send_and_shut
 from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
@@ -210,6 +211,7 @@ def test_a_successor_starts_while_the_predecessor_drains(command: Start, echo: E
 
 
 def rss(process: Command) -> int:
+    needs_proc()
     status = Path(f"/proc/{process.process.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) << 10
 
@@ -241,6 +243,7 @@ def mixed_batch(process: Command, upstream: Upstream) -> None:
 @pytest.mark.parametrize("options", [("-q",), ("-d",)], ids="".join)
 def test_ten_thousand_mixed_connections(command: Start, upstream: Upstream, options: tuple[str, ...]) -> None:
     """Row 106, scaled to 10,000: descriptors as before, at most 1 MiB more memory."""
+    needs_proc()
     process = command(upstream.name, "--zero-copy", "auto", *options)  # no pipes, which may stay for later
     handles = Path(f"/proc/{process.process.pid}/fd")
 

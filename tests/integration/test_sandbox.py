@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from networks import Closed, Namespace
 from support.command import Command
-from support.machine import needs
+from support.machine import needs, needs_proc
 from support.peers import Echo, Upstream, connect
 from support.streams import echoes
 from support.waiting import TIMEOUT, eventually
@@ -91,6 +91,7 @@ def attempts(
 
 def privileges(pid: int) -> set[str]:
     """What /proc says of all its threads."""
+    needs_proc()
     found = set()
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile

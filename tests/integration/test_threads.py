@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from support.command import Command, strace
+from support.machine import needs_proc
 from support.peers import Echo, Link, Upstream, connect, free_port, reset
 from support.states import STATES
 from support.streams import MIB, fill, payload, read_all, read_exactly, send_and_shut
@@ -154,6 +155,7 @@ def test_streams_beside_connections_that_come_and_go(link: Link, workers: int) -
 
 def test_descriptors_close_on_exec(command: Callable[..., Command], echo: Echo) -> None:
     """Row 73: no descriptor but the standard ones would be inherited by a program that is started."""
+    needs_proc()
     proxy = command(echo.name, "--quiet", "--workers", "2")
     with connect(proxy.address) as near:
         near.sendall(b"x")
