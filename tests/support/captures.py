@@ -91,7 +91,9 @@ def tshark(path: Path, *arguments: str) -> list[str]:
     checked = "tcp.check_checksum:TRUE", "ip.check_checksum:TRUE"
     options = [part for preference in checked for part in ("-o", preference)]
     command = ["tshark", "-2", "-n", "-r", str(path), *options, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="backslashreplace", check=True, timeout=60
+    ).stdout.splitlines()
 
 
 def analysis(path: Path) -> list[str]:
