@@ -36,12 +36,14 @@ HERE = Path(__file__).resolve().parent / "windows"
 TARGET = "x86_64-windows-gnu"
 BRINGS_PYTHON = "panda3d==1.10.16"
 TOOLS = ["ziglang==0.17.*", "abi3info"]
-TESTS = ["pytest>=8", "pytest-timeout>=2.3", "click>=8.1", "colorama", "iniconfig", "packaging", "pluggy", "pygments"]
+TESTS = [
+    *("pytest>=8", "pytest-timeout>=2.3", "click>=8.1", "colorama", "iniconfig", "packaging", "pluggy", "pygments"),
+    *("hypothesis>=6.100", "sortedcontainers", "python-pcapng>=2.1"),
+]
 
 APPLICABLE = [
     *("-q", "-m", "not timed", "--timeout", "180", "tests/unit", "tests/integration"),
     "--ignore=tests/unit/test_package.py",  # is about what was installed, and here the package is copied
-    "--ignore=tests/unit/test_packets.py",  # needs hypothesis and python-pcapng, and makes no call of the system
 ]
 """What is passed if no arguments say otherwise."""
 
@@ -141,7 +143,8 @@ class Kitchen:
 
     def get_python(self) -> None:
         """python.exe, its DLLs and standard library, pytest."""
-        if (self.python / "done").exists():
+        done, what = self.python / "done", " ".join(TESTS)
+        if done.exists() and done.read_text() == what:
             return
         shutil.rmtree(self.python, ignore_errors=True)
         self.pip("download", "--no-deps", "--only-binary", ":all:", "--platform", "win_amd64",
@@ -165,7 +168,7 @@ class Kitchen:
         self.zig("cc", "-target", self.target, "-municode", "-O1", "-s", HERE / "python.c",
                  self.libraries / f"{self.dll}.lib", "-o", self.python / "python.exe")  # fmt: skip
         self._forward_stable_abi()
-        (self.python / "done").touch()
+        done.write_text(what)
 
     def _forward_stable_abi(self) -> None:
         """python3.dll, of which every symbol is one of python3XY.dll's."""
