@@ -206,14 +206,17 @@ def test_summary(command: Start, echo: Echo, file: Path) -> None:
     assert process.complaints == [f"{file}: {packets} packets of 1 connection, {size} KiB, nothing left out"]
 
 
-@pytest.mark.parametrize(("path", "why"), [("{}", "Is a directory"), ("{}/no/a", "No such file or directory")])
+OF_A_FOLDER = "Permission denied" if os.name == "nt" else "Is a directory"
+
+
+@pytest.mark.parametrize(("path", "why"), [("{}", OF_A_FOLDER), ("{}/no/a", "No such file or directory")])
 def test_a_file_that_cannot_be_opened(command: Start, echo: Echo, tmp_path: Path, path: str, why: str) -> None:
     """Nothing has listened."""
     path = path.format(tmp_path)
     process = command("--capture", path, echo.name)
     assert process.wait() == 1
     assert len(process.stderr) == 1
-    assert process.stderr[0].startswith(f"tcpproxy: cannot open the capture file '{path}': {why}")
+    assert process.stderr[0].startswith(f"tcpproxy: cannot open the capture file {path!r}: {why}")
     assert process.stdout == []
     proxy = tcpproxy.Proxy(echo.name, capture=path)
     with pytest.raises(tcpproxy.StartError, match=why):

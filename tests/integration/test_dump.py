@@ -168,10 +168,9 @@ def test_a_connection_that_fails(command: Start, closed: Closed) -> None:
 
 def test_the_end_comes_last(command: Start, echo: Echo, workers: str) -> None:
     """Its lines with -d, on another stream, come behind all that passed."""
-    reader, writer = socket.socketpair()
-    with reader, writer:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, encoding="utf-8") as output, os.fdopen(writer, "wb"):
         process = command("-x", "-d", workers, echo.name, stdout=writer, stderr=writer)
-        output = reader.makefile("r", encoding="utf-8")
         address = output.readline().removeprefix("Listening on ").strip().rsplit(":", 1)
         for turn in range(1, 51):
             with connect((address[0], int(address[1]))) as client:
