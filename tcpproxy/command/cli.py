@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -36,7 +37,8 @@ def run(remote: str, **given: str | bool | None) -> None:
         output = config.output
         seeing = config.seeing
         dump = Dump(text=seeing.text, color=wants_color(seeing.color, stdout)) if seeing.shown else None
-        printer = Printer(
+        live = _live(config)
+        printer = (live.KeptLines if live else Printer)(
             debug=output.debug,
             quiet=output.quiet,
             json=json,
@@ -52,7 +54,8 @@ def run(remote: str, **given: str | bool | None) -> None:
         # Before there are threads, which inherit it.
         printer.suspicion = sandbox.enter(config, config.operating.sandbox)
         display = Display(proxy, json=json, stdout=stdout)
-        serve(proxy, display, greets=not json and not output.quiet)
+        view = live.show(proxy, printer) if live else None
+        serve(proxy, display, greets=not json and not output.quiet, view=view)
     except TcpProxyError as error:
         _final_error(error, json, stdout)
         sys.exit(error.exit_code)
@@ -70,6 +73,16 @@ def run(remote: str, **given: str | bool | None) -> None:
         sys.exit(proxy.failure.exit_code)
     if proxy.capture and proxy.capture.failure and proxy.capture.failure.errno != errno.EPIPE:
         sys.exit(1)
+
+
+def _live(config: Config) -> Any:
+    """The module of the live view, if there is to be one: its imports take time."""
+    if not config.seeing.top:
+        return None
+    from . import view
+
+    view.check(config)
+    return view
 
 
 def _final_error(error: TcpProxyError, json: bool, stdout: int) -> None:

@@ -24,6 +24,10 @@ SHOWING = ("SIGUSR1", "SIGINFO")
 """They make `serve` show the live connections; SIGINFO is Ctrl-T where it exists, and harmless by itself."""
 
 
+VIEWING = ("SIGWINCH", "SIGTSTP", "SIGCONT")
+"""They are for the live view: the terminal has a new size, it is wanted by others, and it may be ours again."""
+
+
 def prepare() -> None:
     """Sets right what the process has inherited. At the very start, before the long imports.
 

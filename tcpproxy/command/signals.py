@@ -7,15 +7,23 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..errors import StartError
 from ..proxy import Proxy
 from ..text import count
 from .connections import Display
-from .inherited import SHOWING, hung_up, is_ignored, nothing, stopping_signals
+from .inherited import SHOWING, VIEWING, hung_up, is_ignored, nothing, stopping_signals
+
+if TYPE_CHECKING:
+    from .view import View  # which most commands do not need
+
+QUIT, STARTED = 255, 254
+"""Bytes beside the numbers of signals: the user of the view wants to stop; the proxy listens."""
 
 
-def serve(proxy: Proxy, display: Display, *, greets: bool) -> None:
+def serve(proxy: Proxy, display: Display, *, greets: bool, view: View | None = None) -> None:
     """Starts the proxy and returns when it has ended. Main thread only.
 
     The first signal of `stopping_signals` stops it with its grace, a second one at once; one that comes during the
@@ -25,6 +33,7 @@ def serve(proxy: Proxy, display: Display, *, greets: bool) -> None:
         proxy: not started yet.
         display: shows its connections.
         greets: once it listens, a terminal is told where it forwards to.
+        view: has the terminal from when it listens until it has ended.
 
     Raises:
         TcpProxyError: it cannot start.
@@ -33,28 +42,37 @@ def serve(proxy: Proxy, display: Display, *, greets: bool) -> None:
     reader.settimeout(None)
     writer.setblocking(False)
     stopping, showing, harmless = _catch(writer)
-    run = _Run(proxy, writer, display if greets else None)
+    extra = _catch_for_view() if view else []
+    run = _Run(proxy, writer, _when_started(writer, display if greets else None, view))
     try:
         run.start()
     except RuntimeError as error:  # no thread to be had
         raise StartError.because(f"cannot start a proxy for {proxy.config.remote}", error) from error
     said = False
-    while (byte := reader.recv(1)) != b"\0":
-        if byte[0] in stopping:
-            run.stop()
-        elif byte[0] in showing:
-            display.show()
-        elif byte[0] in harmless and not said:
-            said = True
-            proxy._note("warning", "SIGHUP is ignored: there is nothing to reload, and no file to open again")
+    with contextlib.closing(view) if view else contextlib.nullcontext():
+        while (number := view.next(reader) if view else reader.recv(1)[0]) != 0:
+            if number in stopping or number == QUIT:
+                run.stop()
+            elif number in showing:
+                display.show()
+            elif number in harmless and not said:
+                said = True
+                proxy._note("warning", "SIGHUP is ignored: there is nothing to reload, and no file to open again")
     # The proxy has ended: a late signal must not change the exit code.
-    for number in (*stopping, *showing, *harmless):
+    for number in (*stopping, *showing, *harmless, *extra):
         signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     reader.close()
     writer.close()
     if run.error:
         raise run.error
+
+
+def _when_started(writer: socket.socket, display: Display | None, view: View | None) -> Callable[[], object]:
+    """What to call once the proxy listens."""
+    if view:
+        return lambda: writer.send(bytes([STARTED]))
+    return display.greet if display else lambda: None
 
 
 def _catch(writer: socket.socket) -> tuple[list[int], list[int], list[int]]:
@@ -78,12 +96,20 @@ def _catch(writer: socket.socket) -> tuple[list[int], list[int], list[int]]:
     return stopping, showing, harmless
 
 
+def _catch_for_view() -> list[int]:
+    """The same for the signals of the view."""
+    numbers = [number for name in VIEWING if not is_ignored(number := getattr(signal, name))]
+    for number in numbers:
+        signal.signal(number, nothing)
+    return numbers
+
+
 class _Run(threading.Thread):
     """Starts the proxy, waits for its end, stops it; the main thread reads signals meanwhile."""
 
-    def __init__(self, proxy: Proxy, writer: socket.socket, display: Display | None) -> None:
+    def __init__(self, proxy: Proxy, writer: socket.socket, when_started: Callable[[], object]) -> None:
         super().__init__(name="tcpproxy-stop", daemon=True)
-        self._proxy, self._writer, self._display = proxy, writer, display
+        self._proxy, self._writer, self._when_started = proxy, writer, when_started
         self._told = False
         self.error: BaseException | None = None
 
@@ -93,8 +119,8 @@ class _Run(threading.Thread):
                 self._proxy.start()
                 if self._told:  # before the start could know
                     self._proxy.abort()
-                elif self._display:
-                    self._display.greet()
+                else:
+                    self._when_started()
                 self._proxy.wait()
                 self._proxy.stop()
         except BaseException as error:

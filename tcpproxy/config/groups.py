@@ -165,6 +165,13 @@ class Output:
 class Seeing:
     """Seeing"""
 
+    top: bool = flag(
+        "Show the live connections, and keep showing them.",
+        "All of the terminal shows who is connected, how fast, and which side is slow, once a second, with the log at "
+        "its foot; keys sort and scroll. Needs rich: `pip install 'tcpproxy[top]'`. Not with JSON, `-x` or `-A`, and "
+        "not on Windows.",
+        command_only=True,
+    )
     hex: bool = flag(
         "Print the bytes that pass, in hex.",
         "Each read of the proxy is a block on stdout: a line with direction, time, number of the connection, length "

@@ -180,9 +180,14 @@ def final_line(text: str, to: int = 2) -> None:
         text: the line.
         to: the descriptor.
     """
+    final_lines([text], to)
+
+
+def final_lines(lines: list[str], to: int = 2) -> None:
+    """The same for several lines."""
     with contextlib.suppress(OSError, ValueError):
-        if os.name == "nt" or select.select([], [to], [], 1)[1]:  # Windows: select takes sockets only
-            os.write(to, f"{clean(text)}\n".encode("utf-8", "backslashreplace"))
+        if lines and (os.name == "nt" or select.select([], [to], [], 1)[1]):  # Windows: select takes sockets only
+            os.write(to, "".join(f"{clean(line)}\n" for line in lines).encode("utf-8", "backslashreplace"))
 
 
 def final_words(kind: str, text: str, json: bool, stdout: int = 1, **values: object) -> None:

@@ -418,7 +418,7 @@ def test_defaults_of_the_command() -> None:
     assert command.timeouts == dataclasses.replace(program.timeouts, grace=5)
     assert command.operating == dataclasses.replace(program.operating, workers=min(64, usable_cpus()))
     assert command.output == Output(debug=False, quiet=False, log_format="text")
-    shown = {"hex": False, "text": False, "dump_limit": 4096, "color": "auto"}
+    shown = {"top": False, "hex": False, "text": False, "dump_limit": 4096, "color": "auto"}
     assert command.seeing == Seeing(**shown, capture=None, capture_rotate=0, capture_files=0)
     for name in "listening", "clients", "memory", "speed":
         assert getattr(command, name) == getattr(program, name)
