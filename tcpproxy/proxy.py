@@ -75,7 +75,7 @@ class Proxy:
     ) -> None:
         self.config = Config.make(remote, **options)
         self._record = parse_record(record)
-        _check_callback(on_event)
+        check_callback(on_event)
         self.addresses: list[tuple[str, int]] = []
         self.failure: WorkerError | None = None
         seeing = self.config.seeing
@@ -446,7 +446,7 @@ class Proxy:
         return [Recording(tap, each) for each in tap.recordings()]
 
 
-def _check_callback(on_event: object) -> None:
+def check_callback(on_event: object) -> None:
     """UsageError: it cannot be called with an Event, or nobody would await what it returns."""
     if on_event is not None and not callable(on_event):
         raise UsageError(f"on_event {quoted(on_event)} cannot be called, expected a function of an Event, or None")

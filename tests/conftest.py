@@ -17,6 +17,8 @@ from support.peers import Echo, Link, Upstream
 
 import tcpproxy
 
+pytest_plugins = ["pytester"]
+
 FIXED_SEED = 20240817
 """Of the first half of the schedules in tests/model; the other half differs from run to run."""
 

@@ -18,7 +18,7 @@ ROOMS = {
     "crew": "crew",
     "proxy": "proxy controls",
     "package": "__init__",
-    "extras": "metrics pytest_plugin",
+    "extras": "metrics fixtures pytest_plugin",
     "command": "command",
     "main": "__main__",
 }

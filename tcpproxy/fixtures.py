@@ -1,0 +1,173 @@
+"""What the fixtures of the pytest plugin hand out: factories of proxies, which stop them in the end."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from .config.endpoints import Remote
+from .config.habits import is_url, url_target, without_password
+from .errors import UsageError
+from .native import wall
+from .proxy import Proxy, check_callback
+from .report.event import Event
+from .report.fields import timestamp
+from .report.sentences import sentence
+from .report.sink import LoggingSink
+from .report.table import measure, table
+from .report.totals import summary
+from .tap.recording import Recording
+from .text import clean, quoted
+
+EVENTS = 20
+"""The last events of a proxy that a report shows."""
+
+DUMP_LINES = 40
+"""Lines of a recording that a report shows: the first half of them, and the last."""
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses of listeners that stand for all of a machine's, and where to connect to them."""
+
+
+class ProxyFactory:
+    """Makes started proxies: `tcpproxy(target, **options)`. A context manager, which stops them all.
+
+    Args:
+        nodeid: pytest's name of the test; empty for the session.
+        captures: the folder for a capture of each proxy; None: no captures.
+    """
+
+    def __init__(self, nodeid: str, *, captures: str | None = None) -> None:
+        self._nodeid = nodeid
+        self._captures = captures
+        self._watched: list[_Watched] = []
+        self._stack = contextlib.ExitStack()
+
+    def __call__(self, target: object, *, on_event: Callable[[Event], None] | None = None, **options: Any) -> Proxy:
+        """A started proxy in front of `target`; it stops after the test.
+
+        Args:
+            target: what to forward to: `HOST:PORT`, a URL, (host, port), a port of localhost, a socket, a server of
+                asyncio, anyio, trio or socketserver, or an object with `server_address`, or with `port` and perhaps
+                `host`. It need not listen yet.
+            on_event: as for Proxy.
+            **options: those of Proxy.
+
+        Raises:
+            UsageError: nothing can be connected to by `target`, or an option is invalid.
+            StartError: the proxy cannot be started.
+        """
+        remote = target_of(target)
+        if self._captures:
+            options.setdefault("capture", self._capture_file())
+        watched = _Watched(remote, on_event, options)
+        proxy = watched.proxy.start()
+        self._stack.callback(watched.stop)
+        self._watched.append(watched)
+        return proxy
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def _capture_file(self) -> str:
+        folder = Path(self._captures or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[^\w.\[\]=-]+", "-", self._nodeid or "session")[-200:]
+        return str(folder / f"{name}-{len(self._watched) + 1}.pcapng")
+
+    def describe(self) -> str:
+        """The proxies, their connections, their last events and what was recorded; empty: there are none."""
+        return "\n\n".join("\n".join(watched.describe()) for watched in self._watched)
+
+
+class _Watched:
+    """A proxy whose last events are kept."""
+
+    def __init__(self, remote: Remote, on_event: Callable[[Event], None] | None, options: dict[str, Any]) -> None:
+        self._events: collections.deque[Event] = collections.deque(maxlen=EVENTS)
+        self._made = wall()
+        check_callback(on_event)
+        self.proxy = Proxy(remote, on_event=self._keep, **options)
+        self._target = str(self.proxy.config.remote)
+        self._deliver = on_event or LoggingSink(self._target)
+
+    def _keep(self, event: Event) -> None:
+        self._events.append(event)
+        self._deliver(event)
+
+    def stop(self) -> None:
+        """Resets what is left, waits for the proxy's threads, and raises what has ended it."""
+        self.proxy.stop(0)
+        if self.proxy.failure:
+            raise self.proxy.failure
+
+    def describe(self) -> list[str]:
+        """What a report says of it, in lines."""
+        proxy = self.proxy
+        lines = [clean(repr(proxy)), summary(wall() - self._made, proxy.stats())]
+        if live := proxy.connections():
+            lines += ["live connections:", *(f"  {line}" for line in table(live, measure([], live, 0), None))]
+        if events := list(self._events):
+            lines += ["last events:"]
+            lines += [f"  {timestamp(it.time)} {clean(sentence(it, self._target))}" for it in events]
+        with contextlib.suppress(RuntimeError):  # nothing is recorded
+            lines += [line for recording in proxy.recordings for line in _shown(recording)]
+        return lines
+
+
+def _shown(recording: Recording) -> list[str]:
+    lines = recording.dump().splitlines()
+    if len(lines) > DUMP_LINES:
+        half = DUMP_LINES // 2
+        lines[half:-half] = [f"... {len(lines) - 2 * half} lines are not shown ..."]
+    return [repr(recording), *(f"  {line}" for line in lines)]
+
+
+def target_of(target: Any) -> Remote:
+    """Where `target` listens, in a form that Proxy takes.
+
+    Raises:
+        UsageError: it is nothing that can be connected to by TCP.
+    """
+    if isinstance(target, str):
+        return _of_url(target) if is_url(target) else target
+    if isinstance(target, int | tuple):
+        return target
+    place = _place(target)
+    if isinstance(place, tuple) and len(place) in (2, 4) and isinstance(place[0], str):
+        return (_EVERYWHERE.get(place[0], place[0]), *place[1:])
+    expected = "expected HOST:PORT, a URL, (host, port), a port, a listening socket, or a server"
+    raise UsageError(f"target {quoted(target)} cannot be connected to, {expected}")
+
+
+def _of_url(url: str) -> str:
+    place = url_target(url)
+    if not place or place.endswith(":PORT"):
+        missing = "port" if place else "host"
+        raise UsageError(f"target {quoted(without_password(url))} has no {missing}, expected SCHEME://HOST:PORT")
+    return place
+
+
+def _place(target: Any) -> object:
+    """The address of a socket or server; anything else: it has none."""
+    if hasattr(target, "getsockname"):
+        return target.getsockname()
+    if hasattr(target, "extra_attributes"):  # a listener of anyio
+        from anyio.abc import SocketAttribute
+
+        return target.extra(SocketAttribute.local_address, None)
+    for name in ("sockets", "listeners", "server_address", "socket"):  # of asyncio, trio, socketserver, trio
+        if (found := getattr(target, name, None)) is None:
+            continue
+        if isinstance(found, tuple) and found and isinstance(found[0], str):
+            return found
+        return _place(next(iter(found), None)) if isinstance(found, list | tuple) else _place(found)
+    port = getattr(target, "port", None)
+    return (getattr(target, "host", None) or "localhost", port) if isinstance(port, int | str) and port else None

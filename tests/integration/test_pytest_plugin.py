@@ -1,0 +1,349 @@
+"""The pytest plugin: its fixtures and the section about a test that failed, in runs of pytest of their own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+import pytest
+
+if "tcpproxy" not in entry_points(group="pytest11").names:
+    pytest.skip("the package is not installed, only on the path", allow_module_level=True)
+
+Run = Callable[..., pytest.RunResult]
+
+TALK = """
+import socket
+
+def talk(proxy, listener, question=b"ping", answer=b"pong"):
+    client = socket.create_connection(proxy.address)
+    server, _ = listener.accept()
+    client.sendall(question)
+    assert server.recv(100) == question
+    server.sendall(answer)
+    assert client.recv(100) == answer
+    return client, server
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Run:
+    """Runs pytest in a process of its own on a test file that has `listener` and `talk`."""
+    pytester.makeconftest("import pytest, socket\n@pytest.fixture\ndef listener():\n" + LISTENER)
+    pytester.makepyfile(talking=TALK)
+
+    def go(source: str, *options: str) -> pytest.RunResult:
+        pytester.makepyfile("from talking import talk\n" + source)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+
+    return go
+
+
+LISTENER = """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        yield listener
+"""
+
+
+def section(result: pytest.RunResult) -> str:
+    """The plugin's section about the test that failed; empty: it wrote none."""
+    found = re.search(r"-+ Captured tcpproxy (?:call|setup) -+\n(.*?)(?=\n[-=]{10})", result.stdout.str(), re.DOTALL)
+    return found[1] if found else ""
+
+
+def test_a_proxy_for_a_test(run: Run) -> None:
+    """It listens when the fixture returns it, and has stopped when the next test begins; peers are reset."""
+    result = run(
+        """
+kept = []
+
+def test_first(tcpproxy, listener):
+    proxy = tcpproxy(listener, record=True)
+    kept.extend([proxy, *talk(proxy, listener)])
+    assert proxy.recordings[0].to_client == b"pong"
+
+def test_second():
+    import pytest
+    proxy, client, server = kept
+    assert "stopped" in repr(proxy)
+    for peer in (client, server):
+        with pytest.raises(ConnectionResetError):
+            peer.recv(100)
+"""
+    )
+    result.assert_outcomes(passed=2)
+    assert section(result) == ""
+
+
+def test_a_failed_test_has_a_section(run: Run) -> None:
+    result = run(
+        """
+def test_it(tcpproxy, listener):
+    proxy = tcpproxy(listener, record=True)
+    client, server = talk(proxy, listener)
+    client.close(), server.close()
+    assert proxy.recordings[0].wait_for(b"never", timeout=0.01)
+
+def test_another(tcpproxy, listener):
+    tcpproxy(listener)
+"""
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    text = section(result)
+    assert re.search(r"<Proxy 127\.0\.0\.1:\d+ -> 127\.0\.0\.1:\d+, listening>", text)
+    assert "1 connection" in text
+    assert re.search(r"T[\d:.]+Z New connection from 127\.0\.0\.1:\d+ #1", text)
+    assert "|ping|" in text
+    assert "|pong|" in text
+
+
+def test_a_live_connection_is_in_the_section(run: Run) -> None:
+    result = run("def test_it(tcpproxy, listener):\n    pair = talk(tcpproxy(listener), listener)\n    assert not pair")
+    result.assert_outcomes(failed=1)
+    assert re.search(r"#1 +127\.0\.0\.1:\d+ +127\.0\.0\.1:\d+ +relaying", section(result))
+
+
+def test_long_recordings_are_cut(run: Run) -> None:
+    result = run(
+        """
+def test_it(tcpproxy, listener):
+    proxy = tcpproxy(listener, record=True)
+    pair = talk(proxy, listener, question=b"first", answer=b"x" * 100)
+    for _ in range(100):
+        pair[0].sendall(b"y"), pair[1].recv(1)
+    pair[0].sendall(b"last"), pair[1].recv(4)
+    assert not pair
+"""
+    )
+    text = section(result)
+    assert "|first|" in text
+    assert "|last|" in text
+    assert re.search(r"\.\.\. \d+ lines are not shown \.\.\.", text)
+    assert len(text.splitlines()) < 60
+
+
+def test_a_fixture_of_the_program_may_fail(run: Run) -> None:
+    """The section tells of a setup, too."""
+    result = run(
+        """
+import pytest
+
+@pytest.fixture
+def database(tcpproxy, listener):
+    talk(tcpproxy(listener), listener)
+    raise RuntimeError("no database")
+
+def test_it(database): pass
+"""
+    )
+    result.assert_outcomes(errors=1)
+    assert "New connection" in section(result)
+
+
+def test_skips_and_expected_failures_have_none(run: Run) -> None:
+    result = run(
+        """
+import pytest
+
+def test_skip(tcpproxy, listener):
+    tcpproxy(listener)
+    pytest.skip("not now")
+
+@pytest.mark.xfail
+def test_known(tcpproxy, listener):
+    tcpproxy(listener)
+    assert False
+""",
+        "-rA",
+    )
+    result.assert_outcomes(skipped=1, xfailed=1)
+    assert "Captured tcpproxy" not in result.stdout.str()
+
+
+def test_a_proxy_for_the_session(run: Run) -> None:
+    """It serves several tests, and is in the section of those that use it."""
+    result = run(
+        """
+import pytest, socket
+
+@pytest.fixture(scope="session")
+def server():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+@pytest.fixture(scope="session")
+def proxy(tcpproxy_factory, server):
+    return tcpproxy_factory(server)
+
+def test_first(proxy, server): talk(proxy, server)
+
+def test_second(proxy, server, tcpproxy_factory):
+    talk(proxy, server)
+    assert proxy.stats().accepted == 1
+
+def test_third(): assert False
+"""
+    )
+    result.assert_outcomes(passed=1, failed=2)
+    assert "2 connections" in section(result)
+    assert result.stdout.str().count("Captured tcpproxy") == 1
+
+
+def test_events_go_where_they_went(run: Run) -> None:
+    """To `on_event`, or else to the logger; the section has its own copy."""
+    result = run(
+        """
+import logging, pytest
+from tcpproxy import UsageError
+
+def test_logger(tcpproxy, listener, caplog):
+    caplog.set_level(logging.DEBUG, "tcpproxy")
+    talk(tcpproxy(listener), listener)
+    assert any("Listening on" in record.getMessage() for record in caplog.records)
+
+def test_callback(tcpproxy, listener):
+    events = []
+    proxy = tcpproxy(listener, on_event=events.append)
+    talk(proxy, listener)
+    proxy.stop(0)
+    assert [event.kind for event in events] == ["listening", "new", "connected", "end"]
+
+def test_no_callback(tcpproxy, listener):
+    with pytest.raises(UsageError, match="on_event 'log' cannot be called"):
+        tcpproxy(listener, on_event="log")
+"""
+    )
+    result.assert_outcomes(passed=3)
+
+
+def test_a_proxy_that_has_failed_is_an_error(run: Run) -> None:
+    """A WorkerError is raised after the test, and the other proxies stop all the same."""
+    result = run(
+        """
+import tcpproxy as library
+
+def test_it(tcpproxy, listener):
+    proxies.extend([tcpproxy(listener), tcpproxy(listener), tcpproxy(listener)])
+    proxies[1].failure = library.WorkerError(22, "Invalid argument", "poll")
+
+proxies = []
+
+def test_all_have_stopped():
+    assert ["stopped" in repr(proxy) or "failed" in repr(proxy) for proxy in proxies] == [True] * 3
+    for proxy in proxies:
+        assert proxy.wait(0)
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    assert "the relay has stopped: Invalid argument" in result.stdout.str()
+
+
+@pytest.mark.parametrize("mode", ["asyncio", "anyio", "trio"])
+def test_in_coroutines(run: Run, mode: str) -> None:
+    """The fixture is none itself, so it serves the tests of each framework."""
+    pytest.importorskip({"asyncio": "pytest_asyncio", "trio": "trio", "anyio": "anyio"}[mode])
+    mark = "pytest.mark.asyncio" if mode == "asyncio" else "pytest.mark.anyio"
+    backend = "trio" if mode == "trio" else "asyncio"
+    result = run(
+        f"""
+import pytest
+
+@pytest.fixture
+def anyio_backend(): return "{backend}"
+
+@{mark}
+async def test_it(tcpproxy):
+    import asyncio, anyio
+    async def answer(stream):
+        async with stream:
+            await stream.send(await stream.receive())
+    if "{mode}" == "asyncio":
+        async def echo(reader, writer):
+            writer.write(await reader.read(10))
+            writer.close()
+        async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+            proxy = tcpproxy(server)
+            reader, writer = await asyncio.open_connection(*proxy.address)
+            writer.write(b"ping")
+            assert await reader.read() == b"ping"
+            writer.close()
+    else:
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        async with listener, anyio.create_task_group() as group:
+            group.start_soon(listener.serve, answer)
+            proxy = tcpproxy(listener)
+            async with await anyio.connect_tcp(*proxy.address) as stream:
+                await stream.send(b"ping")
+                assert await stream.receive() == b"ping"
+            group.cancel_scope.cancel()
+    assert await proxy.await_end(0) is False
+"""
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_in_parallel(run: Run) -> None:
+    """With xdist the section comes through, too."""
+    pytest.importorskip("xdist")
+    tests = "".join(f"def test_{n}(tcpproxy, listener): talk(tcpproxy(listener), listener)\n" for n in range(4))
+    result = run(tests + "def test_bad(tcpproxy, listener):\n    assert not talk(tcpproxy(listener), listener)", "-n2")
+    result.assert_outcomes(passed=4, failed=1)
+    assert "New connection" in section(result)
+
+
+def test_without_the_plugin(run: Run) -> None:
+    result = run("def test_it(request):\n    assert 'tcpproxy' not in request.fixturenames", "-p", "no:tcpproxy")
+    result.assert_outcomes(passed=1)
+    result = run("def test_it(tcpproxy): pass", "-p", "no:tcpproxy")
+    result.assert_outcomes(errors=1)
+    assert "fixture 'tcpproxy' not found" in result.stdout.str()
+
+
+def test_captures(run: Run, pytester: pytest.Pytester) -> None:
+    """A file for each proxy, named after its test; an option of the test wins."""
+    result = run(
+        """
+import pytest
+
+@pytest.mark.parametrize("case", ["a/b"])
+def test_it(tcpproxy, listener, case):
+    talk(tcpproxy(listener), listener)
+    talk(tcpproxy(listener), listener)
+    tcpproxy(listener, capture="own.pcapng")
+""",
+        "--tcpproxy-capture=seen/now",
+    )
+    result.assert_outcomes(passed=1)
+    names = sorted(path.name for path in (pytester.path / "seen/now").iterdir())
+    assert names == ["test_captures.py-test_it[a-b]-1.pcapng", "test_captures.py-test_it[a-b]-2.pcapng"]
+    assert all(b"ping" in (pytester.path / "seen/now" / name).read_bytes() for name in names)
+    assert (pytester.path / "own.pcapng").exists()
+
+
+def test_the_plugin_is_light(run: Run) -> None:
+    """What every run of pytest loads: neither the core nor click."""
+    result = run(
+        """
+import sys
+LOADED = [name for name in sys.modules if name.split(".")[0] in ("click", "tcpproxy")]
+
+def test_it():
+    assert sorted(LOADED) == ["tcpproxy", "tcpproxy.pytest_plugin"]
+"""
+    )
+    result.assert_outcomes(passed=1)
+    code = (
+        "import sys, pytest; before = set(sys.modules); import tcpproxy.pytest_plugin; print(set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True)
+    assert eval(done.stdout) == {"tcpproxy", "tcpproxy.pytest_plugin"}
+
+
+def test_the_fixtures_are_explained(run: Run) -> None:
+    result = run("def test_it(): pass", "--fixtures")
+    result.stdout.fnmatch_lines(["tcpproxy -- *", "*Makes TCP proxies for this test*"])
+    result.stdout.fnmatch_lines(["tcpproxy_factory*scope*", "*Makes TCP proxies that stop at the end of the session*"])
