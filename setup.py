@@ -7,7 +7,7 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["accepting", "bulk", "capture", "closing", "connecting", "engine", "events", "half", "inbox"]
+MODULES = ["accepting", "bulk", "capture", "closing", "connecting", "control", "engine", "events", "half", "inbox"]
 MODULES += ["opening", "packets", "pieces", "recordings", "relay", "reports", "resources", "savefile", "sources"]
 MODULES += ["spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {

@@ -76,6 +76,16 @@ async def until(event: Event, timeout: float | None = None) -> bool:
     return event.is_set()
 
 
+async def pause(seconds: float) -> None:
+    """Lets other tasks run for so long."""
+    if trio := _in_trio():
+        return await trio.sleep(seconds)  # type: ignore[no-any-return]
+    _running_loop()
+    import asyncio
+
+    return await asyncio.sleep(seconds)
+
+
 async def _finish(event: Event) -> None:
     """Returns when the event is set, however often the task is cancelled meanwhile."""
     if trio := _in_trio():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ._core.capture import TapReader
 from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
 from .errors import WorkerError, describe
-from .native import Event, Thread, allocate_lock, make_thread, monotonic, this_thread
+from .native import Event, Lock, Thread, allocate_lock, make_thread, monotonic, this_thread
 from .network.limits import ephemeral_ports
 from .network.resolver import TTL, Address, Resolver
 from .processors import cpu_quota
@@ -32,6 +32,10 @@ LOG_DRAIN = 3.0
 """Longest wait for the log thread, in seconds: at the end, or of a caller for its events. A write may block."""
 
 
+KILLED_AT_ONCE = 256
+"""Connections of a worker: the ring of event records has room for 1,024, and the log thread has to take theirs."""
+
+
 class Crew:
     """Makes the workers of a proxy and the threads that serve them; starts, stops and joins them.
 
@@ -42,6 +46,7 @@ class Crew:
         failed: called once, by a worker's thread, if a worker ends by itself.
         record: bytes to record of each direction of each connection; 0: none.
         capture: what is written to a file; `close` closes it.
+        paused: directions that rest from the start: see `pause`.
     """
 
     def __init__(
@@ -52,9 +57,12 @@ class Crew:
         failed: Callable[[WorkerError], None],
         record: int = 0,
         capture: Capture | None = None,
+        paused: int = 0,
     ) -> None:
         self._config, self._reporter, self._resolver, self._failed = config, reporter, resolver, failed
-        self._record, self._capture = record, capture
+        self._record, self._capture, self._paused = record, capture, paused
+        self._naming = Lock()  # over the resolver, and the addresses that workers have from it
+        self._lookup_wakeup: Wakeup | None = None
         self.tap: TapReader | None = None
         self._tap_thread: Thread | None = None
         self._wakeups: list[Wakeup] = []
@@ -76,6 +84,7 @@ class Crew:
             OSError, MemoryError: the system refuses a descriptor or memory.
         """
         self._wakeups.append(lookup_wakeup := Wakeup())
+        self._lookup_wakeup = lookup_wakeup
         self._wakeups.append(log_wakeup := Wakeup())
         settings = self._settings(log_wakeup, lookup_wakeup)
         for number in range(self._config.operating.workers):
@@ -102,7 +111,7 @@ class Crew:
             worker.want_events(self._reporter.kinds, self._reporter.wants_outgoing)
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
         if self._resolver:
-            self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._resolver, lookup_wakeup)
+            self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, lookup_wakeup)
 
     def _settings(self, log_wakeup: Wakeup, lookup_wakeup: Wakeup) -> _Settings:
         """What each worker is told."""
@@ -125,6 +134,7 @@ class Crew:
             "zero_copy": ZERO_COPY[config.speed.zero_copy],
             "busy_poll_us": busy_poll,
             "tap": self._taps,
+            "paused": self._paused,
         }
 
     @property
@@ -166,6 +176,76 @@ class Crew:
         """Returns when every worker has carried out what it was told before."""
         for worker in self._workers:
             worker.sync()
+
+    def replace_listeners(self, listeners: list[socket.socket]) -> None:
+        """Makes the workers close their listeners and accept from these. When it returns, they do.
+
+        Args:
+            listeners: each worker gets a duplicate of each; the caller keeps and closes these. None: nobody listens,
+                and clients that waited have been accepted.
+
+        Raises:
+            OSError: no descriptor for a duplicate; nothing has changed.
+        """
+        with contextlib.ExitStack() as stack:
+            duplicates = [[stack.enter_context(each.dup()) for each in listeners] for _ in self._workers]
+            for worker, own in zip(self._workers, duplicates, strict=True):
+                worker.replace_listeners([each.detach() for each in own], 0)  # from here on the worker closes them
+
+    def accept_waiting(self) -> None:
+        """Accepts the clients that wait to be accepted."""
+        for worker in self._workers:
+            worker.accept_waiting()
+
+    def pause(self, directions: int) -> None:
+        """Neither reads nor delivers in these directions, on all connections: 1 to upstream, 2 to the client."""
+        for worker in self._workers:
+            worker.pause(directions)
+
+    def kill(self, ids: Collection[int] | None, flush: Callable[[], object], *, reset: bool) -> int:
+        """Ends connections. When it returns, no byte of them crosses any more.
+
+        Args:
+            ids: their numbers; None: all that clients have at the time of the call.
+            flush: waits until the log thread has taken all event records.
+            reset: by RST to both peers, else by FIN.
+
+        Returns:
+            How many it has ended.
+        """
+        if ids is None:
+            self.accept_waiting()
+        last = self._workers[0].last_id()  # others come meanwhile, and live
+        total = 0
+        for worker in self._workers:
+            killed = KILLED_AT_ONCE
+            while killed == KILLED_AT_ONCE:
+                flush()
+                killed = worker.kill(ids, last, KILLED_AT_ONCE, reset=reset)
+                total += killed
+        return total
+
+    def set_upstream(self, resolver: Resolver | None, addresses: list[Address]) -> None:
+        """Makes connections that do not connect yet go to another upstream. When it returns, they do.
+
+        Args:
+            resolver: as at the making.
+            addresses: upstream's; none: it did not resolve, and is looked up for each connection.
+
+        Raises:
+            MemoryError, RuntimeError: there is no memory or no thread.
+        """
+        with self._naming:
+            old, self._resolver = self._resolver, resolver
+            self._reporter.resolver = resolver
+            for worker in self._workers:
+                worker.set_addresses(0, addresses, None if resolver is None else TTL)
+        if old:
+            old.close()
+        if resolver and not self._lookup_thread:
+            self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._lookup_wakeup)
+            self._lookup_thread.start()
+        self.sync()
 
     def join(self, timeout: float | None) -> None:
         """Waits until all workers have ended, at most `timeout` seconds."""
@@ -244,21 +324,24 @@ class Crew:
         else:
             tap.run()
 
-    def _serve_lookups(self, resolver: Resolver, wakeup: Wakeup) -> None:
+    def _serve_lookups(self, wakeup: Wakeup) -> None:
         """Looks upstream's name up whenever a worker asks."""
         while self.running or not self._stopping.is_set():
             wakeup.wait()
             asked = [worker.wants_addresses(0) for worker in self._workers]  # of each one: the call clears its flag
-            if any(asked):
+            resolver = self._resolver
+            if resolver and any(asked):
                 addresses, lifetime = resolver.lookup()
                 for worker in self._workers:
-                    self._publish_addresses(worker, addresses, lifetime)
+                    self._publish_addresses(worker, resolver, addresses, lifetime)
 
-    def _publish_addresses(self, worker: Worker, addresses: list[Address], lifetime: float) -> None:
+    def _publish_addresses(self, worker: Worker, resolver: Resolver, addresses: list[Address], lifetime: float) -> None:
         """Gives a worker the answer that it waits for. Retries after a MemoryError: the worker does not ask again."""
         while True:
-            with contextlib.suppress(MemoryError):
-                return worker.set_addresses(0, addresses, lifetime)
+            with contextlib.suppress(MemoryError), self._naming:
+                if resolver is self._resolver:  # else the worker has addresses of another upstream by now
+                    worker.set_addresses(0, addresses, lifetime)
+                return
             if self._stopping.wait(0.1):
                 return
 

@@ -112,8 +112,8 @@ class _Watched:
         """What a report says of it, in lines."""
         proxy = self.proxy
         lines = [clean(repr(proxy)), summary(wall() - self._made, proxy.stats())]
-        if live := proxy.connections():
-            lines += ["live connections:", *(f"  {line}" for line in table(live, measure([], live, 0), None))]
+        if known := proxy.connections(ended=True):
+            lines += [f"  {line}" for line in table(known, measure([], known, 0), None)]
         if events := list(self._events):
             lines += ["last events:"]
             lines += [f"  {timestamp(it.time)} {clean(sentence(it, self._target))}" for it in events]

@@ -15,15 +15,16 @@ from typing import Never, Self, Unpack
 
 from . import awaiting, lifetime
 from .config.config import Config
-from .config.endpoints import Remote
+from .config.endpoints import Endpoint, Remote
 from .config.groups import Options
 from .config.reference import documented
+from .controls import Controls
 from .crew import LOG_DRAIN, Crew
 from .errors import StartError, TcpProxyError, UsageError, WorkerError
 from .native import Event as Signal
 from .native import Lock, monotonic
 from .network.limits import check_room, connection_limit
-from .network.listening import address, is_public, known_places, listen, no_place, own_addresses, small_buffers, where
+from .network.listening import Port, address, is_public, known_places, no_place, small_buffers
 from .network.resolver import Address, Resolver, numeric
 from .report.event import Event, EventKind
 from .report.reporter import Reporter
@@ -40,7 +41,7 @@ START_LOOKUP = 2.0
 
 
 @documented
-class Proxy:
+class Proxy(Controls):
     """Forwards TCP connections to `remote`, in threads of this process. A context manager, plain or async.
 
     Durations are seconds or texts like `250ms`, `5m`; sizes are bytes or texts like `64KiB`.
@@ -84,7 +85,10 @@ class Proxy:
         self._crew: Crew | None = None
         self._resolver: Resolver | None = None  # that the start waits for
         self._resolved: list[Address] = []  # what upstream's name meant at the start, without our own addresses
+        self._port: Port | None = None
+        self._paused, self._is_down = 0, False
         self._lock = Lock()
+        self._closing = Lock()
         self._busy: set[int] = set()  # idents of threads in a start or a stop
         self._started = self._start_failed = False
         self._stopping = Signal()
@@ -104,7 +108,9 @@ class Proxy:
             return "not started"
         if self._stopping.is_set():
             return "draining" if self._crew and self._crew.running else "stopped"
-        return "listening" if self.addresses else "starting"
+        if not self.addresses:
+            return "starting"
+        return "down" if self._is_down else "paused" if self._paused else "listening"
 
     def __reduce__(self) -> Never:
         raise TypeError("a Proxy cannot be copied or pickled: it has threads and sockets")
@@ -138,8 +144,10 @@ class Proxy:
         return self
 
     def _start(self) -> Crew:
-        resolver, addresses = self._find_target()
-        crew = Crew(self.config, self._reporter, resolver, self._failed, self._record, self.capture)
+        resolver, addresses = self._find_target(self.config.remote)
+        crew = Crew(
+            self.config, self._reporter, resolver, self._failed, self._record, self.capture, paused=self._paused
+        )
         try:
             if self.capture:
                 self.capture.open(lambda text: self._reporter.note("warning", text))
@@ -154,31 +162,33 @@ class Proxy:
         return crew
 
     def _open(self, crew: Crew, places: list[Address], resolver: Resolver | None, addresses: list[Address]) -> None:
-        listeners = listen(self.config, places, addresses)
+        port = self._port = Port(self.config, places)
+        addresses = self._others(self.config.remote, resolver, addresses)
+        self._resolved = addresses if resolver else []
         with contextlib.ExitStack() as stack:
+            listeners = [] if self._is_down else port.listen()
             for listener in listeners:
                 stack.callback(listener.close)  # each worker has a duplicate
-            addresses = self._others(listeners, resolver, addresses)
-            self._resolved = addresses if resolver else []
             limit, warning = connection_limit(self.config)
             if warning:
                 self._reporter.note("warning", warning)
             crew.open(listeners, addresses, limit)
             check_room(listeners)
             if self.capture and crew.tap:
-                names = ", ".join(map(address, listeners))
+                names = ", ".join(str(Endpoint(*each)) for each in port.addresses)
                 host = self.config.remote.host if resolver else ""
                 self.capture.begin(crew.tap, names, str(self.config.remote), host, addresses)
             self._crew = crew
             if self._stopping.is_set():  # by another thread, which found no crew to stop
                 crew.stop(abort=True)
+                port.close()
+            self.addresses = port.addresses
             self._announce(listeners)
             stack.close()  # before the log thread starts, and can print that it listens
             crew.start()
 
-    def _find_target(self) -> tuple[Resolver | None, list[Address]]:
+    def _find_target(self, remote: Endpoint) -> tuple[Resolver | None, list[Address]]:
         """Upstream's addresses: none (and a warning) if its name does not resolve soon enough."""
-        remote = self.config.remote
         known = numeric(remote.host, remote.port)
         if known:
             return None, known
@@ -207,22 +217,26 @@ class Proxy:
             resolver.close()
         return resolver, resolver.lookup(timeout)[0]
 
-    def _others(
-        self, listeners: list[socket.socket], resolver: Resolver | None, addresses: list[Address]
-    ) -> list[Address]:
-        """Upstream's addresses without our own, of which connections would come back; there may be one of each."""
-        is_own = own_addresses(listeners)
+    def _others(self, remote: Endpoint, resolver: Resolver | None, addresses: list[Address]) -> list[Address]:
+        """Upstream's addresses without our own, of which connections would come back; there may be one of each.
+
+        Raises:
+            UsageError: there are only our own.
+        """
+        port = self._port
+        assert port is not None  # since `_open`
+        others = [each for each in addresses if not port.is_own(each)]
+        if addresses and not others:
+            raise UsageError(f"remote {str(remote)!r} is this proxy's own address, expected another one")
         if resolver:
-            resolver.leave_out(is_own)
-        others = [each for each in addresses if not is_own(each)]
+            resolver.leave_out(port.is_own)
         if len(others) < len(addresses):
-            own = ", ".join(address(listener) for listener in listeners)
-            text = f"{self.config.remote} is this proxy itself ({own}) and others; only the others are used"
+            own = ", ".join(str(Endpoint(*each)) for each in port.addresses)
+            text = f"{remote} is this proxy itself ({own}) and others; only the others are used"
             self._reporter.note("warning", text)
         return others
 
     def _announce(self, listeners: list[socket.socket]) -> None:
-        self.addresses = [where(listener) for listener in listeners]
         if self._stopping.is_set():
             return
         for listener in listeners:
@@ -237,7 +251,9 @@ class Proxy:
         crew.stop(abort=True)
         crew.join(None)
         crew.close()
-        self._crew = None
+        if self._port:
+            self._port.close()
+        self._crew = self._port = None
         self.addresses = []
 
     def stop(self, grace: float | str | None = None) -> None:
@@ -274,7 +290,7 @@ class Proxy:
         crew.join(limit)
         self._stop(abort=True)
         crew.join(None)
-        with self._lock:
+        with self._closing:  # not the lock of the verbs: the log thread, which this joins, may be in one of them
             if not self._stopped.is_set():
                 crew.close()
                 self._stopped.set()
@@ -314,6 +330,8 @@ class Proxy:
                 self.capture.stop()  # the start may wait for who reads it
         if crew := self._crew:
             crew.stop(abort=abort)
+            if port := self._port:
+                port.close()
         elif resolver := self._resolver:
             resolver.close()  # the start waits for it
         return crew
@@ -349,13 +367,15 @@ class Proxy:
 
     def _close_after_fork(self) -> None:
         """Closes a forked child's copies of the sockets; the proxy runs on in the parent only. Called at the fork."""
-        self._lock = Lock()  # a thread of the parent may have held the old one
+        self._lock, self._closing = Lock(), Lock()  # a thread of the parent may have held the old ones
         self._busy &= {threading.get_ident()}
         if self._stopped.is_set():
             return
         if self._crew:
             self._crew.close_after_fork()
-        self._crew = self._resolver = None
+        if self._port:
+            self._port.close()
+        self._crew = self._resolver = self._port = None
         if not self._started:
             return
         self._stopping, self._stopped = Signal(), Signal()
@@ -419,9 +439,24 @@ class Proxy:
         by_worker = tuple(counters["accepted"] for counters in each)
         return Stats(**{name: total.get(name, 0) for name in Stats.__slots__[:-1]}, accepted_by_worker=by_worker)
 
-    def connections(self) -> list[Connection]:
-        """The live connections, in the order of accept."""
-        return [Connection(*item) for item in sorted(self._crew.connections())] if self._crew else []
+    def connections(self, ended: bool = False) -> list[Connection]:
+        """The live connections, in the order of accept.
+
+        Args:
+            ended: also the last 1,000 that are over, each with its reason. The proxy's own thread knows of one that
+                has just ended when its event has been delivered; others wait for that.
+        """
+        found = {item[0]: Connection(*item) for item in sorted(self._crew.connections())} if self._crew else {}
+        if not ended:
+            return list(found.values())
+        self._flush()  # after the look: one that ends in between is in the second list
+        for it in self._reporter.over.copy():
+            moved = it.to_upstream, it.to_client
+            times = it.duration, it.connect_time, 0.0
+            found[it.id] = Connection(
+                it.id, it.client, it.upstream, "ended", *moved, *times, 0, 0, it.outgoing, it.reason
+            )
+        return [found[number] for number in sorted(found)]
 
     @property
     def _dumpable(self) -> int:
@@ -432,16 +467,19 @@ class Proxy:
     def recordings(self) -> list[Recording]:
         """What passed through each connection, in the order of accept; also of those that have ended.
 
-        At most 1,000: then the oldest one that has ended goes.
+        Each client that has connected before the call has one. At most 1,000: then the oldest one that has ended goes.
 
         Raises:
             RuntimeError: nothing is recorded: `Proxy(..., record=True)` does.
         """
         if not self._record:
             raise RuntimeError("nothing is recorded, expected Proxy(..., record=True)")
-        tap = self._crew.tap if self._crew else None
-        if not tap:
+        crew = self._crew
+        tap = crew.tap if crew else None
+        if not crew or not tap:
             return []
+        crew.accept_waiting()
+        crew.sync()  # a worker may have handed some of them to another one
         tap.sync()
         return [Recording(tap, each) for each in tap.recordings()]
 

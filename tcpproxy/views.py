@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["resolving", "connecting", "relaying", "closing"]
-"""What a live connection is doing.
+State = Literal["resolving", "connecting", "relaying", "closing", "ended"]
+"""What a connection is doing.
 
 resolving: it waits for the addresses of upstream's name.
 connecting: it connects to upstream.
 relaying: bytes pass.
 closing: it passes on a reset, or discards what a peer sends after both ends.
+ended: it is over.
 """
 
 
@@ -53,7 +54,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A live connection, at the moment of asking.
+    """A connection, at the moment of asking.
 
     Attributes:
         id: its number, from 1, in the order of accept.
@@ -62,12 +63,13 @@ class Connection:
         state: what it is doing: a State.
         to_upstream: bytes delivered to upstream.
         to_client: bytes delivered to the client.
-        age: seconds since the client was accepted.
+        age: seconds since the client was accepted; of one that is over: how long it lasted.
         connect_time: seconds from accept until upstream was connected; 0: it is not.
         idle: seconds since bytes last passed, or else since upstream was connected, or since accept.
         waiting_for_upstream: bytes that the proxy has read from the client and upstream has not taken yet.
         waiting_for_client: the same in the other direction.
         outgoing: the proxy's own address toward upstream, `host:port`; empty until it is connected.
+        reason: why it ended: a Reason; empty while it lives.
     """
 
     id: int
@@ -82,3 +84,4 @@ class Connection:
     waiting_for_upstream: int
     waiting_for_client: int
     outgoing: str
+    reason: str = ""

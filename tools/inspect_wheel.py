@@ -23,6 +23,7 @@ MODULES = [
     "capture",
     "closing",
     "connecting",
+    "control",
     "engine",
     "events",
     "half",

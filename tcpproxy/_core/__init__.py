@@ -6,6 +6,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     capture    the second door: the thread that reads the taps, and what it shows to Python
     worker     the door between Python and the core; everything below is `noexcept nogil`
     engine     the loop of a worker: wait, events, turns, timers, commands
+    control    what other threads tell a worker to do with its connections
     accepting  listeners, pauses, which worker serves a client
     relay      events, timers and turns of one connection
     opening    from an accepted socket to two connected ones

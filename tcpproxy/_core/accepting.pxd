@@ -3,9 +3,19 @@
 # All workers share each listening socket, and each has its own descriptor of it. A listener is level-triggered: while
 # connections cannot be accepted (EMFILE and the like, or Group.limit) it is not registered, or the loop would spin.
 from libc.stdint cimport uint32_t
-from tcpproxy._core.loop cimport Loop
+from tcpproxy._core.loop cimport LISTENERS, Loop
+from tcpproxy._core.net cimport net_socket
+
+cdef struct NewListeners:       # from another thread
+    net_socket fds[LISTENERS]   # listening and non-blocking
+    int count                   # 0: nobody listens any more
+    int target                  # index of the upstream
+    bint taken                  # set by the worker, which owns the descriptors from then on
 
 cdef void accepting_watch(Loop *loop) noexcept nogil                # registers the listeners, unless the proxy stops
+cdef void accepting_take_all(Loop *loop) noexcept nogil             # accepts the clients that wait
+# Accepts the clients that wait, then closes the listeners and takes these instead, or closes them if the proxy stops
+cdef void accepting_replace(Loop *loop, NewListeners *listeners) noexcept nogil
 cdef void accepting_close(Loop *loop) noexcept nogil                # unregisters and closes the listeners
 cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil
 cdef void accepting_freed(Loop *loop) noexcept nogil                # relays have ended: there is room for others

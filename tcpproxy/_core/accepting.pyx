@@ -24,6 +24,8 @@ cdef enum:
     # ns that a pause at Group.limit lasts even if a relay ends at once. Proxies that are connected in a circle refilled a free
     # slot 10,000 times a second; the 5 ms are a choice.
     LIMIT_PAUSE_LEAST_NS = 5000000
+    # Accepts at most when a command asks for all clients that wait: as many as the queue of a listener has room for.
+    ACCEPTS_AT_MOST = 4096
 
 
 cdef void accepting_watch(Loop *loop) noexcept nogil:
@@ -59,6 +61,32 @@ cdef void accepting_close(Loop *loop) noexcept nogil:
         net_close(loop.accepting.listeners[i].watch.fd)
     loop.accepting.count = 0
     loop.accepting.resume_ns = 0
+
+
+cdef void accepting_take_all(Loop *loop) noexcept nogil:
+    cdef int i, _nth
+    for i in range(loop.accepting.count):
+        for _nth in range(ACCEPTS_AT_MOST):
+            if not loop.accepting.watched or not _accept(loop, &loop.accepting.listeners[i], False):
+                break
+
+
+cdef void accepting_replace(Loop *loop, NewListeners *listeners) noexcept nogil:
+    cdef int i
+    cdef bint ends = sync_load(&loop.stop) or sync_load(&loop.finished)
+    accepting_take_all(loop)
+    accepting_close(loop)
+    for i in range(listeners.count):
+        if ends:
+            net_close(listeners.fds[i])
+        else:
+            loop.accepting.listeners[i].watch.fd = listeners.fds[i]
+            loop.accepting.listeners[i].target = listeners.target
+    listeners.taken = True
+    loop.upstream_count = max(loop.upstream_count, listeners.target + 1)
+    if not ends:
+        loop.accepting.count = listeners.count
+        accepting_watch(loop)
 
 
 cdef void accepting_freed(Loop *loop) noexcept nogil:

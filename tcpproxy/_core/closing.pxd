@@ -2,6 +2,7 @@
 #
 #   relaying --a side was reset--> resetting --the kernel has sent what it was given--> closed
 #   relaying --both FINs passed on, a peer still sends--> lingering --its FIN, or time--> closed
+#   any      --killed with FIN: its end is reported--> lingering --both FINs, or time--> closed
 #
 # closing_close() and closing_timeout() end a relay at once; its slot is reclaimed by the engine after the batch.
 from libc.stdint cimport uint8_t
@@ -10,6 +11,7 @@ from tcpproxy._core.loop cimport Loop, Relay
 cdef void closing_close(Loop *loop, Relay *relay, bint reset) noexcept nogil   # `reset`: RST to both sides, else FIN
 cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil     # RST to sides that had no FIN
 cdef void closing_abort(Loop *loop, Relay *relay) noexcept nogil               # the proxy stops
+cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil    # `reset`: RST to both sides, else FIN
 cdef void closing_connect_failed(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil   # upstream was not reached
 cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil     # closes those that are still under way
 # First failure of a side: nothing more is delivered to it; what it sent before is still read and delivered

@@ -1,15 +1,16 @@
 # The end of a relay: the model is in closing.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tcpproxy._core.connecting cimport Connecting, connecting_free
-from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_SHUTDOWN, REASON_UPSTREAM_RESET
+from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_KILLED, REASON_SHUTDOWN, REASON_UPSTREAM_RESET
 from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break
 from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_LINGERING, RELAY_RESETTING, UPSTREAM, loop_enqueue
-from tcpproxy._core.net cimport NET_NONE, net_close, net_recv, net_reset, net_socket, net_unsent, net_would_block
+from tcpproxy._core.net cimport NET_NONE, net_close, net_recv, net_reset, net_shut_write, net_socket, net_unsent, \
+    net_would_block
 from tcpproxy._core.poller cimport READY_IN, WATCH_STREAM, poller_rearm, poller_remove
 from tcpproxy._core.reports cimport reports_ended, reports_failed
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_sub
-from tcpproxy._core.tap cimport TAP_RST, tap_note
+from tcpproxy._core.tap cimport TAP_FIN, TAP_RST, tap_note
 from tcpproxy._core.timers cimport TIMER_FLUSH, TIMER_LINGER, TIMER_NONE, TIMER_STUCK, timers_arm, timers_cancel
 
 cdef enum:
@@ -101,11 +102,13 @@ cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
     """Resets the peer of the failed side once its send queue is empty: RST destroys what the kernel has not sent yet.
 
     No event says "send queue flushed": this checks every TIMER_FLUSH while the queue shrinks, every TIMER_STUCK while it
-    does not.
+    does not. Nor while what the failed side sends is paused, its reset included.
     """
     cdef int peer = UPSTREAM if relay.sides[CLIENT].error else CLIENT
     cdef bint progress = False
-    if relay.sides[peer].error_pending or _unsent(relay, peer, &progress) <= 0:
+    if loop.paused & (1 << (1 - peer)):
+        timers_arm(&loop.timers, &relay.check, TIMER_STUCK, loop.now_ns)
+    elif relay.sides[peer].error_pending or _unsent(relay, peer, &progress) <= 0:
         closing_close(loop, relay, True)
     elif progress:
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
@@ -161,7 +164,8 @@ cdef void closing_connect_failed(Loop *loop, Relay *relay, uint8_t reason, int e
 
 cdef void closing_close(Loop *loop, Relay *relay, bint reset) noexcept nogil:
     _release(loop, relay, reset, reset)
-    reports_ended(loop, relay)
+    if not relay.killed:
+        reports_ended(loop, relay)
 
 
 cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil:
@@ -176,6 +180,47 @@ cdef void closing_abort(Loop *loop, Relay *relay) noexcept nogil:
     closing_close(loop, relay, True)
 
 
+cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil:
+    """Ends a relay on request, and reports that. No byte of it is delivered any more, also of those that wait here.
+
+    FIN to both sides: it lingers, because closing with unread input would send RST. It is over all the same, so that the caller
+    waits for no peer.
+    """
+    cdef int side
+    relay.reason = REASON_KILLED
+    relay.error = 0
+    if reset or relay.state == RELAY_RESETTING:
+        closing_close(loop, relay, True)
+        return
+    if relay.connecting != NULL:
+        closing_forget_attempts(loop, relay)
+    for side in range(2):
+        half_break(&relay.halves[side], &loop.pump)
+        _send_fin(loop, relay, side)
+    _uncount(loop, relay)
+    relay.killed = True
+    reports_ended(loop, relay)
+    loop.lingering += 1
+    relay.state = RELAY_LINGERING
+    timers_cancel(&loop.timers, &relay.check)
+    closing_arm_linger(loop, relay)
+    loop_enqueue(loop, relay)
+
+
+cdef void _send_fin(Loop *loop, Relay *relay, int number) noexcept nogil:
+    """Sends FIN to a side that has had none. A side that cannot have one is reset."""
+    cdef Side *side = &relay.sides[number]
+    if side.watch.fd != NET_NONE and not side.fin_sent:
+        if net_shut_write(side.watch.fd) < 0:
+            _close_side(loop, relay, number, True)
+        else:
+            side.fin_sent = True
+            if loop.pump.tap != NULL and relay.connected_ns:
+                tap_note(loop.pump.tap, TAP_FIN, relay.id, <uint8_t> (1 - number), relay.halves[1 - number].delivered, NULL, 0)
+    if side.watch.fd == NET_NONE:
+        side.eof_read = True                    # nothing more to read from it
+
+
 cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil:
     cdef Connecting *connecting = relay.connecting
     relay.connecting = NULL                     # before it is freed: see resources_close_after_fork
@@ -187,7 +232,7 @@ cdef void _close_side(Loop *loop, Relay *relay, int number, bint reset) noexcept
     cdef net_socket fd = side.watch.fd
     if fd == NET_NONE:
         return
-    if loop.pump.tap != NULL and reset and relay.connected_ns:
+    if loop.pump.tap != NULL and reset and relay.connected_ns and not relay.killed:
         tap_note(loop.pump.tap, TAP_RST, relay.id, <uint8_t> (1 - number), relay.halves[1 - number].delivered, NULL, 0)
     poller_remove(loop.pump.poller, &side.watch, WATCH_STREAM)
     side.watch.fd = NET_NONE                    # before the number can be used again: see resources_close_after_fork
@@ -215,5 +260,12 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
     relay.state = RELAY_CLOSED
     relay.next_closed = loop.closed
     loop.closed = relay
+    if relay.killed:
+        loop.lingering -= 1
+    else:
+        _uncount(loop, relay)
+
+
+cdef inline void _uncount(Loop *loop, Relay *relay) noexcept nogil:
     sources_leave(&loop.group.sources, &relay.client)
     sync_sub(&loop.counters.active, 1)

@@ -1,12 +1,15 @@
 # What a worker runs: the model is in engine.pxd.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from tcpproxy._core.accepting cimport accepting_close, accepting_event, accepting_freed, accepting_watch
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from tcpproxy._core.accepting cimport NewListeners, accepting_close, accepting_event, accepting_freed, accepting_replace, \
+    accepting_take_all, accepting_watch
 from tcpproxy._core.bulk cimport BULK_OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
+from tcpproxy._core.control cimport Kill, control_kill, control_pause
 from tcpproxy._core.events cimport REASON_SHUTDOWN
 from tcpproxy._core.half cimport half_waiting
-from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
+from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_CONNECTION, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, \
+    MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
 from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, loop_resume, relay_alive
 from tcpproxy._core.net cimport NET_NONE, net_own_address
 from tcpproxy._core.opening cimport opening_resolved, opening_start, opening_turn_away
@@ -64,7 +67,7 @@ cdef bint _may_end(Loop *loop) noexcept nogil:
     A sender adds to `active` or `asking`, then reads `finished`. This sets `finished`, then reads the counts. At least one
     of the two sees the other's change (sync.pxd).
     """
-    if sync_load(&loop.counters.active):
+    if sync_load(&loop.counters.active) or loop.lingering:
         return False
     accepting_close(loop)               # the stop may be younger than _commands; who reads `finished` counts on that
     sync_swap(&loop.finished, 1)
@@ -275,6 +278,14 @@ cdef void _carry_out(Loop *loop, const Message *message) noexcept nogil:
         _fill_view(loop, <View *> message.body)
     elif message.kind == MESSAGE_SYNC:
         _obey_stop(loop)
+    elif message.kind == MESSAGE_ACCEPT:
+        accepting_take_all(loop)
+    elif message.kind == MESSAGE_LISTEN:
+        accepting_replace(loop, <NewListeners *> message.body)
+    elif message.kind == MESSAGE_PAUSE:
+        control_pause(loop, <uint8_t> message.id)
+    elif message.kind == MESSAGE_KILL:
+        control_kill(loop, <Kill *> message.body)
     sync_sub(&loop.asking, 1)
     sync_store(message.done, 1)         # last: after this store the sender may return, and `done` is in its frame
 
@@ -285,7 +296,7 @@ cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
     cdef uint32_t i
     for i in range(loop.table.size):
         relay = table_at(&loop.table, i)
-        if not relay_alive(relay):
+        if not relay_alive(relay) or relay.killed:
             continue
         if view.count < view.room:
             item = &view.items[view.count]

@@ -30,6 +30,7 @@ cdef enum:                  # why a relay ended; names in events_reason_name
     REASON_DNS
     REASON_LIMIT            # no descriptor, memory or local port for it, or too many connections of its source
     REASON_SHUTDOWN
+    REASON_KILLED           # by the program (Proxy.kill, Proxy.down)
     REASONS
 
 cdef struct EventRecord:

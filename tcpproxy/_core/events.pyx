@@ -12,6 +12,7 @@ cdef extern from * nogil:
     static const char *const REASON_NAMES[] = {
         "", "client-eof", "upstream-eof", "client-reset", "upstream-reset", "idle", "half-close-timeout", "connect-refused",
         "connect-timeout", "unreachable", "dns", "limit", "shutdown",
+        "killed",
     };
     """
     const char **KIND_NAMES         # in the order of EVENT_, from 0

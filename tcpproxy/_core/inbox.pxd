@@ -2,7 +2,7 @@
 # sequence number. For position n, `sequence == n`: free for the writer; `n + 1`: filled; less than n: the queue is full.
 #
 # A command reaches a worker in one of three ways:
-#   each one counts      a Message in the inbox: an accepted socket, a question
+#   each one counts      a Message in the inbox: an accepted socket, a question, pause, kill, listeners
 #   the latest one wins  a slot, in which a new value replaces an old one: addresses of an upstream (Upstream.incoming)
 #   it must always work  an atomic word, which cannot be full: stop and abort (Loop.stop)
 from libc.stdint cimport uint8_t, uint64_t
@@ -17,6 +17,10 @@ cdef enum:                      # Message.kind
     MESSAGE_CONNECTION = 0      # an accepted socket, handed over by another worker: fd, client, target, id
     MESSAGE_VIEW                # fill the View in `body`
     MESSAGE_SYNC                # obey Loop.stop, so that the sender knows when that is done
+    MESSAGE_ACCEPT              # accept the clients that wait
+    MESSAGE_LISTEN              # the NewListeners in `body` replace the listeners
+    MESSAGE_PAUSE               # `id` becomes Loop.paused
+    MESSAGE_KILL                # end connections: the Kill in `body` says which
 
 cdef struct Message:
     uint64_t sequence           # of the cell

@@ -68,6 +68,7 @@ cdef struct Relay:          # one proxied connection; its two sockets are `sides
     uint8_t queued          # on the run queue, or stalled
     uint8_t stalled         # waits for room in the tap
     uint8_t last_sender     # the side whose bytes were delivered last
+    uint8_t killed          # its end was reported; it lingers and is not counted in `active`
 
 cdef struct Table:          # relays by index; see table.pxd
     Relay *chunks[TABLE_CHUNKS]
@@ -128,6 +129,8 @@ cdef struct Loop:
     uint64_t now_ns         # updated once a batch, at the end of the wait
     bint interactive        # a relay had interactive traffic; the engine clears it
     bint half_close         # False: the first EOF closes both directions (--half-close-timeout 0)
+    uint8_t paused          # bit 1 << side: what that side sends is neither read nor delivered, nor is its end
+    uint64_t lingering      # killed relays that linger: the loop does not end before
     net_socket lookup_wakeup    # a byte sent here wakes the lookup thread
     Relay *queue_first      # run queue: relays that have something to do
     Relay *queue_last

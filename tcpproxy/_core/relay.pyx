@@ -4,7 +4,8 @@ from tcpproxy._core.closing cimport closing_arm_linger, closing_close, closing_d
     closing_pass_reset_on, closing_measure_progress, closing_reset_when_sent, closing_side_failed, closing_timeout
 from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASON_HALF_CLOSE_TIMEOUT, REASON_IDLE, \
     REASON_NONE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET
-from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_STALLED, Half, Side, half_pump
+from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_STALLED, PUMP_WAIT, Half, \
+    Side, half_pump
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, UPSTREAM, \
     loop_enqueue, loop_stall
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
@@ -62,7 +63,8 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 cdef void _inactive(Loop *loop, Relay *relay, int kind) noexcept nogil:
     """TIMER_IDLE, TIMER_HALF_CLOSE or TIMER_LINGER: no socket has taken or given a byte for that long."""
-    if relay.stalled or closing_measure_progress(relay):    # the bytes of a stalled relay wait for us, not for a peer
+    # The bytes of a stalled or paused relay wait for us, not for a peer.
+    if relay.stalled or (loop.paused and relay.state != RELAY_LINGERING) or closing_measure_progress(relay):
         timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
     elif kind == TIMER_IDLE:
         closing_timeout(loop, relay, REASON_IDLE)
@@ -137,6 +139,13 @@ cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
         closing_drain_input(loop, relay)
 
 
+cdef inline int _pump_half(Loop *loop, Relay *relay, int side) noexcept nogil:
+    """Pumps what a side sends, unless that is paused."""
+    if loop.paused & (1 << side):
+        return PUMP_WAIT
+    return half_pump(&relay.halves[side], &relay.sides[side], &relay.sides[1 - side], &loop.pump)
+
+
 cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     """Pumps both halves. Returns PUMP_ bits."""
     cdef uint64_t up = relay.halves[CLIENT].delivered, down = relay.halves[UPSTREAM].delivered
@@ -146,14 +155,12 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     if loop.pump.tap != NULL:
         loop.pump.tap.id = relay.id
         loop.pump.tap.client = client
-    moved = half_pump(&relay.halves[CLIENT], client, upstream, &loop.pump)
-    moved |= half_pump(&relay.halves[UPSTREAM], upstream, client, &loop.pump)
+    moved = _pump_half(loop, relay, CLIENT) | _pump_half(loop, relay, UPSTREAM)
     if not loop.half_close and (client.eof_read or upstream.eof_read):
         # --half-close-timeout 0: the first EOF closes both directions. What was read is still delivered.
         _stop_reading(&relay.halves[CLIENT])
         _stop_reading(&relay.halves[UPSTREAM])
-        moved |= half_pump(&relay.halves[CLIENT], client, upstream, &loop.pump)
-        moved |= half_pump(&relay.halves[UPSTREAM], upstream, client, &loop.pump)
+        moved |= _pump_half(loop, relay, CLIENT) | _pump_half(loop, relay, UPSTREAM)
     up = relay.halves[CLIENT].delivered - up
     down = relay.halves[UPSTREAM].delivered - down
     sync_bump(&loop.counters.to_upstream, up)

@@ -15,7 +15,7 @@
  *   Spin.hits, .misses           the worker                           any thread
  *   Loop.inbox: tail, cells      any thread writes a message          the worker takes it
  *   Message.done                 the worker, when it has answered     the thread that waits, in whose frame it is
- *   the View in Message.body     the worker                           the same thread, after `done`
+ *   what Message.body points to  the worker: a View, a Kill, ...      the same thread, after `done`
  *   Loop.events: written, lost   the worker                           the log thread; `lost`: any thread
  *   Loop.events: taken           the log thread                       the worker
  *   Loop.events: asleep          the log thread sets it, the worker   both
@@ -35,7 +35,7 @@
  *   TapReader.finishing, .hurry  any thread                           the reader
  *   Upstream.incoming            the lookup thread leaves a list      the worker takes it
  *   Upstream.asked               the worker sets it                   the lookup thread takes it
- *   Group.last_id                each worker that accepts: +1         the same
+ *   Group.last_id                each worker that accepts: +1         the same; threads that kill
  *   Group.interactive_ns         each worker                          each worker
  *   Sources.lock                 each worker: a spin lock over        each worker
  *                                Sources.slots

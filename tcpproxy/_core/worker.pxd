@@ -1,6 +1,7 @@
 # What the second door, capture.pyx, needs of a worker.
 from libc.stdint cimport uint64_t
 from tcpproxy._core.engine cimport View
+from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Group, Loop
 from tcpproxy._core.net cimport net_addr
 
@@ -15,6 +16,7 @@ cdef class Worker:
     cdef object make_lock           # threading.Lock, or what makes real locks where that is replaced
     cdef object lock                # one at a time of the threads that wake, view or close
     cdef void _wake(self)
+    cdef void _tell(self, Message *message)
     cdef bint _look(self, View *view) noexcept
 
 cdef object address_text(const net_addr *address)       # host:port; "": there is none

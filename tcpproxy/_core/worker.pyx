@@ -6,15 +6,18 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
+from tcpproxy._core.accepting cimport NewListeners
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
+from tcpproxy._core.control cimport Kill
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EVENT_ACCEPT_LIMIT, EVENT_NEW, EVENTS_OUTGOING, REASON_SHUTDOWN, EventRecord, events_empty, \
+from tcpproxy._core.events cimport EVENT_ACCEPT_LIMIT, EVENT_NEW, EVENTS_OUTGOING, REASON_KILLED, EventRecord, events_empty, \
     events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
-from tcpproxy._core.inbox cimport MESSAGE_SYNC, MESSAGE_VIEW, Message
+from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_SYNC, MESSAGE_VIEW, \
+    Message
 from tcpproxy._core.loop cimport ABORT, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
     UPSTREAM, UPSTREAMS, WORKERS, Counters, Loop
-from tcpproxy._core.net cimport net_addr, net_format, net_pack, net_socket, net_tune
+from tcpproxy._core.net cimport net_addr, net_close, net_format, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
 from tcpproxy._core.resources cimport NS_PER_SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
     resources_init
@@ -31,7 +34,7 @@ FEATURES = ("splice",) if splice_here() else ()
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS}
 KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_ACCEPT_LIMIT + 1)])
-REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_SHUTDOWN + 1)])
+REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_KILLED + 1)])
 STATES = ("resolving", "connecting", "relaying", "closing")
 
 
@@ -213,6 +216,77 @@ cdef class Worker:
         """Makes the worker wake the reader with its next event record. False: there are some already."""
         events_sleep(&self.loop.events)
         return events_empty(&self.loop.events)
+
+    # --- commands; once the thread that runs the worker has been started ---
+
+    def accept_waiting(self):
+        """Accepts the clients that wait. When it returns, the worker has handed on those that another one serves."""
+        cdef Message message
+        message.kind = MESSAGE_ACCEPT
+        self._tell(&message)
+
+    def last_id(self):
+        """The number of the connection that was accepted last, by any worker of the group."""
+        return sync_load(&self.loop.group.last_id)
+
+    def replace_listeners(self, fds, int target):
+        """Accepts the clients that wait, closes the listeners and takes these: see `listen`. The worker owns them."""
+        cdef NewListeners listeners
+        cdef Message message
+        cdef int i
+        if len(fds) > LISTENERS:
+            raise ValueError(f"at most {LISTENERS} listeners")
+        listeners.count = 0
+        listeners.target = target
+        listeners.taken = False
+        for fd in fds:
+            listeners.fds[listeners.count] = fd
+            net_tune(listeners.fds[listeners.count], &self.loop.tuning)
+            listeners.count += 1
+        message.kind = MESSAGE_LISTEN
+        message.body = &listeners
+        self._tell(&message)
+        if not listeners.taken:
+            for i in range(listeners.count):
+                net_close(listeners.fds[i])
+
+    def pause(self, int directions):
+        """Neither reads nor delivers in these directions: 1 to upstream, 2 to the client, 3 both, 0 none."""
+        cdef Message message
+        message.kind = MESSAGE_PAUSE
+        message.id = directions
+        self._tell(&message)
+
+    def kill(self, ids, uint64_t last_id, uint64_t most, *, reset):
+        """Ends connections, `most` at once. Returns how many it has ended; fewer than `most`: no others are left.
+
+        `ids`: which; None: all up to `last_id`. `reset`: by RST to both peers, else by FIN.
+        """
+        cdef Kill kill
+        cdef Message message
+        cdef uint64_t *memory = NULL
+        kill.killed = kill.count = 0
+        kill.last_id, kill.most, kill.reset = last_id, most, reset
+        if ids is not None:
+            memory = <uint64_t *> malloc(len(ids) * sizeof(uint64_t) + 1)
+            if memory == NULL:
+                raise MemoryError
+            for number in sorted(ids):
+                memory[kill.count] = number
+                kill.count += 1
+        kill.ids = memory
+        message.kind = MESSAGE_KILL
+        message.body = &kill
+        self._tell(&message)
+        free(memory)
+        return kill.killed
+
+    cdef void _tell(self, Message *message):
+        """Returns when the worker has carried it out; at once if it has ended."""
+        with self.lock:
+            if self.loop.pump.poller != NULL:
+                with nogil:
+                    engine_ask(self.loop, message)
 
     # --- questions ---
 

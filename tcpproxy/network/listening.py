@@ -9,13 +9,16 @@ from collections.abc import Callable
 
 from .._core.worker import LIMITS
 from ..config.config import Config
-from ..errors import StartError, UsageError
+from ..errors import StartError
 from .resolver import Address, numeric
 
 BACKLOG = 4096
 """Connections that the kernel queues for a listener; the system may have a lower limit (Linux: net.core.somaxconn)."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
+
+KEEPS_BESIDE = sys.platform == "linux"
+"""Can a socket be bound to the port of a listener? Linux: if both have SO_REUSEADDR, and it does not listen itself."""
 
 
 def known_places(bind: str) -> list[Address]:
@@ -33,48 +36,106 @@ def no_place(bind: str, why: str) -> StartError:
     return StartError.because(f"cannot listen on {bind}", OSError(why))
 
 
-def listen(config: Config, found: list[Address], target: list[Address]) -> list[socket.socket]:
-    """Listens on every address of `bind`, all on one port.
+class Port:
+    """Every address of `bind`, all with one port, which stays the proxy's own while nobody listens.
+
+    It is kept by sockets that are bound and do not listen: the kernel refuses clients. On Linux they are there all the
+    time. Elsewhere they are what listens next, and others are bound right after the listeners have been closed.
 
     Args:
         config: the port, and what error texts need.
         found: the addresses that `bind` means; their ports are not used.
-        target: upstream's addresses, not all of which may lead back here.
 
     Raises:
-        StartError: an address cannot be listened on.
-        UsageError: upstream is these listeners, and nothing else.
+        StartError: an address cannot be bound.
     """
-    if len(found) > LIMITS["listeners"]:
-        why = OSError(f"it has {len(found)} addresses, expected at most {LIMITS['listeners']}")
-        raise StartError.because(f"cannot listen on {config.listening.bind}", why)
-    places = [_place(each) for each in found]
-    for attempt in range(8):
+
+    def __init__(self, config: Config, found: list[Address]) -> None:
+        if len(found) > LIMITS["listeners"]:
+            why = OSError(f"it has {len(found)} addresses, expected at most {LIMITS['listeners']}")
+            raise StartError.because(f"cannot listen on {config.listening.bind}", why)
+        self._config = config
+        self._places = [_place(each) for each in found]
+        self._port = config.listening.port
+        self._closed = False
+        self._keepers: list[socket.socket] = []
+        for attempt in range(8):
+            try:
+                self._keepers = self._bind_all()
+                break
+            except StartError:
+                # A port that is free in one family may be taken in the other.
+                if config.listening.port or len(self._places) == 1 or attempt == 7 or not self._port:
+                    raise
+                self._port = 0
+        self.is_own = own_addresses(self._keepers)
+        """Does a connection to an address come back here?"""
+        self.addresses = [where(keeper) for keeper in self._keepers]
+
+    def _bind_all(self) -> list[socket.socket]:
         sockets: list[socket.socket] = []
-        port = config.listening.port
         try:
-            for family, host in places:
-                sockets.append(_bind(family, host, port))
-                port = sockets[0].getsockname()[1]
-            is_own = own_addresses(sockets)
-            if target and all(map(is_own, target)):
-                raise UsageError(f"remote {str(config.remote)!r} is this proxy's own address, expected another one")
+            for family, host in self._places:
+                sockets.append(_bind(family, host, self._port))
+                self._port = sockets[0].getsockname()[1]
+        except OSError as error:
+            _close_all(sockets)
+            if isinstance(error, StartError):
+                raise
+            raise self._refused(error) from error
+        return sockets
+
+    def _refused(self, error: OSError) -> StartError:
+        return StartError.because(f"cannot listen on {self._config.listening.bind} port {self._port}", error)
+
+    def listen(self) -> list[socket.socket]:
+        """Returns listening sockets, which the caller closes.
+
+        Raises:
+            StartError: an address cannot be listened on.
+        """
+        if KEEPS_BESIDE:
+            _share(self._keepers, True)
+            sockets = self._bind_all()
+        else:
+            sockets, self._keepers = self._keepers or self._bind_all(), []
+        try:
             for listener in sockets:
                 listener.listen(BACKLOG)
         except OSError as error:
-            for listener in sockets:
-                listener.close()
-            if config.listening.port == 0 and len(places) > 1 and sockets and attempt < 7:
-                continue  # a port that is free in one family may be taken in the other
-            if isinstance(error, StartError):
-                raise
-            raise StartError.because(f"cannot listen on {config.listening.bind} port {port}", error) from error
-        except UsageError:
-            for listener in sockets:
-                listener.close()
-            raise
+            _close_all(sockets)
+            raise self._refused(error) from error
         return sockets
-    raise AssertionError("unreachable")
+
+    def keep(self) -> None:
+        """Keeps the port, once all listeners have been closed.
+
+        Raises:
+            StartError: another process was quicker; not on Linux.
+        """
+        if KEEPS_BESIDE:
+            _share(self._keepers, False)
+        elif not self._keepers:
+            self._keepers = self._bind_all()
+        if self._closed:
+            self.close()
+
+    def close(self) -> None:
+        """Gives the port up."""
+        self._closed = True
+        keepers, self._keepers = self._keepers, []
+        _close_all(keepers)
+
+
+def _close_all(sockets: list[socket.socket]) -> None:
+    for each in sockets:
+        each.close()
+
+
+def _share(keepers: list[socket.socket], on: bool) -> None:
+    """May others bind these sockets' addresses, too? While nobody listens, another program could take the port."""
+    for keeper in keepers:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, on)
 
 
 def _place(address: Address) -> tuple[int, str]:

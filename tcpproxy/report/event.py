@@ -47,6 +47,7 @@ Reason = Literal[
     "dns",
     "limit",
     "shutdown",
+    "killed",
 ]
 """Why a connection ended or failed.
 
@@ -60,6 +61,7 @@ unreachable: upstream could not be reached for another reason; `error` has it.
 dns: upstream's name did not resolve.
 limit: the client's source has `max_connections_per_source`, or the system has no descriptor, port or memory (`error`).
 shutdown: the proxy was stopped, or has failed.
+killed: the program has ended it (`Proxy.kill`, `Proxy.down`).
 """
 
 

@@ -34,6 +34,9 @@ ring has room for 100,000 records a second then. 3,000 connections in a row: 14 
 FEW = 8
 """Records within GATHER that are delivered one by one, at once: one wake-up of the log thread each, some 50 us."""
 
+OVER = 1000
+"""Connections that are over and still known to `Proxy.connections`."""
+
 
 class Reporter:
     """What a proxy reports, and to whom.
@@ -52,10 +55,12 @@ class Reporter:
         self._workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._wakeup: Wakeup | None = None
-        self._resolver: Resolver | None = None
+        self.resolver: Resolver | None = None
         self._tap: TapReader | None = None
         self._later: list[Piece] = []
         """Pieces that came when the events before them had been taken already."""
+        self.over: collections.deque[Event] = collections.deque(maxlen=OVER)
+        """The `end` or `failed` of the last connections that are over; not for a Printer."""
         self._ended = False
         self._window, self._recent = 0.0, 0  # since when records are counted, and how many there were
         self._lost, self._next_lost = 0, 0.0  # records that were said to be lost; when to say so again
@@ -76,7 +81,7 @@ class Reporter:
             resolver: knows why the last lookup failed; None: upstream has a numeric address.
             tap: has pieces of what passes, for a Printer; None: there is no dump.
         """
-        self._workers, self._threads, self._wakeup, self._resolver = workers, threads, wakeup, resolver
+        self._workers, self._threads, self._wakeup, self.resolver = workers, threads, wakeup, resolver
         self._tap = tap
         if self._sink is None:
             self._sink = LoggingSink(self._target)
@@ -232,7 +237,8 @@ class Reporter:
                 self._printer.print_lines(note)
 
     def _decode(self, records: Iterable[Record]) -> list[Event]:
-        lookup_error = self._resolver.lookup_error if self._resolver else ""
+        resolver = self.resolver
+        lookup_error = resolver.lookup_error if resolver else ""
         return [decode(record, lookup_error) for record in records]
 
     def _emit(self, events: list[Event]) -> None:
@@ -241,6 +247,8 @@ class Reporter:
             return
         assert self._sink is not None  # since `open`
         for event in events:
+            if event.kind in ("end", "failed"):
+                self.over.append(event)
             try:
                 self._sink(event)
             except BaseException:  # the program's callback: its mistake must not end the log thread

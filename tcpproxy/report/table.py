@@ -88,7 +88,7 @@ def _cells(it: Connection, rate_up: float, rate_down: float) -> dict[str, str]:
         "#": f"#{it.id}",
         "client": it.client,
         "upstream": it.upstream or "-",
-        "state": it.state,
+        "state": f"{it.state}: {it.reason}" if it.reason else it.state,
         "age": span(it.age),
         "idle": span(it.idle),
         "to upstream": bytes_text(it.to_upstream),

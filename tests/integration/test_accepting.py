@@ -581,6 +581,7 @@ class Two:
                     "zero_copy": ZERO_COPY["auto"],
                     "busy_poll_us": 0,
                     "tap": 0,
+                    "paused": 0,
                 }
             )
             for _ in range(2)

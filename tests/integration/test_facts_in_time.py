@@ -20,7 +20,6 @@ from support.command import strace
 from support.peers import Echo, connect, echoes
 from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
 
-import tcpproxy.proxy as proxy_module
 from tcpproxy import Event, Proxy, crew
 from tcpproxy.network import listening as network
 from tcpproxy.report.reporter import FEW, GATHER
@@ -91,13 +90,15 @@ def test_called_while_another_thread_starts(
     """The start goes on to its end, but no client is served."""
     starting, go_on = threading.Event(), threading.Event()
 
-    def listen(*args: object) -> object:
-        listeners = network.listen(*args)  # type: ignore[arg-type]
+    original = network.Port.listen
+
+    def listen(port: network.Port) -> object:
+        listeners = original(port)
         starting.set()
         assert go_on.wait(TIMEOUT)
         return listeners
 
-    monkeypatch.setattr(proxy_module, "listen", listen)
+    monkeypatch.setattr(network.Port, "listen", listen)
     proxy = Proxy(echo.name, workers=workers)
     with in_background(proxy.start):
         assert starting.wait(TIMEOUT)

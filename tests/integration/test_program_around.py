@@ -166,6 +166,36 @@ proxy = tcpproxy.Proxy("127.0.0.1:1").start()         # it runs at the end of th
 
 
 @pytest.mark.parametrize("library", [pytest.param(library, marks=needs(library)) for library in GREEN])
+def test_verbs_among_greenlets(library: str) -> None:
+    """Other greenlets run while one waits: the server and the client here are two of them."""
+    text = """
+import tcpproxy
+with tcpproxy.Proxy(target, workers=2, on_event=events.append) as proxy:
+    seen = []
+    def use():
+        client = socket.create_connection(proxy.address)
+        client.sendall(b"x"); seen.append(client.recv(1))
+        try: seen.append(client.recv(1))
+        except ConnectionResetError: seen.append("reset")
+    spawn(use)
+    proxy.wait_for(to_client=1)
+    with proxy.pause():
+        assert proxy.kill() == 1
+    assert events[-1].reason == "killed", events
+    while "reset" not in seen: time.sleep(0.01)
+    with proxy.down():
+        try: socket.create_connection(proxy.address)
+        except ConnectionRefusedError: seen.append("refused")
+    spawn(use)
+    proxy.upstream = target.replace("localhost", "127.0.0.1")
+    proxy.wait_for(accepted=2, to_client=2)
+    assert proxy.kill("close") == 1
+print(seen[:3])
+"""
+    assert run("\n".join([GREEN[library], SERVE, text])) == "[b'x', 'reset', 'refused']\n"
+
+
+@pytest.mark.parametrize("library", [pytest.param(library, marks=needs(library)) for library in GREEN])
 def test_greenlets_after_the_start(library: str, echo: Echo) -> None:
     """CPython then prints a KeyError for each thread that was alive at the patch, whosever it is."""
     text = f"""
@@ -580,7 +610,7 @@ def interrupting(function):
     return wrapped
 import tcpproxy.proxy
 if where == "listen":
-    tcpproxy.proxy.listen = interrupting(tcpproxy.proxy.listen)          # while no process may be forked
+    tcpproxy.proxy.Port = interrupting(tcpproxy.proxy.Port)              # while no process may be forked
 if where == "lookup":
     Resolver._begin = interrupting(Resolver._begin)                  # while the resolver is locked
 if where == "threads":

@@ -61,6 +61,14 @@ def test_what_upstream_has_received_is_recorded(make_proxy: MakeProxy, upstream:
             assert proxy.recordings[-1].to_client == b""
 
 
+def test_a_client_that_has_just_connected(proxy: Proxy) -> None:
+    """It has a recording, though the proxy may not have accepted it before the question."""
+    with contextlib.ExitStack() as stack:
+        for number in range(1, 51):
+            stack.enter_context(connect(proxy.address))
+            assert len(proxy.recordings) == number
+
+
 def test_facts_of_a_connection(proxy: Proxy, echo: Echo) -> None:
     with connect(proxy.address) as client:
         assert echoes(client, b"hello")
@@ -283,7 +291,14 @@ class Untended:
         wakeup.setblocking(False)
         numbers = {"log_wakeup": wakeup.fileno(), "lookup_wakeup": wakeup.fileno(), "buffer_size": 65536}
         numbers |= {"connect_timeout": 10, "half_close_timeout": 60, "idle_timeout": 0, "keepalive": 0}
-        numbers |= {"socket_buffer": 0, "ephemeral_first": 0, "ephemeral_last": 0, "busy_poll_us": 0, "tap": 1}
+        numbers |= {
+            "socket_buffer": 0,
+            "ephemeral_first": 0,
+            "ephemeral_last": 0,
+            "busy_poll_us": 0,
+            "tap": 1,
+            "paused": 0,
+        }
         numbers |= {"zero_copy": ZERO_COPY["auto"], **settings}  # type: ignore[dict-item]
         self.workers = [Worker(numbers) for _ in range(workers)]  # type: ignore[arg-type]
         listener = socket.create_server(("127.0.0.1", 0))

@@ -271,7 +271,7 @@ def test_names_of_the_core() -> None:
     """The types list the kinds, reasons and states that the core exports; the proxy itself adds some kinds."""
     assert get_args(EventKind)[: len(KINDS)] == KINDS
     assert get_args(Reason) == REASONS
-    assert get_args(State) == STATES
+    assert get_args(State) == (*STATES, "ended")
 
 
 def test_kinds_and_reasons_in_order() -> None:

@@ -110,7 +110,7 @@ def test_rows_of_markup() -> None:
 
 
 def test_every_state_has_a_colour() -> None:
-    assert set(STATES) == set(get_args(State))
+    assert {*STATES, "ended"} == set(get_args(State))
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(60, 20), (80, 24), (120, 40), (30, 5), (200, 60)])

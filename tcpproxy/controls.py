@@ -1,0 +1,361 @@
+"""Controls: what a program or test does to a proxy while it runs. A part of Proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+from . import awaiting, lifetime
+from .config.config import Config
+from .config.endpoints import Endpoint, Remote, endpoint
+from .config.urls import with_address
+from .crew import LOG_DRAIN, Crew
+from .errors import StartError, UsageError, WaitTimeout
+from .native import Event as Signal
+from .native import Lock, monotonic
+from .network.listening import Port
+from .network.resolver import Address, Resolver
+from .report.reporter import Reporter
+from .report.table import measure, table
+from .text import quoted
+from .views import Connection, Stats
+
+Stream = Literal["both", "upstream", "downstream"]
+"""Which way bytes go: upstream is what the client sends, downstream what the client gets."""
+
+STREAMS: dict[Stream, int] = {"upstream": 1, "downstream": 2, "both": 3}
+"""As the core has them."""
+
+LOOK_AGAIN = 0.002
+"""Seconds between two looks of `wait_for` at the numbers: a look takes microseconds, and costs the workers nothing."""
+
+
+class Controls:
+    """Verbs and waits, from any thread. A verb is in force when it returns; to repeat it does no harm.
+
+    `on_event` may call the verbs: they do not wait for events then, which it has to return for.
+    """
+
+    config: Config
+    _crew: Crew | None
+    _reporter: Reporter
+    _port: Port | None
+    _lock: Lock
+    _busy: set[int]
+    _stopping: Signal
+    _paused: int
+    _is_down: bool
+
+    if TYPE_CHECKING:  # Proxy has them
+
+        @property
+        def address(self) -> tuple[str, int]: ...
+        def stats(self) -> Stats: ...
+        def connections(self, ended: bool = False) -> list[Connection]: ...
+        def _not_nested(self) -> contextlib.AbstractContextManager[None]: ...
+        def _find_target(self, remote: Endpoint) -> tuple[Resolver | None, list[Address]]: ...
+        def _others(self, remote: Endpoint, resolver: Resolver | None, addresses: list[Address]) -> list[Address]: ...
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[Crew | None]:
+        """The crew, of which all threads have been started; None: there is none. One verb at a time, and no start.
+
+        Raises:
+            RuntimeError: a signal handler calls it in the middle of a verb, a start or a stop of the same thread.
+        """
+        if threading.get_ident() in self._busy:
+            raise RuntimeError(
+                "called in the middle of a start, a stop or a verb of the same thread, as by a signal handler"
+            )
+        with self._not_nested(), self._lock:
+            yield self._crew
+
+    def _flush(self) -> None:
+        """Returns when `on_event` has had all events of the past; at once in the thread that calls it."""
+        crew = self._crew
+        if crew and not crew.is_own_thread():
+            self._reporter.flush(LOG_DRAIN)
+
+    # --- connections ---
+
+    def kill(
+        self, end: Literal["reset", "close"] = "reset", *, only: int | Callable[[Connection], object] | None = None
+    ) -> int:
+        """Ends connections. When it returns, no byte of them crosses any more, and `on_event` had their `end`.
+
+        Connections that clients have made count, also those that the proxy has not accepted at the time of the call.
+        What the proxy's kernel has taken for a peer already may still arrive, if it is not reset.
+
+        Args:
+            end: reset: both peers get a reset (RST), close: an end of file (FIN). What they send then is discarded.
+            only: the id of one connection, or a function that says of each Connection whether to end it. None: all.
+
+        Returns:
+            How many it has ended.
+
+        Raises:
+            UsageError: `end` is neither.
+        """
+        if end not in ("reset", "close"):
+            raise UsageError(f"end {quoted(end)} is unknown, expected reset or close")
+        with self._held() as crew:
+            pass
+        if not crew:
+            return 0
+        ids = None
+        if callable(only):
+            crew.accept_waiting()
+            ids = [it.id for it in self.connections() if only(it)]
+        elif only is not None:
+            ids = [only] if 0 < only < 2**64 else []
+        killed = crew.kill(ids, self._flush, reset=end == "reset") if ids != [] else 0
+        self._flush()
+        return killed
+
+    def pause(self, stream: Stream = "both") -> contextlib.AbstractContextManager[object]:
+        """Reads and delivers nothing in one direction or both. Nothing is lost: the peers see one that is silent.
+
+        Ends and resets are held, too, and time-outs stand still. New connections are accepted and connected. Before
+        the start: from the start on.
+
+        Args:
+            stream: upstream: what clients send; downstream: what they get; or both.
+
+        Returns:
+            A context manager: leaving it resumes what this call has paused.
+
+        Raises:
+            UsageError: there is no such stream.
+        """
+        bits = _stream_bits(stream)
+        with self._held() as crew:
+            paused = bits & ~self._paused
+            self._set_paused(crew, self._paused | bits)
+        return _undoing(lambda: self._resume(paused))
+
+    def resume(self, stream: Stream = "both") -> None:
+        """Ends a pause: everything that was held goes on, in order.
+
+        Raises:
+            UsageError: there is no such stream.
+        """
+        self._resume(_stream_bits(stream))
+
+    def _resume(self, bits: int) -> None:
+        with self._held() as crew:
+            self._set_paused(crew, self._paused & ~bits)
+
+    def _set_paused(self, crew: Crew | None, paused: int) -> None:
+        self._paused = paused
+        if crew:
+            crew.pause(paused)
+
+    # --- clients and upstream ---
+
+    def down(self, live: Literal["close", "reset", "keep"] = "close") -> contextlib.AbstractContextManager[object]:
+        """Refuses new connections, as a server that is not there; the port stays the proxy's own. `up` ends it.
+
+        Args:
+            live: what becomes of connections: close and reset are those of `kill`, keep lets them live. Before the
+                start: there are none, and the proxy starts so.
+
+        Returns:
+            A context manager: leaving it calls `up`, unless the proxy was down before.
+
+        Raises:
+            UsageError: `live` is none of these.
+            StartError: the port cannot be kept; not on Linux.
+        """
+        if live not in ("close", "reset", "keep"):
+            raise UsageError(f"live {quoted(live)} is unknown, expected close, reset or keep")
+        with self._held() as crew:
+            was_down, self._is_down = self._is_down, True
+            if crew and self._port and not was_down and not self._stopping.is_set():
+                with lifetime.no_fork:
+                    crew.replace_listeners([])
+                    self._port.keep()
+        if live != "keep":
+            self.kill(live)
+        return _undoing((lambda: None) if was_down else self.up)
+
+    def up(self) -> None:
+        """Listens again, after `down`.
+
+        Raises:
+            StartError: the port is taken, or there are no descriptors.
+        """
+        with self._held() as crew:
+            if crew and self._port and self._is_down and not self._stopping.is_set():
+                with lifetime.no_fork, contextlib.ExitStack() as stack:
+                    listeners = self._port.listen()
+                    for listener in listeners:
+                        stack.callback(listener.close)  # each worker has a duplicate
+                    try:
+                        crew.replace_listeners(listeners)
+                    except OSError as error:
+                        raise StartError.because(f"cannot listen again for {self.config.remote}", error) from error
+            self._is_down = False
+
+    @property
+    def upstream(self) -> str:
+        """Where new connections go, `HOST:PORT`. It can be set, to all that `Proxy` takes; a name is looked up.
+
+        Connections that are connecting or connected keep their upstream.
+
+        Raises:
+            UsageError: on setting, no such address can exist, or it is the proxy's own.
+        """
+        return str(self.config.remote)
+
+    @upstream.setter
+    def upstream(self, remote: Remote) -> None:
+        config = dataclasses.replace(self.config, remote=endpoint(remote))
+        with self._held() as crew:
+            if not crew:
+                self.config = config
+                return
+        resolver, addresses = self._find_target(config.remote)  # it may take seconds
+        addresses = self._others(config.remote, resolver, addresses)
+        with self._held() as crew:
+            if crew and not self._stopping.is_set():
+                crew.set_upstream(resolver, addresses)
+            self.config = config
+
+    def restore(self) -> None:
+        """Takes `pause` and `down` back. It kills nothing."""
+        self.resume()
+        self.up()
+
+    # --- seeing ---
+
+    def url(self, url: str) -> str:
+        """The same URL or connection string with the proxy's address in it.
+
+        Args:
+            url: `scheme://user@HOST:PORT/...`, libpq's `host=HOST port=PORT ...`, or `HOST:PORT`.
+
+        Raises:
+            UsageError: there is no host in it.
+            RuntimeError: the proxy has not been started.
+        """
+        return with_address(url, *self.address)
+
+    def wait_for(
+        self,
+        *,
+        accepted: int | None = None,
+        active: int | None = None,
+        ended: int | None = None,
+        to_upstream: int | None = None,
+        to_client: int | None = None,
+        since: Stats | None = None,
+        timeout: float = 5.0,
+    ) -> Stats:
+        """Waits until the proxy has done so much, all of it at the same time. At least so much; `active`: exactly.
+
+        Args:
+            accepted: connections accepted.
+            active: connections alive.
+            ended: connections that are over.
+            to_upstream: bytes delivered to upstream.
+            to_client: bytes delivered to clients.
+            since: count from these numbers on, except `active`; None: from the start.
+            timeout: seconds.
+
+        Returns:
+            The numbers at that time.
+
+        Raises:
+            WaitTimeout: not in this time, or the proxy has ended without it; the text shows numbers and connections.
+        """
+        wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
+        deadline = monotonic() + timeout
+        while not (stats := self._look(wanted, deadline, timeout)):
+            Signal().wait(LOOK_AGAIN)
+        return stats
+
+    async def wait_for_async(
+        self,
+        *,
+        accepted: int | None = None,
+        active: int | None = None,
+        ended: int | None = None,
+        to_upstream: int | None = None,
+        to_client: int | None = None,
+        since: Stats | None = None,
+        timeout: float = 5.0,
+    ) -> Stats:
+        """`wait_for` without blocking the event loop."""
+        wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
+        deadline = monotonic() + timeout
+        while not (stats := self._look(wanted, deadline, timeout)):
+            await awaiting.pause(LOOK_AGAIN)
+        return stats
+
+    def _look(self, wanted: _Wanted, deadline: float, timeout: float) -> Stats | None:
+        """The numbers, if they are as wanted; None: not yet.
+
+        Raises:
+            WaitTimeout: they will not be in time.
+        """
+        crew = self._crew
+        over = self._stopping.is_set() and not (crew and crew.running)  # before the numbers: later they do not change
+        stats = self.stats()
+        missing = wanted.missing(stats)
+        if not missing:
+            return stats
+        if over or monotonic() >= deadline:
+            when = "before the proxy ended" if over else f"within {timeout:g} s"
+            known = self.connections(ended=True)
+            lines = table(known, measure([], known, 0), None) if known else ["no connections"]
+            raise WaitTimeout("\n".join([f"not {when}: {missing}", *lines]))
+        return None
+
+
+class _Wanted:
+    """What `wait_for` waits for."""
+
+    def __init__(
+        self,
+        accepted: int | None,
+        active: int | None,
+        ended: int | None,
+        to_upstream: int | None,
+        to_client: int | None,
+        since: Stats | None,
+    ) -> None:
+        totals = {
+            "accepted": accepted,
+            "ended": ended,
+            "bytes_to_upstream": to_upstream,
+            "bytes_to_client": to_client,
+        }
+        self._active = active
+        self._totals = {name: value for name, value in totals.items() if value is not None}
+        self._since = {name: getattr(since, name) if since else 0 for name in self._totals}
+
+    def missing(self, stats: Stats) -> str:
+        """What is not as wanted, for people; empty: nothing."""
+        found = []
+        for name, value in self._totals.items():
+            if (now := getattr(stats, name) - self._since[name]) < value:
+                found.append(f"{name} {now} of {value}")
+        if self._active is not None and stats.active != self._active:
+            found.append(f"active {stats.active}, not {self._active}")
+        return ", ".join(found)
+
+
+def _stream_bits(stream: Stream) -> int:
+    if stream not in STREAMS:
+        raise UsageError(f"stream {quoted(stream)} is unknown, expected both, upstream or downstream")
+    return STREAMS[stream]
+
+
+def _undoing(undo: Callable[[], None]) -> contextlib.AbstractContextManager[object]:
+    """Calls `undo` when its block is left; not entered: never."""
+    stack = contextlib.ExitStack()
+    stack.callback(undo)
+    return stack
