@@ -108,6 +108,15 @@ def test_programs(program: str, tmp_path: Path) -> None:
     assert not runner or " passed" in done.stdout
 
 
+EXCERPTS = [(where(page, line), *language.split()[1:], text) for page in PAGES for line, language, text in blocks(page)]
+
+
+@pytest.mark.parametrize(("place", "file", "text"), [Case(*it, id=it[0]) for it in EXCERPTS if len(it) == 3])
+def test_excerpts(place: str, file: str, text: str) -> None:
+    """A block that names a file is a part of it, letter for letter."""
+    assert text in (ROOT / file).read_text(encoding="utf-8"), place
+
+
 def local(arguments: list[str], upstream: str) -> list[str]:
     """The same command on this machine: its target, which comes last, is `upstream`; its port is a free one."""
     told = [*arguments[:-1], upstream]

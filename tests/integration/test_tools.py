@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -12,15 +11,15 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
 from support.command import Command
 from support.machine import needs
-from support.peers import Upstream, free_port
+from support.peers import Upstream
+from support.servers import postgres_environment, postgres_program, postgres_server, redis_server, run, serve
 from support.streams import MIB, payload, read_all
-from support.waiting import TIMEOUT, eventually, in_background
+from support.waiting import TIMEOUT, in_background
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs of POSIX systems")
 
@@ -47,51 +46,6 @@ def through(request: pytest.FixtureRequest, command: Callable[..., Command]) -> 
         it.signal(signal.SIGTERM)
         assert it.wait() == 0
         assert it.complaints == []
-
-
-def serve(
-    stack: contextlib.ExitStack, argv: Callable[[str], list[str]], ready: str, user: dict[str, object] | None = None
-) -> int:
-    """Starts a server on a free port, which its arguments name, and waits until it says that it is ready.
-
-    Somebody else may have taken the port meanwhile: then it ends at once, and gets another one. Returns the port.
-    """
-    log = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
-    for _ in range(3):
-        port = free_port()
-        command = argv(str(port))
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output, **(user or {})
-            )
-        stack.callback(end, process)
-        eventually(
-            lambda it=process: it.poll() is not None or ready in log.read_text(), TIMEOUT, f"{command} is silent"
-        )
-        if process.poll() is None:
-            return port
-    raise AssertionError(log.read_text())
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """All of the servers here take SIGINT for "end now, in order"."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        raise
-
-
-def run(*argv: str, data: bytes | None = None, **popen: object) -> str:
-    """Runs a client to its end, which must be a good one. Returns what it wrote to stdout and stderr."""
-    done = subprocess.run(
-        argv, input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=3 * TIMEOUT, check=False, **popen
-    )
-    said = done.stdout.decode(errors="replace")
-    assert done.returncode == 0, said
-    return said
 
 
 # --- HTTP ---
@@ -173,21 +127,10 @@ def test_wrk(nginx: int, through: Through, header: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def redis() -> Iterator[int]:
     """The port of a Redis."""
-    needs("redis-server")
-    options = [
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        "--dir",
-        str(tmp_path_factory.mktemp("redis")),
-    ]
     with contextlib.ExitStack() as stack:
-        yield serve(stack, lambda port: ["redis-server", "--port", port, *options], "Ready to accept connections")
+        yield redis_server(stack)
 
 
 @pytest.mark.parametrize("pipeline", ["1", "16"])
@@ -220,36 +163,14 @@ def test_iperf3(stack: contextlib.ExitStack, through: Through, way: str) -> None
 # --- PostgreSQL ---
 
 
-def postgres_program(name: str) -> str:
-    """Its path. The real one: a distribution's wrapper on PATH wants a cluster that is registered with it."""
-    folders = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: float(path.split("/")[-2]), reverse=True)
-    found = shutil.which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
-    if not found:
-        pytest.skip(f"needs the command {name}")
-    return found
-
-
-def postgres_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
-
-
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[int]:
     """The port of a PostgreSQL with the tables of pgbench."""
-    initdb, postgres, pgbench = (postgres_program(name) for name in ("initdb", "postgres", "pgbench"))
-    user: dict[str, object] = {"env": postgres_environment()}
+    pgbench = postgres_program("pgbench")
     with contextlib.ExitStack() as stack:
-        # Not below pytest's own folder: another user may not enter that one.
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tcpproxy-postgres-"))
-        if os.geteuid() == 0:  # which PostgreSQL refuses
-            user |= {"user": "nobody", "group": os.stat(folder).st_gid, "extra_groups": []}
-            shutil.chown(folder, "nobody")
-        data = f"{folder}/data"
-        run(initdb, "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", cwd="/", **user)
-        options = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
-        ready = "ready to accept connections"
-        port = serve(stack, lambda port: [postgres, "-D", data, "-p", port, *options], ready, user)
-        run(pgbench, "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-i", "-q", "postgres", env=user["env"])
+        port = postgres_server(stack)
+        address = ["-h", "127.0.0.1", "-p", str(port), "-U", "postgres"]
+        run(pgbench, *address, "-i", "-q", "postgres", env=postgres_environment())
         yield port
 
 

@@ -1,0 +1,76 @@
+"""Examples of docs/testing.md, with a client of Redis. Each replaces what a project's tests do by hand."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+redis = pytest.importorskip("redis")
+
+
+# pika, aiopg, aio-pika, aiomisc: end every connection, and see that the client comes back.
+def test_client_reconnects(tcpproxy, redis_port):
+    proxy = tcpproxy(redis_port)
+    client = redis.Redis(*proxy.address)
+    client.set("key", "value")
+    assert proxy.kill("reset") == 1  # both peers get an RST
+    assert client.get("key") == b"value"
+    assert [it.reason for it in proxy.connections(ended=True)] == ["killed", ""]
+
+
+# asyncpg, python-etcd3: the network is gone for a while. Nothing is lost.
+def test_server_is_silent(tcpproxy, redis_port):
+    proxy = tcpproxy(redis_port)
+    client = redis.Redis(*proxy.address, socket_timeout=0.2, retry=None)
+    with proxy.pause(), pytest.raises(redis.TimeoutError):
+        client.ping()
+    assert client.ping()
+
+
+# redis-py: a request is cancelled while its answer is on the way. Nobody may get that answer later.
+def test_cancelled_request(tcpproxy, redis_port):
+    proxy = tcpproxy(redis_port, record=True)
+
+    async def main():
+        client = redis.asyncio.Redis(host=proxy.host, port=proxy.port)
+        await client.set("a", "1")
+        await client.set("b", "2")
+        with proxy.pause("downstream"):
+            task = asyncio.create_task(client.get("a"))
+            before = proxy.stats()
+            await proxy.wait_for_async(to_upstream=1, since=before)  # the request went out
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert await client.get("b") == b"2"
+        await client.aclose()
+
+    asyncio.run(main())
+
+
+# scylladb: the address behind a name moves. Connections that are open stay where they are.
+def test_server_moves(tcpproxy, redis_port):
+    proxy = tcpproxy("127.0.0.1:1")  # nobody is there
+    client = redis.Redis(*proxy.address)
+    with pytest.raises(redis.ConnectionError):
+        client.ping()
+    proxy.upstream = redis_port
+    assert client.ping()
+
+
+# Did it go through the proxy, and what was it?
+def test_what_was_sent(tcpproxy, redis_port):
+    proxy = tcpproxy(redis_port, record=True)
+    redis.Redis(*proxy.address).set("key", "value")
+    assert b"SET\r\n$3\r\nkey\r\n$5\r\nvalue" in proxy.recordings[0].to_upstream
+
+
+# A pool gives its connections back.
+def test_pool_closes(tcpproxy, redis_port):
+    proxy = tcpproxy(redis_port)
+    client = redis.Redis(*proxy.address)
+    client.ping()
+    assert proxy.stats().active == 1
+    client.close()
+    proxy.wait_for(active=0)
