@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +22,7 @@ from .network.resolver import Address, Resolver
 from .report.reporter import Reporter
 from .report.table import measure, table
 from .text import quoted
+from .values import parse_wait
 from .views import Connection, Stats
 
 Stream = Literal["both", "upstream", "downstream"]
@@ -252,7 +254,7 @@ class Controls:
         to_upstream: int | None = None,
         to_client: int | None = None,
         since: Stats | None = None,
-        timeout: float = 5.0,
+        timeout: float | str | None = 5.0,
     ) -> Stats:
         """Waits until the proxy has done so much, all of it at the same time. At least so much; `active`: exactly.
 
@@ -263,17 +265,19 @@ class Controls:
             to_upstream: bytes delivered to upstream.
             to_client: bytes delivered to clients.
             since: count from these numbers on, except `active`; None: from the start.
-            timeout: seconds.
+            timeout: seconds or a text like `250ms`; None: for ever.
 
         Returns:
             The numbers at that time.
 
         Raises:
             WaitTimeout: not in this time, or the proxy has ended without it; the text shows numbers and connections.
+            UsageError: the timeout is no duration.
         """
         wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
-        deadline = monotonic() + timeout
-        while not (stats := self._look(wanted, deadline, timeout)):
+        limit = _limit(timeout)
+        deadline = monotonic() + limit
+        while not (stats := self._look(wanted, deadline, limit)):
             Signal().wait(LOOK_AGAIN)
         return stats
 
@@ -286,16 +290,17 @@ class Controls:
         to_upstream: int | None = None,
         to_client: int | None = None,
         since: Stats | None = None,
-        timeout: float = 5.0,
+        timeout: float | str | None = 5.0,
     ) -> Stats:
         """`wait_for` without blocking the event loop."""
         wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
-        deadline = monotonic() + timeout
-        while not (stats := self._look(wanted, deadline, timeout)):
+        limit = _limit(timeout)
+        deadline = monotonic() + limit
+        while not (stats := self._look(wanted, deadline, limit)):
             await awaiting.pause(LOOK_AGAIN)
         return stats
 
-    def _look(self, wanted: _Wanted, deadline: float, timeout: float) -> Stats | None:
+    def _look(self, wanted: _Wanted, deadline: float, limit: float) -> Stats | None:
         """The numbers, if they are as wanted; None: not yet.
 
         Raises:
@@ -308,7 +313,7 @@ class Controls:
         if not missing:
             return stats
         if over or monotonic() >= deadline:
-            when = "before the proxy ended" if over else f"within {timeout:g} s"
+            when = "before the proxy ended" if over else f"within {limit:g} s"
             known = self.connections(ended=True)
             lines = table(known, measure([], known, 0), None) if known else ["no connections"]
             raise WaitTimeout("\n".join([f"not {when}: {missing}", *lines]))
@@ -346,6 +351,12 @@ class _Wanted:
         if self._active is not None and stats.active != self._active:
             found.append(f"active {stats.active}, not {self._active}")
         return ", ".join(found)
+
+
+def _limit(timeout: float | str | None) -> float:
+    """Seconds; inf: for ever."""
+    limit = parse_wait("timeout", timeout)
+    return math.inf if limit is None else limit
 
 
 def _stream_bits(stream: Stream) -> int:

@@ -3,7 +3,8 @@
 # Python: a program that holds the GIL, or stands still, does not hold up the traffic that it records. Only a rotation of files
 # waits, for each next one.
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from tcpproxy._core.events cimport events_reason_name
@@ -30,6 +31,7 @@ cdef enum:
     AT_ONCE = 64            # records of one worker before their memory is given back
     GATHER_MS = 10          # the reader wakes no more often while records come, unless somebody waits for them
     NAP_US = 50             # of a Python thread that waits for the reader
+    SLICE_MS = 50           # such a thread looks for Ctrl-C and other signals so often
 
 _PIECE_KINDS = {TAP_DATA: "data", TAP_FIN: "fin", TAP_RST: "rst", TAP_END: "end", TAP_GAP: "gap", TAP_LOST: "lost"}
 
@@ -78,6 +80,12 @@ cdef class Recording:
         if self.it != NULL and not self.reader.abandoned:
             recordings_drop(&self.reader.store, self.it)
 
+    cdef int _check(self) except -1:
+        """A fork may have copied the memory in the middle of a change, under a lock that nobody opens in the child."""
+        if self.reader.abandoned:
+            raise RuntimeError("a recording can be read in the process of its proxy only, not in a forked one")
+        return 0
+
     @property
     def id(self):
         return self.it.id
@@ -85,6 +93,7 @@ cdef class Recording:
     def facts(self):
         """(client, upstream, reason, ended, truncated, bytes kept of client and upstream, bytes that they sent)."""
         cdef _Recording copy
+        self._check()
         recordings_lock(&self.reader.store)
         copy = self.it[0]
         recordings_unlock(&self.reader.store)
@@ -95,6 +104,7 @@ cdef class Recording:
     def data(self, int side, uint64_t start=0):
         """What the client (0) or upstream (1) has sent, as far as it is kept, from a byte on."""
         cdef uint64_t kept
+        self._check()
         recordings_lock(&self.reader.store)
         kept = self.it.streams[side].kept
         recordings_unlock(&self.reader.store)
@@ -113,6 +123,7 @@ cdef class Recording:
         """Each read whose bytes are kept: (side, bytes, seconds since accept)."""
         cdef uint32_t i, count
         cdef Chunk *chunks
+        self._check()
         recordings_lock(&self.reader.store)
         count = self.it.chunk_count
         chunks = <Chunk *> malloc((count or 1) * sizeof(Chunk))
@@ -146,7 +157,7 @@ cdef class TapReader:
     cdef uint64_t live              # connections in `seen`
     cdef Pieces pieces
     cdef int64_t since_1970         # what to add to clock_ns; from the start, so that no piece is before an earlier one
-    cdef uint64_t running
+    cdef uint64_t running           # from the start, so that nobody finds a thread that has not begun
     cdef uint64_t finishing         # no worker runs any more
     cdef uint64_t passes            # grows whenever the reader has taken records
     cdef uint64_t hurry             # threads that wait for records
@@ -176,6 +187,7 @@ cdef class TapReader:
             worker.loop.pump.tap.wakeup = self.bell_writer
             self.loops[self.count] = worker.loop
             self.count += 1
+        sync_store(&self.running, 1)
 
     def __dealloc__(self):
         cdef Seen *seen
@@ -202,7 +214,6 @@ cdef class TapReader:
         """
         cdef int why
         thread_block_sigpipe()
-        sync_store(&self.running, 1)
         with nogil:
             why = self._run()
         if why == RUN_ENDED:
@@ -222,6 +233,7 @@ cdef class TapReader:
         """In a forked child: closes the copies of the descriptors. The reader runs on in the parent only."""
         self.abandoned = True
         self._close()
+        sync_store(&self.running, 0)        # no thread of the child waits for it
 
     cdef void _close(self) noexcept nogil:
         if self.bell != NET_NONE:
@@ -371,22 +383,45 @@ cdef class TapReader:
 
     # --- for other threads ---
 
-    def sync(self):
+    def sync(self, double timeout=-1.0):
         """Returns when all that the workers have recorded until now was taken.
 
         A worker records bytes before it sends them. So what a peer has received is in the recordings afterwards.
+
+        It may take for ever: the reader stands still as long as the program that reads the pipe of a capture.
+
+        Args:
+            timeout: seconds; -1: for ever. Handlers of signals are called meanwhile, and may raise.
+
+        Returns:
+            False if the time was over first.
         """
         cdef uint64_t marks[WORKERS]
+        cdef uint64_t now = clock_ns(), until
+        cdef uint64_t deadline = now + <uint64_t> (timeout * 1e9) if timeout >= 0 else UINT64_MAX
         cdef int i
-        if not sync_load(&self.running):
-            return
+        cdef bint taken
         for i in range(self.count):
             marks[i] = sync_check(&self.loops[i].pump.tap.written)
         self._wake()
-        with nogil:
-            for i in range(self.count):
-                while sync_load(&self.loops[i].pump.tap.taken) < marks[i] and sync_load(&self.running):
-                    thread_nap_us(NAP_US)
+        while True:
+            until = min(now + SLICE_MS * 1000000, deadline)
+            with nogil:
+                taken = self._await(marks, until)
+                now = clock_ns()
+            if taken or now >= deadline:
+                return taken
+            PyErr_CheckSignals()
+
+    cdef bint _await(self, const uint64_t *marks, uint64_t until) noexcept nogil:
+        """False: it has not come so far by then."""
+        cdef int i
+        for i in range(self.count):
+            while sync_load(&self.loops[i].pump.tap.taken) < marks[i] and sync_load(&self.running):
+                if clock_ns() >= until:
+                    return False
+                thread_nap_us(NAP_US)
+        return True
 
     def wait_change(self, uint64_t seen, double timeout):
         """Waits until the reader has taken records since it returned `seen` (0: at once), or `timeout` seconds are over.

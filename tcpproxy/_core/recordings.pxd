@@ -40,6 +40,7 @@ cdef struct Recordings:
     uint64_t most               # bytes kept of each direction; 0: nothing is recorded
     uint64_t lock               # over everything else, also in the recordings
     uint64_t count
+    uint64_t ended              # of these, connections that are over
     uint64_t forgotten          # recordings that are no longer here, or for which there was no memory
     Recording *first
     Recording *last

@@ -42,26 +42,27 @@ cdef void recordings_free(Recordings *store) noexcept nogil:
         _leave(recording)
 
 
-cdef void _forget_oldest(Recordings *store) noexcept nogil:
-    """Makes room for one more. Recordings of live connections stay, however many there are."""
+cdef void _forget_oldest(Recordings *store, uint64_t kept) noexcept nogil:
+    """Until no more are kept. Recordings of live connections stay, however many there are."""
     cdef Recording *before = NULL
     cdef Recording *recording = store.first
-    if store.count < RECORDINGS_KEPT:
-        return
-    while recording != NULL and not recording.ended:
-        before = recording
-        recording = recording.next
-    if recording == NULL:
-        return
-    if before == NULL:
-        store.first = recording.next
-    else:
-        before.next = recording.next
-    if store.last == recording:
-        store.last = before
-    store.count -= 1
-    store.forgotten += 1
-    _leave(recording)
+    cdef Recording *after
+    while store.count > kept and store.ended:
+        after = recording.next
+        if not recording.ended:
+            before = recording
+        else:
+            if before == NULL:
+                store.first = after
+            else:
+                before.next = after
+            if store.last == recording:
+                store.last = before
+            store.count -= 1
+            store.ended -= 1
+            store.forgotten += 1
+            _leave(recording)
+        recording = after
 
 
 cdef Recording *recordings_open(Recordings *store, const TapRecord *record) noexcept nogil:
@@ -71,7 +72,7 @@ cdef Recording *recordings_open(Recordings *store, const TapRecord *record) noex
     if recording == NULL:
         store.forgotten += 1
     else:
-        _forget_oldest(store)
+        _forget_oldest(store, RECORDINGS_KEPT - 1)
         recording.users = 2                 # the store, and the reader until recordings_add has had TAP_END
         recording.id = record.id
         recording.opened_ns = record.time_ns
@@ -112,6 +113,8 @@ cdef void recordings_add(Recordings *store, Recording *recording, const TapRecor
         recording.reason = (<const TapEnd *> tap_body(record)).reason
         recording.ended = True
         _leave(recording)
+        store.ended += 1
+        _forget_oldest(store, RECORDINGS_KEPT)
     recordings_unlock(store)
 
 

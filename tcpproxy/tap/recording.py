@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -9,11 +10,18 @@ from .._core import capture
 from ..errors import UsageError, WaitTimeout
 from ..native import monotonic
 from ..text import quoted
-from ..values import parse_size
+from ..values import parse_size, parse_wait
 from .dump import DIRECTIONS, Direction, header, hex_lines
 
 SLICE = 0.05
 """Seconds: a wait returns to Python so often, for Ctrl-C and other signals."""
+
+SETTLE = 1.0
+"""Seconds, also of a shorter wait, in which the reader takes what has been recorded. It takes a millisecond, unless a
+capture stands still."""
+
+TOLD = 16 * 1024
+"""Bytes that the text of a WaitTimeout shows: the last ones."""
 
 KEPT = 1024**2
 """Bytes of each direction that `record=True` keeps."""
@@ -59,7 +67,10 @@ class Recording:
         self.id = recording.id
 
     def __repr__(self) -> str:
-        client, upstream, reason, ended, truncated, _, _, up, down = self._facts()
+        try:
+            client, upstream, reason, ended, truncated, _, _, up, down = self._facts()
+        except RuntimeError:
+            return f"<Recording #{self.id}, of another process>"
         state = f"ended: {reason}" if ended else "live"
         cut = ", truncated" if truncated else ""
         return f"<Recording #{self.id} {client} -> {upstream or '?'}, {up} and {down} bytes{cut}, {state}>"
@@ -104,73 +115,113 @@ class Recording:
     def chunks(self) -> list[Chunk]:
         """What each read brought, in the order in which the proxy read."""
         self._reader.sync()
-        reads = self._it.chunks()
-        data = (self._it.data(0), self._it.data(1))
-        ends = [0, 0]
-        found = []
-        for side, size, time in reads:
-            found.append(Chunk(DIRECTIONS[side], data[side][ends[side] : ends[side] + size], time))
+        return [chunk for _, chunk in self._last_chunks(math.inf)]
+
+    def _last_chunks(self, most: float) -> list[tuple[int, Chunk]]:
+        """The last reads, of not more than `most` bytes, each with the offset in its direction."""
+        ends, spans = [0, 0], []
+        for side, size, time in self._it.chunks():
+            spans.append((side, ends[side], ends[side] + size, time))
             ends[side] += size
-        return found
+        starts, last = ends.copy(), []
+        while spans and most:
+            side, start, end, time = spans.pop()
+            starts[side] = start = int(max(start, end - most))
+            most -= end - start
+            last.append((side, start, end, time))
+        data = [self._it.data(side, starts[side]) for side in (0, 1)]
+        return [
+            (start, Chunk(DIRECTIONS[side], data[side][start - starts[side] : end - starts[side]], time))
+            for side, start, end, time in reversed(last)
+        ]
 
     def wait_for(
-        self, pattern: bytes | re.Pattern[bytes], direction: Direction | None = None, timeout: float = 5.0
+        self,
+        pattern: bytes | re.Pattern[bytes],
+        direction: Direction | None = None,
+        timeout: float | str | None = 5.0,
     ) -> re.Match[bytes]:
         """Waits until these bytes have passed, also in several reads.
 
         Args:
             pattern: the bytes, or a compiled regular expression.
             direction: where to look; None: in both.
-            timeout: seconds.
+            timeout: seconds or a text like `250ms`; None: for ever.
 
         Returns:
             The match. Its `start()` is the offset in that direction.
 
         Raises:
             WaitTimeout: they have not passed in this time, or the connection ended without them; the text shows what
-                did pass.
-            UsageError: there is no such direction.
+                did pass, of much the last 16 KiB.
+            UsageError: there is no such direction, the timeout is no duration, or the pattern is neither bytes nor a
+                regular expression of bytes.
         """
         if direction is not None and direction not in DIRECTIONS:
             raise UsageError(f"direction {quoted(direction)} is unknown, expected to_upstream or to_client")
-        wanted = re.compile(re.escape(pattern)) if isinstance(pattern, bytes) else pattern
+        wanted = _regex(pattern)
         sides = [0, 1] if direction is None else [DIRECTIONS.index(direction)]
-        deadline = monotonic() + timeout
+        limit = parse_wait("timeout", timeout)
+        limit = math.inf if limit is None else limit
+        deadline = monotonic() + limit
         passes, sizes = 0, [-1, -1]
+        self._sync(max(limit, SETTLE))
         while True:
-            self._reader.sync()
             ended = self._it.facts()[3]  # before the bytes: none come after the end
             for side in sides:
                 kept = self._it.facts()[5:7][side]
                 if kept != sizes[side]:
-                    sizes[side] = kept
-                    if match := wanted.search(self._it.data(side)):
+                    before, sizes[side] = sizes[side], kept
+                    if match := self._search(wanted, pattern, side, before):
                         return match
             rest = deadline - monotonic()
             if ended or rest <= 0:
-                raise WaitTimeout(self._missed(pattern, direction, timeout, ended))
+                raise WaitTimeout(self._missed(wanted.pattern, direction, limit, ended))
             passes = self._reader.wait_change(passes, min(rest, SLICE))
+            self._sync(max(0.0, deadline - monotonic()))
 
-    def _missed(self, pattern: object, direction: Direction | None, timeout: float, ended: bool) -> str:
+    def _sync(self, limit: float) -> None:
+        self._reader.sync(-1 if limit == math.inf else limit)
+
+    def _search(self, wanted: re.Pattern[bytes], pattern: object, side: int, before: int) -> re.Match[bytes] | None:
+        """Looks in all that is kept; of plain bytes it has looked already in the first `before` ones of these."""
+        if isinstance(pattern, bytes) and pattern not in self._it.data(side, max(0, before - len(pattern) + 1)):
+            return None
+        return wanted.search(self._it.data(side))
+
+    def _missed(self, pattern: bytes, direction: Direction | None, timeout: float, ended: bool) -> str:
         _, _, reason, _, truncated, kept_up, kept_down, up, down = self._it.facts()
-        shown = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
         when = f"before connection #{self.id} ended ({reason})" if ended else f"within {timeout:g} s"
         where = f" {direction.replace('_', ' ')}" if direction else ""
-        text = f"{shown!r} did not pass{where} {when}"
+        text = f"{quoted(pattern)} did not pass{where} {when}"
         if truncated:
             text += f"; only the first {kept_up} of {up} and {kept_down} of {down} bytes are recorded"
-        return f"{text}\n{self.dump()}"
+        if kept_up + kept_down > TOLD:
+            text += f"; these are the last {TOLD}"
+        return f"{text}\n{self._lines(TOLD)}"
 
     def dump(self) -> str:
         """What has passed, as text: for each read a header and the bytes as `hexdump -C` shows them.
 
         The header's time is that since accept, in seconds.
         """
+        self._reader.sync()
+        return self._lines(math.inf)
+
+    def _lines(self, most: float) -> str:
+        """The dump of the last bytes."""
         text = []
-        offsets = [0, 0]
-        for chunk in self.chunks:
+        for offset, chunk in self._last_chunks(most):
             side, size = DIRECTIONS.index(chunk.direction), len(chunk.data)
-            text.append(f"{header(side, f'{chunk.time:.6f}', self.id, offsets[side], size)}\n")
-            text.append(hex_lines(chunk.data, offsets[side]))
-            offsets[side] += size
+            text.append(f"{header(side, f'{chunk.time:.6f}', self.id, offset, size)}\n")
+            text.append(hex_lines(chunk.data, offset))
         return "".join(text)
+
+
+def _regex(pattern: object) -> re.Pattern[bytes]:
+    """UsageError: it is neither bytes nor a regular expression of bytes."""
+    if isinstance(pattern, bytes):
+        return re.compile(re.escape(pattern))
+    if isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, bytes):
+        return pattern
+    raise UsageError(f"pattern {quoted(pattern)} is neither bytes nor a compiled regular expression of bytes")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import re
 import socket
 import struct
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from networks import Closed
+from support.command import run
 from support.machine import descriptors
 from support.peers import Echo, Upstream, connect
 from support.streams import MIB, echoes, is_over, payload, read_all, read_exactly, send_and_shut
@@ -20,6 +24,7 @@ import tcpproxy
 from tcpproxy import Chunk, Proxy, Recording, UsageError, WaitTimeout
 from tcpproxy._core.capture import TapReader
 from tcpproxy._core.worker import ZERO_COPY, Worker
+from tcpproxy.tap.dump import hex_lines
 
 MakeProxy = Callable[..., Proxy]
 
@@ -210,6 +215,22 @@ def test_a_thousand_are_kept(make_proxy: MakeProxy, echo: Echo) -> None:
         assert found[0].to_client == b"the first, still"
 
 
+def test_more_than_a_thousand_at_once(make_proxy: MakeProxy, echo: Echo) -> None:
+    """All of them are kept while they live; the oldest ones go when they end."""
+    proxy = make_proxy(echo.name, record=100)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(proxy.address)) for _ in range(1100)]
+        for client in clients:
+            assert echoes(client)
+        assert len(proxy.recordings) == 1100
+    eventually(lambda: proxy.stats().active == 0)
+    eventually(lambda: len(proxy.recordings) == 1000)
+    with connect(proxy.address) as client:
+        assert echoes(client, b"one more")
+        assert len(proxy.recordings) == 1000
+        assert proxy.recordings[-1].to_client == b"one more"
+
+
 def test_without_record(make_proxy: MakeProxy, echo: Echo) -> None:
     proxy = Proxy(echo.name)
     with pytest.raises(RuntimeError, match="nothing is recorded, expected Proxy"):
@@ -278,6 +299,103 @@ def test_a_direction_that_is_none(proxy: Proxy) -> None:
         assert echoes(client)
         with pytest.raises(UsageError, match="expected to_upstream or to_client"):
             proxy.recordings[0].wait_for(b"", "up")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("timeout", [math.nan, "soon", True])
+def test_a_timeout_that_is_none(proxy: Proxy, timeout: float) -> None:
+    with connect(proxy.address) as client:
+        assert echoes(client)
+        with pytest.raises(UsageError, match=r"^timeout "):
+            proxy.recordings[0].wait_for(b"never", timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "10ms"])
+def test_a_timeout_as_elsewhere(proxy: Proxy, timeout: float | str) -> None:
+    """What has been received is found without any time."""
+    with connect(proxy.address) as client:
+        assert echoes(client, b"needle")
+        proxy.recordings[0].wait_for(b"needle", "to_client", timeout)
+        with pytest.raises(WaitTimeout):
+            proxy.recordings[0].wait_for(b"never", timeout=timeout)
+
+
+def test_a_wait_for_ever(proxy: Proxy) -> None:
+    with connect(proxy.address) as client:
+        assert echoes(client)
+        with in_background(proxy.recordings[0].wait_for, b"needle", None, None) as found:
+            assert echoes(client, b"needle")
+        assert found
+
+
+@pytest.mark.parametrize("pattern", ["text", bytearray(b"needle"), None, re.compile("text")])
+def test_a_pattern_that_is_none(proxy: Proxy, pattern: bytes) -> None:
+    with connect(proxy.address) as client:
+        assert echoes(client)
+        with pytest.raises(UsageError, match="is neither bytes nor a compiled regular expression of bytes"):
+            proxy.recordings[0].wait_for(pattern)
+
+
+def test_text_of_a_wait_in_vain_is_bounded(make_proxy: MakeProxy, echo: Echo) -> None:
+    """It shows the last bytes, with their offsets."""
+    proxy = make_proxy(echo.name, record="16MiB")
+    data = payload(4 * MIB)
+    with connect(proxy.address) as client, in_background(send_and_shut, client, data):
+        assert read_all(client) == data
+    recording = end_of(proxy)
+    with pytest.raises(WaitTimeout, match="these are the last 16384") as caught:
+        recording.wait_for(bytes(100_000))
+    text = str(caught.value)
+    assert len(text) < 200_000
+    assert hex_lines(data[-16:], len(data) - 16) in text
+    assert recording.dump().endswith(text.splitlines()[-1] + "\n")
+
+
+# --- a reader that stands still ---
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_questions_while_a_capture_stands_still(tmp_path: Path) -> None:
+    """The reader of the taps waits for who reads the pipe. A wait ends in its time, and Ctrl-C ends any question."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    program = """if True:
+    import os, signal, socket, sys, threading, time, tcpproxy
+    reader = os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)
+    server = socket.create_server(("127.0.0.1", 0))
+    proxy = tcpproxy.Proxy(server.getsockname(), record="64KiB", capture=sys.argv[1], on_event=lambda _: None).start()
+    client = socket.create_connection(proxy.address)
+    peer = server.accept()[0]
+    client.sendall(b"first")
+    peer.recv(5)
+    (recording,) = proxy.recordings
+    for end in (client, peer):
+        end.settimeout(0.2)
+    try:
+        while True:
+            client.sendall(bytes(65536))
+            peer.recv(65536)
+    except TimeoutError:
+        pass
+    began = time.monotonic()
+    try:
+        recording.wait_for(b"never", timeout=0.2)
+    except tcpproxy.WaitTimeout:
+        assert time.monotonic() - began < 3
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        recording.to_upstream
+    except KeyboardInterrupt:
+        print("interrupted")
+    os.close(reader)
+    proxy.stop()
+    for end in (client, peer, server):
+        end.close()
+    """
+    done = run(program, str(pipe))
+    assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "", 0)
 
 
 # --- a reader that is slow ---
@@ -409,6 +527,35 @@ def test_descriptors_are_given_back(echo: Echo) -> None:
     with Proxy(echo.name, record=True, workers=2) as proxy, connect(proxy.address) as client:
         assert echoes(client)
     eventually(lambda: descriptors() == before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_no_recordings(echo: Echo) -> None:
+    """It says so: their memory may be copied in the middle of a change."""
+    program = """if True:
+    import os, signal, socket, sys, tcpproxy
+    with tcpproxy.Proxy(int(sys.argv[1]), record=True) as proxy, socket.create_connection(proxy.address) as client:
+        client.sendall(b"hello")
+        client.recv(5)
+        (recording,) = proxy.recordings
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            for ask in ("to_client", "chunks", "reason", "dump"):
+                try:
+                    value = getattr(recording, ask)
+                    value()
+                except RuntimeError as error:
+                    assert "not in a forked one" in str(error)
+            assert repr(recording) == "<Recording #1, of another process>"
+            assert proxy.recordings == []
+            del recording
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert recording.to_client == b"hello"
+    """
+    done = run(program, str(echo.port))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_public_names() -> None:

@@ -13,7 +13,7 @@ from support.peers import Echo, Upstream, connect
 from support.streams import echoes, read_exactly
 from support.waiting import TIMEOUT, in_background, pause
 
-from tcpproxy import Proxy, WaitTimeout, awaiting
+from tcpproxy import Proxy, UsageError, WaitTimeout, awaiting
 
 MakeProxy = Callable[..., Proxy]
 
@@ -156,3 +156,16 @@ def test_outside_of_a_coroutine(proxy: Proxy) -> None:
     coroutine = awaiting.pause(1)
     with pytest.raises(RuntimeError, match="expected a coroutine that asyncio, trio or anyio runs"):
         coroutine.send(None)
+
+
+@pytest.mark.parametrize("timeout", ["soon", float("nan"), "-1s"])
+def test_what_is_no_time(proxy: Proxy, timeout: object) -> None:
+    with pytest.raises(UsageError, match=r"^timeout "):
+        proxy.wait_for(accepted=1, timeout=timeout)
+
+
+def test_times_with_units(proxy: Proxy) -> None:
+    with pytest.raises(WaitTimeout, match=r"^not within 0\.01 s"):
+        proxy.wait_for(accepted=1, timeout="10ms")
+    with in_background(lambda: (pause(0.05), proxy.stop())), pytest.raises(WaitTimeout, match="before the proxy ended"):
+        proxy.wait_for(accepted=1, timeout=None)
