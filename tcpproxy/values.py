@@ -1,4 +1,4 @@
-"""Numbers, durations, sizes and choices, from what people write. Pure functions."""
+"""Numbers, durations, sizes, rates and choices, from what people write. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import re
 
 from .errors import UsageError
 from .text import quoted
+
+TYPE_CHECKING = False  # typing's own costs the command milliseconds
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d|)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}
@@ -19,6 +23,31 @@ _BYTES: dict[str, int] = {
 """Units of sizes. A letter alone is a power of 1024."""
 _SIZE = re.compile(rf"(\d+)\s*({'|'.join(_BYTES)})", re.ASCII)
 
+_DECIMAL = r"\d{1,15}(?:\.\d{0,9})?|\.\d{1,9}"
+_MICROSECONDS = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
+_TIME = re.compile(rf"({_DECIMAL})\s*(us|ms|s|m|h|)", re.ASCII)
+_BITS: dict[str, int] = {
+    **{f"{unit}B/s": 8 * 1000**power for power, unit in enumerate(("", "k", "M", "G"))},
+    **{f"{unit}iB/s": 8 * 1024**power for power, unit in enumerate("KMG", 1)},
+    **{f"{unit}bit/s": 1000**power for power, unit in enumerate(("", "k", "M", "G"))},
+    "KB/s": 8000,
+}
+"""Bits of a unit of rates."""
+_RATE = re.compile(rf"({_DECIMAL})\s*({'|'.join(_BITS)}|[kKMG]?)", re.ASCII)
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{0,30})?|\.\d{1,30})(?:e-(\d{1,3}))?(%?)", re.ASCII)
+FASTEST = 10**12
+"""Bytes per second: the highest rate."""
+
+
+class Rate(int):
+    """Bytes per second. Its text is one that `parse_rate` reads."""
+
+    def __str__(self) -> str:
+        return _decimal(self, (("GB/s", 10**9), ("MB/s", 10**6), ("kB/s", 1000), ("B/s", 1)))
+
+    def __repr__(self) -> str:
+        return f"Rate({str(self)!r})"
+
 
 def parse_number(what: str, value: int | str, least: int, most: int, *, word: str = "") -> int:
     """A whole number from `least` to `most`, as a number or in digits. UsageError otherwise.
@@ -31,7 +60,7 @@ def parse_number(what: str, value: int | str, least: int, most: int, *, word: st
     """
     number = value
     if isinstance(value, str):
-        number = int(value) if re.fullmatch(r"\s*\d{1,9}\s*", value, re.ASCII) else -1
+        number = int(value) if re.fullmatch(r"\s*\d{1,20}\s*", value, re.ASCII) else -1
     if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
         other = f" or {word}" if word else ""
         raise UsageError(f"{what} {quoted(value)} is not a whole number from {least} to {most}{other}")
@@ -92,6 +121,27 @@ def parse_busy_poll(what: str, value: int | str) -> int:
         raise UsageError(f"{what} {quoted(value)} is unknown, {expected}") from None
 
 
+def parse_flag(what: str, value: object) -> bool:
+    """A bool, also from `true` or `false`. UsageError otherwise."""
+    if not isinstance(value, bool) and value not in ("true", "false"):
+        raise UsageError(f"{what} {quoted(value)} is unknown, expected true or false")
+    return value in (True, "true")
+
+
+def parse_share(what: str, value: float | str) -> float:
+    """A number from 0 to 1, also from a text like `0.1` or `10%`. UsageError otherwise."""
+    share = -1.0
+    match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match:
+        digits, scale = _digits(match[1])
+        share = digits / 10 ** (scale + int(match[2] or 0) + 2 * len(match[3]))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        share = float(max(-1, min(value, 2)))
+    if not 0 <= share <= 1:  # also refuses nan
+        raise UsageError(f"{what} {quoted(value)} is not a share, expected 0 to 1 or 0% to 100%")
+    return share
+
+
 def parse_choice(what: str, value: str, words: tuple[str, ...], hidden: tuple[str, ...] = ()) -> str:
     """One of the words, or of the `hidden` ones, which the error does not list. UsageError otherwise."""
     if value not in (*words, *hidden):
@@ -121,3 +171,86 @@ def parse_size(what: str, value: int | str | None, least: int, most: int, *, off
     if not least <= size <= most:
         raise UsageError(f"{what} {quoted(value)} is out of range, expected {least} to {most} bytes{word}")
     return size
+
+
+def parse_time(what: str, value: str | timedelta | int, *, other: str = "ms") -> timedelta:
+    """A duration whose unit is said: a text like `250ms`, `1.5s` or `10us`, a timedelta, or 0.
+
+    Args:
+        what: its name, for errors.
+        value: what was given.
+        other: the unit that a bare number might mean, besides seconds; for the error.
+
+    Raises:
+        UsageError: it has no unit, is negative, longer than a year, or finer than 1us.
+    """
+    from datetime import timedelta  # not for the start of the command
+
+    if isinstance(value, timedelta):
+        time = value
+    elif value in (0, "0") and not isinstance(value, bool):
+        time = timedelta(0)
+    else:
+        match = _TIME.fullmatch(str(value).strip()) if _is_number(value) else None
+        if not match:
+            raise UsageError(
+                f"{what} {quoted(value)} is not a time, expected a number with us, ms, s, m or h, like 250ms"
+            )
+        if not match[2]:
+            raise UsageError(f"{what} {quoted(value)} has no unit, expected '{match[1]}{other}' or '{match[1]}s'")
+        digits, scale = _digits(match[1])
+        microseconds, rest = divmod(digits * _MICROSECONDS[match[2]], 10**scale)
+        if rest:
+            raise UsageError(f"{what} {quoted(value)} is no whole number of microseconds")
+        time = timedelta(microseconds=min(microseconds, 2 * LONGEST * 10**6))
+    if not timedelta(0) <= time <= timedelta(seconds=LONGEST):
+        raise UsageError(f"{what} {quoted(value)} is out of range, expected 0s to {LONGEST}s")
+    return time
+
+
+def format_time(time: timedelta) -> str:
+    """A text that `parse_time` reads."""
+    microseconds = (time.days * 86400 + time.seconds) * 10**6 + time.microseconds
+    return _decimal(microseconds, (("s", 10**6), ("ms", 1000), ("us", 1))) if microseconds else "0"
+
+
+def parse_rate(what: str, value: str | Rate) -> Rate:
+    """Bytes per second, from a text like `100kB/s`, `1MiB/s` or `10Mbit/s`.
+
+    Raises:
+        UsageError: it has no unit, is 0, above 1000 GB/s, or no whole number of bytes per second.
+    """
+    if isinstance(value, Rate):
+        return value
+    match = _RATE.fullmatch(str(value).strip()) if _is_number(value) else None
+    if not match:
+        raise UsageError(f"{what} {quoted(value)} is not a rate, expected a number with B/s or bit/s, like 100kB/s")
+    number, unit = match.groups()
+    if unit not in _BITS:
+        unit = unit.replace("K", "k") or "k"  # the unit that others mean by a bare number is 1000 bytes or 1000 bits
+        raise UsageError(f"{what} {quoted(value)} has no unit, expected '{number}{unit}B/s' or '{number}{unit}bit/s'")
+    digits, scale = _digits(number)
+    rate, rest = divmod(digits * _BITS[unit], 8 * 10**scale)
+    if rest:
+        raise UsageError(f"{what} {quoted(value)} is no whole number of bytes per second")
+    if not 1 <= rate <= FASTEST:
+        raise UsageError(f"{what} {quoted(value)} is out of range, expected {Rate(1)} to {Rate(FASTEST)}")
+    return Rate(rate)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+def _digits(number: str) -> tuple[int, int]:
+    """A decimal number exactly: an integer, and how many of its digits come behind the point."""
+    whole, _, rest = number.partition(".")
+    return int(whole + rest), len(rest)
+
+
+def _decimal(number: int, units: tuple[tuple[str, int], ...]) -> str:
+    """The exact number, in the largest unit of which it has at least one."""
+    unit, size = next((each for each in units if number >= each[1]), units[-1])
+    whole, rest = divmod(number, size)
+    digits = f"{rest:0{len(str(size)) - 1}}".rstrip("0") if rest else ""
+    return f"{whole}.{digits}{unit}" if digits else f"{whole}{unit}"
