@@ -30,7 +30,9 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     events     ring of event records, from a worker to Python
     poller     the contract of the pollers: epoll, kqueue, poll
     splice     pipes for splice(2)
-    timers     deadlines: a list for each constant length
+    timers     deadlines: a list for each constant length, and a heap of alarms
+    bucket     a rate, which workers can share
+    dice       random numbers without a state
     buffer     bytes that a half could not send yet
     tag        what an event's tag means
     net        sockets; the platform's part is in net_posix.h or net_windows.h

@@ -24,7 +24,7 @@ from tcpproxy._core.table cimport table_at, table_find, table_release
 from tcpproxy._core.tap cimport tap_catch_up, tap_claim, tap_close
 from tcpproxy._core.tag cimport TAG_LISTENER, tag_listener_number, tag_socket
 from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us, thread_yield
-from tcpproxy._core.timers cimport Timer, timers_pop, timers_wait_ns
+from tcpproxy._core.timers cimport timers_pop, timers_wait_ns
 
 cdef enum:
     # Bytes of one splice while a worker has interactive traffic: a larger one delays all sockets. Measured: docs/decisions.md,
@@ -131,12 +131,12 @@ cdef void _run_queue(Loop *loop) noexcept nogil:
 
 cdef void _timers(Loop *loop) noexcept nogil:
     cdef int kind = 0
-    cdef Timer *timer
+    cdef void *relay
     while True:
-        timer = timers_pop(&loop.timers, loop.now_ns, &kind)
-        if timer == NULL:
+        relay = timers_pop(&loop.timers, loop.now_ns, &kind)
+        if relay == NULL:
             break
-        relay_timer(loop, <Relay *> timer.owner, kind)
+        relay_timer(loop, <Relay *> relay, kind)
     if loop.accepting.resume_ns and loop.accepting.resume_ns <= loop.now_ns:
         accepting_watch(loop)
 

@@ -1,5 +1,10 @@
-# Deadlines. All timers of one kind have the same length, so a list in arming order is also in order of due time. Arming,
-# re-arming and cancelling are O(1); the next due time is the earliest of the lists' heads.
+# Deadlines: timers and alarms.
+#
+# All timers of one kind have the same length, so a list in arming order is also in order of due time. Arming, re-arming and
+# cancelling are O(1); the next due time is the earliest of the lists' heads.
+#
+# An alarm has a due time of its own. Alarms are in a pairing heap, of which each is a node itself: setting one is O(1), takes no
+# memory and cannot fail; cancelling is O(log n), amortized. Only a few relays have one.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 cdef enum:                  # the kinds; TIMER_NONE: not armed
@@ -13,7 +18,8 @@ cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_LINGER            # only last bytes are left to send, and none has left the kernel for this long
     TIMER_FLUSH             # check whether the kernel has sent what a reset would destroy
     TIMER_STUCK             # the same, after a check that saw no progress
-    TIMER_KINDS
+    TIMER_KINDS             # so many lists
+    TIMER_SHAPER = TIMER_KINDS      # of alarms: bytes that a shaper holds are due
 
 cdef struct Timer:
     Timer *previous
@@ -27,11 +33,22 @@ cdef struct TimerList:
     Timer *last
     uint64_t length_ns
 
+cdef struct Alarm:
+    Alarm *child            # the first one
+    Alarm *next             # of the same parent
+    Alarm *previous         # of the same parent; of the first child, the parent
+    uint64_t due_ns
+    void *owner
+    uint8_t kind            # TIMER_NONE: not set
+
 cdef struct Timers:
     TimerList lists[TIMER_KINDS]
-    uint64_t earliest_ns    # no timer is due before: a batch need not look at the lists until then
+    Alarm *alarms           # the one that is due first: the root of the heap
+    uint64_t earliest_ns    # nothing is due before: a batch need not look until then
 
 cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) noexcept nogil   # re-arms as well
 cdef void timers_cancel(Timers *timers, Timer *timer) noexcept nogil                           # does nothing if it is not armed
-cdef Timer *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil      # disarms one that is due; NULL: none
-cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil            # until the next one is due; -1: none
+cdef void alarms_set(Timers *timers, Alarm *alarm, int kind, uint64_t due_ns) noexcept nogil       # sets it anew as well
+cdef void alarms_cancel(Timers *timers, Alarm *alarm) noexcept nogil                           # does nothing if it is not set
+cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil    # disarms one that is due; its owner, or NULL
+cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil         # until the next one is due; -1: none

@@ -34,8 +34,83 @@ cdef void timers_cancel(Timers *timers, Timer *timer) noexcept nogil:
     timer.kind = TIMER_NONE
 
 
-cdef Timer *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil:
+# --- alarms ---
+
+cdef Alarm *_meld(Alarm *one, Alarm *other) noexcept nogil:
+    """Makes one heap of two; the root that is due later becomes a child of the other. Either may be NULL."""
+    cdef Alarm *first = one
+    if one == NULL or other == NULL:
+        return other if one == NULL else one
+    if other.due_ns < one.due_ns:
+        first = other
+        other = one
+    other.previous = first
+    other.next = first.child
+    if other.next != NULL:
+        other.next.previous = other
+    first.child = other
+    return first
+
+
+cdef Alarm *_meld_all(Alarm *alarm) noexcept nogil:
+    """Makes one heap of an alarm and those behind it: in pairs from the front, then the pairs from the back."""
+    cdef Alarm *pairs = NULL
+    cdef Alarm *pair
+    cdef Alarm *other
+    cdef Alarm *root = NULL
+    while alarm != NULL:
+        pair = alarm
+        other = pair.next
+        alarm = other.next if other != NULL else NULL
+        pair.next = NULL
+        if other != NULL:
+            other.next = NULL
+        pair = _meld(pair, other)
+        pair.next = pairs
+        pairs = pair
+    while pairs != NULL:
+        pair = pairs
+        pairs = pair.next
+        pair.next = NULL
+        root = _meld(root, pair)
+    if root != NULL:
+        root.previous = NULL
+    return root
+
+
+cdef void alarms_set(Timers *timers, Alarm *alarm, int kind, uint64_t due_ns) noexcept nogil:
+    alarms_cancel(timers, alarm)
+    alarm.kind = kind
+    alarm.due_ns = due_ns
+    timers.alarms = _meld(timers.alarms, alarm)
+    if due_ns < timers.earliest_ns:
+        timers.earliest_ns = due_ns
+
+
+cdef void alarms_cancel(Timers *timers, Alarm *alarm) noexcept nogil:
+    cdef Alarm *children
+    if alarm.kind == TIMER_NONE:
+        return
+    children = _meld_all(alarm.child)
+    if timers.alarms == alarm:
+        timers.alarms = children
+    else:
+        if alarm.previous.child == alarm:
+            alarm.previous.child = alarm.next
+        else:
+            alarm.previous.next = alarm.next
+        if alarm.next != NULL:
+            alarm.next.previous = alarm.previous
+        timers.alarms = _meld(timers.alarms, children)
+    alarm.child = alarm.next = alarm.previous = NULL
+    alarm.kind = TIMER_NONE
+
+
+# --- both ---
+
+cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil:
     cdef Timer *timer
+    cdef Alarm *alarm = timers.alarms
     cdef uint64_t earliest_ns = UINT64_MAX
     cdef int i
     if now_ns < timers.earliest_ns:
@@ -47,21 +122,27 @@ cdef Timer *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogi
         if timer.due_ns <= now_ns:
             timers_cancel(timers, timer)
             kind[0] = i
-            return timer
+            return timer.owner
         if timer.due_ns < earliest_ns:
             earliest_ns = timer.due_ns
+    if alarm != NULL and alarm.due_ns <= now_ns:
+        kind[0] = alarm.kind
+        alarms_cancel(timers, alarm)
+        return alarm.owner
+    if alarm != NULL and alarm.due_ns < earliest_ns:
+        earliest_ns = alarm.due_ns
     timers.earliest_ns = earliest_ns
     return NULL
 
 
 cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil:
-    cdef uint64_t due = 0
+    cdef uint64_t due = timers.alarms.due_ns if timers.alarms != NULL else UINT64_MAX
     cdef Timer *timer
     cdef int kind
     for kind in range(TIMER_NONE + 1, TIMER_KINDS):
         timer = timers.lists[kind].first
-        if timer != NULL and (due == 0 or timer.due_ns < due):
+        if timer != NULL and timer.due_ns < due:
             due = timer.due_ns
-    if due == 0:
+    if due == UINT64_MAX:
         return -1
     return <int64_t> (due - now_ns) if due > now_ns else 0

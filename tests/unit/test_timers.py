@@ -135,3 +135,89 @@ def test_any_order_of_calls(door: ModuleType) -> None:
             for each in due:
                 del armed[each]
     assert armed
+
+
+# --- alarms ---
+
+
+def test_alarm_is_due_when_it_says(door: ModuleType) -> None:
+    """Beside the timers, and once only."""
+    timers = door.TimersDoor(3, LENGTHS)
+    timers.set(0, 500)
+    timers.arm(1, A, 300)
+    timers.set(2, 350)
+    assert timers.wait_ns(300) == 50
+    assert timers.pop(349) is None
+    assert timers.pop(350) == (2, door.SHAPER)
+    assert timers.wait_ns(350) == 50
+    assert timers.pop(399) is None
+    assert [timers.pop(500) for _ in range(3)] == [(1, A), (0, door.SHAPER), None]
+    assert timers.wait_ns(500) == -1
+
+
+def test_alarm_that_is_set_anew(door: ModuleType) -> None:
+    """Earlier and later, as the first one and behind others."""
+    timers = door.TimersDoor(3, LENGTHS)
+    for number, due in ((0, 100), (1, 200), (2, 300), (2, 50), (0, 400), (1, 1000)):
+        timers.set(number, due)
+    assert timers.pop(49) is None
+    assert [timers.pop(1000) for _ in range(4)] == [(number, door.SHAPER) for number in (2, 0, 1)] + [None]
+
+
+def test_alarm_before_the_earliest_that_was_known(door: ModuleType) -> None:
+    """A batch that looked and found nothing due does not look again before the earliest: an alarm moves that."""
+    timers = door.TimersDoor(2, LENGTHS)
+    timers.set(0, 1000)
+    assert timers.pop(500) is None
+    timers.set(1, 600)
+    assert timers.pop(600) == (1, door.SHAPER)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_alarm_that_is_cancelled(door: ModuleType, number: int) -> None:
+    """Root, first child, last child, and one that was never set; twice."""
+    timers = door.TimersDoor(5, LENGTHS)
+    for each, due in enumerate((10, 20, 30, 40)):
+        timers.set(each, due)
+    for _ in range(2):
+        timers.unset(number)
+    expected = [each for each in range(4) if each != number]
+    assert [timers.pop(100) for _ in range(4)] == ([(each, door.SHAPER) for each in expected] + [None] * 4)[:4]
+
+
+def test_any_order_of_alarms(door: ModuleType) -> None:
+    """50,000 random steps against a dictionary: those that are due come in order of due time."""
+    chance = random.Random(11)
+    timers = door.TimersDoor(300, LENGTHS)
+    due: dict[int, int] = {}
+    now = 1
+    popped = 0
+    for _ in range(50_000):
+        number = chance.randrange(300)
+        if chance.random() < 0.7:
+            due[number] = now + chance.choice([1, chance.randrange(1, 50), chance.randrange(1, 5000)])
+            timers.set(number, due[number])
+        else:
+            timers.unset(number)
+            due.pop(number, None)
+        assert timers.wait_ns(now) == (max(0, min(due.values()) - now) if due else -1)
+        if chance.random() < 0.05:
+            now += chance.randrange(100)
+            order = []
+            while found := timers.pop(now):
+                order.append(due.pop(found[0]))
+            assert order == sorted(order)
+            assert all(each <= now for each in order)
+            assert not due or min(due.values()) > now
+            popped += len(order)
+    assert popped > 1000
+
+
+def test_alarms_in_order_and_against_it(door: ModuleType) -> None:
+    """Chains of children: no recursion, so no depth of them matters."""
+    count = 200_000
+    timers = door.TimersDoor(count, LENGTHS)
+    for order in (range(count), range(count - 1, -1, -1)):
+        for number in order:
+            timers.set(number, number + 1)
+        assert [timers.pop(count)[0] for _ in range(count)] == list(range(count))

@@ -1,0 +1,58 @@
+# A rate. Header-only.
+#
+# One word: the time until which the rate is used up. Sending n bytes moves it on by the time that they take at the rate. A word
+# in the past is credit, of at most `burst_ns`; one in the future is debt. So there is no tick, nothing to refill, and
+# workers share a rate through the word alone: bucket_charge is a compare-and-swap, and two that charge at once leave a
+# debt, which the next one waits for.
+#
+# Whoever has bytes to send asks bucket_due_ns when, bucket_room how many, and charges what it sends. All that is held or half
+# of the burst, whichever is less, goes at once: single bytes at a time would cost a wake-up each, and a wake-up that comes late
+# by less than half of the burst loses nothing of the rate.
+from libc.stdint cimport uint64_t
+from tcpproxy._core.sync cimport sync_claim, sync_load
+
+cdef struct Limit:
+    uint64_t rate           # bytes per second, 1 to 10^12
+    uint64_t burst_ns       # how much may be saved up while nothing is sent, as time at the rate
+
+cdef enum:
+    BUCKET_BURST_NS = 10000000      # the usual one
+
+
+cdef inline void limit_set(Limit *limit, uint64_t rate, uint64_t burst) noexcept nogil:
+    """`burst`: bytes, up to 10^9; 0: the usual one. It is two bytes at least."""
+    limit.rate = rate
+    limit.burst_ns = BUCKET_BURST_NS
+    if burst or BUCKET_BURST_NS * rate < 2 * <uint64_t> 1000000000:
+        limit.burst_ns = ((burst if burst > 2 else 2) * <uint64_t> 1000000000 + rate - 1) // rate
+
+
+cdef inline uint64_t bucket_takes_ns(const Limit *limit, uint64_t size) noexcept nogil:
+    """How long `size` bytes take, rounded up, so that the rate is never exceeded. `size` < 2^34."""
+    return (size * <uint64_t> 1000000000 + limit.rate - 1) // limit.rate
+
+
+cdef inline uint64_t _bucket_from(uint64_t used_up_ns, const Limit *limit, uint64_t now_ns) noexcept nogil:
+    """The same time, but not so far in the past that it would be more than a burst."""
+    cdef uint64_t least = now_ns - limit.burst_ns if now_ns > limit.burst_ns else 0
+    return used_up_ns if used_up_ns > least else least
+
+
+cdef inline uint64_t bucket_due_ns(const uint64_t *bucket, const Limit *limit, uint64_t held, uint64_t now_ns) noexcept nogil:
+    """When some of `held` > 0 bytes may be sent."""
+    cdef uint64_t least = limit.burst_ns * limit.rate // <uint64_t> 2000000000
+    return _bucket_from(sync_load(bucket), limit, now_ns) + bucket_takes_ns(limit, held if held < least else least)
+
+
+cdef inline uint64_t bucket_room(const uint64_t *bucket, const Limit *limit, uint64_t now_ns) noexcept nogil:
+    """How many bytes may be sent now."""
+    cdef uint64_t start = _bucket_from(sync_load(bucket), limit, now_ns)
+    return (now_ns - start) * limit.rate // <uint64_t> 1000000000 if start < now_ns else 0
+
+
+cdef inline void bucket_charge(uint64_t *bucket, const Limit *limit, uint64_t size, uint64_t now_ns) noexcept nogil:
+    cdef uint64_t old
+    while True:
+        old = sync_load(bucket)
+        if sync_claim(bucket, old, _bucket_from(old, limit, now_ns) + bucket_takes_ns(limit, size)):
+            return
