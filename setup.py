@@ -8,8 +8,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["accepting", "bulk", "capture", "closing", "connecting", "control", "engine", "events", "half", "inbox"]
-MODULES += ["opening", "packets", "pieces", "recordings", "relay", "reports", "resources", "savefile", "sources"]
-MODULES += ["spin", "table", "tap", "timers", "trial", "worker"]
+MODULES += ["opening", "packets", "pieces", "plan", "recordings", "relay", "reports", "resources", "savefile", "shaper"]
+MODULES += ["sources", "spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

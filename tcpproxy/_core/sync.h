@@ -43,6 +43,8 @@
  *   Pieces.total                 the reader of the tap                any thread (TapReader.total)
  *   the rest of Pieces           the reader of the tap; the log       the same
  *                                thread once TapReader.running is 0
+ *   Plan.users                   who holds or releases it: +1, -1     the same
+ *   Tally: all fields            workers whose relays have the rule   the same; `fired`: any thread
  *   Worker.running               the thread that calls Worker.run     any thread (Worker.connections)
  *
  * The rest of Group, of Sources and of what a loop is set up with (Pump.poller, members, limits) is read-only while

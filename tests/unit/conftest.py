@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The door of this test module: doors/NAME.pyx of test_NAME.py, compiled. A cross build brings its doors along."""
-    name = request.path.stem.removeprefix("test_")
+    """The door of this test module: doors/NAME.pyx of test_NAME.py or of its DOOR, compiled. A cross build has them."""
+    name = getattr(request.module, "DOOR", request.path.stem.removeprefix("test_"))
     module = doors.module_name(name)
     if module in sys.modules or importlib.util.find_spec(module):
         return importlib.import_module(module)

@@ -45,23 +45,16 @@ def test_numbers_of_faults(door: ModuleType) -> None:
 
 
 @given(words, words, st.integers(0, 2**61), st.integers(0, 2), words)
-def test_as_said(seed: int, fault: int, connection: int, direction: int, offset: int) -> None:
-    door = test_as_said.door  # type: ignore[attr-defined]
+def test_as_said(door: ModuleType, seed: int, fault: int, connection: int, direction: int, offset: int) -> None:
     x = mix(seed + 0x9E3779B97F4A7C15 & MASK)
     for word in fault, connection * 4 + direction & MASK, offset:
         x = mix((x ^ word) + 0x9E3779B97F4A7C15 & MASK)
     assert door.roll(seed, fault, connection, direction, offset) == x
 
 
-@pytest.fixture(autouse=True)
-def _door_of_given(door: ModuleType) -> None:
-    """Hypothesis wants no fixture that is made anew for each test."""
-    test_as_said.door = test_below.door = door  # type: ignore[attr-defined]
-
-
 @given(words, words)
-def test_below(number: int, limit: int) -> None:
-    assert test_below.door.below(number, limit) == number * limit >> 64  # type: ignore[attr-defined]
+def test_below(door: ModuleType, number: int, limit: int) -> None:
+    assert door.below(number, limit) == number * limit >> 64
 
 
 @pytest.mark.parametrize("word", range(5))

@@ -1,0 +1,510 @@
+# What faults do to one direction of a connection: the model is in shaper.pxd.
+from libc.stdint cimport UINT32_MAX, UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from tcpproxy._core.bucket cimport bucket_charge, bucket_due_ns, bucket_room, bucket_takes_ns
+from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_fill
+from tcpproxy._core.dice cimport dice, dice_below, dice_normal, dice_uniform
+from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, RULE_BANDWIDTH, RULE_CUT, RULE_IDLE, RULE_LATENCY, \
+    RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_hold, plan_release, rule_takes
+from tcpproxy._core.sync cimport sync_add, sync_claim, sync_load, sync_sub
+
+cdef enum:
+    NORMAL_MOST = 5         # sigmas: dice_normal gives no more
+    CUT = -1                # Next.what, beside the values of TAKE_: Next.grip cuts here
+
+cdef struct Next:           # what happens next, if nothing is put in
+    uint64_t when_ns        # UINT64_MAX: nothing
+    uint64_t size           # TAKE_BYTES, if that is now
+    Grip *grip
+    int what
+
+
+# --- a connection and its plan ---
+
+cdef Shaping *shaping_new(Plan *plan, uint64_t id, uint64_t client_high, uint64_t client_low, uint32_t small,
+                          uint64_t now_ns) noexcept nogil:
+    cdef Shaping *shaping = <Shaping *> calloc(1, sizeof(Shaping))
+    cdef uint32_t i
+    if shaping == NULL:
+        return NULL
+    shaping.id = id
+    shaping.client_high = client_high
+    shaping.client_low = client_low
+    for i in range(2):
+        shaping.halves[i].shaping = shaping
+        shaping.halves[i].direction = i
+        shaping.halves[i].small = small
+        shaping.halves[i].heard_ns = now_ns
+    if shaping_adopt(shaping, plan, now_ns) < 0:
+        free(shaping)
+        return NULL
+    return shaping
+
+
+cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil:
+    cdef Plan *before = shaping.plan
+    cdef Grip *grips[2]
+    cdef uint32_t acted = 0, spent = 0, bit, i, j
+    for i in range(2):
+        grips[i] = <Grip *> calloc(plan.count + 1, sizeof(Grip))
+    if grips[0] == NULL or grips[1] == NULL:
+        free(grips[0])
+        free(grips[1])
+        return -1
+    for i in range(before.count if before != NULL else 0):
+        bit = _bit(plan, before.rules[i].key)
+        acted |= bit if shaping.acted & <uint32_t> 1 << i else 0
+        spent |= bit if shaping.spent & <uint32_t> 1 << i else 0
+    plan_hold(plan)
+    for j in range(2):
+        _adopt(&shaping.halves[j], plan, grips[j], now_ns)
+    shaping.plan = plan
+    shaping.acted = acted
+    shaping.spent = spent
+    for j in range(2):
+        _aim(&shaping.halves[j])
+    plan_release(before)
+    return 0
+
+
+cdef uint32_t _bit(const Plan *plan, uint64_t key) noexcept nogil:
+    """The bit of the rule with this key; 0: there is none."""
+    cdef uint32_t i
+    for i in range(plan.count):
+        if plan.rules[i].key == key:
+            return <uint32_t> 1 << i
+    return 0
+
+
+cdef void _adopt(Shaper *shaper, Plan *plan, Grip *grips, uint64_t now_ns) noexcept nogil:
+    cdef Shaping *shaping = shaper.shaping
+    cdef Grip *old
+    cdef Grip *grip
+    cdef uint32_t count = 0, i, j
+    for i in range(plan.count):
+        if not plan.rules[i].streams & <uint64_t> 1 << shaper.direction:
+            continue
+        if not rule_takes(&plan.rules[i], shaping.id, shaping.client_high, shaping.client_low):
+            continue
+        grip = &grips[count]
+        grip.start = shaper.passed + plan.rules[i].after_bytes
+        grip.start_ns = now_ns + plan.rules[i].after_ns
+        for j in range(shaper.count):
+            old = &shaper.grips[j]
+            if old.rule.key == plan.rules[i].key:
+                grip[0] = old[0]
+                grip.start += plan.rules[i].after_bytes - old.rule.after_bytes
+                grip.start_ns += plan.rules[i].after_ns - old.rule.after_ns
+        grip.rule = &plan.rules[i]
+        grip.limit = &plan.limits[i]
+        grip.tally = plan.tallies[i]
+        grip.bit = <uint32_t> 1 << i
+        count += 1
+    for j in range(shaper.count):
+        old = &shaper.grips[j]
+        # A timeout that has discarded bytes is gone. Behind such a hole nothing may be passed on.
+        if old.rule.kind == RULE_TIMEOUT and shaper.discarded and not shaper.over and not _bit(plan, old.rule.key):
+            shaper.over = END_RESET
+            shaper.over_ns = now_ns
+    free(shaper.grips)
+    shaper.grips = grips
+    shaper.count = count
+    shaper.floor_ns = 0
+    shaper.bound = _bound(shaper)
+
+
+cdef uint64_t _bound(Shaper *shaper) noexcept nogil:
+    cdef uint64_t latency_ns = 0, bound = LINE_BYTES
+    cdef Grip *grip
+    cdef uint32_t i
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind == RULE_LATENCY:
+            latency_ns += grip.rule.delay_ns + grip.rule.jitter_ns * (NORMAL_MOST if grip.rule.normal else 1)
+    if not latency_ns:
+        return shaper.small
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind == RULE_BANDWIDTH and latency_ns < bucket_takes_ns(grip.limit, bound):
+            bound = latency_ns * grip.limit.rate // <uint64_t> 1000000000 + shaper.small
+    return bound if bound < LINE_BYTES else LINE_BYTES
+
+
+cdef void shaping_free(Shaping *shaping) noexcept nogil:
+    cdef uint32_t i
+    for i in range(2):
+        shaper_clear(&shaping.halves[i])
+        free(shaping.halves[i].grips)
+    plan_release(shaping.plan)
+    free(shaping)
+
+
+cdef bint _act(Shaper *shaper, Grip *grip) noexcept nogil:
+    """Notes that a rule acts on this connection. False: it may not, others have used up its `times`."""
+    cdef Shaping *shaping = shaper.shaping
+    if shaping.acted & grip.bit:
+        return True
+    if shaping.spent & grip.bit:
+        return False
+    if grip.rule.times and sync_add(&grip.tally.fired, 1) >= grip.rule.times:
+        sync_sub(&grip.tally.fired, 1)
+        shaping.spent |= grip.bit
+        return False
+    if not grip.rule.times:
+        sync_add(&grip.tally.fired, 1)
+    shaping.acted |= grip.bit
+    return True
+
+
+# --- in ---
+
+cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil:
+    cdef uint64_t used = shaper.held + (shaper.chunks + 1) * CHUNK_BYTES
+    cdef uint64_t room
+    if shaper.over or _discards(shaper, now_ns):
+        return UINT32_MAX
+    if shaper.held >= shaper.bound or used >= LINE_BYTES:
+        return 0
+    room = shaper.bound - shaper.held
+    return <uint32_t> (room if room < LINE_BYTES - used else LINE_BYTES - used)
+
+
+cdef bint _discards(Shaper *shaper, uint64_t now_ns) noexcept nogil:
+    cdef Grip *grip
+    cdef uint32_t i
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind == RULE_TIMEOUT and grip.start_ns <= now_ns and not shaper.shaping.spent & grip.bit:
+            return True
+    return False
+
+
+cdef int shaper_put(Shaper *shaper, const char *data, uint32_t size, uint64_t now_ns) noexcept nogil:
+    cdef Chunk *chunk
+    cdef Grip *grip
+    cdef uint32_t i
+    shaper.heard_ns = now_ns
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if not shaper.over and grip.rule.kind == RULE_TIMEOUT and grip.start_ns <= now_ns:
+            _act(shaper, grip)
+    if shaper.over or _discards(shaper, now_ns):
+        shaper.discarded += size
+        return 0
+    chunk = <Chunk *> calloc(1, sizeof(Chunk))
+    if chunk == NULL:
+        return -1
+    if buffer_fill(&chunk.buffer, data, size) < 0:
+        free(chunk)
+        return -1
+    chunk.arrival_ns = now_ns
+    if shaper.last != NULL:
+        shaper.last.next = chunk
+    else:
+        shaper.first = chunk
+    shaper.last = chunk
+    shaper.held += size
+    shaper.chunks += 1
+    if shaper.first == chunk:
+        _aim(shaper)
+    return 0
+
+
+cdef void shaper_end(Shaper *shaper, uint8_t how, uint64_t now_ns) noexcept nogil:
+    shaper.ended = how
+    shaper.ended_ns = now_ns
+    if shaper.first == NULL:
+        _aim(shaper)
+
+
+cdef void shaper_clear(Shaper *shaper) noexcept nogil:
+    cdef Chunk *chunk
+    while shaper.first != NULL:
+        chunk = shaper.first
+        shaper.first = chunk.next
+        buffer_clear(&chunk.buffer)
+        free(chunk)
+    shaper.last = NULL
+    shaper.held = shaper.chunks = 0
+    shaper.ended = 0
+
+
+# --- when ---
+
+cdef uint64_t _latency_ns(Shaper *shaper, uint64_t position, uint64_t arrival_ns) noexcept nogil:
+    """The sum of all latencies for what arrived at that position."""
+    cdef uint64_t total = 0, number
+    cdef int64_t delay
+    cdef Grip *grip
+    cdef uint32_t i
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind != RULE_LATENCY or position < grip.start or arrival_ns < grip.start_ns:
+            continue
+        delay = <int64_t> grip.rule.delay_ns
+        if grip.rule.jitter_ns:
+            number = dice(grip.rule.seed, grip.rule.fault, shaper.shaping.id, shaper.direction, position)
+            if grip.rule.normal:
+                delay += dice_normal(number, grip.rule.jitter_ns)
+            else:
+                delay += dice_uniform(number, grip.rule.jitter_ns)
+        if delay > 0 and _act(shaper, grip):
+            total += delay
+    return total
+
+
+cdef void _aim(Shaper *shaper) noexcept nogil:
+    """Sets due_ns of the first entry of the line: bytes, or the end of the source."""
+    cdef uint64_t position = shaper.passed, arrival_ns = shaper.ended_ns
+    if shaper.first != NULL:
+        position -= shaper.first.buffer.start       # latency is that of the whole chunk, though a part may have left
+        arrival_ns = shaper.first.arrival_ns
+    elif not shaper.ended:
+        return
+    shaper.due_ns = arrival_ns + _latency_ns(shaper, position, arrival_ns)
+    if shaper.due_ns < shaper.floor_ns:
+        shaper.due_ns = shaper.floor_ns
+
+
+cdef void _end_next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
+    """The end of the connection that comes first."""
+    cdef uint64_t at_ns
+    cdef Grip *grip
+    cdef uint32_t i
+    if shaper.over:
+        if shaper.over != END_STALL:
+            next.when_ns = shaper.over_ns
+            next.what = TAKE_CLOSE if shaper.over == END_CLOSE else TAKE_RESET
+        return
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind == RULE_CUT and not grip.rule.by_bytes:
+            at_ns = grip.start_ns + grip.rule.delay_ns
+        elif grip.rule.kind == RULE_TIMEOUT and grip.rule.delay_ns:
+            at_ns = grip.start_ns + grip.rule.delay_ns
+        elif grip.rule.kind == RULE_IDLE and grip.rule.delay_ns:
+            at_ns = max(grip.start_ns, shaper.heard_ns) + grip.rule.delay_ns
+        else:
+            continue
+        if at_ns < next.when_ns and (at_ns > now_ns or _act(shaper, grip)):
+            next.when_ns = at_ns
+            next.what = TAKE_CLOSE if grip.rule.end == END_CLOSE else TAKE_RESET
+
+
+cdef bint _stalled(Shaper *shaper, uint64_t *size, uint64_t now_ns) noexcept nogil:
+    """Whether nothing may leave; else lowers `size` to what may."""
+    cdef Grip *grip
+    cdef uint32_t i
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind != RULE_STALL or grip.start_ns > now_ns or shaper.shaping.spent & grip.bit:
+            continue
+        if grip.start > shaper.passed:
+            size[0] = min(size[0], grip.start - shaper.passed)
+        elif _act(shaper, grip):
+            return True
+    return shaper.paused
+
+
+cdef uint64_t _left(const Shaper *shaper, const Grip *grip) noexcept nogil:
+    """Bytes that may leave before a cut."""
+    cdef uint64_t passed
+    if grip.rule.shared:
+        passed = sync_load(&grip.tally.passed)
+        return grip.rule.after_bytes - passed if passed < grip.rule.after_bytes else 0
+    return grip.start - shaper.passed if shaper.passed < grip.start else 0
+
+
+cdef Grip *_cut_next(Shaper *shaper, uint64_t *size) noexcept nogil:
+    """The cut that is reached, or NULL. Lowers `size` to what may leave before the next one."""
+    cdef uint64_t left
+    cdef Grip *grip
+    cdef Grip *at_first = NULL          # waits for a byte, so another one that does not comes before it
+    cdef uint32_t i
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind != RULE_CUT or not grip.rule.by_bytes or shaper.shaping.spent & grip.bit:
+            continue
+        left = _left(shaper, grip)
+        if left:
+            size[0] = min(size[0], left)
+        elif grip.rule.after_bytes:
+            return grip
+        elif at_first == NULL:
+            at_first = grip
+    return at_first
+
+
+cdef inline bint _works(Shaper *shaper, Grip *grip, uint64_t *size, uint64_t now_ns) noexcept nogil:
+    """Whether a rate or a slicer has begun; lowers `size` to what may leave before it does."""
+    if grip.start_ns > now_ns or shaper.shaping.spent & grip.bit:
+        return False
+    if shaper.passed < grip.start:
+        size[0] = min(size[0], grip.start - shaper.passed)
+        return False
+    return True
+
+
+cdef uint64_t _slice(Shaper *shaper, Grip *grip, uint64_t *size) noexcept nogil:
+    """Lowers `size` to the slice. Returns when it is due. A slice ends where the dice of its first position say."""
+    cdef const Rule *rule = grip.rule
+    cdef uint64_t number, left
+    if grip.slice_end <= shaper.passed:
+        number = dice(rule.seed, rule.fault, shaper.shaping.id, shaper.direction, shaper.passed)
+        grip.slice_end = shaper.passed + rule.size - rule.variation + dice_below(number, 2 * rule.variation + 1)
+    left = grip.slice_end - shaper.passed
+    if left < size[0] and _act(shaper, grip):
+        size[0] = left
+    return grip.slice_ns
+
+
+cdef uint64_t *_bucket(Grip *grip) noexcept nogil:
+    return &grip.tally.bucket if grip.rule.shared else &grip.bucket
+
+
+cdef uint64_t _pace(Shaper *shaper, uint64_t due_ns, uint64_t *size, uint64_t now_ns) noexcept nogil:
+    """Lowers `size` to what rates and slicers let leave. Returns when, at `due_ns` or later."""
+    cdef uint64_t at_ns
+    cdef Grip *grip
+    cdef uint32_t i
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind == RULE_SLICER and _works(shaper, grip, size, now_ns):
+            due_ns = max(due_ns, _slice(shaper, grip, size))
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind != RULE_BANDWIDTH or not _works(shaper, grip, size, now_ns):
+            continue
+        at_ns = bucket_due_ns(_bucket(grip), grip.limit, size[0], now_ns)
+        if at_ns > now_ns:
+            if due_ns > now_ns or _act(shaper, grip):
+                due_ns = max(due_ns, at_ns)
+        elif not shaper.shaping.spent & grip.bit:
+            size[0] = min(size[0], bucket_room(_bucket(grip), grip.limit, now_ns))
+    return due_ns
+
+
+cdef void _next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
+    cdef uint64_t size = UINT64_MAX, due_ns = shaper.due_ns
+    cdef Grip *cut
+    cdef uint32_t i
+    next.when_ns = UINT64_MAX
+    next.what = TAKE_NOTHING
+    _end_next(shaper, next, now_ns)
+    if shaper.over or next.when_ns <= now_ns:
+        return
+    cut = _cut_next(shaper, &size)
+    if cut != NULL and cut.rule.after_bytes:            # its last byte has left
+        next.when_ns = now_ns
+        next.what = CUT
+        next.grip = cut
+        return
+    if not shaper_holds(shaper) or _stalled(shaper, &size, now_ns):
+        return
+    next.size = 0
+    if shaper.first == NULL:
+        if _discards(shaper, now_ns):
+            return
+        if shaper.ended == SOURCE_EOF:
+            for i in range(shaper.count):
+                if shaper.grips[i].rule.kind == RULE_SLOW_CLOSE and _act(shaper, &shaper.grips[i]):
+                    due_ns = max(due_ns, max(shaper.due_ns, shaper.left_ns) + shaper.grips[i].rule.delay_ns)
+        _sooner(next, due_ns, TAKE_EOF if shaper.ended == SOURCE_EOF else TAKE_FAILED)
+    elif cut != NULL:                                   # it stands in place of the first byte
+        next.grip = cut
+        _sooner(next, due_ns, CUT)
+    else:
+        size = min(size, <uint64_t> (shaper.first.buffer.end - shaper.first.buffer.start))
+        due_ns = _pace(shaper, due_ns, &size, now_ns)
+        next.size = size
+        _sooner(next, due_ns, TAKE_BYTES)
+
+
+cdef inline void _sooner(Next *next, uint64_t when_ns, int what) noexcept nogil:
+    if when_ns < next.when_ns:
+        next.when_ns = when_ns
+        next.what = what
+
+
+cdef uint64_t shaper_due_ns(Shaper *shaper, uint64_t now_ns) noexcept nogil:
+    cdef Next next
+    _next(shaper, &next, now_ns)
+    return next.when_ns
+
+
+# --- out ---
+
+cdef int shaper_take(Shaper *shaper, uint32_t most, Buffer *out, uint64_t now_ns) noexcept nogil:
+    cdef Next next
+    while True:
+        _next(shaper, &next, now_ns)
+        if next.when_ns > now_ns:
+            return TAKE_NOTHING
+        if next.what == CUT:
+            _cut(shaper, next.grip, now_ns)
+        elif next.what != TAKE_BYTES:
+            if next.what == TAKE_EOF or next.what == TAKE_FAILED:
+                shaper.ended = 0
+            return next.what
+        else:
+            next.size = _claim(shaper, min(next.size, <uint64_t> most))
+            if next.size:
+                return _take_bytes(shaper, <uint32_t> next.size, out, now_ns)
+
+
+cdef void _cut(Shaper *shaper, Grip *grip, uint64_t now_ns) noexcept nogil:
+    if not _act(shaper, grip):
+        return
+    shaper.over = <uint8_t> grip.rule.end
+    shaper.over_ns = now_ns + grip.rule.delay_ns
+    shaper.discarded += shaper.held
+    shaper_clear(shaper)
+
+
+cdef uint64_t _claim(Shaper *shaper, uint64_t size) noexcept nogil:
+    """How many of `size` bytes the limits leave that all connections share. 0: another one has reached a limit."""
+    cdef uint64_t passed, rest
+    cdef Grip *grip
+    cdef uint32_t i
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind != RULE_CUT or not grip.rule.shared or shaper.shaping.spent & grip.bit:
+            continue
+        while True:
+            passed = sync_load(&grip.tally.passed)
+            rest = grip.rule.after_bytes - passed if passed < grip.rule.after_bytes else 0
+            size = min(size, rest)
+            if sync_claim(&grip.tally.passed, passed, passed + size):
+                break
+    return size
+
+
+cdef int _take_bytes(Shaper *shaper, uint32_t size, Buffer *out, uint64_t now_ns) noexcept nogil:
+    cdef Chunk *chunk = shaper.first
+    cdef Grip *grip
+    cdef uint32_t i
+    if size == chunk.buffer.end - chunk.buffer.start:
+        out[0] = chunk.buffer
+        shaper.first = chunk.next
+        if shaper.first == NULL:
+            shaper.last = NULL
+        shaper.chunks -= 1
+        free(chunk)
+        chunk = NULL
+    elif buffer_fill(out, chunk.buffer.memory + chunk.buffer.start, size) < 0:
+        return TAKE_NO_MEMORY
+    else:
+        chunk.buffer.start += size
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind == RULE_BANDWIDTH and grip.start_ns <= now_ns and grip.start <= shaper.passed:
+            bucket_charge(_bucket(grip), grip.limit, size, now_ns)
+        elif grip.rule.kind == RULE_SLICER and grip.slice_end == shaper.passed + size:
+            grip.slice_ns = now_ns + grip.rule.delay_ns
+    shaper.passed += size
+    shaper.held -= size
+    shaper.left_ns = now_ns
+    if chunk == NULL:
+        shaper.floor_ns = shaper.due_ns
+        _aim(shaper)
+    return TAKE_BYTES
