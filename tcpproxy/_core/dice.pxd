@@ -4,7 +4,7 @@
 # in its stream. So it does not matter which worker asks, how often, in which order, or how TCP cut the bytes. Integers only:
 # the same on every platform. tests/unit/test_dice.py has golden vectors; who changes a number changes DICE_VERSION, which is
 # printed beside the seed.
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef enum:
     DICE_VERSION = 1
@@ -29,15 +29,6 @@ cdef inline uint64_t dice(uint64_t seed, uint64_t fault, uint64_t connection, ui
     x = dice_mix((x ^ fault) + step)
     x = dice_mix((x ^ (connection * 4 + direction)) + step)
     return dice_mix((x ^ offset) + step)
-
-
-cdef inline uint64_t dice_fault(const char *name) noexcept nogil:
-    """The number of a fault: FNV-1a of its name."""
-    cdef uint64_t x = <uint64_t> 0xCBF29CE484222325
-    while name[0]:
-        x = (x ^ <uint8_t> name[0]) * <uint64_t> 0x100000001B3
-        name += 1
-    return x
 
 
 cdef inline uint64_t dice_below(uint64_t number, uint64_t limit) noexcept nogil:

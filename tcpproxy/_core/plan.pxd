@@ -34,7 +34,7 @@ cdef struct Rule:           # numbers only, so that a mapping of Python converts
     uint64_t key            # of the fault, not of its values: what a direction knows of the rule is kept by it
     uint64_t kind
     uint64_t streams
-    uint64_t fault          # dice_fault(name)
+    uint64_t fault          # the number of its name, for the dice
     uint64_t seed
     # which connections; 0: any
     uint64_t since          # the last id before the fault was in force

@@ -281,12 +281,11 @@ def test_with_rates(door: ModuleType, first: list[Rule], steps: list[tuple[str, 
         driven.run(driven.now)
         assert driven.sent.startswith(driven.got)
         assert len(driven.sent) == len(driven.got) + driven.it.held + driven.it.discarded
-        assert [what for _, what in driven.log[:-1]] == ["byte"] * len(driven.log[:-1]) or driven.log[-2][
-            1
-        ] == ended.lower()
+        kinds = [what for _, what in driven.log if what != "byte"]
+        assert kinds in ([], ["close"], ["reset"], [ended.lower()], [ended.lower(), "close"], [ended.lower(), "reset"])
     driven.it.pause(False)
     driven.adopt([])
-    driven.run(driven.now)
+    driven.run(driven.now + 100)  # a cut that has acted ends the connection all the same
     if not driven.it.discarded and not driven.over():
         assert driven.got == driven.sent
         assert not driven.it.holds

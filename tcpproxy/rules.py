@@ -1,0 +1,134 @@
+"""Faults as the core knows them: rules of numbers (`Rule` of _core/plan.pxd). Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from . import faults
+from .faults import Fault
+
+KINDS = ("cut", "timeout", "idle", "latency", "slow_close", "bandwidth", "slicer", "stall")
+"""RULE_ of the core, from 1 on."""
+
+ENDS = ("close", "reset", "stall")
+"""END_ of the core, from 1 on."""
+
+ALL = 2**64 - 1
+
+AT_ACCEPT = ("refuse", "hang", "blackhole", "connect_delay")
+"""Kinds that are no rule: they act before a connection relays anything."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A fault that is in force, or is to be.
+
+    Attributes:
+        fault: the fault.
+        name: what it is called, as `faults.named` says.
+        key: a number that it keeps when it is updated, and no other fault of the proxy ever has; from 1.
+        since: the id of the connection that was accepted last before it was in force.
+    """
+
+    fault: Fault
+    name: str
+    key: int
+    since: int = 0
+
+
+def name_number(name: str) -> int:
+    """The number of a fault's name, for the dice: FNV-1a."""
+    number = 0xCBF29CE484222325
+    for byte in name.encode():
+        number = (number ^ byte) * 0x100000001B3 & ALL
+    return number
+
+
+def rule(installed: Installed, seed: int) -> dict[str, int]:
+    """The fields of its rule that are not 0. `seed` is the proxy's. Its window (start, for, repeat) is no part of it."""
+    fault = installed.fault
+    result = {
+        "key": installed.key,
+        "streams": {"upstream": 1, "downstream": 2, "both": 3}[fault.stream],
+        "fault": name_number(installed.name),
+        "seed": seed if fault.seed is None else fault.seed,
+        "since": installed.since,
+        "live": fault.live,
+        "first": fault.first,
+        "nth": fault.nth,
+        "every": fault.every,
+        "connection": fault.connection,
+        "times": fault.times,
+        # A product with a power of two is exact.
+        "share": min(int(float(fault.toxicity) * 2**64), ALL),
+        "by_bytes": fault.after_bytes is not None,
+        "after_bytes": fault.after_bytes,
+        "after_ns": _ns(fault.after),
+        "shared": fault.scope == "proxy",
+        **_client(fault.client),
+        **_own(fault),
+    }
+    return {name: int(value) for name, value in result.items() if value}
+
+
+def _own(fault: Fault) -> dict[str, Any]:
+    """What the kind says."""
+    match fault:
+        case faults.limit_data():
+            return {**_kind("cut"), "by_bytes": True, "after_bytes": fault.bytes, "end": _end(fault.end)}
+        case faults.reset_peer() | faults.close():
+            end = "reset" if isinstance(fault, faults.reset_peer) else "close"
+            return {**_kind("cut"), "delay_ns": _ns(fault.timeout), "end": _end(end)}
+        case faults.timeout():
+            kind = "idle" if fault.idle else "timeout"
+            return {**_kind(kind), "delay_ns": _ns(fault.timeout), "end": _end(fault.end)}
+        case faults.latency():
+            normal = fault.distribution == "normal"
+            return {
+                **_kind("latency"),
+                "delay_ns": _ns(fault.latency),
+                "jitter_ns": _ns(fault.jitter),
+                "normal": normal,
+            }
+        case faults.slow_close():
+            return {**_kind("slow_close"), "delay_ns": _ns(fault.delay)}
+        case faults.bandwidth():
+            return {**_kind("bandwidth"), "rate": fault.rate, "burst": fault.burst}
+        case faults.slicer():
+            return {
+                **_kind("slicer"),
+                "size": fault.average_size,
+                "variation": fault.size_variation,
+                "delay_ns": _ns(fault.delay),
+            }
+        case faults.stall():
+            return _kind("stall")
+    raise ValueError(f"{fault.kind} is no rule")
+
+
+def _kind(name: str) -> dict[str, int]:
+    return {"kind": KINDS.index(name) + 1}
+
+
+def _end(name: str) -> int:
+    return ENDS.index(name) + 1
+
+
+def _ns(time: object) -> int:
+    """Of a time as a fault keeps it; None: 0."""
+    return time // timedelta(microseconds=1) * 1000 if isinstance(time, timedelta) else 0
+
+
+def _client(network: str | None) -> dict[str, int]:
+    """A network as an IPv6 one: IPv4 addresses are ::ffff:a.b.c.d."""
+    if network is None:
+        return {}
+    import ipaddress  # few faults need it
+
+    it = ipaddress.ip_network(network)
+    address, bits = int(it.network_address), it.prefixlen
+    if it.version == 4:
+        address, bits = address | 0xFFFF << 32, bits + 96
+    return {"client_high": address >> 64, "client_low": address & ALL, "client_bits": bits}
