@@ -47,7 +47,7 @@ def name_number(name: str) -> int:
 
 
 def rule(installed: Installed, seed: int) -> dict[str, int]:
-    """The fields of its rule that are not 0. `seed` is the proxy's. Its window (start, for, repeat) is no part of it."""
+    """The fields of its rule that are not 0. `seed` is the proxy's. Its window (start, for, repeat) is not in it."""
     fault = installed.fault
     result = {
         "key": installed.key,

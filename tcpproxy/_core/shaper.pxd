@@ -70,7 +70,6 @@ cdef struct Shaper:         # one direction
     uint64_t passed         # bytes taken out: the position of the next one
     uint64_t discarded
     uint64_t due_ns         # of the first entry, by its arrival and latency
-    uint64_t floor_ns       # the due time of the entry before it
     uint64_t left_ns        # when the last byte was taken out
     uint64_t heard_ns       # when the last byte was put in
     uint64_t ended_ns

@@ -100,16 +100,12 @@ cdef void _adopt(Shaper *shaper, Plan *plan, Grip *grips, uint64_t now_ns) noexc
         grip.tally = plan.tallies[i]
         grip.bit = <uint32_t> 1 << i
         count += 1
-    for j in range(shaper.count):
-        old = &shaper.grips[j]
-        # A timeout that has discarded bytes is gone. Behind such a hole nothing may be passed on.
-        if old.rule.kind == RULE_TIMEOUT and shaper.discarded and not shaper.over and not _bit(plan, old.rule.key):
-            shaper.over = END_RESET
-            shaper.over_ns = now_ns
     free(shaper.grips)
     shaper.grips = grips
     shaper.count = count
-    shaper.floor_ns = 0
+    if shaper.discarded and not shaper.over and not _discards(shaper, now_ns):
+        shaper.over = END_RESET         # the timeout that has discarded bytes is gone: behind a hole nothing may pass
+        shaper.over_ns = now_ns
     shaper.bound = _bound(shaper)
 
 
@@ -174,8 +170,9 @@ cdef bint _discards(Shaper *shaper, uint64_t now_ns) noexcept nogil:
     cdef uint32_t i
     for i in range(shaper.count):
         grip = &shaper.grips[i]
-        if grip.rule.kind == RULE_TIMEOUT and grip.start_ns <= now_ns and not shaper.shaping.spent & grip.bit:
-            return True
+        if grip.rule.kind == RULE_TIMEOUT and not shaper.shaping.spent & grip.bit:
+            if grip.start_ns <= now_ns or shaper.discarded:     # behind a hole nothing may pass, even if it was put off
+                return True
     return False
 
 
@@ -254,7 +251,9 @@ cdef uint64_t _latency_ns(Shaper *shaper, uint64_t position, uint64_t arrival_ns
 
 
 cdef void _aim(Shaper *shaper) noexcept nogil:
-    """Sets due_ns of the first entry of the line: bytes, or the end of the source."""
+    """Sets due_ns of the first entry of the line: bytes, or the end of the source. One that is due before the entry in
+    front of it has to wait for that, because only the first one leaves.
+    """
     cdef uint64_t position = shaper.passed, arrival_ns = shaper.ended_ns
     if shaper.first != NULL:
         position -= shaper.first.buffer.start       # latency is that of the whole chunk, though a part may have left
@@ -262,8 +261,6 @@ cdef void _aim(Shaper *shaper) noexcept nogil:
     elif not shaper.ended:
         return
     shaper.due_ns = arrival_ns + _latency_ns(shaper, position, arrival_ns)
-    if shaper.due_ns < shaper.floor_ns:
-        shaper.due_ns = shaper.floor_ns
 
 
 cdef void _end_next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
@@ -505,6 +502,5 @@ cdef int _take_bytes(Shaper *shaper, uint32_t size, Buffer *out, uint64_t now_ns
     shaper.held -= size
     shaper.left_ns = now_ns
     if chunk == NULL:
-        shaper.floor_ns = shaper.due_ns
         _aim(shaper)
     return TAKE_BYTES

@@ -151,6 +151,16 @@ def test_latency_that_is_removed(door: ModuleType) -> None:
     assert what(line.wait(0)) == [(100, "a"), (100, "failed")]
 
 
+def test_latency_is_that_of_the_whole_read(door: ModuleType) -> None:
+    """A change does not move the rest of a read, of which a part has left, behind the position."""
+    late = {"kind": door.LATENCY, "key": 5, "delay_ns": 100, "by_bytes": 1, "after_bytes": 2}
+    line = Line(door, {"kind": door.STALL, "by_bytes": 1, "after_bytes": 3}, late)
+    line.put(b"abcdef")
+    assert what(line.wait(10)) == [(0, "abc")]
+    line.adopt(late)
+    assert what(line.wait(0)) == [(10, "def")]
+
+
 # --- the line ---
 
 
@@ -274,6 +284,14 @@ def test_limit_of_all_connections(door: ModuleType) -> None:
     assert plan.fired() == 2
 
 
+def test_cut_that_is_reached_before_one_that_waits_for_a_byte(door: ModuleType) -> None:
+    cut = {"kind": door.CUT, "by_bytes": 1}
+    line = Line(door, {**cut, "key": 8, "after_bytes": 5, "end": door.RESET})
+    line.put(b"ab")
+    line.adopt({**cut, "key": 7, "end": door.CLOSE}, {**cut, "key": 8, "after_bytes": 2, "end": door.RESET})
+    assert what(line.wait(0)) == [(0, "ab"), (0, "reset")]
+
+
 # --- time-outs ---
 
 
@@ -309,12 +327,34 @@ def test_timeout_that_is_removed(door: ModuleType) -> None:
     assert what(line.wait(100)) == [(20, "eof")]
 
 
+def test_timeout_that_is_put_off(door: ModuleType) -> None:
+    """It goes on discarding: nothing passes behind a hole. Made a limit of silence, it resets."""
+    timeout = {"kind": door.TIMEOUT, "end": door.CLOSE, "delay_ns": 50}
+    line = Line(door, timeout)
+    line.put(b"lost")
+    line.adopt({**timeout, "after_ns": 20})
+    line.put(b"lost")
+    assert line.it.discarded == 8
+    assert what(line.wait(100)) == [(70, "close")]
+    line = Line(door, timeout)
+    line.put(b"lost")
+    line.adopt({**timeout, "kind": door.IDLE})
+    assert what(line.wait(0)) == [(0, "reset")]
+
+
 def test_silence(door: ModuleType) -> None:
     """Every byte begins it anew, and nothing is discarded."""
     line = Line(door, {"kind": door.IDLE, "delay_ns": 50, "end": door.RESET})
     line.wait(40)
     line.put(b"a")
     assert what(line.wait(100)) == [(40, "a"), (90, "reset")]
+
+
+def test_silence_counts_from_when_the_rule_has_come(door: ModuleType) -> None:
+    line = Line(door)
+    line.wait(1000)
+    line.adopt({"kind": door.IDLE, "delay_ns": 50, "end": door.RESET})
+    assert what(line.wait(100)) == [(1050, "reset")]
 
 
 # --- slow close, stall, pause ---
@@ -379,6 +419,21 @@ def test_bandwidth(door: ModuleType, read: int) -> None:
     for time, _, data in moved:
         at += len(data)
         assert at <= rate * time / S + 10_000, "never above the rate and the burst"
+
+
+def test_rate_from_a_time_and_from_a_position(door: ModuleType) -> None:
+    rate = {"kind": door.BANDWIDTH, "rate": 10**6, "burst": 100}
+    line = Line(door, {**rate, "after_ns": 50})
+    line.put(bytes(1000))
+    line.wait(50)
+    assert len(line.log) == 0
+    line.put(bytes(1000))
+    assert line.wait(S)[-1][0] == pytest.approx(900_000 + 50, rel=0.1)
+    line = Line(door, {**rate, "by_bytes": 1, "after_bytes": 1000})
+    line.put(bytes(2000))
+    log = line.wait(S)
+    assert [len(data) for _, _, data in log][:2] == [1000, 100]
+    assert log[-1][0] == pytest.approx(900_000, rel=0.1)
 
 
 def test_lowest_rate_holds(door: ModuleType) -> None:

@@ -111,6 +111,10 @@ cdef class ShaperDoor:
         return shaper_holds(self.shaper)
 
     @property
+    def over(self):
+        return self.shaper.over
+
+    @property
     def held(self):
         return self.shaper.held
 
