@@ -7,9 +7,9 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["accepting", "bulk", "capture", "closing", "connecting", "control", "engine", "events", "half", "inbox"]
-MODULES += ["opening", "packets", "pieces", "plan", "recordings", "relay", "reports", "resources", "savefile", "shaper"]
-MODULES += ["sources", "spin", "table", "tap", "timers", "trial", "worker"]
+MODULES = ["accepting", "bending", "bulk", "capture", "closing", "connecting", "control", "engine", "events", "half"]
+MODULES += ["inbox", "opening", "packets", "pieces", "plan", "recordings", "relay", "reports", "resources", "rulebook"]
+MODULES += ["savefile", "shaped", "shaper", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from . import awaiting, lifetime
@@ -24,6 +24,10 @@ from .report.table import measure, table
 from .text import quoted
 from .values import parse_wait
 from .views import Connection, Stats
+
+if TYPE_CHECKING:
+    from .faults import Fault
+    from .handles import Faults, Handle
 
 Stream = Literal["both", "upstream", "downstream"]
 """Which way bytes go: upstream is what the client sends, downstream what the client gets."""
@@ -50,6 +54,7 @@ class Controls:
     _stopping: Signal
     _paused: int
     _is_down: bool
+    _bent: Faults | None
 
     if TYPE_CHECKING:  # Proxy has them
 
@@ -227,9 +232,43 @@ class Controls:
             self.config = config
 
     def restore(self) -> None:
-        """Takes `pause` and `down` back. It kills nothing."""
+        """Takes faults, `pause` and `down` back. It kills nothing."""
+        if self._bent:
+            self._bent.remove()
         self.resume()
         self.up()
+
+    # --- faults ---
+
+    def fault(self, *faults: Fault | str) -> Handle:
+        """Puts faults in force, all at once, in both directions of all connections when it returns.
+
+        Args:
+            faults: of `tcpproxy.faults`, or texts like "up:latency=100ms".
+
+        Returns:
+            What removes and changes them, and knows what they have done; a context manager, which removes them.
+
+        Raises:
+            UsageError: a fault is invalid or contradicts another one; nothing has changed.
+        """
+        return (self._bent or self._bend()).install(faults)
+
+    @property
+    def faults(self) -> tuple[Handle, ...]:
+        """The faults that are in force, each with its own handle."""
+        return self._bent.handles if self._bent else ()
+
+    @property
+    def seed(self) -> int:
+        """The seed of the dice of faults."""
+        return (self._bent or self._bend()).seed
+
+    def _bend(self, faults: Fault | str | Iterable[Fault | str] = (), seed: int | None = None) -> Faults:
+        from .handles import Faults
+
+        self._bent = self._reporter.faults = Faults(self._held, faults, seed)
+        return self._bent
 
     # --- seeing ---
 

@@ -25,6 +25,7 @@ from .report.reporter import Reporter
 from .wakeup import Wakeup
 
 if TYPE_CHECKING:
+    from ._core.rulebook import Rulebook
     from ._core.worker import _Settings
     from .tap.capture import Capture
 
@@ -301,6 +302,20 @@ class Crew:
             self._capture.close()
         for wakeup in self._wakeups:
             wakeup.close()
+
+    def begin_with(self, rules: Rulebook) -> None:
+        """Puts faults in force; before `start`."""
+        for worker in self._workers:
+            worker.begin_with(rules)
+
+    def bend(self, rules: Rulebook) -> None:
+        """Puts faults in force in place of those before; for all connections when it returns. After `start`."""
+        for worker in self._workers:
+            worker.bend(rules)
+
+    def last_id(self) -> int:
+        """The id of the connection that was accepted last."""
+        return self._workers[0].last_id()
 
     def counters(self) -> list[dict[str, int]]:
         """Those of each worker."""

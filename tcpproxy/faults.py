@@ -14,7 +14,7 @@ like "100kB/s" or "10Mbit/s"; it is kept as a Rate, in bytes per second. A size 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, fields
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -396,29 +396,41 @@ def preset(name: str, **common: Any) -> tuple[Fault, ...]:
     )
 
 
-def named(faults: Iterable[Fault | str]) -> dict[str, Fault]:
+def named(faults: Iterable[Fault | str], beside: Mapping[str, Fault] | None = None) -> dict[str, Fault]:
     """Faults that are to be in force together, by name: the second of a label is LABEL#2.
+
+    Args:
+        faults: the faults.
+        beside: others, by their names, which are in force already.
 
     Raises:
         UsageError: a text is no fault, a name is given twice, or two slice the same direction.
     """
+    before = dict(beside or {})
     result: dict[str, Fault] = {}
     sliced: set[str] = set()
+    for fault in before.values():
+        sliced |= _sliced(fault)
     for each in faults:
         fault = each if isinstance(each, Fault) else Fault.parse(each)
         name, number = fault.label, 1
-        while name in result:
+        while name in result or name in before:
             if fault.name:
                 raise UsageError(f"fault {quoted(str(fault))}: another one has this name")
             number += 1
             name = f"{fault.label}#{number}"
         result[name] = fault
-        streams = {"upstream", "downstream"} if fault.stream == "both" else {fault.stream}
-        if fault.kind == "slicer":
-            if sliced & streams:
-                raise UsageError(f"fault {quoted(str(fault))}: another slicer has this direction")
-            sliced |= streams
+        if sliced & _sliced(fault):
+            raise UsageError(f"fault {quoted(str(fault))}: another slicer has this direction")
+        sliced |= _sliced(fault)
     return result
+
+
+def _sliced(fault: Fault) -> set[str]:
+    """The directions that it slices."""
+    if fault.kind != "slicer":
+        return set()
+    return {"upstream", "downstream"} if fault.stream == "both" else {fault.stream}
 
 
 # --- attributes ---

@@ -10,8 +10,8 @@ import inspect
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from typing import Never, Self, Unpack
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Never, Self, Unpack
 
 from . import awaiting, lifetime
 from .config.config import Config
@@ -34,6 +34,10 @@ from .text import quoted
 from .values import parse_wait
 from .views import Connection, Stats
 
+if TYPE_CHECKING:
+    from .faults import Fault
+    from .handles import Faults
+
 ONCE = "a Proxy starts once; make another one"
 
 START_LOOKUP = 2.0
@@ -53,6 +57,9 @@ class Proxy(Controls):
             None: the logger `tcpproxy`.
         record: how much to keep of each direction of each connection, for `recordings`: a size, True for 1 MiB,
             False for nothing.
+        faults: what it does to connections on purpose from the start on: faults of `tcpproxy.faults`, or texts
+            like "up:latency=100ms".
+        seed: of the dice of faults: the same seed, the same verdicts. None: a random one, which `seed` has.
     <options>
 
     Raises:
@@ -72,6 +79,8 @@ class Proxy(Controls):
         *,
         on_event: Callable[[Event], None] | None = None,
         record: bool | int | str = False,
+        faults: Fault | str | Iterable[Fault | str] = (),
+        seed: int | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.config = Config.make(remote, **options)
@@ -81,7 +90,10 @@ class Proxy(Controls):
         self.failure: WorkerError | None = None
         seeing = self.config.seeing
         self.capture = Capture(seeing.capture, seeing.capture_rotate, seeing.capture_files) if seeing.capture else None
+        self._bent: Faults | None = None  # imported only if there is a fault: it takes milliseconds
         self._reporter = Reporter(on_event, str(self.config.remote))
+        if faults or seed is not None:
+            self._bend(faults, seed)
         self._crew: Crew | None = None
         self._resolver: Resolver | None = None  # that the start waits for
         self._resolved: list[Address] = []  # what upstream's name meant at the start, without our own addresses
@@ -173,6 +185,8 @@ class Proxy(Controls):
             if warning:
                 self._reporter.note("warning", warning)
             crew.open(listeners, addresses, limit)
+            if self._bent:
+                crew.begin_with(self._bent.rulebook)
             check_room(listeners)
             if self.capture and crew.tap:
                 names = ", ".join(str(Endpoint(*each)) for each in port.addresses)

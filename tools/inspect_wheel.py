@@ -19,6 +19,7 @@ from elftools.elf.sections import SymbolTableSection
 
 MODULES = [
     "accepting",
+    "bending",
     "bulk",
     "capture",
     "closing",
@@ -37,7 +38,9 @@ MODULES = [
     "relay",
     "reports",
     "resources",
+    "rulebook",
     "savefile",
+    "shaped",
     "shaper",
     "sources",
     "spin",
@@ -54,7 +57,7 @@ MOST = 500_000
 
 EXPECTED = (
     r"tcpproxy/((command|config|network|report|tap)/)?(\w+\.py|py\.typed)",
-    r"tcpproxy/_core/(__init__\.py|capture\.pyi|worker\.pyi)",
+    r"tcpproxy/_core/(__init__\.py|capture\.pyi|rulebook\.pyi|worker\.pyi)",
     rf"tcpproxy/_core/({'|'.join(MODULES)})(\.abi3\.so|\.cpython-3\d+t-[\w-]+\.so|\.pyd|\.cp3\d+t-[\w-]+\.pyd)",
     r"tcpproxy-[\d.]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|top_level\.txt|licenses/LICENSE|sboms/[\w.-]+)",
 )

@@ -4,17 +4,20 @@ The map. A file is one subject; its .pxd is the table of contents: structs, cont
 point down only. docs/core.md tells the life of a byte and of a connection.
 
     capture    the second door: the thread that reads the taps, and what it shows to Python
+    rulebook   the third door: a plan as an object of Python
     worker     the door between Python and the core; everything below is `noexcept nogil`
     engine     the loop of a worker: wait, events, turns, timers, commands
     control    what other threads tell a worker to do with its connections
     accepting  listeners, pauses, which worker serves a client
     relay      events, timers and turns of one connection
     opening    from an accepted socket to two connected ones
+    bending    what faults do to a connection: they take hold of it, and end it
     closing    resets passed on, last bytes drained, sockets closed
     reports    event records, and the tap's records of begins and ends: the only place that writes facts
     resources  what a loop owns: made, closed, freed, closed after a fork
     table      relays by index and generation
     loop       structs only: Loop, Relay, Upstream, Group, ...
+    shaped     the pump of a direction that faults shape
     half       one direction: the pump
     savefile   the file of a capture: gathers blocks, writes them, survives a full disk
     packets    capture files: pcapng blocks, TCP/IP packets made from the records of the tap

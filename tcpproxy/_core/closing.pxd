@@ -1,6 +1,7 @@
 # The end of a relay: resets passed on, last bytes drained, sockets closed.
 #
 #   relaying --a side was reset--> resetting --the kernel has sent what it was given--> closed
+#   relaying --cut by a fault--> resetting, lingering or closed: see bending.pxd
 #   relaying --both FINs passed on, a peer still sends--> lingering --its FIN, or time--> closed
 #   any      --killed with FIN: its end is reported--> lingering --both FINs, or time--> closed
 #
@@ -12,6 +13,9 @@ cdef void closing_close(Loop *loop, Relay *relay, bint reset) noexcept nogil   #
 cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil     # RST to sides that had no FIN
 cdef void closing_abort(Loop *loop, Relay *relay) noexcept nogil               # the proxy stops
 cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil    # `reset`: RST to both sides, else FIN
+cdef void closing_out_of_memory(Loop *loop, Relay *relay) noexcept nogil       # RST to both sides
+# A fault ends it, by RST or FIN to both sides. `flush`: bytes that `side` has sent, and that are delivered, have to arrive
+cdef void closing_cut(Loop *loop, Relay *relay, int side, bint reset, bint flush) noexcept nogil
 cdef void closing_connect_failed(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil   # upstream was not reached
 cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil     # closes those that are still under way
 # First failure of a side: nothing more is delivered to it; what it sent before is still read and delivered

@@ -1,17 +1,21 @@
 # The end of a relay: the model is in closing.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tcpproxy._core.connecting cimport Connecting, connecting_free
-from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_KILLED, REASON_SHUTDOWN, REASON_UPSTREAM_RESET
-from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break
-from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_LINGERING, RELAY_RESETTING, UPSTREAM, loop_enqueue
-from tcpproxy._core.net cimport NET_NONE, net_close, net_recv, net_reset, net_shut_write, net_socket, net_unsent, \
+from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_FAULT, REASON_KILLED, REASON_LIMIT, REASON_SHUTDOWN, \
+    REASON_UPSTREAM_RESET
+from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break, half_holds
+from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_LINGERING, RELAY_RESETTING, RELAY_RELAYING, UPSTREAM, \
+    loop_enqueue, relay_shaping
+from tcpproxy._core.net cimport ENOMEM, NET_NONE, net_close, net_recv, net_reset, net_shut_write, net_socket, net_unsent, \
     net_would_block
 from tcpproxy._core.poller cimport READY_IN, WATCH_STREAM, poller_rearm, poller_remove
 from tcpproxy._core.reports cimport reports_ended, reports_failed
+from tcpproxy._core.shaper cimport Shaping, shaping_free
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_sub
 from tcpproxy._core.tap cimport TAP_FIN, TAP_RST, tap_note
-from tcpproxy._core.timers cimport TIMER_FLUSH, TIMER_LINGER, TIMER_NONE, TIMER_STUCK, timers_arm, timers_cancel
+from tcpproxy._core.timers cimport TIMER_FLUSH, TIMER_LINGER, TIMER_NONE, TIMER_STUCK, alarms_cancel, timers_arm, \
+    timers_cancel
 
 cdef enum:
     # Reads that discard what a lingering side sends, in one turn: with a scratch of 64 KiB as much as a turn of the pump
@@ -83,28 +87,32 @@ cdef bint closing_pass_reset_on(Loop *loop, Relay *relay, int side) noexcept nog
         closing_close(loop, relay, True)
         return True
     if rest.state < HALF_SHUT:
-        if relay.sides[side].ready & READY_IN or rest.buffer.memory != NULL or rest.pipe != NULL:
+        if relay.sides[side].ready & READY_IN or half_holds(rest):
             return False
         # The receive queue is empty and no error was read: the failure was that of our send alone.
         half_break(rest, &loop.pump)
     if rest.state == HALF_SHUT and peer.eof_read:
         closing_close(loop, relay, False)       # both directions of the peer ended cleanly: close, do not reset
     else:
-        relay.state = RELAY_RESETTING
-        _close_side(loop, relay, side, True)        # at once: the failed side may be alive, and its peer slow
-        timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
-        timers_arm(&loop.timers, &relay.check, TIMER_FLUSH, loop.now_ns)
-        closing_reset_when_sent(loop, relay)
+        _reset_peer_when_sent(loop, relay, side)
     return True
 
 
+cdef void _reset_peer_when_sent(Loop *loop, Relay *relay, int side) noexcept nogil:
+    relay.state = RELAY_RESETTING
+    _close_side(loop, relay, side, True)        # at once: it may be alive, and its peer slow
+    timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
+    timers_arm(&loop.timers, &relay.check, TIMER_FLUSH, loop.now_ns)
+    closing_reset_when_sent(loop, relay)
+
+
 cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
-    """Resets the peer of the failed side once its send queue is empty: RST destroys what the kernel has not sent yet.
+    """Resets the side that is left once its send queue is empty: RST destroys what the kernel has not sent yet.
 
     No event says "send queue flushed": this checks every TIMER_FLUSH while the queue shrinks, every TIMER_STUCK while it
     does not. Nor while what the failed side sends is paused, its reset included.
     """
-    cdef int peer = UPSTREAM if relay.sides[CLIENT].error else CLIENT
+    cdef int peer = UPSTREAM if relay.sides[CLIENT].watch.fd == NET_NONE else CLIENT
     cdef bint progress = False
     if loop.paused & (1 << (1 - peer)):
         timers_arm(&loop.timers, &relay.check, TIMER_STUCK, loop.now_ns)
@@ -115,6 +123,22 @@ cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
         timers_arm(&loop.timers, &relay.check, TIMER_FLUSH, loop.now_ns)
     elif relay.check.kind == TIMER_NONE:
         timers_arm(&loop.timers, &relay.check, TIMER_STUCK, loop.now_ns)
+
+
+# --- a fault ends it ---
+
+cdef void closing_cut(Loop *loop, Relay *relay, int side, bint reset, bint flush) noexcept nogil:
+    relay.reason = REASON_FAULT
+    relay.error = 0
+    if not reset:
+        _finish_both(loop, relay)
+        closing_linger(loop, relay)
+    elif flush and relay.state == RELAY_RELAYING:
+        half_break(&relay.halves[1 - side], &loop.pump)     # `side` is reset at once
+        half_break(&relay.halves[side], &loop.pump)
+        _reset_peer_when_sent(loop, relay, side)
+    else:
+        closing_close(loop, relay, True)
 
 
 # --- both directions have ended ---
@@ -175,6 +199,12 @@ cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nog
     reports_ended(loop, relay)
 
 
+cdef void closing_out_of_memory(Loop *loop, Relay *relay) noexcept nogil:
+    relay.reason = REASON_LIMIT
+    relay.error = ENOMEM
+    closing_close(loop, relay, True)
+
+
 cdef void closing_abort(Loop *loop, Relay *relay) noexcept nogil:
     relay.reason = REASON_SHUTDOWN
     closing_close(loop, relay, True)
@@ -186,25 +216,30 @@ cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil:
     FIN to both sides: it lingers, because closing with unread input would send RST. It is over all the same, so that the caller
     waits for no peer.
     """
-    cdef int side
     relay.reason = REASON_KILLED
     relay.error = 0
     if reset or relay.state == RELAY_RESETTING:
         closing_close(loop, relay, True)
         return
-    if relay.connecting != NULL:
-        closing_forget_attempts(loop, relay)
-    for side in range(2):
-        half_break(&relay.halves[side], &loop.pump)
-        _send_fin(loop, relay, side)
+    _finish_both(loop, relay)
     _uncount(loop, relay)
     relay.killed = True
     reports_ended(loop, relay)
     loop.lingering += 1
     relay.state = RELAY_LINGERING
-    timers_cancel(&loop.timers, &relay.check)
     closing_arm_linger(loop, relay)
     loop_enqueue(loop, relay)
+
+
+cdef void _finish_both(Loop *loop, Relay *relay) noexcept nogil:
+    """Sends FIN to both sides. What the relay still holds is dropped."""
+    cdef int side
+    if relay.connecting != NULL:
+        closing_forget_attempts(loop, relay)
+    for side in range(2):
+        half_break(&relay.halves[side], &loop.pump)
+        _send_fin(loop, relay, side)
+    timers_cancel(&loop.timers, &relay.check)
 
 
 cdef void _send_fin(Loop *loop, Relay *relay, int number) noexcept nogil:
@@ -248,11 +283,16 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
     Before the end is reported, so that it is true when it is read: the connection is not counted any more, neither in
     `active` nor for its source, and both peers have their FIN or RST.
     """
+    cdef Shaping *shaping = relay_shaping(relay)
     cdef int side
     if relay.connecting != NULL:
         closing_forget_attempts(loop, relay)
     for side in range(2):
         half_break(&relay.halves[side], &loop.pump)
+        relay.halves[side].shaper = NULL
+    if shaping != NULL:
+        alarms_cancel(&loop.timers, &shaping.alarm)
+        shaping_free(shaping)
     _close_side(loop, relay, CLIENT, reset_client)
     _close_side(loop, relay, UPSTREAM, reset_upstream)
     timers_cancel(&loop.timers, &relay.deadline)

@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.accepting cimport NewListeners, accepting_close, accepting_event, accepting_freed, accepting_replace, \
     accepting_take_all, accepting_watch
+from tcpproxy._core.bending cimport bending_change
 from tcpproxy._core.bulk cimport BULK_OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
@@ -9,10 +10,11 @@ from tcpproxy._core.control cimport Kill, control_kill, control_pause
 from tcpproxy._core.events cimport REASON_SHUTDOWN
 from tcpproxy._core.half cimport half_waiting
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_CONNECTION, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, \
-    MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
+    MESSAGE_PLAN, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
 from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, loop_resume, relay_alive
 from tcpproxy._core.net cimport NET_NONE, net_own_address
 from tcpproxy._core.opening cimport opening_resolved, opening_start, opening_turn_away
+from tcpproxy._core.plan cimport Plan
 from tcpproxy._core.poller cimport POLLER_BATCH, poller_wait, poller_wake
 from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
 from tcpproxy._core.sources cimport sources_leave
@@ -286,6 +288,8 @@ cdef void _carry_out(Loop *loop, const Message *message) noexcept nogil:
         control_pause(loop, <uint8_t> message.id)
     elif message.kind == MESSAGE_KILL:
         control_kill(loop, <Kill *> message.body)
+    elif message.kind == MESSAGE_PLAN:
+        bending_change(loop, <Plan *> message.body)
     sync_sub(&loop.asking, 1)
     sync_store(message.done, 1)         # last: after this store the sender may return, and `done` is in its frame
 

@@ -11,6 +11,7 @@ cdef enum:                  # EventRecord.kind; names in events_kind_name
     EVENT_FAILED            # a client was turned away, or its upstream was not reached
     EVENT_ACCEPT_ERROR      # accepting pauses: out of descriptors or memory (EMFILE and the like)
     EVENT_ACCEPT_LIMIT      # accepting pauses: as many connections as allowed (Group.limit). No relay ends with it
+    EVENT_FAULT             # `fault` has acted on a connection, the first time; to_upstream, to_client: how far these were
     KINDS
 
 cdef enum:
@@ -31,6 +32,7 @@ cdef enum:                  # why a relay ended; names in events_reason_name
     REASON_LIMIT            # no descriptor, memory or local port for it, or too many connections of its source
     REASON_SHUTDOWN
     REASON_KILLED           # by the program (Proxy.kill, Proxy.down)
+    REASON_FAULT            # by a fault
     REASONS
 
 cdef struct EventRecord:
@@ -43,6 +45,7 @@ cdef struct EventRecord:
     uint64_t to_client      # bytes delivered
     uint64_t duration_ns    # since accept
     uint64_t connect_ns     # from accept to connected
+    uint64_t fault          # Rule.key of plan.pxd
     net_addr client
     net_addr upstream       # the address that was connected, or the one tried last
     net_addr outgoing       # the proxy's own address toward upstream; only if EVENTS_OUTGOING is wanted

@@ -8,11 +8,11 @@ from tcpproxy._core.sync cimport sync_bump, sync_check, sync_load, sync_peek, sy
 
 cdef extern from * nogil:
     """
-    static const char *const KIND_NAMES[] = {"", "new", "connected", "end", "failed", "accept-error", "limit"};
+    static const char *const KIND_NAMES[] = {"", "new", "connected", "end", "failed", "accept-error", "limit",
+                                              "fault"};
     static const char *const REASON_NAMES[] = {
         "", "client-eof", "upstream-eof", "client-reset", "upstream-reset", "idle", "half-close-timeout", "connect-refused",
-        "connect-timeout", "unreachable", "dns", "limit", "shutdown",
-        "killed",
+        "connect-timeout", "unreachable", "dns", "limit", "shutdown", "killed", "fault",
     };
     """
     const char **KIND_NAMES         # in the order of EVENT_, from 0

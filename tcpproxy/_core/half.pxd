@@ -29,15 +29,16 @@
 #
 # With --half-close-timeout 0 the first EOF makes both halves draining: `fin_sent` is then set on both sides while one of them
 # has no `eof_read`, and the relay reads and discards what that one sends (lingering).
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.buffer cimport Buffer
 from tcpproxy._core.poller cimport Poller, Watch
+from tcpproxy._core.shaper cimport Shaper, shaper_holds
 from tcpproxy._core.splice cimport Pipe, Pipes
 from tcpproxy._core.tap cimport Tap
 
 cdef enum:                      # Half.state
     HALF_OPEN = 0
-    HALF_DRAINING               # the source has ended; its last bytes may wait in the buffer or the pipe
+    HALF_DRAINING               # the source has ended, or with a shaper failed; its last bytes may wait in buffer or pipe
     HALF_SHUT                   # the end was passed on
     HALF_BROKEN                 # ended by a failure or by the end of the relay, without an end of file passed on
 
@@ -46,6 +47,7 @@ cdef enum:                      # what half_pump returns, as bits
     PUMP_MORE = 1               # call again after the other relays: the budget is used up, or recv gave nothing yet
     PUMP_MOVED = 2              # bytes were copied from the source or taken by the sink, or an end was passed on
     PUMP_STALLED = 4            # the tap has no room for a read: call again when it has
+    PUMP_SHAPED = 8             # the half has a shaper: it may say that the relay ends, or when to call again
 
 cdef enum:                      # Pump.zero_copy
     ZERO_COPY_OFF = 0
@@ -72,6 +74,7 @@ cdef struct Side:               # one socket of a relay and its state
 cdef struct Half:
     Buffer buffer
     Pipe *pipe                  # holds bytes that come after those in the buffer; NULL: none
+    Shaper *shaper              # what faults do to it; what is in its line comes after the buffer. NULL: nothing
     uint64_t delivered          # bytes that the sink's kernel took
     uint8_t state
     uint8_t mode
@@ -82,6 +85,7 @@ cdef struct Pump:               # what all halves of a worker share
     Poller *poller
     char *scratch               # every recv goes here first, so that an idle relay owns no buffer
     char *into                  # the same, or with a tap the memory of the ring where the last recv went
+    const uint64_t *now_ns      # the time of the batch
     Tap *tap                    # records what passes; NULL: nothing does. With a tap no half splices
     uint32_t size               # bytes of the scratch, and so the most that a half buffers
     uint32_t budget             # bytes that a half may read in one turn; its last read may exceed it
@@ -92,8 +96,19 @@ cdef struct Pump:               # what all halves of a worker share
 
 cdef inline uint64_t half_waiting(const Half *half) noexcept nogil:
     """Bytes that it has read and could not deliver yet."""
-    return half.buffer.end - half.buffer.start + (half.pipe.held if half.pipe != NULL else 0)
+    return half.buffer.end - half.buffer.start + (half.pipe.held if half.pipe != NULL else 0) \
+        + (half.shaper.held if half.shaper != NULL else 0)
+
+
+cdef inline bint half_holds(const Half *half) noexcept nogil:
+    """It has read bytes, or the end of a shaped source, that it has not delivered yet."""
+    return half.buffer.memory != NULL or half.pipe != NULL or (half.shaper != NULL and shaper_holds(half.shaper))
 
 
 cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil
+# Parts of it, which shaped_pump uses, too
+cdef int half_drain_buffer(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil    # PUMP_MOVED, or PUMP_WAIT
+cdef void half_pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil
+cdef void half_read_nothing(Half *half, Side *source, int64_t got, Pump *pump) noexcept nogil  # recv returned `got` <= 0
+cdef void half_give_pipe(Half *half, Pump *pump) noexcept nogil
 cdef void half_break(Half *half, Pump *pump) noexcept nogil    # drops what is queued; nothing more will be delivered

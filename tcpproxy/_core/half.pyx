@@ -5,6 +5,7 @@ from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
 from tcpproxy._core.net cimport ECONNRESET, NET_POLL_CLEARS_ERROR, net_out_of_resources, net_no_delay, net_recv, net_send, \
     net_shut_write, net_pacing_off, net_unread, net_would_block
 from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
+from tcpproxy._core.shaper cimport SOURCE_EOF, SOURCE_FAILED, shaper_clear, shaper_end
 from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_read, pipe_take, splice_refused
 from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.tap cimport TAP_DELIVERED, TAP_FIN, tap_claim, tap_commit, tap_note
@@ -60,7 +61,7 @@ cdef void _deliver(Half *half, Side *source, Side *sink, uint32_t size, Pump *pu
         half_break(half, pump)
 
 
-cdef int _drain_buffer(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
+cdef int half_drain_buffer(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     """Sends from the buffer. Returns PUMP_MOVED if the sink took any of it."""
     cdef int64_t sent = _send(half, sink, half.buffer.memory + half.buffer.start,
                               half.buffer.end - half.buffer.start, pump)
@@ -73,7 +74,7 @@ cdef int _drain_buffer(Half *half, Side *source, Side *sink, Pump *pump) noexcep
     return PUMP_MOVED if sent > 0 else PUMP_WAIT
 
 
-cdef void _give_pipe(Half *half, Pump *pump) noexcept nogil:
+cdef void half_give_pipe(Half *half, Pump *pump) noexcept nogil:
     cdef Pipe *pipe = half.pipe
     half.pipe = NULL                    # before it may be freed: see resources_close_after_fork
     pipe_give(&pump.pipes, pipe)
@@ -102,11 +103,11 @@ cdef int _drain_pipe(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
     if sink.error:
         half_break(half, pump)
     elif half.pipe.held == 0:
-        _give_pipe(half, pump)
+        half_give_pipe(half, pump)
     return result
 
 
-cdef void _pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
+cdef void half_pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     cdef int rc = 0
     if not (source.eof_read and sink.eof_read and source.fin_sent):    # else close() follows, which sends FIN as well
         rc = net_shut_write(sink.watch.fd)
@@ -146,8 +147,6 @@ cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
         if pump.into == NULL:
             return NO_ROOM
     got = net_recv(source.watch.fd, pump.into, pump.size)
-    if got == 0 and source.error_pending and NET_POLL_CLEARS_ERROR:
-        got = -ECONNRESET
     if got > 0:
         if pump.tap != NULL:
             tap_commit(pump.tap, source != pump.tap.client, half.delivered, <uint32_t> got)
@@ -158,18 +157,31 @@ cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
             _not_ready(source, READY_IN, pump)
         _choose_mode(half, sink, got, pump)
         return got
+    half_read_nothing(half, source, got, pump)
+    return 0
+
+
+cdef void half_read_nothing(Half *half, Side *source, int64_t got, Pump *pump) noexcept nogil:
+    if got == 0 and source.error_pending and NET_POLL_CLEARS_ERROR:
+        got = -ECONNRESET
     if got == 0:
         source.eof_read = True
         # A failed send has cleared the pending error: recv then returns 0 although the side was reset.
-        half.state = HALF_BROKEN if source.error else HALF_DRAINING
+        _source_ended(half, source.error != 0, pump)
     elif net_would_block(got):
         # At an urgent mark recv may return EAGAIN with bytes unread, if a signal is pending (SIGSTOP). No event follows.
         if not source.read_to_eagain or net_unread(source.watch.fd) == 0:
             _not_ready(source, READY_IN, pump)
     else:
         source.error = <int> -got
-        half.state = HALF_BROKEN
-    return 0
+        _source_ended(half, True, pump)
+
+
+cdef void _source_ended(Half *half, bint failed, Pump *pump) noexcept nogil:
+    half.state = HALF_BROKEN if failed else HALF_DRAINING
+    if half.shaper != NULL:
+        shaper_end(half.shaper, SOURCE_FAILED if failed else SOURCE_EOF, pump.now_ns[0])
+        half.state = HALF_DRAINING          # what the shaper holds comes first
 
 
 cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
@@ -227,6 +239,8 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
 # PUMP_STALLED, or the
 # half is over; half_pump of a half that is over does nothing and returns PUMP_WAIT.
 #
+# A half with a shaper is pumped by shaped_pump (shaped.pxd).
+#
 # The caller is relay_turn, from the run queue. It calls again at the next event of either side, and without an event, behind
 # the turns of the other relays, after PUMP_MORE. After each call it looks at both sides' `error` and `eof_read` and decides
 # what becomes of the relay (_after_turn in relay.pyx); a table of the flags is in half.pxd.
@@ -235,18 +249,16 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
     cdef int result = PUMP_WAIT
     cdef int64_t got
     cdef uint32_t used = 0
-    if pump.zero_copy == ZERO_COPY_ALWAYS and half.mode == MODE_COPY:
-        half.mode = MODE_SPLICE
     while half.state < HALF_SHUT:
         if half.buffer.memory != NULL or half.pipe != NULL:
             if not sink.ready & READY_OUT:
                 return result
             if half.buffer.memory != NULL:
-                result |= _drain_buffer(half, source, sink, pump)
+                result |= half_drain_buffer(half, source, sink, pump)
             else:
                 result |= _drain_pipe(half, source, sink, pump)
         elif half.state == HALF_DRAINING:
-            _pass_on_end(half, source, sink, pump)
+            half_pass_on_end(half, source, sink, pump)
             return result | PUMP_MOVED
         elif not source.ready & READY_IN:
             return result
@@ -270,7 +282,9 @@ cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
 
 cdef void half_break(Half *half, Pump *pump) noexcept nogil:
     buffer_clear(&half.buffer)
+    if half.shaper != NULL:
+        shaper_clear(half.shaper)
     if half.pipe != NULL:
-        _give_pipe(half, pump)
+        half_give_pipe(half, pump)
     if half.state != HALF_SHUT:
         half.state = HALF_BROKEN

@@ -16,6 +16,7 @@ cdef enum:
 cdef enum:                      # Message.kind
     MESSAGE_CONNECTION = 0      # an accepted socket, handed over by another worker: fd, client, target, id
     MESSAGE_VIEW                # fill the View in `body`
+    MESSAGE_PLAN                # use the Plan in `body` from now on
     MESSAGE_SYNC                # obey Loop.stop, so that the sender knows when that is done
     MESSAGE_ACCEPT              # accept the clients that wait
     MESSAGE_LISTEN              # the NewListeners in `body` replace the listeners

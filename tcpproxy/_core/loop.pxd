@@ -9,7 +9,9 @@ from tcpproxy._core.events cimport EventRing
 from tcpproxy._core.half cimport Half, Pump, Side
 from tcpproxy._core.inbox cimport Inbox
 from tcpproxy._core.net cimport net_addr, net_socket, net_tuning
+from tcpproxy._core.plan cimport Plan
 from tcpproxy._core.poller cimport POLLER_BATCH, Ready, Watch
+from tcpproxy._core.shaper cimport Shaping
 from tcpproxy._core.sources cimport Sources
 from tcpproxy._core.spin cimport Spin
 from tcpproxy._core.timers cimport Timer, Timers
@@ -123,6 +125,7 @@ cdef struct Loop:
     Inbox inbox             # commands of other threads
     Group *group
     Accepting accepting
+    Plan *plan              # faults; NULL: there were none yet
     Upstream upstreams[UPSTREAMS]
     int upstream_count
     net_tuning tuning
@@ -186,6 +189,13 @@ cdef inline void loop_resume(Loop *loop) noexcept nogil:
     while relay != NULL:
         relay.stalled = False
         relay = relay.next
+
+
+cdef inline Shaping *relay_shaping(const Relay *relay) noexcept nogil:
+    """NULL: no fault has taken hold of the relay."""
+    if relay.halves[CLIENT].shaper != NULL:
+        return relay.halves[CLIENT].shaper.shaping
+    return relay.halves[UPSTREAM].shaper.shaping if relay.halves[UPSTREAM].shaper != NULL else NULL
 
 
 cdef inline bint relay_alive(const Relay *relay) noexcept nogil:

@@ -1,11 +1,12 @@
 # The beginning of a relay: the model is in opening.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t
+from tcpproxy._core.bending cimport bending_begin
 from tcpproxy._core.closing cimport closing_close, closing_connect_failed, closing_forget_attempts
 from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_has_more, connecting_new, \
     connecting_next, connecting_take
 from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, REASON_DNS, REASON_LIMIT, \
     REASON_REFUSED, REASON_UNREACHABLE
-from tcpproxy._core.half cimport Side
+from tcpproxy._core.half cimport MODE_SPLICE, ZERO_COPY_ALWAYS, Side
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAM, Upstream, \
     loop_enqueue
 from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOMEM, ETIMEDOUT, NET_NONE, net_out_of_resources, \
@@ -34,6 +35,8 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
     relay.sides[CLIENT].ready = READY_OUT
     relay.sides[CLIENT].no_delay = True         # inherited from the listener
     relay.sides[UPSTREAM].watch.fd = NET_NONE
+    if loop.pump.zero_copy == ZERO_COPY_ALWAYS:
+        relay.halves[CLIENT].mode = relay.halves[UPSTREAM].mode = MODE_SPLICE
     relay.id = accepted.id
     relay.client = accepted.client
     relay.target = <uint8_t> accepted.target
@@ -42,7 +45,8 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
     relay.state = RELAY_RESOLVING
     reports_accepted(loop, relay)
     timers_arm(&loop.timers, &relay.deadline, TIMER_CONNECT, loop.now_ns)
-    _resolve(loop, relay)
+    if loop.plan == NULL or bending_begin(loop, relay):
+        _resolve(loop, relay)
 
 
 cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil:

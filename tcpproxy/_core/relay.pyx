@@ -1,20 +1,23 @@
 # One proxied connection while it relays: the model is in relay.pxd.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from tcpproxy._core.bending cimport bending_alarm, bending_go_on
 from tcpproxy._core.closing cimport closing_arm_linger, closing_close, closing_drain_input, closing_linger, \
     closing_pass_reset_on, closing_measure_progress, closing_reset_when_sent, closing_side_failed, closing_timeout
 from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASON_HALF_CLOSE_TIMEOUT, REASON_IDLE, \
     REASON_NONE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET
-from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_STALLED, PUMP_WAIT, Half, \
-    Side, half_pump
+from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_SHAPED, PUMP_STALLED, \
+    PUMP_WAIT, Half, Side, half_pump
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, UPSTREAM, \
     loop_enqueue, loop_stall
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
 from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_next_attempt, \
     opening_timed_out
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT
+from tcpproxy._core.shaped cimport shaped_pump
+from tcpproxy._core.shaper cimport shaper_holds, shaper_waits
 from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
-    TIMER_LINGER, TIMER_NONE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, timers_arm, timers_cancel
+    TIMER_LINGER, TIMER_NONE, TIMER_SHAPER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, timers_arm, timers_cancel
 
 cdef enum:
     # Bytes that one side sends in a turn: fewer are interactive, more are bulk. A choice, not a measurement, of the size of
@@ -51,6 +54,8 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         opening_next_attempt(loop, relay)
     elif kind == TIMER_CONNECT:
         opening_timed_out(loop, relay)
+    elif kind == TIMER_SHAPER:
+        bending_alarm(loop, relay)
     elif kind == TIMER_FLUSH or kind == TIMER_STUCK:
         closing_reset_when_sent(loop, relay)
     elif kind == TIMER_KEEPALIVE or kind == TIMER_UNACKED:
@@ -63,8 +68,9 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 cdef void _inactive(Loop *loop, Relay *relay, int kind) noexcept nogil:
     """TIMER_IDLE, TIMER_HALF_CLOSE or TIMER_LINGER: no socket has taken or given a byte for that long."""
-    # The bytes of a stalled or paused relay wait for us, not for a peer.
-    if relay.stalled or (loop.paused and relay.state != RELAY_LINGERING) or closing_measure_progress(relay):
+    # What a stalled or paused relay or a shaper holds waits for us, not for a peer.
+    if relay.stalled or (loop.paused and relay.state != RELAY_LINGERING) or _shaper_waits(relay) \
+            or closing_measure_progress(relay):
         timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
     elif kind == TIMER_IDLE:
         closing_timeout(loop, relay, REASON_IDLE)
@@ -74,6 +80,16 @@ cdef void _inactive(Loop *loop, Relay *relay, int kind) noexcept nogil:
         if relay.reason == REASON_NONE:
             relay.reason = REASON_CLIENT_RESET if relay.sides[CLIENT].error_pending else REASON_UPSTREAM_RESET
         closing_close(loop, relay, relay.state != RELAY_LINGERING)
+
+
+cdef bint _shaper_waits(const Relay *relay) noexcept nogil:
+    cdef const Half *half
+    cdef int side
+    for side in range(2):
+        half = &relay.halves[side]
+        if half.shaper != NULL and half.buffer.memory == NULL and shaper_waits(half.shaper):
+            return True
+    return False
 
 
 cdef inline bint _error_pending(Relay *relay) noexcept nogil:
@@ -124,6 +140,8 @@ cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
     cdef int moved
     if relay.state == RELAY_RELAYING:
         moved = _pump(loop, relay)
+        if moved & PUMP_SHAPED and not bending_go_on(loop, relay):
+            return
         _after_turn(loop, relay)
         if relay.state == RELAY_RELAYING:
             if moved & PUMP_STALLED:
@@ -141,6 +159,10 @@ cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
 
 cdef inline int _pump_half(Loop *loop, Relay *relay, int side) noexcept nogil:
     """Pumps what a side sends, unless that is paused."""
+    if relay.halves[side].shaper != NULL:
+        if loop.paused & (1 << side):
+            return PUMP_SHAPED
+        return shaped_pump(&relay.halves[side], &relay.sides[side], &relay.sides[1 - side], &loop.pump) | PUMP_SHAPED
     if loop.paused & (1 << side):
         return PUMP_WAIT
     return half_pump(&relay.halves[side], &relay.sides[side], &relay.sides[1 - side], &loop.pump)
@@ -150,13 +172,12 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     """Pumps both halves. Returns PUMP_ bits."""
     cdef uint64_t up = relay.halves[CLIENT].delivered, down = relay.halves[UPSTREAM].delivered
     cdef Side *client = &relay.sides[CLIENT]
-    cdef Side *upstream = &relay.sides[UPSTREAM]
     cdef int moved
     if loop.pump.tap != NULL:
         loop.pump.tap.id = relay.id
         loop.pump.tap.client = client
     moved = _pump_half(loop, relay, CLIENT) | _pump_half(loop, relay, UPSTREAM)
-    if not loop.half_close and (client.eof_read or upstream.eof_read):
+    if not loop.half_close and (_has_ended(relay, CLIENT) or _has_ended(relay, UPSTREAM)):
         # --half-close-timeout 0: the first EOF closes both directions. What was read is still delivered.
         _stop_reading(&relay.halves[CLIENT])
         _stop_reading(&relay.halves[UPSTREAM])
@@ -168,6 +189,10 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     _note_interactive(loop, relay, CLIENT, up)
     _note_interactive(loop, relay, UPSTREAM, down)
     return moved
+
+
+cdef inline bint _has_ended(const Relay *relay, int side) noexcept nogil:
+    return relay.sides[side].eof_read and (relay.halves[side].shaper == NULL or not shaper_holds(relay.halves[side].shaper))
 
 
 cdef inline void _note_interactive(Loop *loop, Relay *relay, uint8_t side, uint64_t moved) noexcept nogil:

@@ -1,6 +1,6 @@
 # What the core reports of its connections: the only place that writes event records, counts connections, and tells the tap of
 # their beginnings and ends.
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay
 
@@ -9,4 +9,6 @@ cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil
 cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil   # turned away
 cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil      # its upstream was not reached
 cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil
+# A fault acts on it, the first time; `up`, `down`: how far its directions are
+cdef void reports_fault(Loop *loop, Relay *relay, uint64_t key, uint64_t up, uint64_t down) noexcept nogil
 cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil       # EVENT_ACCEPT_ERROR or EVENT_ACCEPT_LIMIT

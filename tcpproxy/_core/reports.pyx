@@ -2,8 +2,8 @@
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-from tcpproxy._core.events cimport EVENT_CONNECTED, EVENT_END, EVENT_FAILED, EVENT_NEW, EVENTS_OUTGOING, EventRecord, \
-    events_claim, events_publish, events_wanted
+from tcpproxy._core.events cimport EVENT_CONNECTED, EVENT_END, EVENT_FAILED, EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, \
+    EventRecord, events_claim, events_publish, events_wanted
 from tcpproxy._core.loop cimport CLIENT, UPSTREAM, Origin
 from tcpproxy._core.net cimport net_addr, net_own_address, net_socket
 from tcpproxy._core.sync cimport sync_bump
@@ -129,6 +129,17 @@ cdef void _tap_end(Loop *loop, Relay *relay) noexcept nogil:
     end.error = relay.error
     end.reason = relay.reason
     tap_note(loop.pump.tap, TAP_END, relay.id, CLIENT, 0, &end, sizeof(end))
+
+
+cdef void reports_fault(Loop *loop, Relay *relay, uint64_t key, uint64_t up, uint64_t down) noexcept nogil:
+    cdef EventRecord *record = _claim(loop, EVENT_FAULT)
+    if record != NULL:
+        _describe(record, relay)
+        record.fault = key
+        record.to_upstream = up
+        record.to_client = down
+        record.duration_ns = loop.now_ns - relay.accepted_ns
+        events_publish(&loop.events)
 
 
 cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil:

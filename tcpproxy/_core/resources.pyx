@@ -9,6 +9,7 @@ from tcpproxy._core.half cimport ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_init, inbox_pop
 from tcpproxy._core.loop cimport UPSTREAMS, Relay, relay_alive
 from tcpproxy._core.net cimport NET_NONE, net_close, net_reset
+from tcpproxy._core.plan cimport plan_release
 from tcpproxy._core.poller cimport poller_free, poller_new
 from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport PIPE_BYTES, Pipe, pipes_free
@@ -55,6 +56,7 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
     loop.paused = <uint8_t> settings.paused
     loop.pump.budget = max(TURN_LEAST_BYTES, TURN_LEAST_READS * settings.buffer_size)
     loop.pump.splice_size = PIPE_BYTES
+    loop.pump.now_ns = &loop.now_ns
     loop.pump.zero_copy = settings.zero_copy
     if settings.tap:
         loop.pump.tap = <Tap *> calloc(1, sizeof(Tap))
@@ -118,6 +120,7 @@ cdef void resources_free(Loop *loop) noexcept nogil:
         addresses_release(loop.upstreams[i].list)
         free(loop.upstreams[i].incoming)
     table_free(&loop.table)
+    plan_release(loop.plan)
     events_free(&loop.events)
     if loop.pump.tap != NULL:
         tap_free(loop.pump.tap)

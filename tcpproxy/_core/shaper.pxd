@@ -64,10 +64,11 @@ cdef struct Shaper:         # one direction
     Chunk *first
     Chunk *last
     uint64_t held           # bytes in the line
+    uint64_t recorded       # for the caller: the tap has the bytes before this position already
     uint64_t chunks
     uint64_t bound
     uint64_t small          # the bound without latency
-    uint64_t passed         # bytes taken out: the position of the next one
+    uint64_t passed         # position in the stream of the next byte that is taken out
     uint64_t discarded
     uint64_t due_ns         # of the first entry, by its arrival and latency
     uint64_t left_ns        # when the last byte was taken out
@@ -76,7 +77,6 @@ cdef struct Shaper:         # one direction
     uint64_t over_ns        # when the connection ends, once a cut has acted
     uint8_t ended           # SOURCE_, until it was taken out
     uint8_t over            # END_: a cut has acted, and nothing leaves any more
-    uint8_t paused          # nothing leaves
 
 cdef struct Shaping:        # what a relay has, if a plan takes it
     Plan *plan
@@ -84,23 +84,33 @@ cdef struct Shaping:        # what a relay has, if a plan takes it
     uint64_t client_high
     uint64_t client_low
     uint32_t acted          # rules of the plan
+    uint32_t told           # those of `acted` that were reported
     uint32_t spent          # rules whose `times` were used up before
     Shaper halves[2]
     Alarm alarm
 
-cdef Shaping *shaping_new(Plan *plan, uint64_t id, uint64_t client_high, uint64_t client_low, uint32_t small,
-                          uint64_t now_ns) noexcept nogil           # NULL: no memory
+# Without a plan, which shaping_adopt gives it. `passed`: bytes of each direction that have passed before. NULL: no memory
+cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, const uint64_t *passed, uint32_t small,
+                          uint64_t now_ns) noexcept nogil
 cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory, nothing has changed
 cdef void shaping_free(Shaping *shaping) noexcept nogil
 
 cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil   # bytes that may be read now
 cdef int shaper_put(Shaper *shaper, const char *data, uint32_t size, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory
 cdef void shaper_end(Shaper *shaper, uint8_t how, uint64_t now_ns) noexcept nogil
-cdef int shaper_take(Shaper *shaper, uint32_t most, Buffer *out, uint64_t now_ns) noexcept nogil    # `out` is empty
-cdef uint64_t shaper_due_ns(Shaper *shaper, uint64_t now_ns) noexcept nogil     # when to take again; UINT64_MAX: not by time
+# Up to `most` bytes, into the empty `out`; or the end of the source
+cdef int shaper_take(Shaper *shaper, uint32_t most, Buffer *out, uint64_t now_ns) noexcept nogil
+cdef int shaper_verdict(Shaper *shaper, uint64_t now_ns) noexcept nogil         # TAKE_CLOSE, TAKE_RESET or TAKE_NOTHING
+# When to take again, or (`blocked`: the sink takes nothing) when to ask for the verdict; UINT64_MAX: not by time
+cdef uint64_t shaper_due_ns(Shaper *shaper, bint blocked, uint64_t now_ns) noexcept nogil
 cdef void shaper_clear(Shaper *shaper) noexcept nogil       # drops what is held
 
 
 cdef inline bint shaper_holds(const Shaper *shaper) noexcept nogil:
     """Bytes or an end are still to come out."""
     return shaper.first != NULL or shaper.ended != 0
+
+
+cdef inline bint shaper_waits(const Shaper *shaper) noexcept nogil:
+    """The same, and they will come out some time: they are not discarded."""
+    return shaper_holds(shaper) and not shaper.over and not shaper.discarded

@@ -21,7 +21,7 @@ cdef struct Next:           # what happens next, if nothing is put in
 
 # --- a connection and its plan ---
 
-cdef Shaping *shaping_new(Plan *plan, uint64_t id, uint64_t client_high, uint64_t client_low, uint32_t small,
+cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, const uint64_t *passed, uint32_t small,
                           uint64_t now_ns) noexcept nogil:
     cdef Shaping *shaping = <Shaping *> calloc(1, sizeof(Shaping))
     cdef uint32_t i
@@ -35,16 +35,14 @@ cdef Shaping *shaping_new(Plan *plan, uint64_t id, uint64_t client_high, uint64_
         shaping.halves[i].direction = i
         shaping.halves[i].small = small
         shaping.halves[i].heard_ns = now_ns
-    if shaping_adopt(shaping, plan, now_ns) < 0:
-        free(shaping)
-        return NULL
+        shaping.halves[i].passed = passed[i]
     return shaping
 
 
 cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil:
     cdef Plan *before = shaping.plan
     cdef Grip *grips[2]
-    cdef uint32_t acted = 0, spent = 0, bit, i, j
+    cdef uint32_t acted = 0, told = 0, spent = 0, bit, i, j
     for i in range(2):
         grips[i] = <Grip *> calloc(plan.count + 1, sizeof(Grip))
     if grips[0] == NULL or grips[1] == NULL:
@@ -54,12 +52,14 @@ cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept n
     for i in range(before.count if before != NULL else 0):
         bit = _bit(plan, before.rules[i].key)
         acted |= bit if shaping.acted & <uint32_t> 1 << i else 0
+        told |= bit if shaping.told & <uint32_t> 1 << i else 0
         spent |= bit if shaping.spent & <uint32_t> 1 << i else 0
     plan_hold(plan)
     for j in range(2):
         _adopt(&shaping.halves[j], plan, grips[j], now_ns)
     shaping.plan = plan
     shaping.acted = acted
+    shaping.told = told
     shaping.spent = spent
     for j in range(2):
         _aim(&shaping.halves[j])
@@ -269,7 +269,10 @@ cdef void _end_next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
     cdef Grip *grip
     cdef uint32_t i
     if shaper.over:
-        if shaper.over != END_STALL:
+        if shaper.over == END_STALL and shaper.ended == SOURCE_FAILED:
+            next.when_ns = now_ns           # a failure is no byte: it is not discarded
+            next.what = TAKE_FAILED
+        elif shaper.over != END_STALL:
             next.when_ns = shaper.over_ns
             next.what = TAKE_CLOSE if shaper.over == END_CLOSE else TAKE_RESET
         return
@@ -300,7 +303,7 @@ cdef bint _stalled(Shaper *shaper, uint64_t *size, uint64_t now_ns) noexcept nog
             size[0] = min(size[0], grip.start - shaper.passed)
         elif _act(shaper, grip):
             return True
-    return shaper.paused
+    return False
 
 
 cdef uint64_t _left(const Shaper *shaper, const Grip *grip) noexcept nogil:
@@ -400,7 +403,7 @@ cdef void _next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
         return
     next.size = 0
     if shaper.first == NULL:
-        if _discards(shaper, now_ns):
+        if _discards(shaper, now_ns) and shaper.ended == SOURCE_EOF:
             return
         if shaper.ended == SOURCE_EOF:
             for i in range(shaper.count):
@@ -423,10 +426,21 @@ cdef inline void _sooner(Next *next, uint64_t when_ns, int what) noexcept nogil:
         next.what = what
 
 
-cdef uint64_t shaper_due_ns(Shaper *shaper, uint64_t now_ns) noexcept nogil:
+cdef uint64_t shaper_due_ns(Shaper *shaper, bint blocked, uint64_t now_ns) noexcept nogil:
     cdef Next next
-    _next(shaper, &next, now_ns)
+    if blocked:
+        next.when_ns = UINT64_MAX
+        _end_next(shaper, &next, now_ns)
+    else:
+        _next(shaper, &next, now_ns)
     return next.when_ns
+
+
+cdef int shaper_verdict(Shaper *shaper, uint64_t now_ns) noexcept nogil:
+    cdef Next next
+    next.when_ns = UINT64_MAX
+    _end_next(shaper, &next, now_ns)
+    return next.what if next.when_ns <= now_ns and next.what != TAKE_FAILED else TAKE_NOTHING
 
 
 # --- out ---

@@ -7,20 +7,22 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.accepting cimport NewListeners
+from tcpproxy._core.bending cimport bending_change
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
 from tcpproxy._core.control cimport Kill
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EVENT_ACCEPT_LIMIT, EVENT_NEW, EVENTS_OUTGOING, REASON_KILLED, EventRecord, events_empty, \
+from tcpproxy._core.events cimport EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, REASON_FAULT, EventRecord, events_empty, \
     events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
-from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_SYNC, MESSAGE_VIEW, \
-    Message
+from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_PLAN, MESSAGE_SYNC, \
+    MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
     UPSTREAM, UPSTREAMS, WORKERS, Counters, Loop
 from tcpproxy._core.net cimport net_addr, net_close, net_format, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
 from tcpproxy._core.resources cimport NS_PER_SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
     resources_init
+from tcpproxy._core.rulebook cimport Rulebook
 from tcpproxy._core.sources cimport sources_free, sources_init
 from tcpproxy._core.splice cimport splice_here
 from tcpproxy._core.sync cimport sync_claim, sync_load, sync_peek, sync_set, sync_store, sync_swap, sync_swap_pointer
@@ -33,8 +35,8 @@ POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS}
-KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_ACCEPT_LIMIT + 1)])
-REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_KILLED + 1)])
+KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_FAULT + 1)])
+REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_FAULT + 1)])
 STATES = ("resolving", "connecting", "relaying", "closing")
 
 
@@ -200,7 +202,7 @@ cdef class Worker:
 
     def take_events(self, int most):
         """Up to `most` records: (kind, reason, errno, id, client, upstream, outgoing, to_upstream, to_client, duration,
-        connect, time).
+        connect, time, fault).
         """
         cdef EventRecord record
         cdef int64_t wall_offset = <int64_t> wall_ns() - <int64_t> clock_ns()
@@ -209,7 +211,7 @@ cdef class Worker:
             taken.append((KINDS[record.kind - EVENT_NEW], REASONS[record.reason], record.error, record.id,
                           address_text(&record.client), address_text(&record.upstream), address_text(&record.outgoing),
                           record.to_upstream, record.to_client, record.duration_ns / 1e9, record.connect_ns / 1e9,
-                          (<int64_t> record.at_ns + wall_offset) / 1e9))
+                          (<int64_t> record.at_ns + wall_offset) / 1e9, record.fault))
         return taken
 
     def await_events(self):
@@ -255,6 +257,17 @@ cdef class Worker:
         cdef Message message
         message.kind = MESSAGE_PAUSE
         message.id = directions
+        self._tell(&message)
+
+    def begin_with(self, Rulebook rules):
+        """Puts faults in force; this one before it runs."""
+        bending_change(self.loop, rules.plan)
+
+    def bend(self, Rulebook rules):
+        """Puts faults in force in place of those before; for its connections too when this returns."""
+        cdef Message message
+        message.kind = MESSAGE_PLAN
+        message.body = rules.plan
         self._tell(&message)
 
     def kill(self, ids, uint64_t last_id, uint64_t most, *, reset):

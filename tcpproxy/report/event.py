@@ -1,8 +1,11 @@
 """Event: a fact about a proxy or one of its connections, made from an event record of the core."""
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import describe
+
+if TYPE_CHECKING:
+    from ..handles import Faults
 
 EventKind = Literal[
     "new",
@@ -11,6 +14,7 @@ EventKind = Literal[
     "failed",
     "accept-error",
     "limit",
+    "fault",
     "listening",
     "warning",
     "lost",
@@ -26,6 +30,8 @@ failed: upstream was not reached, or the client was turned away (`reason` is `li
     was reset.
 accept-error: accepting pauses, because the system has no descriptor or memory.
 limit: accepting pauses, because there are `max_connections` connections.
+fault: a fault has acted on a connection for the first time: `text` is its name, and `to_upstream` and `to_client`
+    say how far the directions of the connection were.
 listening: the proxy listens on the address in `text`.
 warning: a sentence for the operator, in `text`.
 lost: records or lines were left out, and `text` says how many; or a capture has ended, and it says why.
@@ -48,6 +54,7 @@ Reason = Literal[
     "limit",
     "shutdown",
     "killed",
+    "fault",
 ]
 """Why a connection ended or failed.
 
@@ -62,6 +69,7 @@ dns: upstream's name did not resolve.
 limit: the client's source has `max_connections_per_source`, or the system has no descriptor, port or memory (`error`).
 shutdown: the proxy was stopped, or has failed.
 killed: the program has ended it (`Proxy.kill`, `Proxy.down`).
+fault: a fault has ended it.
 """
 
 
@@ -79,11 +87,12 @@ class Event(NamedTuple):
         duration: seconds since the client was accepted.
         connect_time: seconds from accept until upstream was connected; 0: it was not.
         text: `listening`: the address; `warning`: the sentence; `failed`: what the system said; `lost`: how many of
-            what.
+            what; `fault`: its name.
         id: the number of the connection, from 1, in the order of accept; 0: the event is about no connection.
         outgoing: the proxy's own address toward upstream, `host:port`; empty if upstream was not connected.
         time: when it happened, in seconds since 1970.
         lost: of the kind `lost`: how many; with a `reason`: of the `failed` with that reason.
+        faults: of `end` and `failed`: the names of the faults that have acted on the connection.
     """
 
     kind: EventKind
@@ -100,11 +109,12 @@ class Event(NamedTuple):
     outgoing: str = ""
     time: float = 0.0
     lost: int = 0
+    faults: tuple[str, ...] = ()
 
 
-Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, float, float]
+Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, float, float, int]
 """What Worker.take_events returns: (kind, reason, errno, id, client, upstream, outgoing, to_upstream, to_client,
-duration, connect_time, time)."""
+duration, connect_time, time, fault)."""
 
 
 def is_new(record: Record) -> bool:
@@ -112,12 +122,22 @@ def is_new(record: Record) -> bool:
     return record[0] == "new"
 
 
-def decode(record: Record, lookup_error: str) -> Event:
-    """Makes an Event from a record of the core. `lookup_error`: why the last lookup of upstream's name failed."""
-    kind, reason, error, number, client, upstream, outgoing, to_upstream, to_client, duration, connect_time, time = (
-        record
-    )
+def decode(record: Record, lookup_error: str, faults: "Faults | None" = None) -> Event:
+    """Makes an Event from a record of the core.
+
+    Args:
+        record: the record.
+        lookup_error: why the last lookup of upstream's name failed.
+        faults: knows their names, and is told what they have done; None: there are none.
+    """
+    kind, reason, error, number, client, upstream, outgoing = record[:7]
+    to_upstream, to_client, duration, connect_time, time, key = record[7:]
     text = ""
+    acted: tuple[str, ...] = ()
+    if kind == "fault":
+        text = faults.note(number, key) if faults else ""
+    elif faults and kind in ("end", "failed"):
+        acted = faults.forget(number)
     if reason == "dns":
         text = f"failed to lookup address information: {lookup_error or 'no answer in time'}"
     elif error:
@@ -136,4 +156,5 @@ def decode(record: Record, lookup_error: str) -> Event:
         number,
         outgoing,
         time,
+        faults=acted,
     )

@@ -13,6 +13,7 @@ from .event import Event
 
 LEVELS = {
     **dict.fromkeys(("listening", "new", "connected", "connection", "end", "stopping", "summary"), "info"),
+    "fault": "info",
     **dict.fromkeys(("data", "end-of-stream", "reset", "gap", "capture"), "info"),
     "fatal": "error",
 }
@@ -21,6 +22,7 @@ LEVELS = {
 OF_CONNECTIONS = {
     "new": ("id", "client"),
     "connected": ("id", "client", "upstream", "outgoing", "connect_time"),
+    "fault": ("id", "client", "upstream", "to_upstream", "to_client", "duration", "text"),
     **dict.fromkeys(
         ("end", "failed"),
         (
@@ -48,6 +50,8 @@ def fields(event: Event, target: str) -> dict[str, object]:
         return {name: value for name in OF_OTHERS if (value := _value(event, name))}
     found = {name: _value(event, name) for name in OF_CONNECTIONS[event.kind]}
     found["target"] = target
+    if event.faults:
+        found["faults"] = list(event.faults)
     return found
 
 

@@ -72,7 +72,7 @@ class Printer:
         if not self._quiet:
             kinds += ["new", "connected"] if self._json else ["new"]
         if self._debug or self._json:
-            kinds.append("end")
+            kinds += ["end", "fault"]
         return tuple(kinds)
 
     @property

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from .._core.capture import TapReader
 from .._core.worker import KINDS, Worker
@@ -17,6 +18,9 @@ from ..wakeup import Wakeup
 from .event import Event, EventKind, Record, decode, is_new
 from .printer import Printer
 from .sink import LoggingSink
+
+if TYPE_CHECKING:
+    from ..handles import Faults
 
 AT_ONCE = 256
 """Most records taken from one worker in a pass."""
@@ -48,6 +52,8 @@ class Reporter:
 
     def __init__(self, sink: Callable[[Event], None] | None, target: str = "") -> None:
         self._target = target
+        self.faults: Faults | None = None
+        """Knows the names of faults, and is told what they have done; None: there are none."""
         self._sink = sink
         self._printer = sink if isinstance(sink, Printer) else None
         self._notes: collections.deque[Event | list[str]] = collections.deque()
@@ -239,7 +245,7 @@ class Reporter:
     def _decode(self, records: Iterable[Record]) -> list[Event]:
         resolver = self.resolver
         lookup_error = resolver.lookup_error if resolver else ""
-        return [decode(record, lookup_error) for record in records]
+        return [decode(record, lookup_error, self.faults) for record in records]
 
     def _emit(self, events: list[Event]) -> None:
         if self._printer:

@@ -38,6 +38,9 @@ def sentences(event: Event, target: str, *, numbered: bool) -> list[str]:
                 f"Transferred {event.to_client} bytes from upstream server to proxy client {event.client}{number}",
                 f"{_closed(event)}: {event.reason}{number}",
             ]
+        case "fault":
+            moved = f"{event.to_upstream} bytes to upstream, {event.to_client} to the client"
+            return [f"Fault {event.text} acts on {event.client}, after {moved}{number}"]
         case "forwarding":
             return [f"Forwarding to {event.text}"]
         case "stopping":

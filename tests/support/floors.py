@@ -10,7 +10,7 @@ from pathlib import Path
 ROOMS = {
     "core": "_core",
     "ground": "errors text values views lifetime wakeup native awaiting processors",
-    "faults": "faults rules",
+    "faults": "faults rules handles",
     "config": "config",
     "network": "network",
     "tap": "tap",

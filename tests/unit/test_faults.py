@@ -10,7 +10,7 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcpproxy import UsageError
@@ -279,6 +279,7 @@ any_fault = st.one_of(
 )
 
 
+@settings(deadline=None)  # a busy machine
 @given(any_fault)
 def test_text_and_fault_are_inverse(fault: Fault) -> None:
     again = Fault.parse(str(fault))

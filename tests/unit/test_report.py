@@ -255,11 +255,11 @@ def test_logger_wants_the_outgoing_address(caplog: pytest.LogCaptureFixture, lev
     ("options", "kinds"),
     [
         ({}, {"new"}),
-        ({"debug": True}, {"new", "end"}),
+        ({"debug": True}, {"new", "end", "fault"}),
         ({"quiet": True}, set()),
-        ({"quiet": True, "debug": True}, {"end"}),
-        ({"json": True}, {"new", "connected", "end"}),
-        ({"json": True, "quiet": True}, {"end"}),
+        ({"quiet": True, "debug": True}, {"end", "fault"}),
+        ({"json": True}, {"new", "connected", "end", "fault"}),
+        ({"json": True, "quiet": True}, {"end", "fault"}),
     ],
 )
 def test_kinds_that_have_a_line(options: dict[str, bool], kinds: set[str]) -> None:
@@ -302,15 +302,16 @@ def test_decoded_record() -> None:
         0.5,
         0.25,
         1e9,
+        0,
     )
     text = f"{describe(errno.ECONNREFUSED)} (os error {errno.ECONNREFUSED})"
     expected = Event("failed", "connect-refused", errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25, text, 17)
     expected = expected._replace(outgoing="192.0.2.9:40000", time=1e9)
     assert decode(record, "unrelated") == expected
-    dns: Record = ("failed", "dns", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.0, 1e9)
+    dns: Record = ("failed", "dns", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.0, 1e9, 0)
     assert decode(dns, "no such host").text == "failed to lookup address information: no such host"
     assert decode(dns, "").text == "failed to lookup address information: no answer in time"
-    assert decode(("end", "idle", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.1, 1e9), "").text == ""
+    assert decode(("end", "idle", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.1, 1e9, 0), "").text == ""
 
 
 # --- injection ---
@@ -493,7 +494,9 @@ def test_connections_are_never_held_back(streams: Streams) -> None:
 def test_newcomers_read_like_other_events(streams: Streams, as_json: bool, debug: bool) -> None:
     """New connections take a short way of their own, to the same lines."""
     printer = streams.printer(json=as_json, debug=debug)
-    records: list[Record] = [("new", "", 0, n, f"192.0.2.1:{n}", "", "", 0, 0, 0.0, 0.0, 1e9) for n in (50000, 50001)]
+    records: list[Record] = [
+        ("new", "", 0, n, f"192.0.2.1:{n}", "", "", 0, 0, 0.0, 0.0, 1e9, 0) for n in (50000, 50001)
+    ]
     assert all(map(is_new, records))
     printer.print_new(records)
     printer.many([decode(record, "") for record in records])

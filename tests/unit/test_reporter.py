@@ -15,7 +15,7 @@ from tcpproxy.report.event import Event, Record
 from tcpproxy.report.reporter import AT_ONCE, FEW, GATHER, Reporter
 from tcpproxy.wakeup import Wakeup
 
-RECORD: Record = ("new", "", 0, 1, "127.0.0.1:1", "", "", 0, 0, 0.0, 0.0, 0.0)
+RECORD: Record = ("new", "", 0, 1, "127.0.0.1:1", "", "", 0, 0, 0.0, 0.0, 0.0, 0)
 
 
 class Flooded:

@@ -357,7 +357,7 @@ def test_silence_counts_from_when_the_rule_has_come(door: ModuleType) -> None:
     assert what(line.wait(100)) == [(1050, "reset")]
 
 
-# --- slow close, stall, pause ---
+# --- slow close, stall ---
 
 
 def test_slow_close(door: ModuleType) -> None:
@@ -382,16 +382,6 @@ def test_stall(door: ModuleType) -> None:
         assert line.it.due_ns(line.now) == door.NEVER
         line.adopt()
         assert what(line.wait(0)) == [(100, "def"), (100, name)]
-
-
-def test_pause(door: ModuleType) -> None:
-    line = Line(door, {"kind": door.LATENCY, "delay_ns": 10})
-    line.put(b"a")
-    line.pause(True)
-    line.put(b"b")
-    assert line.wait(100) == []
-    line.pause(False)
-    assert what(line.wait(0)) == [(100, "a"), (100, "b")]
 
 
 # --- rates ---

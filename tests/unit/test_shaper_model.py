@@ -21,7 +21,7 @@ class Model:
         self.rules: dict[int, tuple[Rule, int, int]] = {}  # with the position and the time from which they act
         self.now = self.heard = self.left_at = self.passed = self.discarded = 0
         self.line: list[tuple[int, int]] = []  # of each byte: when its read arrived, and its first position
-        self.ended = self.over = self.paused = None
+        self.ended = self.over = None
         self.ended_at = self.over_at = 0
         self.log: list[tuple[int, str]] = []
         self.adopt(rules)
@@ -65,7 +65,9 @@ class Model:
         """What comes next, and when; it may be late."""
         if self.over:
             ends = {self.door.CLOSE: "close", self.door.RESET: "reset"}
-            return (self.over_at, ends[self.over]) if self.over in ends else (LATER, "")
+            if self.over not in ends:
+                return (self.now, "failed") if self.ended == self.door.FAILED else (LATER, "")
+            return self.over_at, ends[self.over]
         found: list[tuple[int, str]] = []
         for rule, _, at in self.rules.values():
             end = "close" if rule.get("end") == self.door.CLOSE else "reset"
@@ -83,7 +85,7 @@ class Model:
         if any(rule["after_bytes"] for rule in reached):
             return self.now, "cut"
         held = any(at <= self.now and self.passed >= start for _, start, at in self.of("STALL"))
-        if not self.paused and not held:
+        if not held:
             found.append(self.entry("cut" if reached else "byte"))
         return min(found, key=lambda each: each[0], default=(LATER, ""))
 
@@ -91,7 +93,7 @@ class Model:
         """The first one of the line."""
         if self.line:
             return self.due(*self.line[0]), of_bytes
-        if not self.ended or self.discards():
+        if not self.ended or (self.discards() and self.ended != self.door.FAILED):
             return LATER, ""
         due = self.due(self.ended_at, self.passed)
         if self.ended == self.door.FAILED:
@@ -217,7 +219,6 @@ def calls(kinds: dict[int, st.SearchStrategy[Rule]]) -> st.SearchStrategy[list[t
         st.tuples(st.just("wait"), short),
         st.tuples(st.just("wait"), short),
         st.tuples(st.just("adopt"), plans(kinds)),
-        st.tuples(st.just("pause"), st.booleans()),
         st.tuples(st.just("end"), st.sampled_from(["EOF", "FAILED"])),
     )
     return st.lists(call, max_size=25)
@@ -241,9 +242,6 @@ def test_as_the_model(door: ModuleType, first: list[Rule], steps: list[tuple[str
         elif name == "adopt":
             model.adopt(numbers(door, value))
             driven.adopt(numbers(door, value))
-        elif name == "pause":
-            model.paused = value
-            driven.it.pause(value)
         elif not ended and name == "put":
             model.put(value)
             driven.put(value)
@@ -271,8 +269,6 @@ def test_with_rates(door: ModuleType, first: list[Rule], steps: list[tuple[str, 
             driven.run(driven.now + value)
         elif name == "adopt":
             driven.adopt(numbers(door, value))
-        elif name == "pause":
-            driven.it.pause(value)
         elif not ended and name == "put":
             driven.put(value)
         elif not ended and name == "end":
@@ -283,7 +279,6 @@ def test_with_rates(door: ModuleType, first: list[Rule], steps: list[tuple[str, 
         assert len(driven.sent) == len(driven.got) + driven.it.held + driven.it.discarded
         kinds = [what for _, what in driven.log if what != "byte"]
         assert kinds in ([], ["close"], ["reset"], [ended.lower()], [ended.lower(), "close"], [ended.lower(), "reset"])
-    driven.it.pause(False)
     driven.adopt([])
     driven.run(driven.now + 100)  # a cut that has acted ends the connection all the same
     if not driven.it.discarded and not driven.it.over and not driven.over():

@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
-from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, half_break, half_pump
+from tcpproxy._core.half cimport MODE_COPY, MODE_SPLICE, ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, \
+    half_break, half_pump
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, Ready, poller_add, \
     poller_free, poller_new, poller_wait
 from tcpproxy._core.splice cimport PIPE_BYTES, PIPES_PER_WORKER, Pipe, pipe_give, pipe_take, pipes_free
@@ -26,6 +27,7 @@ cdef class HalfDoor:
         self.pump.budget = budget
         self.pump.splice_size = PIPE_BYTES
         self.pump.zero_copy = ZERO_COPY[zero_copy]
+        self.half.mode = MODE_SPLICE if zero_copy == "always" else MODE_COPY
         self.source.watch.fd, self.source.watch.tag = source, 0
         self.sink.watch.fd, self.sink.watch.tag = sink, 1
         if poller_add(self.pump.poller, &self.source.watch, WATCH_STREAM) < 0 \

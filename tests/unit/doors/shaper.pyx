@@ -4,7 +4,7 @@ from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, PLAN_RULES, RU
     RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_add, plan_new, plan_release, plan_takes
 from tcpproxy._core.shaper cimport CHUNK_BYTES, LINE_BYTES, SOURCE_EOF, SOURCE_FAILED, TAKE_BYTES, TAKE_CLOSE, TAKE_EOF, \
     TAKE_FAILED, TAKE_NO_MEMORY, TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_due_ns, shaper_end, shaper_holds, \
-    shaper_put, shaper_room, shaper_take, shaping_adopt, shaping_free, shaping_new
+    shaper_put, shaper_room, shaper_take, shaper_verdict, shaper_waits, shaping_adopt, shaping_free, shaping_new
 
 from memory cimport memory_give_back, memory_take_all
 
@@ -56,9 +56,11 @@ cdef class ShaperDoor:
     cdef Shaper *shaper
     cdef PlanDoor plan
 
-    def __cinit__(self, PlanDoor plan, uint64_t id=1, uint32_t small=65536, uint64_t now_ns=0, int direction=1):
-        self.it = shaping_new(plan.it, id, 0, 0, small, now_ns)
-        if self.it == NULL:
+    def __cinit__(self, PlanDoor plan, uint64_t id=1, uint32_t small=65536, uint64_t now_ns=0, int direction=1,
+                  uint64_t passed=0):
+        cdef uint64_t *positions = [passed, passed]
+        self.it = shaping_new(id, 0, 0, positions, small, now_ns)
+        if self.it == NULL or shaping_adopt(self.it, plan.it, now_ns) < 0:
             raise MemoryError
         self.shaper = &self.it.halves[direction]
 
@@ -97,18 +99,22 @@ cdef class ShaperDoor:
         buffer_clear(&out)
         return TAKEN[what], data
 
-    def due_ns(self, uint64_t now_ns):
-        return shaper_due_ns(self.shaper, now_ns)
+    def due_ns(self, uint64_t now_ns, *, blocked=False):
+        return shaper_due_ns(self.shaper, blocked, now_ns)
+
+    def verdict(self, uint64_t now_ns):
+        return TAKEN[shaper_verdict(self.shaper, now_ns)]
 
     def room(self, uint64_t now_ns):
         return shaper_room(self.shaper, now_ns)
 
-    def pause(self, bint on):
-        self.shaper.paused = on
-
     @property
     def holds(self):
         return shaper_holds(self.shaper)
+
+    @property
+    def waits(self):
+        return shaper_waits(self.shaper)
 
     @property
     def over(self):

@@ -1,0 +1,150 @@
+# What faults do to a relay: the model is in bending.pxd.
+from libc.errno cimport ENOMEM
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
+from tcpproxy._core.closing cimport closing_cut, closing_out_of_memory
+from tcpproxy._core.half cimport Half
+from tcpproxy._core.loop cimport CLIENT, RELAY_FREE, RELAY_RELAYING, UPSTREAM, loop_enqueue, relay_shaping
+from tcpproxy._core.net cimport net_unpack
+from tcpproxy._core.plan cimport plan_hold, plan_release, plan_takes
+from tcpproxy._core.reports cimport reports_fault
+from tcpproxy._core.shaped cimport shaped_begin, shaped_end
+from tcpproxy._core.shaper cimport TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_due_ns, shaper_holds, shaper_verdict, \
+    shaping_adopt, shaping_free, shaping_new
+from tcpproxy._core.table cimport table_at
+from tcpproxy._core.timers cimport TIMER_NONE, TIMER_SHAPER, alarms_cancel, alarms_set
+
+
+# --- taking hold ---
+
+cdef Shaping *_new(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
+    """NULL: the plan does not take the relay (relay.error is 0), or there is no memory (ENOMEM)."""
+    cdef uint64_t passed[2]
+    cdef uint64_t high = 0, low = 0
+    cdef Shaping *shaping
+    cdef uint8_t ip[16]
+    cdef uint16_t port
+    cdef int i
+    if net_unpack(&relay.client, ip, &port):
+        for i in range(8):
+            high = high << 8 | ip[i]
+            low = low << 8 | ip[8 + i]
+    if not plan_takes(plan, relay.id, high, low):
+        return NULL
+    for i in range(2):
+        passed[i] = relay.halves[i].delivered
+    shaping = shaping_new(relay.id, high, low, passed, loop.pump.size, loop.now_ns)
+    if shaping == NULL:
+        relay.error = ENOMEM
+        return NULL
+    shaping.alarm.owner = relay
+    return shaping
+
+
+cdef bint _adopt(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
+    """Gives a relay the rules of a plan. False: there was no memory for it, and the relay is over."""
+    cdef Shaping *shaping = relay_shaping(relay)
+    cdef Shaper *shaper
+    cdef int side
+    if shaping == NULL:
+        shaping = _new(loop, relay, plan)
+        if shaping == NULL and not relay.error:
+            return True
+    if shaping == NULL or shaping_adopt(shaping, plan, loop.now_ns) < 0:
+        if shaping != NULL and relay_shaping(relay) == NULL:
+            shaping_free(shaping)
+        closing_out_of_memory(loop, relay)
+        return False
+    for side in range(2):
+        shaper = &shaping.halves[side]
+        if shaper.count and relay.halves[side].shaper == NULL \
+                and shaped_begin(&relay.halves[side], shaper, &relay.sides[side], &loop.pump) < 0:
+            closing_out_of_memory(loop, relay)
+            return False
+    _let_go(loop, relay, shaping)
+    return True
+
+
+cdef void _let_go(Loop *loop, Relay *relay, Shaping *shaping) noexcept nogil:
+    """Takes the shaper from directions in which it has nothing to do any more."""
+    cdef Half *half
+    cdef int side
+    for side in range(2):
+        half = &relay.halves[side]
+        if half.shaper != NULL and not half.shaper.count and not half.shaper.over and not shaper_holds(half.shaper):
+            shaped_end(half)
+    if relay_shaping(relay) == NULL:
+        alarms_cancel(&loop.timers, &shaping.alarm)
+        shaping_free(shaping)
+
+
+cdef bint bending_begin(Loop *loop, Relay *relay) noexcept nogil:
+    if not _adopt(loop, relay, loop.plan):
+        return False
+    return not bending_has(relay) or bending_go_on(loop, relay)
+
+
+cdef void bending_change(Loop *loop, Plan *plan) noexcept nogil:
+    cdef Plan *before = loop.plan
+    cdef Relay *relay
+    cdef uint32_t i
+    plan_hold(plan)
+    loop.plan = plan
+    for i in range(loop.table.size):
+        relay = table_at(&loop.table, i)
+        if RELAY_FREE < relay.state <= RELAY_RELAYING and _adopt(loop, relay, plan) and bending_has(relay) \
+                and bending_go_on(loop, relay) and relay.state == RELAY_RELAYING:
+            loop_enqueue(loop, relay)
+    plan_release(before)
+
+
+# --- a turn ---
+
+cdef void _report(Loop *loop, Relay *relay, Shaping *shaping) noexcept nogil:
+    cdef uint32_t news = shaping.acted & ~shaping.told, i
+    if not news:
+        return
+    shaping.told = shaping.acted
+    for i in range(shaping.plan.count):
+        if news & <uint32_t> 1 << i:
+            reports_fault(loop, relay, shaping.plan.rules[i].key, _position(&relay.halves[CLIENT]),
+                          _position(&relay.halves[UPSTREAM]))
+
+
+cdef uint64_t _position(const Half *half) noexcept nogil:
+    return half.shaper.passed if half.shaper != NULL else half.delivered
+
+
+cdef bint bending_go_on(Loop *loop, Relay *relay) noexcept nogil:
+    cdef Shaping *shaping = relay_shaping(relay)
+    cdef uint64_t due_ns = UINT64_MAX
+    cdef Half *half
+    cdef int side, verdict
+    for side in range(2):
+        half = &relay.halves[side]
+        if half.shaper == NULL:
+            continue
+        verdict = shaper_verdict(half.shaper, loop.now_ns)
+        if verdict != TAKE_NOTHING:
+            _report(loop, relay, shaping)
+            closing_cut(loop, relay, side, verdict == TAKE_RESET, half.shaper.over != 0)
+            return False
+        due_ns = min(due_ns, shaper_due_ns(half.shaper, _blocked(loop, relay, side), loop.now_ns))
+    _report(loop, relay, shaping)
+    if due_ns == UINT64_MAX:
+        alarms_cancel(&loop.timers, &shaping.alarm)
+    elif shaping.alarm.kind == TIMER_NONE or shaping.alarm.due_ns != due_ns:
+        alarms_set(&loop.timers, &shaping.alarm, TIMER_SHAPER, due_ns)
+    _let_go(loop, relay, shaping)
+    return True
+
+
+cdef void bending_alarm(Loop *loop, Relay *relay) noexcept nogil:
+    if relay.state == RELAY_RELAYING:
+        loop_enqueue(loop, relay)       # the turn sets the alarm again
+    elif relay.state < RELAY_RELAYING:
+        bending_go_on(loop, relay)
+
+
+cdef inline bint _blocked(const Loop *loop, const Relay *relay, int side) noexcept nogil:
+    """Nothing can leave before an event: the sink is full, or there is none yet, or the direction is paused."""
+    return relay.state != RELAY_RELAYING or relay.halves[side].buffer.memory != NULL or loop.paused & (1 << side)

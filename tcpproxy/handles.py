@@ -1,0 +1,281 @@
+"""The faults of a proxy that are in force: to install, change and remove them, and what they have done."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from . import awaiting
+from ._core.rulebook import DICE, MOST_RULES, Rulebook
+from .errors import UsageError, WaitTimeout
+from .faults import Fault, named
+from .native import Event, monotonic
+from .rules import Installed, rule
+
+if TYPE_CHECKING:
+    from .crew import Crew
+
+Some = Fault | str | Iterable[Fault | str]
+Held = Callable[[], contextlib.AbstractContextManager["Crew | None"]]
+
+KNOWN = 1000
+"""Connections that a handle knows by their ids: the last ones."""
+
+MOST_KNOWN = 1_000_000
+"""Connections of which the faults are remembered; as many as can be alive."""
+
+LOOK_AGAIN = 0.002
+"""Seconds between two looks of `wait_fired`: a look takes microseconds, and costs the workers nothing."""
+
+
+class _Entry:
+    """A fault that is in force, or was."""
+
+    def __init__(self, installed: Installed) -> None:
+        self.installed = installed
+        self.connections: collections.deque[int] = collections.deque(maxlen=KNOWN)
+        self.fired = 0
+        """Once it is removed."""
+
+
+class _Now(NamedTuple):
+    """What is in force. Replaced as a whole, so that who reads it needs no lock."""
+
+    entries: dict[str, _Entry]
+    """By name."""
+    rulebook: Rulebook
+    """Their rules, in the same order."""
+
+    def faults(self) -> dict[str, Fault]:
+        return {name: it.installed.fault for name, it in self.entries.items()}
+
+
+class Faults:
+    """The faults of a proxy.
+
+    Args:
+        held: holds the proxy's lock, and gives its crew; None: it has none (yet).
+        faults: those that are in force from the start.
+        seed: of the dice; None: a random one.
+
+    Raises:
+        UsageError: a fault is invalid, or two contradict each other.
+
+    Attributes:
+        seed: of the dice.
+    """
+
+    def __init__(
+        self, held: Held = lambda: contextlib.nullcontext(None), faults: Some = (), seed: int | None = None
+    ) -> None:
+        self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else _checked(seed)
+        self._held = held
+        self._keys = 0
+        self._now = _Now({}, Rulebook([]))
+        self._by_key: dict[int, _Entry] = {}  # also of faults that were removed, whose events may still come
+        self._acted: dict[int, list[str]] = {}  # names, by the id of a live connection
+        if faults:
+            self._install(faults, None)
+
+    # --- changes ---
+
+    def install(self, faults: Some) -> Handle:
+        """Puts faults in force, all at once."""
+        with self._held() as crew:
+            return self._install(faults, crew)
+
+    def _install(self, faults: Some, crew: Crew | None) -> Handle:
+        new = {}
+        since = crew.last_id() if crew else 0
+        for name, fault in named([faults] if isinstance(faults, str | Fault) else faults, self._now.faults()).items():
+            self._keys += 1
+            new[name] = _Entry(Installed(fault, name, self._keys, since))
+        self._by_key |= {it.installed.key: it for it in new.values()}  # before there are events
+        self._set(self._now.entries | new, crew)
+        while len(self._by_key) > KNOWN + len(self._now.entries):  # those in force are the last ones, or few
+            self._by_key.pop(next(iter(self._by_key)))
+        return Handle(self, tuple(new.values()))
+
+    def update(self, entry: _Entry, changes: dict[str, Any]) -> None:
+        """Puts a fault in force with other values."""
+        with self._held() as crew:
+            before = entry.installed
+            if self._now.entries.get(before.name) is not entry:
+                raise UsageError(f"fault {before.name} is not in force any more")
+            fault = dataclasses.replace(before.fault, **changes)
+            others = self._now.faults()
+            del others[before.name]
+            named([dataclasses.replace(fault, name=before.name)], others)
+            entry.installed = dataclasses.replace(before, fault=fault)
+            try:
+                self._set(self._now.entries, crew)
+            except BaseException:
+                entry.installed = before
+                raise
+
+    def remove(self, gone: Collection[_Entry] | None = None) -> None:
+        """Removes faults, all at once; None: all that there are. Nothing happens to those that were removed before."""
+        with self._held() as crew:
+            before = self._now
+            left = {name: it for name, it in before.entries.items() if gone is not None and it not in gone}
+            if len(left) < len(before.entries):
+                self._set(left, crew)
+                for it, fired in zip(before.entries.values(), before.rulebook.fired(), strict=True):
+                    it.fired = fired
+
+    def _set(self, entries: dict[str, _Entry], crew: Crew | None) -> None:
+        """Puts these in force in place of those before."""
+        if len(entries) > MOST_RULES:
+            raise UsageError(f"{len(entries)} faults are too many, expected {MOST_RULES} at most")
+        rulebook = Rulebook([rule(it.installed, self.seed) for it in entries.values()], self._now.rulebook)
+        if crew:
+            crew.bend(rulebook)
+        self._now = _Now(entries, rulebook)
+
+    # --- seeing ---
+
+    @property
+    def rulebook(self) -> Rulebook:
+        """The rules in force."""
+        return self._now.rulebook
+
+    @property
+    def handles(self) -> tuple[Handle, ...]:
+        """Of those that are in force, in the order in which they were installed."""
+        return tuple(Handle(self, (it,)) for it in self._now.entries.values())
+
+    @property
+    def seed_text(self) -> str:
+        """The seed, and which dice it is for."""
+        return f"{self.seed} (dice {DICE})"
+
+    def fired(self, entry: _Entry) -> int:
+        """On how many connections a fault has acted."""
+        now = self._now
+        for it, fired in zip(now.entries.values(), now.rulebook.fired(), strict=True):
+            if it is entry:
+                return fired
+        return entry.fired
+
+    def note(self, number: int, key: int) -> str:
+        """A fault has acted on a connection. Returns its name. Called by the log thread alone, as `forget`."""
+        entry = self._by_key.get(key)
+        if not entry:
+            return ""
+        entry.connections.append(number)
+        self._acted.setdefault(number, []).append(entry.installed.name)
+        if len(self._acted) > MOST_KNOWN:  # the end of some was lost
+            self._acted.pop(next(iter(self._acted)))
+        return entry.installed.name
+
+    def forget(self, number: int) -> tuple[str, ...]:
+        """A connection is over. Returns the names of the faults that have acted on it."""
+        return tuple(self._acted.pop(number, ()))
+
+    def acted(self, number: int) -> tuple[str, ...]:
+        """The names of the faults that have acted on a live connection."""
+        return tuple(self._acted.get(number, ()))
+
+
+class Handle:
+    """One or several faults that were put in force together. A context manager: leaving it removes them.
+
+    `handle[0]` is that of the first one alone.
+    """
+
+    def __init__(self, faults: Faults, entries: tuple[_Entry, ...]) -> None:
+        self._faults, self._entries = faults, entries
+
+    def __repr__(self) -> str:
+        return f"<Handle {', '.join(it.installed.name for it in self._entries)}>"
+
+    def __getitem__(self, number: int) -> Handle:
+        return Handle(self._faults, (self._entries[number],))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and self._entries == other._entries
+
+    def __hash__(self) -> int:
+        return hash(self._entries)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+    @property
+    def name(self) -> str:
+        """Of the first one."""
+        return self._entries[0].installed.name
+
+    @property
+    def fault(self) -> Fault:
+        """The first one, as it is now."""
+        return self._entries[0].installed.fault
+
+    @property
+    def fired(self) -> int:
+        """On how many connections they have acted: held, cut or discarded something. Of several: the sum."""
+        return sum(map(self._faults.fired, self._entries))
+
+    @property
+    def connections(self) -> tuple[int, ...]:
+        """The ids of the connections on which they have acted: of each fault the last 1,000."""
+        return tuple(dict.fromkeys(number for it in self._entries for number in it.connections))
+
+    def update(self, **changes: Any) -> None:
+        """Changes attributes of a fault. Both directions of all connections have them when it returns.
+
+        Connections that the fault has taken keep it, with the position and time from which on it acts.
+
+        Raises:
+            UsageError: a value is invalid, the fault was removed, or the handle is that of several.
+        """
+        if len(self._entries) != 1:
+            raise UsageError(f"{len(self._entries)} faults cannot be updated at once, expected handle[0] or the like")
+        self._faults.update(self._entries[0], changes)
+
+    def remove(self) -> None:
+        """Removes the faults. What they hold goes on, in order. To repeat it does no harm."""
+        self._faults.remove(self._entries)
+
+    def wait_fired(self, n: int = 1, timeout: float = 5.0) -> None:
+        """Waits until they have acted on `n` connections.
+
+        Args:
+            n: how many.
+            timeout: seconds.
+
+        Raises:
+            WaitTimeout: not in this time.
+        """
+        deadline = monotonic() + timeout
+        while not self._has_fired(n, deadline, timeout):
+            Event().wait(LOOK_AGAIN)
+
+    async def wait_fired_async(self, n: int = 1, timeout: float = 5.0) -> None:
+        """`wait_fired` without blocking the event loop."""
+        deadline = monotonic() + timeout
+        while not self._has_fired(n, deadline, timeout):
+            await awaiting.pause(LOOK_AGAIN)
+
+    def _has_fired(self, n: int, deadline: float, timeout: float) -> bool:
+        fired = self.fired
+        if fired < n and monotonic() >= deadline:
+            names = ", ".join(it.installed.name for it in self._entries)
+            raise WaitTimeout(f"not within {timeout:g} s: {names} fired on {fired} of {n} connections")
+        return fired >= n
+
+
+def _checked(seed: Any) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise UsageError(f"seed {seed!r} is not a whole number from 0 to {2**64 - 1}")
+    return seed
