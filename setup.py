@@ -8,8 +8,9 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["accepting", "bending", "bulk", "capture", "closing", "connecting", "control", "engine", "events", "half"]
-MODULES += ["inbox", "opening", "packets", "pieces", "plan", "recordings", "relay", "reports", "resources", "rulebook"]
-MODULES += ["savefile", "shaped", "shaper", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
+MODULES += ["inbox", "opening", "packets", "pcapng", "pieces", "plan", "reader", "recorded", "recordings", "relay"]
+MODULES += ["reports", "resources", "rulebook", "savefile", "shaped", "shaper", "sources", "spin", "table", "tap"]
+MODULES += ["timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 
 def quoted(value: object) -> str:
     """The repr of an argument, for an error message. Long ones are cut; a number may be too long to print."""
@@ -34,6 +36,12 @@ def bytes_text(size: int) -> str:
         del units[0]
     unit = units[0]
     return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+
+
+def timestamp(time_ns: int) -> str:
+    """Nanoseconds since 1970 as RFC 3339 has them, UTC, to the microsecond: `2026-11-28T19:30:00.123456Z`."""
+    whole, nano = divmod(time_ns, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{nano // 1000:06d}Z"
 
 
 def span(seconds: float) -> str:

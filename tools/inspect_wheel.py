@@ -31,9 +31,12 @@ MODULES = [
     "inbox",
     "opening",
     "packets",
+    "pcapng",
     "pieces",
     "plan",
     "poller",
+    "reader",
+    "recorded",
     "recordings",
     "relay",
     "reports",
@@ -57,7 +60,7 @@ MOST = 500_000
 
 EXPECTED = (
     r"tcpproxy/((command|config|network|report|tap)/)?(\w+\.py|py\.typed)",
-    r"tcpproxy/_core/(__init__\.py|capture\.pyi|rulebook\.pyi|worker\.pyi)",
+    r"tcpproxy/_core/(__init__\.py|(capture|recorded|rulebook|worker)\.pyi)",
     rf"tcpproxy/_core/({'|'.join(MODULES)})(\.abi3\.so|\.cpython-3\d+t-[\w-]+\.so|\.pyd|\.cp3\d+t-[\w-]+\.pyd)",
     r"tcpproxy-[\d.]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|top_level\.txt|licenses/LICENSE|sboms/[\w.-]+)",
 )

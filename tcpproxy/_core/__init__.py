@@ -3,8 +3,9 @@
 The map. A file is one subject; its .pxd is the table of contents: structs, contracts, what each call returns. Imports
 point down only. docs/core.md tells the life of a byte and of a connection.
 
-    capture    the second door: the thread that reads the taps, and what it shows to Python
-    rulebook   the third door: a plan as an object of Python
+    capture    the second door: the reader of the taps, and what it has for Python
+    recorded   the third door: one recording
+    rulebook   the fourth door: a plan as an object of Python
     worker     the door between Python and the core; everything below is `noexcept nogil`
     engine     the loop of a worker: wait, events, turns, timers, commands
     control    what other threads tell a worker to do with its connections
@@ -19,8 +20,10 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     loop       structs only: Loop, Relay, Upstream, Group, ...
     shaped     the pump of a direction that faults shape
     half       one direction: the pump
+    reader     the thread that reads the taps: for recordings, a capture, a dump
     savefile   the file of a capture: gathers blocks, writes them, survives a full disk
-    packets    capture files: pcapng blocks, TCP/IP packets made from the records of the tap
+    packets    TCP/IP packets made from the records of the tap
+    pcapng     the blocks of a capture file
     connecting attempts to reach upstream (RFC 8305)
     spin       adaptive busy polling
     bulk       scheduling policy in steady bulk

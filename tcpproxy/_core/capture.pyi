@@ -1,15 +1,8 @@
 from collections.abc import Sequence
 from typing import Any, Self, final
 
+from .recorded import Recording
 from .worker import Worker
-
-@final
-class Recording:
-    @property
-    def id(self) -> int: ...
-    def facts(self) -> tuple[str, str, Any, bool, bool, int, int, int, int]: ...
-    def data(self, side: int, start: int = 0) -> bytes: ...
-    def chunks(self) -> list[tuple[int, int, float]]: ...
 
 def file_head(
     application: str,

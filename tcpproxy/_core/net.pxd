@@ -59,3 +59,12 @@ cdef extern from "net.h" nogil:
     int net_wake_pair(net_socket *reader, net_socket *writer)   # 0 or -errno
     void net_wake(net_socket writer)
     bint net_await_wake(net_socket reader, int timeout_ms)      # False: timeout_ms (-1: none) was over first
+
+
+cdef inline bint net_is_v4(const uint8_t *ip) noexcept nogil:
+    """Is this address, of 16 bytes, an IPv4-mapped one?"""
+    cdef int i
+    for i in range(10):
+        if ip[i]:
+            return False
+    return ip[10] == 0xff and ip[11] == 0xff

@@ -1,5 +1,4 @@
-# Capture files: the blocks of pcapng (draft-ietf-opsawg-pcapng), and the packets of a connection. Pure: no socket, no file, no
-# clock, no memory but the caller's.
+# The packets of a connection, as blocks of a capture file. Pure: no socket, no file, no clock, no memory but the caller's.
 #
 # The packets are made from the records of the tap, because a proxy sees no packets. A connection is one TCP stream from the
 # client's address to upstream's, without the proxy. What they mean:
@@ -11,15 +10,12 @@
 # number is in the next segment of the other direction, as with the delayed ACK of TCP.
 #
 # What Wireshark's analysis reports as a fault is avoided: gaps, repeated ACKs, changing or full windows, equal sequence
-# numbers of two connections, wrong checksums. All packets are IP without a link layer (LINKTYPE_RAW): with more than one link
-# type or snapshot length in a file libpcap could not read it.
+# numbers of two connections, wrong checksums.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from tcpproxy._core.net cimport net_addr
 from tcpproxy._core.tap cimport TapRecord
 
 cdef enum:
-    PACKETS_TEXT = 255      # bytes of a string in a block at most; longer ones are cut
-    PACKETS_BLOCK = 1024    # bytes of one pcapng_ block at most
     PACKETS_ROOM = 63488    # bytes that one record becomes at most: TAP_READ, and 2 KiB for headers, comments and ACKs
 
 cdef struct Packets:        # one capture
@@ -51,10 +47,3 @@ cdef struct Flow:
 # `interface`, before the first record of its connection, and can be forgotten after TAP_END. It may miss records: a connection
 # that is captured from its middle has no SYN.
 cdef size_t packets_append(Packets *packets, Flow *flow, const TapRecord *record, const void *body, uint8_t *out) noexcept nogil
-
-# Each writes one block to `out`, which has PACKETS_BLOCK bytes, and returns its size. Text is UTF-8. A file begins with
-# pcapng_start, and has one pcapng_interface for each number in Flow.interface before the first packet.
-cdef size_t pcapng_start(uint8_t *out, const char *application, const char *system) noexcept nogil
-cdef size_t pcapng_interface(uint8_t *out, const char *name, const char *description) noexcept nogil
-cdef size_t pcapng_name(uint8_t *out, const net_addr *addr, const char *name) noexcept nogil   # a resolved name; 0: no IP address
-cdef size_t pcapng_end(uint8_t *out, uint32_t interface, uint64_t since_ns, uint64_t until_ns, uint64_t count) noexcept nogil

@@ -1,41 +1,18 @@
-# pcapng blocks, and TCP/IP packets made from the records of the tap: the model is in packets.pxd.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+# TCP/IP packets made from the records of the tap: the model is in packets.pxd.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcmp, memcpy, memset, strlen
+from libc.string cimport memcmp, memcpy, memset
 from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET, \
     events_reason_name
 from tcpproxy._core.loop cimport CLIENT, UPSTREAM
-from tcpproxy._core.net cimport net_addr, net_format, net_unpack
+from tcpproxy._core.net cimport net_addr, net_format, net_is_v4, net_unpack
+from tcpproxy._core.pcapng cimport PCAPNG_COMMENT, PCAPNG_PACKET, PCAPNG_PACKET_FLAGS, PCAPNG_TEXT, pcapng_begin, pcapng_finish, \
+    pcapng_option, pcapng_pad, pcapng_put16, pcapng_put32, pcapng_text, pcapng_time
 from tcpproxy._core.tap cimport TAP_CONNECTED, TAP_DATA, TAP_DELIVERED, TAP_END, TAP_FIN, TAP_OPEN, TAP_READ, TAP_RST, \
     TapConnected, TapEnd, TapOpen, TapRecord
 
 cdef enum:
-    SHB = 0x0a0d0d0a
-    IDB = 1
-    NRB = 4
-    ISB = 5
-    EPB = 6
-    BYTE_ORDER = 0x1a2b3c4d     # in the order of this machine: Wireshark reads no other from a pipe
-    LINKTYPE_RAW = 101
-    SNAPLEN = 262144
-
-    OPT_END = 0
-    OPT_COMMENT = 1             # in all blocks; the others by block
-    SHB_OS = 3
-    SHB_USERAPPL = 4
-    IF_NAME = 2
-    IF_DESCRIPTION = 3
-    IF_TSRESOL = 9
-    EPB_FLAGS = 2
-    NRB_END = 0
-    NRB_IPV4 = 1
-    NRB_IPV6 = 2
-    ISB_STARTTIME = 2
-    ISB_ENDTIME = 3
-    ISB_IFRECV = 4
-    ISB_IFDROP = 5
-
-    INBOUND = 1                 # EPB_FLAGS: towards the client
+    INBOUND = 1                 # PCAPNG_PACKET_FLAGS: towards the client
     OUTBOUND = 2
 
     TCP_FIN = 1
@@ -49,13 +26,8 @@ cdef enum:
     TTL = 64
     PROTOCOL_TCP = 6
     WAITED_NS = 1000000         # a send that the kernel takes at once is done within 20 us
-    COMMENT = PACKETS_TEXT + 1  # bytes, with a 0 at the end
+    COMMENT = PCAPNG_TEXT + 1   # bytes, with a 0 at the end
     UNIX_PORT = 65535           # of an upstream that is no IP address
-
-cdef const char *ABOUT = (
-    b"Made by a proxy from what it relayed: a segment is one read, an ACK says that the receiver's kernel has taken the bytes, "
-    b"the addresses are those of the two peers."
-)
 
 cdef struct Segment:
     uint64_t time_ns
@@ -65,104 +37,6 @@ cdef struct Segment:
     int side                    # who sends it
     int flags
 
-
-# --- blocks ---
-
-cdef inline uint8_t *_put32(uint8_t *out, uint32_t value) noexcept nogil:
-    memcpy(out, &value, 4)
-    return out + 4
-
-
-cdef inline uint8_t *_put16(uint8_t *out, uint16_t value) noexcept nogil:
-    memcpy(out, &value, 2)
-    return out + 2
-
-
-cdef inline uint8_t *_pad(uint8_t *out, size_t size) noexcept nogil:
-    # Zeros behind `size` bytes up to a multiple of 4.
-    while size & 3:
-        out[0] = 0
-        out += 1
-        size += 1
-    return out
-
-
-cdef uint8_t *_option(uint8_t *out, int code, const void *value, size_t size) noexcept nogil:
-    out = _put16(_put16(out, code), size)
-    memcpy(out, value, size)
-    return _pad(out + size, size)
-
-
-cdef uint8_t *_text(uint8_t *out, int code, const char *text) noexcept nogil:
-    # Cut, if need be, before a character and not within one: the strings are UTF-8.
-    cdef size_t size = strlen(text)
-    if size > PACKETS_TEXT:
-        size = PACKETS_TEXT
-        while size and text[size] & 0xc0 == 0x80:
-            size -= 1
-    return _option(out, code, text, size) if size else out
-
-
-cdef uint8_t *_time(uint8_t *out, uint64_t time_ns) noexcept nogil:
-    return _put32(_put32(out, time_ns >> 32), <uint32_t> time_ns)
-
-
-cdef uint8_t *_begin(uint8_t *out, uint32_t block) noexcept nogil:
-    return _put32(_put32(out, block), 0)
-
-
-cdef size_t _finish(uint8_t *block, uint8_t *out) noexcept nogil:
-    # Ends the options of a block and sets its length, in front and at the end. Returns the length.
-    out = _put32(out, OPT_END)
-    cdef uint32_t length = out - block + 4
-    _put32(block + 4, length)
-    _put32(out, length)
-    return length
-
-
-cdef size_t pcapng_start(uint8_t *out, const char *application, const char *system) noexcept nogil:
-    cdef int64_t unknown = -1               # length of the section
-    cdef uint8_t *to = _put32(_begin(out, SHB), BYTE_ORDER)
-    to = _put16(_put16(to, 1), 0)           # version 1.0
-    memcpy(to, &unknown, 8)
-    to = _text(to + 8, OPT_COMMENT, ABOUT)
-    to = _text(to, SHB_OS, system)
-    return _finish(out, _text(to, SHB_USERAPPL, application))
-
-
-cdef size_t pcapng_interface(uint8_t *out, const char *name, const char *description) noexcept nogil:
-    cdef uint8_t nanoseconds = 9
-    cdef uint8_t *to = _put16(_put16(_begin(out, IDB), LINKTYPE_RAW), 0)
-    to = _text(_put32(to, SNAPLEN), IF_NAME, name)
-    to = _text(to, IF_DESCRIPTION, description)
-    return _finish(out, _option(to, IF_TSRESOL, &nanoseconds, 1))
-
-
-cdef size_t pcapng_name(uint8_t *out, const net_addr *addr, const char *name) noexcept nogil:
-    cdef uint8_t value[16 + PACKETS_TEXT + 1]
-    cdef uint16_t port
-    cdef size_t size = strlen(name)
-    if not net_unpack(addr, value, &port) or not size or size > PACKETS_TEXT:
-        return 0
-    cdef int skip = 12 if _is_v4(value) else 0
-    memcpy(value + 16, name, size + 1)
-    cdef uint8_t *to = _option(_begin(out, NRB), NRB_IPV4 if skip else NRB_IPV6, value + skip, 16 - skip + size + 1)
-    return _finish(out, _put32(to, NRB_END))
-
-
-cdef size_t pcapng_end(uint8_t *out, uint32_t interface, uint64_t since_ns, uint64_t until_ns, uint64_t count) noexcept nogil:
-    cdef uint8_t value[8]
-    cdef uint64_t dropped = 0               # the tap leaves nothing out
-    cdef uint8_t *to = _time(_put32(_begin(out, ISB), interface), until_ns)
-    _time(value, since_ns)
-    to = _option(to, ISB_STARTTIME, value, 8)
-    _time(value, until_ns)
-    to = _option(to, ISB_ENDTIME, value, 8)
-    to = _option(to, ISB_IFRECV, &count, 8)
-    return _finish(out, _option(to, ISB_IFDROP, &dropped, 8))
-
-
-# --- packets ---
 
 cdef uint64_t _sum(uint8_t *to, const uint8_t *data, size_t size) noexcept nogil:
     # Copies, and adds up for the Internet checksum (RFC 1071), whose sum is the same in any byte order and any width of the
@@ -209,7 +83,7 @@ cdef uint8_t *_ip_header(const Flow *flow, int side, uint32_t size, uint8_t *out
         out = _net16(_net16(out, TTL << 8 | PROTOCOL_TCP), 0)
         memcpy(out, &flow.ip[side][12], 4)
         memcpy(out + 4, &flow.ip[not side][12], 4)
-        _put16(header + 10, ~_fold(_sum(header, header, 20)))
+        pcapng_put16(header + 10, ~_fold(_sum(header, header, 20)))
         return header + 20
     out = _net16(_net32(out, 0x60000000), size)
     out = _net16(out, PROTOCOL_TCP << 8 | TTL)
@@ -233,7 +107,7 @@ cdef uint8_t *_packet(Flow *flow, const Segment *segment, uint8_t *out) noexcept
         to = _net32(to, 1 << 24 | 3 << 16 | 3 << 8 | WINDOW_SHIFT)
     _net32(length, header + segment.size)
     cdef uint64_t total = flow.sum + _sum(length, length, 4) + _sum(tcp, tcp, header)
-    _put16(tcp + 16, ~_fold(total + _sum(to, segment.data, segment.size)))
+    pcapng_put16(tcp + 16, ~_fold(total + _sum(to, segment.data, segment.size)))
     flow.sent[side] += segment.size + (1 if segment.flags & (TCP_SYN | TCP_FIN) else 0)
     if segment.flags & TCP_ACK:
         flow.acked[other] = flow.delivered[other]
@@ -244,15 +118,16 @@ cdef uint8_t *_packet(Flow *flow, const Segment *segment, uint8_t *out) noexcept
 cdef uint8_t *_write(Packets *packets, Flow *flow, const Segment *segment, uint8_t *out) noexcept nogil:
     # An enhanced packet block. Returns the end of it.
     cdef uint32_t flags = OUTBOUND if segment.side == CLIENT else INBOUND
-    cdef uint8_t *to = _time(_put32(_begin(out, EPB), flow.interface), segment.time_ns + packets.wall_ns)
+    cdef uint8_t *to = pcapng_put32(pcapng_begin(out, PCAPNG_PACKET), flow.interface)
+    to = pcapng_time(to, segment.time_ns + packets.wall_ns)
     cdef uint8_t *end = _packet(flow, segment, to + 8)
     cdef uint32_t size = end - to - 8
-    _put32(_put32(to, size), size)          # in the file, and on the wire
-    to = _option(_pad(end, size), EPB_FLAGS, &flags, 4)
+    pcapng_put32(pcapng_put32(to, size), size)          # in the file, and on the wire
+    to = pcapng_option(pcapng_pad(end, size), PCAPNG_PACKET_FLAGS, &flags, 4)
     if segment.comment != NULL:
-        to = _text(to, OPT_COMMENT, segment.comment)
+        to = pcapng_text(to, PCAPNG_COMMENT, segment.comment)
     packets.count += 1
-    return out + _finish(out, to)
+    return out + pcapng_finish(out, to)
 
 
 cdef uint8_t *_write_flags(Packets *packets, Flow *flow, int side, int flags, uint64_t now_ns, const char *comment,
@@ -276,14 +151,6 @@ cdef uint8_t *_acknowledge(Packets *packets, Flow *flow, int side, uint64_t now_
 
 # --- from records to packets ---
 
-cdef bint _is_v4(const uint8_t *ip) noexcept nogil:
-    cdef int i
-    for i in range(10):
-        if ip[i]:
-            return False
-    return ip[10] == 0xff and ip[11] == 0xff
-
-
 cdef void _set_address(Flow *flow, int side, const net_addr *addr) noexcept nogil:
     if net_unpack(addr, flow.ip[side], &flow.port[side]):
         return
@@ -300,7 +167,7 @@ cdef void _set_other_address(Flow *flow, int side) noexcept nogil:
     memset(none, 0, 16)
     if memcmp(flow.ip[side], none, 16):
         return
-    if _is_v4(flow.ip[not side]) or not memcmp(flow.ip[not side], none, 16):
+    if net_is_v4(flow.ip[not side]) or not memcmp(flow.ip[not side], none, 16):
         memset(&flow.ip[side][10], 0xff, 2)
         flow.ip[side][12] = 127 if flow.port[side] else 0
     flow.ip[side][15] = flow.port[side] != 0
@@ -326,7 +193,7 @@ cdef void _set_upstream(Flow *flow, const net_addr *addr) noexcept nogil:
     _set_address(flow, UPSTREAM, addr)
     _set_other_address(flow, CLIENT)
     _set_other_address(flow, UPSTREAM)
-    flow.v4 = _is_v4(flow.ip[CLIENT]) and _is_v4(flow.ip[UPSTREAM])
+    flow.v4 = net_is_v4(flow.ip[CLIENT]) and net_is_v4(flow.ip[UPSTREAM])
     skip = 12 if flow.v4 else 0
     _net16(protocol, PROTOCOL_TCP)
     cdef uint64_t total = _sum(protocol, protocol, 2)

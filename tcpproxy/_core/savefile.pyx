@@ -3,7 +3,8 @@ from libc.errno cimport EAGAIN, EINTR, EIO, ENOMEM, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from tcpproxy._core.packets cimport PACKETS_BLOCK, PACKETS_ROOM, packets_append, pcapng_end
+from tcpproxy._core.packets cimport PACKETS_ROOM, packets_append
+from tcpproxy._core.pcapng cimport PCAPNG_BLOCK, PCAPNG_PACKET, pcapng_end
 from tcpproxy._core.sync cimport sync_bump, sync_load, sync_store
 from tcpproxy._core.tap cimport TAP_END
 from tcpproxy._core.thread cimport clock_ns, thread_nap_us
@@ -17,7 +18,6 @@ cdef enum:
     PIECE = 4096            # PIPE_BUF: poll reports room for it, and a write of it does not block then
     LOOK_MS = 100           # how often a writer that waits looks whether it is given up
     NAP_US = 1000
-    PACKET = 6              # type of a block
 
 
 cdef int savefile_init(SaveFile *file) noexcept nogil:
@@ -45,7 +45,7 @@ cdef void savefile_begin(SaveFile *file, int fd, bint regular, uint64_t size, co
 
 
 cdef bint savefile_full(const SaveFile *file) noexcept nogil:
-    return file.fd >= 0 and file.limit != 0 and file.size + file.used + PACKETS_BLOCK >= file.limit
+    return file.fd >= 0 and file.limit != 0 and file.size + file.used + PCAPNG_BLOCK >= file.limit
 
 
 cdef bint savefile_add(SaveFile *file, Flow *flow, const TapRecord *record, const void *body) noexcept nogil:
@@ -102,7 +102,7 @@ cdef void _fail(SaveFile *file, uint64_t done, int error) noexcept nogil:
         if whole + block[1] > done:
             break
         whole += block[1]
-        if block[0] == PACKET:
+        if block[0] == PCAPNG_PACKET:
             sync_bump(&file.count, 1)
     if file.regular:
         file_truncate(file.fd, file.size + whole)
@@ -117,7 +117,7 @@ cdef bint savefile_end(SaveFile *file) noexcept nogil:
     cdef uint64_t now_ns = clock_ns() + file.packets.wall_ns
     if file.fd < 0:
         return True
-    if file.used + PACKETS_BLOCK > SAVEFILE_ROOM and not savefile_flush(file):
+    if file.used + PCAPNG_BLOCK > SAVEFILE_ROOM and not savefile_flush(file):
         return False
     file.used += pcapng_end(file.gathered + file.used, 0, file.since_ns, now_ns, file.packets.count - file.before)
     if not savefile_flush(file):

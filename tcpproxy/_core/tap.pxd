@@ -1,5 +1,5 @@
 # The tap: a ring in which a worker records what passes through its relays, with one writer (the worker) and one reader (the
-# thread of capture.pyx). Nothing is left out: when the ring has no room for a read, the worker does not read
+# thread of reader.pyx). Nothing is left out: when the ring has no room for a read, the worker does not read
 # (PUMP_STALLED of half.pxd), and the reader wakes it once there is room again. The worker never waits.
 #
 # recv writes into the ring, and the bytes are sent from there: no copy is made for the tap. They are recorded, by tap_commit,

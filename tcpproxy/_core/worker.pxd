@@ -1,4 +1,4 @@
-# What the second door, capture.pyx, needs of a worker.
+# What the other doors, capture.pyx and recorded.pyx, need of a worker.
 from libc.stdint cimport uint64_t
 from tcpproxy._core.engine cimport View
 from tcpproxy._core.inbox cimport Message

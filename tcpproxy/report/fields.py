@@ -6,9 +6,9 @@ docs/seeing.md lists the names, and what OpenTelemetry and the Elastic Common Sc
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Mapping
 
+from .. import text
 from .event import Event
 
 LEVELS = {
@@ -73,9 +73,8 @@ def seconds(value: float) -> float:
 
 
 def timestamp(since_1970: float) -> str:
-    """RFC 3339, UTC, to the microsecond: `2026-11-28T19:30:00.123456Z`."""
-    whole, micro = divmod(round(since_1970 * 1_000_000), 1_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{micro:06d}Z"
+    """Seconds since 1970 as `text.timestamp` shows them. A float has no more than microseconds: those are rounded."""
+    return text.timestamp(round(since_1970 * 1_000_000) * 1000)
 
 
 def json_line(kind: str, since_1970: float, values: Mapping[str, object]) -> str:

@@ -7,10 +7,9 @@ of text with two spaces.
 from __future__ import annotations
 
 import base64
-import time
 from typing import Literal, NamedTuple
 
-from ..text import clean
+from ..text import clean, timestamp
 
 PieceKind = Literal["data", "fin", "rst", "end", "gap", "lost"]
 """What a Piece is about.
@@ -142,12 +141,6 @@ def _event(piece: Piece) -> str:
 def lost(piece: Piece) -> str:
     """What a piece of the kind `lost` says."""
     return f"the ends of {piece.offset:,} connections and {piece.size:,} bytes not shown (output is slow)"
-
-
-def timestamp(time_ns: int) -> str:
-    """RFC 3339, UTC, to the microsecond: `2026-11-28T19:30:00.123456Z`."""
-    whole, nano = divmod(time_ns, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{nano // 1000:06d}Z"
 
 
 def hex_lines(data: bytes, offset: int) -> str:

@@ -6,7 +6,8 @@ import math
 import re
 from typing import NamedTuple
 
-from .._core import capture
+from .._core import recorded
+from .._core.capture import TapReader
 from ..errors import UsageError, WaitTimeout
 from ..native import monotonic
 from ..text import quoted
@@ -62,7 +63,7 @@ class Recording:
         id: the number of the connection, from 1, in the order of accept.
     """
 
-    def __init__(self, reader: capture.TapReader, recording: capture.Recording) -> None:
+    def __init__(self, reader: TapReader, recording: recorded.Recording) -> None:
         self._reader, self._it = reader, recording
         self.id = recording.id
 

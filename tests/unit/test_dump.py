@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcpproxy.report.color import wants_color
-from tcpproxy.tap.dump import JSON_KINDS, Dump, Piece, fields, header, hex_lines, text_lines, timestamp
+from tcpproxy.tap.dump import JSON_KINDS, Dump, Piece, fields, header, hex_lines, text_lines
+from tcpproxy.text import timestamp
 
 NOON = 1_795_894_200_123_456_789
 """2026-11-28T19:30:00.123456789Z."""

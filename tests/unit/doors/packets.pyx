@@ -2,12 +2,12 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memset
 from tcpproxy._core.events cimport REASONS, events_reason_name
 from tcpproxy._core.net cimport net_addr, net_pack
-from tcpproxy._core.packets cimport PACKETS_BLOCK, PACKETS_ROOM, PACKETS_TEXT, Flow, Packets, packets_append, pcapng_end, \
-    pcapng_interface, pcapng_name, pcapng_start
+from tcpproxy._core.packets cimport PACKETS_ROOM, Flow, Packets, packets_append
+from tcpproxy._core.pcapng cimport PCAPNG_BLOCK, PCAPNG_TEXT, pcapng_end, pcapng_interface, pcapng_name, pcapng_start
 from tcpproxy._core.tap cimport TAP_CONNECTED, TAP_DATA, TAP_DELIVERED, TAP_END, TAP_FIN, TAP_OPEN, TAP_READ, TAP_RST, \
     TapConnected, TapEnd, TapOpen, TapRecord
 
-READ, TEXT = TAP_READ, PACKETS_TEXT
+READ, TEXT = TAP_READ, PCAPNG_TEXT
 
 cdef uint8_t out[PACKETS_ROOM + 8]
 # A test has one thread.
@@ -31,21 +31,21 @@ cdef bytes taken(size_t size, size_t room):
 
 
 def start(bytes application, bytes system):
-    return taken(pcapng_start(out, application, system), PACKETS_BLOCK)
+    return taken(pcapng_start(out, application, system), PCAPNG_BLOCK)
 
 
 def interface(bytes name, bytes description):
-    return taken(pcapng_interface(out, name, description), PACKETS_BLOCK)
+    return taken(pcapng_interface(out, name, description), PCAPNG_BLOCK)
 
 
 def name(address, bytes text):
     cdef net_addr addr
     pack(&addr, address)
-    return taken(pcapng_name(out, &addr, text), PACKETS_BLOCK)
+    return taken(pcapng_name(out, &addr, text), PCAPNG_BLOCK)
 
 
 def end(int number, uint64_t since_ns, uint64_t until_ns, uint64_t count):
-    return taken(pcapng_end(out, number, since_ns, until_ns, count), PACKETS_BLOCK)
+    return taken(pcapng_end(out, number, since_ns, until_ns, count), PCAPNG_BLOCK)
 
 
 cdef class CaptureDoor:

@@ -1,0 +1,8 @@
+# What the door of the reader, capture.pyx, needs of a Recording: it makes them.
+from tcpproxy._core.reader cimport Reader
+from tcpproxy._core.recordings cimport Recording as CRecording
+
+cdef class Recording:
+    cdef object owner           # of the reader
+    cdef Reader *reader
+    cdef CRecording *it         # it has this object as a user
