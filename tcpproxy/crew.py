@@ -107,7 +107,8 @@ class Crew:
             self.tap = TapReader(self._workers, record=self._record, capture=capture, show=shown, wakeup=wakeup)
             self._tap_thread = make_thread("tcpproxy-tap", self._read_tap, self.tap)
             reporting.append(self._tap_thread)
-        self._reporter.open(self._workers, reporting, log_wakeup, self._resolver, self.tap if shown else None)
+        pieces = self.tap if shown else None
+        self._reporter.open(self._workers, reporting, log_wakeup, self._resolver, pieces, self._trouble)
         for worker in self._workers:
             worker.want_events(self._reporter.kinds, self._reporter.wants_outgoing)
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
@@ -338,6 +339,12 @@ class Crew:
             self._capture.follow(tap, lambda text: self._reporter.note("lost", text))
         else:
             tap.run()
+
+    def _trouble(self) -> str:
+        """For the log thread: what there is to warn of, once."""
+        if self.tap and self._capture and self.tap.slow():
+            return f"the capture {self._capture.path} holds traffic up: less than 1 MiB of it a second is taken"
+        return ""
 
     def _serve_lookups(self, wakeup: Wakeup) -> None:
         """Looks upstream's name up whenever a worker asks."""

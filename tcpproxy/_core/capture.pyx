@@ -141,6 +141,10 @@ cdef class TapReader:
         return (sync_load(&self.it.file.count), sync_load(&self.it.file.connections), sync_load(&self.it.file.written),
                 sync_load(&self.it.file.left_out), sync_load(&self.it.file.error))
 
+    def slow(self):
+        """Does the capture hold traffic up? True once, for the log thread, which is woken for that."""
+        return bool(sync_load(&self.it.slow) and sync_swap(&self.it.slow, 0))
+
     # --- for other threads ---
 
     def sync(self, double timeout=-1.0):

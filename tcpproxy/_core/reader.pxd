@@ -25,9 +25,11 @@ cdef struct Reader:
     int count
     bint capturing
     bint abandoned              # in a forked child, where nothing of it is freed
+    bint told                   # `slow` was set before
     net_socket bell             # a byte wakes the reader
     net_socket bell_writer
     uint64_t live               # connections in `seen`
+    uint64_t lost               # of all taps, as far as they are among those left out
     Seen *seen[READER_BUCKETS]
     Recordings store
     SaveFile file
@@ -37,6 +39,7 @@ cdef struct Reader:
     uint64_t finishing          # no worker runs any more
     uint64_t passes             # grows whenever the reader has taken records
     uint64_t hurry              # threads that wait for records
+    uint64_t slow               # the capture holds traffic up, and the log thread shall say so
 
 cdef enum:                      # why reader_run returns
     READER_ENDED = 0

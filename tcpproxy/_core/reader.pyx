@@ -9,7 +9,7 @@ from tcpproxy._core.pieces cimport pieces_add, pieces_catch_up, pieces_free, pie
 from tcpproxy._core.poller cimport poller_wake
 from tcpproxy._core.recordings cimport recordings_add, recordings_drop, recordings_free, recordings_open
 from tcpproxy._core.savefile cimport savefile_add, savefile_end, savefile_flush, savefile_free, savefile_full, savefile_init
-from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_store, sync_sub, sync_swap
+from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_peek, sync_store, sync_sub, sync_swap
 from tcpproxy._core.tap cimport TAP_END, TAP_GATHERS, TAP_OPEN, TAP_SLEEPS, Tap, TapRecord, tap_awake, tap_body, tap_done, \
     tap_next, tap_release, tap_sleep
 from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us
@@ -18,6 +18,7 @@ cdef enum:
     AT_ONCE = 64            # records of one worker before their memory is given back
     GATHER_MS = 10          # the reader wakes no more often while records come, unless somebody waits for them
     NAP_US = 50             # of a thread that waits for the reader
+    SLOW_NS = 1000000000    # of one write of the capture: then it is slow. A choice: a disk takes some ms
 
 
 cdef int reader_init(Reader *reader, uint64_t record, bint capture, uint32_t show) noexcept nogil:
@@ -33,6 +34,8 @@ cdef int reader_init(Reader *reader, uint64_t record, bint capture, uint32_t sho
         return rc
     if capture and savefile_init(&reader.file) < 0:
         return -ENOMEM
+    reader.file.waits = _write_waits
+    reader.file.owner = reader
     return pieces_init(&reader.pieces, show)
 
 
@@ -97,6 +100,7 @@ cdef int reader_run(Reader *reader) noexcept nogil:
 cdef bint _read_all(Reader *reader) noexcept nogil:
     """Takes some records of each worker. False: there were none."""
     cdef bint found = False
+    cdef uint64_t lost = 0
     cdef int i
     pieces_catch_up(&reader.pieces)
     for i in range(reader.count):
@@ -104,6 +108,9 @@ cdef bint _read_all(Reader *reader) noexcept nogil:
             found = True
         if tap_release(reader.loops[i].pump.tap):
             poller_wake(reader.loops[i].pump.poller)
+        lost += sync_peek(&reader.loops[i].pump.tap.lost)
+    sync_bump(&reader.file.left_out, lost - reader.lost)
+    reader.lost = lost
     if found:
         sync_add(&reader.passes, 1)
     return found
@@ -175,6 +182,20 @@ cdef bint _lost_unless(Reader *reader, bint written) noexcept nogil:
     if not written:
         sync_bump(&reader.file.left_out, reader.live)
     return written
+
+
+cdef void _write_waits(void *owner, uint64_t since_ns) noexcept nogil:
+    """Tells the log thread, once, that a slow write holds up a worker."""
+    cdef Reader *reader = <Reader *> owner
+    cdef int i
+    if reader.told or clock_ns() - since_ns < SLOW_NS:
+        return
+    for i in range(reader.count):
+        if sync_load(&reader.loops[i].pump.tap.waiting):
+            reader.told = True
+            sync_swap(&reader.slow, 1)
+            net_wake(reader.pieces.ring.wakeup)
+            return
 
 
 # --- other threads ---

@@ -11,6 +11,9 @@ from tcpproxy._core.tap cimport TapRecord
 cdef enum:
     SAVEFILE_ROOM = 1048576     # bytes that are gathered
 
+# Called every 100 ms while a write waits, and after it: a write of at most SAVEFILE_ROOM that began at `since_ns` of clock_ns.
+ctypedef void (*savefile_waits)(void *owner, uint64_t since_ns) noexcept nogil
+
 cdef struct SaveFile:
     int fd                  # of the owner, who closes it; -1: there is no file, and what is added goes nowhere
     bint regular            # else a pipe or device: it gets writes that do not block, so that it can be given up
@@ -22,6 +25,8 @@ cdef struct SaveFile:
     uint64_t since_ns       # time of day of the beginning
     uint64_t before         # packets in earlier files
     Packets packets
+    savefile_waits waits
+    void *owner             # for `waits`
     # read by other threads
     uint64_t written        # bytes, in all files
     uint64_t count          # packets that are written

@@ -58,12 +58,12 @@ cdef bint savefile_add(SaveFile *file, Flow *flow, const TapRecord *record, cons
 
 
 cdef bint savefile_flush(SaveFile *file) noexcept nogil:
-    cdef uint64_t done = 0
+    cdef uint64_t done = 0, since_ns = clock_ns()
     cdef int64_t rc
     if file.fd < 0:
         return True
     while done < file.used:
-        rc = _write_some(file, file.gathered + done, file.used - done)
+        rc = _write_some(file, file.gathered + done, file.used - done, since_ns)
         if rc < 0:
             _fail(file, done, <int> -rc)
             return False
@@ -72,10 +72,12 @@ cdef bint savefile_flush(SaveFile *file) noexcept nogil:
     file.used = file.ended = 0
     sync_bump(&file.written, done)
     sync_store(&file.count, file.packets.count)
+    if done:
+        file.waits(file.owner, since_ns)
     return True
 
 
-cdef int64_t _write_some(SaveFile *file, const uint8_t *data, uint64_t size) noexcept nogil:
+cdef int64_t _write_some(SaveFile *file, const uint8_t *data, uint64_t size, uint64_t since_ns) noexcept nogil:
     # Waits until something is written. Returns its size, or -errno.
     cdef int64_t rc
     while True:
@@ -91,6 +93,7 @@ cdef int64_t _write_some(SaveFile *file, const uint8_t *data, uint64_t size) noe
                 thread_nap_us(NAP_US)
         if sync_load(&file.given_up):
             return -ETIMEDOUT
+        file.waits(file.owner, since_ns)
 
 
 cdef void _fail(SaveFile *file, uint64_t done, int error) noexcept nogil:

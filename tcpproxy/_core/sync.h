@@ -21,18 +21,23 @@
  *   Loop.events: asleep          the log thread sets it, the worker   both
  *                                clears it when it wakes that thread
  *   Loop.events: wanted          any thread (Worker.want_events)      the worker
- *   Tap.written                  the worker                           the reader (TapReader.run), threads in
- *                                                                     TapReader.sync
+ *   Tap.written                  the worker                           the reader (reader_run), threads in
+ *                                                                     reader_sync
  *   Tap.taken                    the reader                           the worker, the same threads
  *   Tap.waiting                  the worker sets it, the reader       both
  *                                clears it when it wakes the worker
  *   Tap.asleep                   the reader sets it, the worker       both
  *                                clears it when it wakes the reader
+ *   Tap.lost                     the worker                           the reader
  *   Tap.closed                   the worker, at its end               the reader, which owns Tap.late from then on
  *   Recordings, Recording        the reader and any thread, under     the same
  *                                Recordings.lock
- *   TapReader.running, .passes   the reader                           any thread
- *   TapReader.finishing, .hurry  any thread                           the reader
+ *   Reader.running, .passes      the reader                           any thread
+ *   Reader.finishing, .hurry     any thread                           the reader
+ *   Reader.slow                  the reader sets it                   the log thread takes it
+ *   SaveFile: written, count,    the reader                           any thread (TapReader.captured)
+ *     connections, left_out, error
+ *   SaveFile.given_up            any thread                           the reader
  *   Upstream.incoming            the lookup thread leaves a list      the worker takes it
  *   Upstream.asked               the worker sets it                   the lookup thread takes it
  *   Group.last_id                each worker that accepts: +1         the same; threads that kill
@@ -42,7 +47,7 @@
  *   Pieces.ring: as Loop.events  the reader of the tap                the log thread
  *   Pieces.total                 the reader of the tap                any thread (TapReader.total)
  *   the rest of Pieces           the reader of the tap; the log       the same
- *                                thread once TapReader.running is 0
+ *                                thread once Reader.running is 0
  *   Plan.users                   who holds or releases it: +1, -1     the same
  *   Tally: all fields            workers whose relays have the rule   the same; `fired`: any thread
  *   Worker.running               the thread that calls Worker.run     any thread (Worker.connections)

@@ -63,6 +63,7 @@ class Reporter:
         self._wakeup: Wakeup | None = None
         self.resolver: Resolver | None = None
         self._tap: TapReader | None = None
+        self._trouble: Callable[[], str] = str
         self._later: list[Piece] = []
         """Pieces that came when the events before them had been taken already."""
         self.over: collections.deque[Event] = collections.deque(maxlen=OVER)
@@ -78,6 +79,7 @@ class Reporter:
         wakeup: Wakeup,
         resolver: Resolver | None,
         tap: TapReader | None = None,
+        trouble: Callable[[], str] = str,
     ) -> None:
         """Prepares `run`. At the start of a proxy, before there is a thread: it imports what registers an exit hook.
 
@@ -86,9 +88,10 @@ class Reporter:
             wakeup: wakes the log thread; a worker does so with a record that it writes while the log thread sleeps.
             resolver: knows why the last lookup failed; None: upstream has a numeric address.
             tap: has pieces of what passes, for a Printer; None: there is no dump.
+            trouble: a sentence to warn with, if there is one, whenever the log thread is woken.
         """
         self._workers, self._threads, self._wakeup, self.resolver = workers, threads, wakeup, resolver
-        self._tap = tap
+        self._tap, self._trouble = tap, trouble
         if self._sink is None:
             self._sink = LoggingSink(self._target)
 
@@ -151,6 +154,8 @@ class Reporter:
         last = not any(thread.is_alive() for thread in self._threads)
         flushes = len(self._flushes)
         shown = False
+        if text := self._trouble():
+            self._notes.append(Event("warning", text=text, time=wall()))
         if self._tap and self._printer:
             most, shown = self._drain_with_pieces(self._tap, self._printer)
         else:

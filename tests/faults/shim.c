@@ -23,13 +23,14 @@
 #include <unistd.h>
 
 enum call { ACCEPT, SOCKET, CONNECT, RECV, SEND, SPLICE, PIPE, FCNTL, READ, EPOLL_CTL, WAIT, SETSOCKOPT, GETSOCKOPT,
-            SHUTDOWN, CLOSE, IOCTL, MEMORY, CALLS };
+            SHUTDOWN, CLOSE, IOCTL, MEMORY, WRITE, CALLS };
 enum kind { SHORT, INTERRUPTED, REFUSED, BROKEN, KINDS };
 
 struct control {
     uint32_t one_in;        /* of so many calls gets a fault, for each kind that nobody may notice; 0: none */
     uint32_t fatal_one_in;  /* of so many gets one that may end its connection; 0: none */
     uint64_t seed;
+    uint64_t calls;         /* bits of enum call: only these get faults; 0: all */
     uint64_t counts[CALLS][KINDS];
 };
 
@@ -79,7 +80,8 @@ static int count(enum call call, enum kind kind)
 static int faulty(void *caller, enum call call, enum kind kind)
 {
     uint32_t one_in = 0;
-    if (control)
+    uint64_t calls = control ? __atomic_load_n(&control->calls, __ATOMIC_RELAXED) : 0;
+    if (control && (calls == 0 || calls >> call & 1))
         one_in = __atomic_load_n(kind == BROKEN ? &control->fatal_one_in : &control->one_in, __ATOMIC_RELAXED);
     return one_in && chance() % one_in == 0 && from_core(caller) && count(call, kind);
 }
@@ -213,6 +215,18 @@ ssize_t read(int fd, void *to, size_t size)
     if (FAULTY(READ, SHORT))
         size = part(size);
     return syscall(SYS_read, fd, to, size);
+}
+
+/* Those of a capture; a wake-up is one byte. */
+ssize_t write(int fd, const void *from, size_t size)
+{
+    if (size > 1 && FAULTY(WRITE, INTERRUPTED))
+        return FAIL(EINTR);
+    if (size > 1 && FAULTY(WRITE, BROKEN))
+        return FAIL(ENOSPC, EDQUOT, EIO, EFBIG);
+    if (size > 1 && FAULTY(WRITE, SHORT))
+        size = part(size);
+    return syscall(SYS_write, fd, from, size);
 }
 
 int epoll_ctl(int epfd, int what, int fd, struct epoll_event *event)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+import re
 import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Callable
@@ -13,16 +15,17 @@ from pathlib import Path
 
 import pytest
 from campaigns import Holdings, campaign, nobody_hung
+from support import captures
 from support.command import Command
 from support.machine import needs_proc
 from traffic import Server, Traffic
 
 CALLS = ["accept4", "socket", "connect", "recv", "send", "splice", "pipe2", "fcntl", "read", "epoll_ctl"]
-CALLS += ["epoll_wait/poll", "setsockopt", "getsockopt", "shutdown", "close", "ioctl", "memory"]
+CALLS += ["epoll_wait/poll", "setsockopt", "getsockopt", "shutdown", "close", "ioctl", "memory", "write"]
 """As in shim.c; so are the kinds of fault."""
 
 KINDS = ("short", "interrupted", "refused", "broken")
-HEAD = struct.Struct("IIQ")
+HEAD = struct.Struct("IIQQ")
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 
 
@@ -42,8 +45,9 @@ class Shim:
             self._page = mmap.mmap(file.fileno(), 0)
         self.environment = {**os.environ, "LD_PRELOAD": str(self.path), "FAULTS": str(page)}
 
-    def set(self, one_in: int, fatal_one_in: int = 0) -> None:
-        HEAD.pack_into(self._page, 0, one_in, fatal_one_in, SEED)
+    def set(self, one_in: int, fatal_one_in: int = 0, only: str = "") -> None:
+        calls = 1 << CALLS.index(only) if only else 0
+        HEAD.pack_into(self._page, 0, one_in, fatal_one_in, SEED, calls)
 
     def counts(self) -> dict[str, int]:
         values = struct.iter_unpack("Q", self._page[HEAD.size : HEAD.size + 8 * len(CALLS) * len(KINDS)])
@@ -83,3 +87,72 @@ def test_one_call_in_ten(
     nobody_hung(traffic)
     assert {name.partition(" ")[0] for name in counts} >= {"accept4", "recv", "send", "epoll_wait/poll", "close"}
     assert proxy.process.poll() is None
+
+
+SUMMARY = re.compile(
+    r".*: ([\d,]+) packets of ([\d,]+) connections?, [^,]+(, ended: .+)?, (nothing|[\d,]+ connections?) left out"
+)
+
+
+def ends(data: bytes) -> int:
+    """Connections that a capture has to their end."""
+    return sum(" after " in packet.comment for packet in captures.packets(data))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_writes_of_a_capture_that_are_short_or_interrupted(
+    workers: int, command: Callable[..., Command], server: Server, tmp_path: Path
+) -> None:
+    """Beside all the other faults that nobody may notice: the capture is whole."""
+    shim, file = Shim(tmp_path), tmp_path / "a.pcapng"
+    proxy = command("-q", f"--workers={workers}", "--capture", str(file), server.name, env=shim.environment)
+    traffic = Traffic(server, proxy.address, together=16)
+    shim.set(10)
+    traffic.run(range(SEED * 1_000_000, SEED * 1_000_000 + 150))
+    counts = shim.counts()
+    campaign(f"shim and capture, {workers} worker(s), seed {SEED}, {counts}", sum(counts.values()), traffic)
+    shim.set(0)
+    assert traffic.troubles == [], proxy.stderr
+    proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == 0, proxy.stderr
+    assert counts["write short"] > 2
+    said = SUMMARY.fullmatch(proxy.complaints[-1])
+    assert said, proxy.complaints
+    data = file.read_bytes()
+    assert said[4] == "nothing"
+    assert ends(data) == int(said[2])
+    captures.reassembled(captures.packets(data))
+    assert captures.analysis(file) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_write_of_a_capture_that_fails(
+    workers: int, command: Callable[..., Command], server: Server, tmp_path: Path
+) -> None:
+    """No space, over the quota, a bad disk, too large: the traffic goes on, and what is missing is counted."""
+    shim = Shim(tmp_path)
+    reasons = set()
+    for number in range(6):
+        file = tmp_path / f"{number}.pcapng"
+        proxy = command("-q", f"--workers={workers}", "--capture", str(file), server.name, env=shim.environment)
+        traffic = Traffic(server, proxy.address, together=16)
+        shim.set(3, 8, only="write")
+        traffic.run(range(number * 1000, number * 1000 + 60))
+        shim.set(0)
+        proxy.signal(signal.SIGTERM)
+        assert traffic.troubles == [], proxy.stderr
+        code = proxy.wait()
+        said = SUMMARY.fullmatch(proxy.complaints[-1])
+        assert said, proxy.complaints
+        data = file.read_bytes()
+        assert len(captures.packets(data)) == int(said[1].replace(",", ""))
+        if code == 0:
+            assert said[4] == "nothing"
+            continue
+        assert code == 1
+        reason = re.match(rf"capture {file} ended: (.+); \d+ connections? go(es)? on uncaptured", proxy.complaints[0])
+        assert reason, proxy.complaints
+        reasons.add(reason[1])
+        left_out = int(said[4].partition(" ")[0])
+        assert 60 - ends(data) <= left_out
+    assert reasons

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -369,6 +370,50 @@ def test_a_slow_reader_holds_up_the_traffic_and_misses_nothing(
 
 
 @needs_fifo
+@both
+def test_a_slow_reader_is_named_once(command: Start, upstream: Upstream, fifo: Path, file: Path, workers: int) -> None:
+    """After a second in which it held traffic up; a pause without traffic is none of its faults."""
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    process = command("--capture", str(fifo), "--workers", str(workers), upstream.name)
+    said = f"warning: the capture {fifo} holds traffic up: less than 1 MiB of it a second is taken"
+    data = payload(24 << 20)
+    with connect(process.address) as client, upstream.accept() as server, in_background(send_and_shut, client, data):
+        got = bytearray()
+        with in_background(lambda: got.extend(read_all(server))):
+            eventually(lambda: process.complaints == [said])
+            before = len(got)
+            with in_background(lambda: file.write_bytes(b"".join(drained(reader)))):
+                eventually(lambda: len(got) == len(data))
+                client.close()
+                server.close()
+                process.signal(signal.SIGTERM)
+                assert process.wait() == 0
+    os.close(reader)
+    assert before < len(data)
+    assert got == data
+    assert process.complaints[:-1] == [said]
+    assert process.complaints[-1].endswith(", nothing left out")
+
+
+@needs_fifo
+def test_a_reader_of_an_idle_proxy_may_sleep(command: Start, echo: Echo, fifo: Path, file: Path) -> None:
+    """The control: the pipe is full, but nobody waits for it."""
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    process = command("--capture", str(fifo), echo.name)
+    with connect(process.address) as client:
+        for _ in range(20):
+            assert echoes(client, payload(10_000))
+        time.sleep(1.5)  # longer than a write that is slow
+        assert process.complaints == []
+    with in_background(lambda: file.write_bytes(b"".join(drained(reader)))):
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    os.close(reader)
+    assert process.complaints[-1].endswith(", nothing left out")
+    assert len(process.complaints) == 1
+
+
+@needs_fifo
 def test_a_reader_that_has_stopped_for_ever_does_not_stop_the_end(
     command: Start, upstream: Upstream, fifo: Path
 ) -> None:
@@ -422,6 +467,7 @@ def test_a_reader_that_goes(command: Start, echo: Echo, fifo: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_disk_that_is_full(make_proxy: Make, echo: Echo, events: list[tcpproxy.Event]) -> None:
+    """Row 104."""
     proxy = make_proxy(echo.name, capture="/dev/full")
     assert proxy.capture
     with connect(proxy.address) as client:

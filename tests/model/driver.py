@@ -267,6 +267,7 @@ class Run:
         self.path, self.schedule = path, schedule
         self.halves = (Half(0), Half(1))
         self.aborted_at = 0.0
+        self.port = 0  # the client's
         self.disorder_before = disorder()
 
     def play(self) -> Outcome:
@@ -296,6 +297,7 @@ class Run:
         self.path.wire.shape(client)
         client.settimeout(self.path.hang)
         client.connect(self.path.address)
+        self.port = client.getsockname()[1]
         client.setblocking(False)
         if not self.schedule.early:
             self._arrive()

@@ -88,6 +88,17 @@ class Schedule:
         inside = (step.steps if isinstance(step, Frozen) else (step,) for step in self.steps)
         return any(isinstance(step, Abort) for steps in inside for step in steps)
 
+    def sends(self) -> tuple[int, int]:
+        """Bytes that each end sends."""
+        totals = [0, 0]
+        for outer in self.steps:
+            for step in outer.steps if isinstance(outer, Frozen) else (outer,):
+                if isinstance(step, Send):
+                    totals[step.end] += step.size * step.times
+                elif isinstance(step, Talk):
+                    totals = [total + size * step.times for total, size in zip(totals, step.sizes, strict=True)]
+        return totals[0], totals[1]
+
     def swapped(self) -> Schedule:
         """The same with the ends swapped."""
         return replace(self, steps=tuple(map(_swapped, self.steps)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import subprocess
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -31,22 +32,27 @@ class Packet:
     comment: str
 
 
-def blocks(data: bytes) -> list[Any]:
-    """All blocks of a file, as pcapng.blocks has them. Raises on one that is not well-formed."""
+def scan(data: bytes) -> Iterator[Any]:
+    """The blocks of a file one by one, as pcapng.blocks has them. Raises at one that is not well-formed."""
     import pcapng
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its own
-        return list(pcapng.FileScanner(BytesIO(data)))
+        yield from pcapng.FileScanner(BytesIO(data))
+
+
+def blocks(data: bytes) -> list[Any]:
+    """All of them."""
+    return list(scan(data))
 
 
 def packets(data: bytes) -> list[Packet]:
     import pcapng
 
-    return [_packet(block) for block in blocks(data) if isinstance(block, pcapng.blocks.EnhancedPacket)]
+    return [packet(block) for block in blocks(data) if isinstance(block, pcapng.blocks.EnhancedPacket)]
 
 
-def _packet(block: Any) -> Packet:
+def packet(block: Any) -> Packet:
     data = block.packet_data
     assert block.captured_len == block.packet_len == len(data)
     if data[0] >> 4 == 4:
@@ -127,7 +133,22 @@ def clients(path: Path) -> list[int]:
 
 def followed(path: Path, stream: int) -> tuple[bytes, bytes]:
     """What the client and what upstream of a stream sent, as "Follow TCP Stream" shows it."""
-    lines = tshark(path, "-q", "-z", f"follow,tcp,raw,{stream}")
+    return _sides(tshark(path, "-q", "-z", f"follow,tcp,raw,{stream}"))
+
+
+def follow_all(path: Path, count: int) -> list[tuple[bytes, bytes]]:
+    """The same of the streams 0 to `count` - 1, in one run of tshark."""
+    taps = [part for stream in range(count) for part in ("-z", f"follow,tcp,raw,{stream}")]
+    found: dict[int, list[str]] = {}
+    lines: list[str] = []
+    for line in tshark(path, "-q", *taps):
+        if line.startswith("Filter: tcp.stream eq "):
+            lines = found.setdefault(int(line.split()[-1]), [])
+        lines.append(line)
+    return [_sides(found[stream]) for stream in range(count)]
+
+
+def _sides(lines: list[str]) -> tuple[bytes, bytes]:
     body = [line for line in lines if line and set(line) <= set("\t0123456789abcdef")]
     client = b"".join(bytes.fromhex(line) for line in body if not line.startswith("\t"))
     return client, b"".join(bytes.fromhex(line.strip()) for line in body if line.startswith("\t"))
