@@ -164,7 +164,7 @@ class Crew:
 
         The log thread calls `on_event`, and in each, also in a worker's before it runs, garbage may be collected.
         """
-        own = (*self._threads, self._log_thread, self._lookup_thread)
+        own = (*self._threads, self._log_thread, self._lookup_thread, self._tap_thread)
         # An ident is given to another thread once its own has ended.
         return any(thread and thread.ident == this_thread() and thread.is_alive() for thread in own)
 

@@ -45,7 +45,9 @@ cdef void savefile_begin(SaveFile *file, int fd, bint regular, uint64_t size, co
 
 
 cdef bint savefile_full(const SaveFile *file) noexcept nogil:
-    return file.fd >= 0 and file.limit != 0 and file.size + file.used + PCAPNG_BLOCK >= file.limit
+    if file.fd < 0 or file.limit == 0 or file.packets.count == file.before:     # one packet at least, whatever the head has
+        return False
+    return file.size + file.used + PCAPNG_BLOCK >= file.limit
 
 
 cdef bint savefile_add(SaveFile *file, Flow *flow, const TapRecord *record, const void *body) noexcept nogil:

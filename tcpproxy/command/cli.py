@@ -18,7 +18,7 @@ from ..network.limits import raise_descriptor_limit
 from ..proxy import Proxy
 from ..report.color import wants_color
 from ..report.printer import Printer, final_line, final_words
-from ..tap.capture import check_stdout
+from ..tap.capture import check_place
 from ..tap.dump import Dump
 from ..text import count
 from . import sandbox
@@ -49,7 +49,8 @@ def run(remote: str, **given: str | bool | None) -> None:
         )
         proxy = Proxy(config, on_event=printer)  # type: ignore[arg-type]  # see Config.make
         if proxy.capture:
-            check_stdout(proxy.capture.path)
+            if not seeing.capture_rotate:
+                check_place(proxy.capture.path)
             proxy.capture.open(lambda text: final_words("warning", text, json, stdout))
         # Before there are threads, which inherit it.
         printer.suspicion = sandbox.enter(config, config.operating.sandbox)
@@ -64,7 +65,8 @@ def run(remote: str, **given: str | bool | None) -> None:
     if lost := printer.unwritten:
         final_words("lost", f"{count(lost, 'log line')} could not be written", json, stdout, lost=lost)
     if unshown := proxy._dumpable - printer.shown if seeing.shown else 0:
-        text = f"{unshown:,} bytes that passed are not shown: output is too slow"
+        why = printer.failure.strerror if printer.failure else "output is too slow"
+        text = f"{unshown:,} bytes that passed are not shown: {why}"
         final_words("lost", text, json, stdout, lost=unshown)
     if proxy.capture:
         final_words("capture", str(proxy.capture), json, stdout)

@@ -210,7 +210,7 @@ class Seeing:
         "off",
         "Begin another capture file at this size.",
         "The files are named as dumpcap names them: `a.pcapng` becomes `a_00001_20261128193000.pcapng` and so on, with "
-        "the local time. A connection goes on in the next file; `mergecap` joins files.",
+        "the local time. A connection goes on in the next file; `mergecap -a` joins files.",
         least=64 * 1024,
         most=1024**4,
         off=True,

@@ -62,6 +62,8 @@ class Printer:
         """Descriptors whose last line is incomplete, because a disk was full."""
         self.unwritten = 0
         """Lines that stdout or stderr would not take."""
+        self.failure: OSError | None = None
+        """Why, the last time."""
         self.shown = 0
         """Bytes of a dump that are printed, or are in a line that says how many are not."""
 
@@ -164,35 +166,46 @@ class Printer:
             data = b"\n" + data
         try:
             while data:
-                size = os.write(target, data)
+                try:
+                    size = os.write(target, data)
+                except BlockingIOError:  # somebody who shares it has made it non-blocking: it is slow, and not broken
+                    select.select([], [target], [])
+                    continue
                 self._torn[target] = data[size - 1 : size] != b"\n"
                 data = data[size:]
-        except OSError:
+        except OSError as error:
+            self.failure = error
             self.unwritten += data.removeprefix(b"\n").count(b"\n")
             return False
         return True
 
 
-def final_line(text: str, to: int = 2) -> None:
+def final_line(text: str, to: int = 2) -> bool:
     """Writes a line at the very end. It is dropped where writing would fail or block.
 
     Args:
         text: the line.
         to: the descriptor.
+
+    Returns:
+        False if it is dropped.
     """
-    final_lines([text], to)
+    return final_lines([text], to)
 
 
-def final_lines(lines: list[str], to: int = 2) -> None:
+def final_lines(lines: list[str], to: int = 2) -> bool:
     """The same for several lines."""
     with contextlib.suppress(OSError, ValueError):
         if lines and (os.name == "nt" or select.select([], [to], [], 1)[1]):  # Windows: select takes sockets only
             os.write(to, "".join(f"{clean(line)}\n" for line in lines).encode("utf-8", "backslashreplace"))
+            return True
+    return False
 
 
 def final_words(kind: str, text: str, json: bool, stdout: int = 1, **values: object) -> None:
-    """The same in the format of the log: `text` on stderr, or a record with these values on `stdout`."""
-    if json:
-        final_line(json_line(kind, wall(), {**values, "text": text}), stdout)
-    else:
+    """The same in the format of the log: `text` on stderr, or a record with these values on `stdout`.
+
+    If `stdout` does not take the record, `text` goes to stderr all the same.
+    """
+    if not json or not final_line(json_line(kind, wall(), {**values, "text": text}), stdout):
         final_line(text)

@@ -149,6 +149,8 @@ class Capture:
         if regular := stat.S_ISREG(status.st_mode):
             # Not 0 where a shell has opened it, by `>>` with O_APPEND.
             position = max(os.lseek(self._fd, 0, os.SEEK_CUR), status.st_size if self.path == "-" else 0)
+            if self.path != "-":
+                os.ftruncate(self._fd, 0)
         reader.switch(self._fd, regular, position, self._head, self._rotate)
 
     def follow(self, reader: TapReader, note: Callable[[str], None]) -> None:
@@ -189,8 +191,11 @@ class Capture:
 
 
 def _make(path: str) -> int:
-    """Opens an empty file that only its owner may read: it contains what others have said to each other."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    """Opens a file that only its owner may read: it contains what others have said to each other.
+
+    What an old one has is there until the capture begins: a start may fail.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     fd = os.open(path, flags | getattr(os, "O_NOCTTY", 0), 0o600)
     if hasattr(os, "fchmod") and stat.S_ISREG(os.fstat(fd).st_mode):
         with contextlib.suppress(OSError):  # of another owner, or on a file system without modes
@@ -207,15 +212,26 @@ def _stdout() -> int:
     return fd
 
 
-def check_stdout(path: str) -> None:
-    """For the command: refuses a capture to stdout where it is a terminal, or where stderr goes as well.
+def check_place(path: str) -> None:
+    """For the command: refuses a capture where lines of text go as well, or to stdout where it is a terminal.
 
     Raises:
         UsageError: it is one of these.
     """
     if path != "-":
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            if _is_same(path, number):
+                raise UsageError(f"capture {quoted(path)} is where {name} goes as well; expected a file of its own")
         return
     if os.isatty(1):
         raise UsageError("capture '-' is stdout, which is a terminal; expected a pipe, as in `... | wireshark -k -i -`")
-    if os.name != "nt" and os.path.samestat(os.fstat(1), os.fstat(2)) and not stat.S_ISCHR(os.fstat(1).st_mode):
+    if _is_same(1, 2):
         raise UsageError("capture '-' is stdout, where stderr goes as well; expected two places")
+
+
+def _is_same(place: str | int, descriptor: int) -> bool:
+    """Does it go to the same file, pipe or terminal? Other devices, such as /dev/null, may be there twice."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.name != "nt" and os.path.samestat(status := os.stat(place), os.fstat(descriptor)):
+            return not stat.S_ISCHR(status.st_mode) or os.isatty(descriptor)
+    return False

@@ -286,6 +286,46 @@ def test_stdout_that_is_no_place_for_a_capture(command: Start, echo: Echo, file:
     assert "where stderr goes as well" in file.read_text()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="files have no numbers that say which they are")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("mode", ["wb", "ab"])
+def test_a_file_with_lines_of_text_is_no_place_for_a_capture(
+    command: Start, echo: Echo, file: Path, stream: str, mode: str
+) -> None:
+    """Lines and packets would be mixed, or written over each other."""
+    file.write_bytes(b"what was there\n")
+    with file.open(mode) as output:
+        process = command("--capture", str(file), echo.name, **{stream: output})
+        assert process.wait() == 2
+    said = "".join(process.stderr) + file.read_text()
+    assert f"capture '{file}' is where {stream} goes as well; expected a file of its own" in said
+    assert mode == "wb" or "what was there" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/stdout is a file of its own")
+def test_stdout_by_another_name(command: Start, echo: Echo) -> None:
+    process = command("--capture", "/dev/stdout", echo.name)
+    assert process.wait() == 2
+    assert process.stderr == [
+        "tcpproxy: capture '/dev/stdout' is where stdout goes as well; expected a file of its own"
+    ]
+
+
+def test_a_start_that_fails_leaves_an_old_file_as_it_was(command: Start, echo: Echo, file: Path) -> None:
+    file.write_bytes(b"an old capture")
+    process = command("--capture", str(file), "-l", str(echo.port), "localhost:1")
+    assert process.wait() == 1
+    process = command("--capture", str(file), "-b", "192.0.2.1", echo.name)
+    assert process.wait() == 1
+    assert file.read_bytes() == b"an old capture"
+
+
+def test_a_new_capture_is_shorter_than_an_old_one(make_proxy: Make, echo: Echo, file: Path) -> None:
+    file.write_bytes(bytes(100_000))
+    make_proxy(echo.name, capture=str(file)).stop()
+    assert blocks(file) == ["SectionHeader", "InterfaceDescription", "InterfaceStatistics"]
+
+
 @pytest.fixture
 def fifo(tmp_path: Path) -> Path:
     path = tmp_path / "fifo"
@@ -620,6 +660,36 @@ def test_a_forked_child_leaves_the_file_alone(file: Path) -> None:
     done = run(program, str(file))
     assert (done.returncode, done.stderr) == (0, "")
     assert b"beforebehind" in captures.reassembled(captures.packets(file.read_bytes())).values()
+
+
+def test_a_stop_by_the_thread_that_opens_files(echo: Echo, file: Path) -> None:
+    """Garbage may be collected in any thread, and its `__del__` may stop the proxy."""
+    program = """if True:
+    import socket, sys, threading, time, tcpproxy
+    stopped = threading.Event()
+    def hook(event, args):
+        if event == "open" and threading.current_thread().name == "tcpproxy-tap" and not stopped.is_set():
+            began = time.monotonic()
+            proxy.stop()
+            assert time.monotonic() - began < 2
+            stopped.set()
+    sys.addaudithook(hook)
+    proxy = tcpproxy.Proxy(int(sys.argv[1]), capture=sys.argv[2], capture_rotate="64KiB", on_event=lambda _: None)
+    with proxy, socket.create_connection(proxy.address) as client:
+        try:
+            while not stopped.is_set():
+                client.sendall(bytes(10000))
+                client.recv(10000)
+        except ConnectionError:
+            pass
+        assert stopped.wait(10)
+        assert proxy.wait(10)
+    assert proxy.capture.failure is None, proxy.capture.failure
+    print(proxy)
+    """
+    done = run(program, str(echo.port), str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("stopped>\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

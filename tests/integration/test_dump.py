@@ -411,4 +411,41 @@ def test_reader_that_went_away(command: Start, echo: Echo, stack: contextlib.Exi
     assert process.wait() == 0
     unwritten, unshown = process.complaints
     assert re.fullmatch(r"[\d,]+ log lines could not be written", unwritten)
-    assert unshown == "100,000 bytes that passed are not shown: output is too slow"
+    assert unshown == "100,000 bytes that passed are not shown: Broken pipe"
+
+
+def test_reader_of_records_that_went_away(command: Start, echo: Echo) -> None:
+    """What is lost is said on stderr: nobody reads it where the records were to be."""
+    reader, writer = os.pipe()
+    process = command("-x", "--log-format", "json", echo.name, stdout=writer)
+    os.close(writer)
+    listening = json.loads(next(Lines(reader)))["listener"]
+    os.close(reader)
+    with connect(("127.0.0.1", int(listening.rpartition(":")[2]))) as client:
+        assert echoes(client, payload(1000))
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "2,000 bytes that passed are not shown: Broken pipe" in process.stderr
+
+
+def test_reader_that_is_slow_and_does_not_block(command: Start, echo: Echo, stack: contextlib.ExitStack) -> None:
+    """As a terminal that another program has made non-blocking: all is shown."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = command("-x", "-q", "--dump-limit", "off", echo.name, stdout=writer)
+    os.close(writer)
+    lines = Lines(reader)
+    address = address_in(next(lines))
+    with connect(address) as client:
+        assert echoes(client, payload(200_000))
+    seen = []
+    for line in lines:
+        seen.append(line)
+        if line.startswith("= #1 over"):
+            break
+    os.close(reader)
+    shown = Shown(seen)
+    assert (shown.reached[1, ">"], shown.reached[1, "<"], sum(shown.gaps.values())) == (200_000, 200_000, 0)
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert process.complaints == []
