@@ -24,8 +24,9 @@ SHOWING = ("SIGUSR1", "SIGINFO")
 """They make `serve` show the live connections; SIGINFO is Ctrl-T where it exists, and harmless by itself."""
 
 
-VIEWING = ("SIGWINCH", "SIGTSTP", "SIGCONT")
-"""They are for the live view: the terminal has a new size, it is wanted by others, and it may be ours again."""
+VIEWING = ("SIGWINCH", "SIGTSTP", "SIGQUIT", "SIGCONT")
+"""They are for the live view: the terminal has a new size, it is wanted by others (Ctrl-Z, Ctrl-\\), and it may be ours
+again."""
 
 
 def prepare() -> None:

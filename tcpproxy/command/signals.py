@@ -26,8 +26,8 @@ QUIT, STARTED = 255, 254
 def serve(proxy: Proxy, display: Display, *, greets: bool, view: View | None = None) -> None:
     """Starts the proxy and returns when it has ended. Main thread only.
 
-    The first signal of `stopping_signals` stops it with its grace, a second one at once; one that comes during the
-    start ends the start. A signal of SHOWING shows the live connections.
+    The first signal of `stopping_signals` stops it with its grace, a second one, but for SIGHUP, at once; one that
+    comes during the start ends the start. A signal of SHOWING shows the live connections.
 
     Args:
         proxy: not started yet.
@@ -52,7 +52,8 @@ def serve(proxy: Proxy, display: Display, *, greets: bool, view: View | None = N
     with contextlib.closing(view) if view else contextlib.nullcontext():
         while (number := view.next(reader) if view else reader.recv(1)[0]) != 0:
             if number in stopping or number == QUIT:
-                run.stop()
+                # A terminal that goes sends several SIGHUP: the kernel does, and each shell on its way out.
+                run.stop(again=number != getattr(signal, "SIGHUP", None))
             elif number in showing:
                 display.show()
             elif number in harmless and not said:
@@ -128,10 +129,15 @@ class _Run(threading.Thread):
         with contextlib.suppress(OSError):
             self._writer.send(b"\0")
 
-    def stop(self) -> None:
-        """The first call lets connections end, if it has started; a second one, or one during the start, does not."""
+    def stop(self, again: bool) -> None:
+        """The first call lets connections end, if it has started; a second one, or one during the start, does not.
+
+        Args:
+            again: a call that is not the first one has an effect.
+        """
         if self._told:
-            self._proxy.abort()
+            if again:
+                self._proxy.abort()
             return
         self._told = True
         self._proxy.drain()

@@ -129,11 +129,11 @@ class View:
             self._started, self._since = True, monotonic()
         elif number not in [getattr(signal, name) for name in VIEWING]:
             return False
-        elif number == signal.SIGTSTP:
+        elif number in (signal.SIGTSTP, signal.SIGQUIT):
             self._terminal.leave()
-            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTSTP)  # returns when the shell has continued the process
-            signal.signal(signal.SIGTSTP, nothing)
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)  # of SIGTSTP it returns when the shell has continued the process
+            signal.signal(number, nothing)
         elif number == signal.SIGCONT:  # it may come after a SIGSTOP, and somebody else has had the terminal
             self._terminal.leave()
         self._changed = True

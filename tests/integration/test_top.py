@@ -209,6 +209,14 @@ def test_ends(tmux: Callable[..., Tmux], echo: Echo, end: str | signal.Signals) 
     assert SUMMARY.search(restored(terminal))
 
 
+def test_ctrl_backslash(tmux: Callable[..., Tmux], echo: Echo) -> None:
+    """It ends the program as any other, and the terminal is as before."""
+    terminal = tmux()
+    started(terminal, echo.name)
+    terminal.type("C-\\")
+    restored(terminal, 128 + signal.SIGQUIT)
+
+
 def test_an_end_in_two_steps(tmux: Callable[..., Tmux], echo: Echo) -> None:
     """The first q lets connections end, and the foot says so; the second one resets them."""
     terminal = tmux()
