@@ -11,8 +11,8 @@ from tcpproxy._core.loop cimport WORKERS
 from tcpproxy._core.net cimport NET_NONE, net_addr, net_pack, net_socket
 from tcpproxy._core.pcapng cimport PCAPNG_BLOCK, pcapng_interface, pcapng_name, pcapng_start
 from tcpproxy._core.pieces cimport pieces_catch_up
-from tcpproxy._core.reader cimport Reader, reader_add, reader_await, reader_close, reader_finish, reader_free, reader_init, reader_mark, \
-    reader_run, reader_wait_change, reader_wake
+from tcpproxy._core.reader cimport Reader, reader_add, reader_await, reader_close, reader_finish, reader_free, reader_init, \
+    reader_mark, reader_run, reader_wait_change, reader_wake
 from tcpproxy._core.recorded cimport Recording
 from tcpproxy._core.recordings cimport Recording as CRecording
 from tcpproxy._core.recordings cimport recordings_lock, recordings_unlock

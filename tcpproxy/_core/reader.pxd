@@ -58,7 +58,7 @@ cdef int reader_run(Reader *reader) noexcept nogil
 # From other threads.
 cdef void reader_finish(Reader *reader) noexcept nogil
 cdef void reader_wake(Reader *reader) noexcept nogil
-cdef void reader_mark(Reader *reader, uint64_t *marks) noexcept nogil      # sets how far each tap is written, and wakes the reader
+cdef void reader_mark(Reader *reader, uint64_t *marks) noexcept nogil      # sets how far the taps are written; wakes the reader
 # Returns when it has come so far. False: it has not by that time of clock_ns.
 cdef bint reader_await(Reader *reader, const uint64_t *marks, uint64_t until_ns) noexcept nogil
 # Waits until records were taken since `passes` was `seen`, or until a time of clock_ns. Returns `passes`.

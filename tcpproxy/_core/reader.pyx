@@ -3,7 +3,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from tcpproxy._core.loop cimport WORKERS, Loop
+from tcpproxy._core.loop cimport Loop
 from tcpproxy._core.net cimport NET_NONE, net_await_wake, net_close, net_wake, net_wake_pair
 from tcpproxy._core.pieces cimport pieces_add, pieces_catch_up, pieces_free, pieces_init
 from tcpproxy._core.poller cimport poller_wake

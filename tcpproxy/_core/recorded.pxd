@@ -6,3 +6,4 @@ cdef class Recording:
     cdef object owner           # of the reader
     cdef Reader *reader
     cdef CRecording *it         # it has this object as a user
+    cdef int _check(self) except -1
