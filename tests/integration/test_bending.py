@@ -1,0 +1,505 @@
+"""Faults on real connections: what each peer gets to the byte, and how its connection ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+from support.peers import Echo, Upstream, connect, reset
+from support.streams import KIB, MIB, echoes, payload, read_all, read_exactly, read_until_reset, send_and_shut
+from support.waiting import bounds, eventually, in_background, pause
+
+import tcpproxy
+from tcpproxy.faults import latency
+
+pytestmark = pytest.mark.skipif(not hasattr(termios, "TIOCOUTQ"), reason="asks the kernel what is not acknowledged")
+
+FIRST = payload(3000, 1)
+"""What has passed when a fault comes or goes while the connection lives."""
+
+WRITES = {"single-bytes": payload(300, 2), "bulk": payload(2 * MIB, 3)}
+
+
+class Outcome(NamedTuple):
+    digest: str
+    end: str
+    """Of the receiver: eof or reset."""
+    source_end: str
+    """Of the sender, if it does not end by itself."""
+
+
+def digest(data: bytes) -> str:
+    return f"{len(data)} bytes, {hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
+
+
+def send(sock: socket.socket, data: bytes, kind: str) -> str:
+    """Returns reset if the kernel says so to a call, which it does once."""
+    try:
+        for part in [data] if kind == "bulk" else [bytes([byte]) for byte in data]:
+            sock.sendall(part)
+    except ConnectionResetError:
+        return "reset"
+    except BrokenPipeError:  # after an end of file
+        pass
+    return ""
+
+
+def finish(sock: socket.socket, how: str) -> None:
+    """Ends what a peer sends, as `how` says, once all of it has left."""
+    if how == "half-close":
+        sock.shutdown(socket.SHUT_WR)
+    elif how == "reset":
+        eventually(lambda: unacknowledged(sock) == 0)
+        reset(sock)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, str]:
+    """Everything that comes, and how that ends: by errno, not just "closed"."""
+    parts = []
+    try:
+        while part := sock.recv(64 * KIB):
+            parts.append(part)
+    except ConnectionResetError:
+        return b"".join(parts), "reset"
+    return b"".join(parts), "eof"
+
+
+@pytest.fixture(params=[False, True], ids=["up", "down"])
+def down(request: pytest.FixtureRequest) -> bool:
+    """The direction that has the fault, and in which the bytes go."""
+    return request.param
+
+
+@pytest.fixture(params=["before", "live", "removed"])
+def when(request: pytest.FixtureRequest) -> str:
+    """Is the fault installed before the connection, while it lives, or removed while it lives?"""
+    return request.param
+
+
+@pytest.fixture(params=list(WRITES))
+def writes(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["", "late-reader"])
+def late(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+Carry = Callable[..., Outcome]
+
+
+@pytest.fixture
+def carry(
+    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], down: bool, when: str, writes: str, late: bool
+) -> Carry:
+    """Sends through a proxy with a fault, and tells what the receiver has got."""
+    stream = "down" if down else "up"
+
+    def run(text: str, end: str) -> Outcome:
+        fault = f"{stream}:{text}"
+        proxy = make_proxy(upstream.name, workers=2, faults=() if when == "live" else fault, seed=1)
+        client = connect(proxy.address)
+        server = upstream.accept()
+        sender, receiver = (server, client) if down else (client, server)
+        with client, server:
+            head = b""
+            if when != "before":
+                sender.sendall(FIRST)
+                if "stall" not in text:
+                    head = read_exactly(receiver, len(FIRST))
+                if when == "live":
+                    handle = proxy.fault(fault)
+                else:
+                    proxy.faults[0].remove()
+            with in_background(lambda: (send(sender, WRITES[writes], writes), finish(sender, end))) as sent:
+                if late:
+                    pause(0.15)
+                if when == "live" and "stall" in text:
+                    handle.wait_fired()
+                    handle.remove()
+                data, how = receive(receiver)
+                if how == "eof" and end != "reset":
+                    assert_half_close_is_kept(receiver, sender, end)
+                source_end = "" if end else receive(sender)[1]
+            if not end:
+                source_end = sent[0][0] or source_end
+            eventually(lambda: proxy.stats().active == 0 or not end)
+        return Outcome(digest(head + data), how, source_end)
+
+    return run
+
+
+def assert_half_close_is_kept(receiver: socket.socket, sender: socket.socket, end: str) -> None:
+    """The other direction goes on after the end of this one; not after a cut."""
+    if end == "half-close":
+        send_and_shut(receiver, b"answer")
+        assert read_all(sender) == b"answer"
+
+
+def everything(when: str, writes: str) -> str:
+    return digest((FIRST if when != "before" else b"") + WRITES[writes])
+
+
+SOFT = [
+    "latency=20ms",
+    "latency=15ms,jitter=15ms,distribution=normal",
+    "latency=10ms,after_bytes=100",
+    "bandwidth=30MB/s",
+    "slicer=5000,size_variation=4000",
+    "slow_close=30ms",
+    "timeout=10s,idle=true",
+    "limit_data=100MB",
+    "reset_peer,after_bytes=100MB",
+]
+
+
+@pytest.mark.parametrize("end", ["half-close", "reset"])
+@pytest.mark.parametrize("text", SOFT)
+def test_nothing_is_lost(carry: Carry, text: str, end: str, when: str, writes: str) -> None:
+    """A fault that delays, or that is not reached: all bytes, and the end of the sender, an RST as an RST."""
+    assert carry(text, end) == (everything(when, writes), "eof" if end == "half-close" else "reset", "")
+
+
+@pytest.mark.parametrize("end", ["half-close", "reset"])
+@pytest.mark.parametrize("when", ["live", "removed"])
+def test_a_stall_loses_nothing(carry: Carry, end: str, when: str, writes: str) -> None:
+    """What it has held goes on when it is removed, the end of the sender as well."""
+    assert carry("stall", end) == (everything(when, writes), "eof" if end == "half-close" else "reset", "")
+
+
+CUTS = [
+    ("limit_data=250", "eof"),
+    ("limit_data=250,end=reset", "reset"),
+    ("reset_peer,after_bytes=250", "reset"),
+    ("close,after_bytes=250", "eof"),
+    ("reset_peer,after_bytes=250,timeout=20ms", "reset"),
+    ("limit_data=0", "eof"),
+    ("reset_peer,after_bytes=0", "reset"),
+]
+
+
+@pytest.mark.parametrize(("text", "end"), CUTS)
+@pytest.mark.parametrize("when", ["before", "live"])
+def test_cuts(carry: Carry, text: str, end: str, when: str, writes: str) -> None:
+    """Exactly so many bytes, counted from when the fault has taken the connection; the sender hears of it, too."""
+    passed = 0 if "=0" in text else 250
+    before = FIRST if when == "live" else b""
+    assert carry(text, "") == (digest(before + WRITES[writes][:passed]), end, end)
+
+
+# --- others ---
+
+
+def end_of(events: list[tcpproxy.Event]) -> tcpproxy.Event:
+    eventually(lambda: "end" in [it.kind for it in events])
+    return next(it for it in events if it.kind == "end")
+
+
+def is_reset(address: tuple[str, int]) -> bool:
+    """Is a client reset at once? It may hear of that in connect()."""
+    try:
+        with connect(address) as client:
+            return not echoes(client, b"?")
+    except (ConnectionResetError, BrokenPipeError):
+        return True
+
+
+def test_reset_and_close_at_accept(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream) -> None:
+    """Upstream is not connected to; the second and the third connection do."""
+    proxy = make_proxy(upstream.name, faults=["reset_peer,nth=1", "close,nth=2"])
+    assert is_reset(proxy.address)
+    with connect(proxy.address) as client:
+        client.sendall(b"unread")
+        assert client.recv(1) == b""
+    with connect(proxy.address) as client, upstream.accept() as server:
+        client.sendall(b"3")
+        assert server.recv(1) == b"3"
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["before", "live"])
+@pytest.mark.parametrize(("text", "end"), [("timeout=50ms", "eof"), ("timeout=50ms,end=reset", "reset")])
+def test_timeout(
+    make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream, text: str, end: str, live: bool, down: bool
+) -> None:
+    """Bytes of the direction are discarded, those of the other one pass; then both ends."""
+    fault = f"{'down' if down else 'up'}:{text}"
+    proxy = make_proxy(upstream.name, faults=() if live else fault)
+    with connect(proxy.address) as client, upstream.accept() as server:
+        sender, receiver = (server, client) if down else (client, server)
+        if live:
+            proxy.fault(fault)
+        sender.sendall(b"lost")
+        receiver.sendall(b"other way")
+        assert read_exactly(sender, 9) == b"other way"
+        assert receive(receiver) == (b"", end)
+        assert receive(sender) == (b"", end)
+
+
+def test_a_hole_is_no_stream(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream) -> None:
+    """A timeout that has discarded bytes and is removed resets; one that has not lets the connection live."""
+    proxy = make_proxy(upstream.name, workers=2)
+    with contextlib.ExitStack() as stack:
+        (victim, one), (other, two) = [
+            (stack.enter_context(connect(proxy.address)), stack.enter_context(upstream.accept())) for _ in range(2)
+        ]
+        handle = proxy.fault("up:timeout=0")
+        victim.sendall(b"lost")
+        handle.wait_fired()
+        handle.remove()
+        assert receive(victim) == (b"", "reset")
+        assert receive(one) == (b"", "reset")
+        other.sendall(b"lives")
+        assert read_exactly(two, 5) == b"lives"
+
+
+def test_a_cut_in_time_does_not_wait_for_a_reader(
+    make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream, down: bool
+) -> None:
+    """A receiver that has stopped to read does not hold a reset back."""
+    stream = "down" if down else "up"
+    proxy = make_proxy(upstream.name, faults=f"{stream}:reset_peer,timeout=200ms")
+    with connect(proxy.address) as client, upstream.accept() as server:
+        sender, receiver = (server, client) if down else (client, server)
+        assert send(sender, bytes(64 * MIB), "bulk") == "reset"
+        read_until_reset(receiver)
+
+
+def test_both_directions_have_one_verdict(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """With toxicity: a connection has the fault in both directions, or in none; raising it frees none."""
+    proxy = make_proxy(echo.name, faults="both:latency=40ms,toxicity=0.5", seed=8123, workers=2)
+
+    def slow() -> list[bool]:
+        found = []
+        for client in clients:
+            begin = time.monotonic()
+            assert echoes(client)
+            took = time.monotonic() - begin
+            assert took < 0.040 or took >= 0.080
+            found.append(took > 0.060)
+        return found
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(proxy.address)) for _ in range(12)]
+        first = slow()
+        assert 0 < sum(first) < 12
+        assert slow() == first
+        proxy.faults[0].update(toxicity=0.8)
+        later = slow()
+        assert all(after >= before for before, after in zip(first, later, strict=True))
+
+
+def test_the_same_seed_the_same_connections(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """However many workers there are."""
+    found = []
+    for workers in (1, 2, 4):
+        proxy = make_proxy(echo.name, faults="reset_peer,toxicity=30%", seed=5, workers=workers)
+        found.append([])
+        found[-1] = [is_reset(proxy.address) for _ in range(40)]
+    assert found[0] == found[1] == found[2]
+    assert 0 < sum(found[0]) < 40
+
+
+def test_idle_clocks_stand_still_while_bytes_are_held(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """Neither the idle limit nor that of a half-close ends a connection whose bytes the proxy holds."""
+    proxy = make_proxy(echo.name, idle_timeout=0.1, half_close_timeout=0.1, faults="both:latency=400ms")
+    with connect(proxy.address) as client:
+        send_and_shut(client, b"hello")
+        assert read_all(client) == b"hello"
+
+
+def test_pause_and_faults(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """What is due while the proxy is paused leaves when that is over; the worker sleeps meanwhile."""
+    proxy = make_proxy(echo.name, faults="both:latency=20ms")
+    with connect(proxy.address) as client:
+        with proxy.pause():
+            client.sendall(b"held")
+            pause(0.1)
+            before = proxy.stats().wakeups
+            pause(0.2)
+            assert proxy.stats().wakeups - before < 20
+        assert read_exactly(client, 4) == b"held"
+        with proxy.pause("upstream"), proxy.fault("stall"):
+            client.sendall(b"more")
+            pause(0.05)
+        assert read_exactly(client, 4) == b"more"
+
+
+def test_an_idle_worker_sleeps(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream) -> None:
+    """Faults that hold for good, or that wait for a reader, do not make it spin."""
+    proxy = make_proxy(upstream.name, faults=["up:stall", "down:latency=1ms"], socket_buffer="64KiB")
+    with connect(proxy.address) as client, upstream.accept() as server:
+        client.sendall(bytes(64 * KIB))
+        server.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                server.send(bytes(64 * KIB))
+        pause(0.1)
+        before = proxy.stats().wakeups
+        pause(0.3)
+        assert proxy.stats().wakeups - before < 20
+
+
+def test_recordings_are_what_the_peer_was_given(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """In the order and up to the position of a cut; what is held is not in them yet."""
+    proxy = make_proxy(echo.name, record=True, faults=["limit_data=5,first=1", "up:stall,nth=2"])
+    with connect(proxy.address) as client:
+        client.sendall(b"0123456789")
+        assert receive(client) == (b"01234", "eof")
+    eventually(lambda: proxy.stats().ended == 1)
+    recording = proxy.recordings[0]
+    assert (bytes(recording.to_upstream), bytes(recording.to_client)) == (b"0123456789", b"01234")
+    with connect(proxy.address) as client:
+        client.sendall(b"held")
+        eventually(lambda: proxy.connections() and proxy.connections()[0].waiting_for_upstream == 4)
+        assert bytes(proxy.recordings[1].to_upstream) == b""
+        proxy.restore()
+        assert read_exactly(client, 4) == b"held"
+        assert bytes(proxy.recordings[1].to_upstream) == b"held"
+
+
+@pytest.mark.parametrize("record", [False, True], ids=["", "recorded"])
+def test_a_fault_takes_over_what_is_buffered(
+    make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream, record: bool
+) -> None:
+    """Bulk in pipes and buffers of a live connection, with a reader that has stopped: nothing is lost, nor twice."""
+    data = payload(16 * MIB)
+    proxy = make_proxy(upstream.name, record=4 * KIB if record else False)
+    with connect(proxy.address) as client, upstream.accept() as server, in_background(send_and_shut, client, data):
+        eventually(lambda: proxy.connections()[0].waiting_for_upstream > 0)
+        with proxy.fault("up:stall"):
+            pause(0.05)
+        with proxy.fault("up:latency=5ms"):
+            assert digest(read_all(server)) == digest(data)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_changes_under_load_lose_nothing(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, workers: int) -> None:
+    """A thousand changes of the faults, on connections that carry bulk and on new ones."""
+    proxy = make_proxy(echo.name, workers=workers)
+    texts = ["both:latency=2ms", "up:bandwidth=50MB/s", "slicer=3000", "stall", "up:limit_data=100GB"]
+    stop = threading.Event()
+    data = payload(64 * KIB)
+
+    def traffic() -> int:
+        rounds = 0
+        while not stop.is_set():
+            with connect(proxy.address) as client:
+                for _ in range(10):
+                    client.sendall(data)
+                    assert read_exactly(client, len(data)) == data
+                    rounds += 1
+        return rounds
+
+    with contextlib.ExitStack() as stack:
+        results = [stack.enter_context(in_background(traffic)) for _ in range(12)]
+        stack.callback(stop.set)
+        for number in range(500):
+            with proxy.fault(texts[number % 5], texts[(number + 1) % 5]):
+                if number % 50 == 0:
+                    pause(0.01)
+    assert all(rounds for result in results for rounds in result)
+    assert proxy.stats().failed == 0
+    assert proxy.faults == ()
+
+
+# --- handles and events ---
+
+
+def test_handle(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: list[tcpproxy.Event]) -> None:
+    proxy = make_proxy(echo.name)
+    with connect(proxy.address) as client, proxy.fault(latency("30ms")) as held:
+        assert (held.name, held.fired, held.connections) == ("latency_downstream", 0, ())
+        client.sendall(b"x")
+        held.wait_fired()
+        assert client.recv(1) == b"x"
+        eventually(lambda: held.connections == (1,))
+        assert proxy.faults == (held,)
+        held.update(latency="10s")
+        with pytest.raises(tcpproxy.WaitTimeout, match=r"fired on 1 of 2 connections"):
+            held.wait_fired(2, timeout=0.01)
+        client.sendall(b"y")
+    assert (proxy.faults, held.fired) == ((), 1)
+    with pytest.raises(tcpproxy.UsageError, match="not in force any more"):
+        held.update(latency="1s")
+    held.remove()
+    end = end_of(events)
+    assert end.faults == ("latency_downstream",)
+
+
+def test_event_and_end(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: list[tcpproxy.Event]) -> None:
+    """A cut says where; the end says by what."""
+    proxy = make_proxy(echo.name, faults="limit_data=3,end=reset,name=cut")
+    with connect(proxy.address) as client:
+        client.sendall(b"hello")
+        assert receive(client) == (b"hel", "reset")
+    end = end_of(events)
+    assert (end.reason, end.faults, end.to_client) == ("fault", ("cut",), 3)
+    fault = next(it for it in events if it.kind == "fault")
+    assert (fault.text, fault.id, fault.to_client) == ("cut", 1, 3)
+    assert [it.kind for it in events if it.id] == ["new", "connected", "fault", "end"]
+
+
+def test_one_shot(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """`times=1`: the first connection with an answer loses it; the request was done."""
+    proxy = make_proxy(echo.name, faults="reset_peer,after_bytes=0,times=1", workers=2)
+    with connect(proxy.address) as client:
+        client.sendall(b"x")
+        assert receive(client) == (b"", "reset")
+    assert proxy.faults[0].fired == 1
+    with connect(proxy.address) as client:
+        assert echoes(client)
+
+
+def test_faults_of_one_call_have_one_handle(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    proxy = make_proxy(echo.name)
+    both = proxy.fault("latency=1ms", "latency=2ms")
+    assert [both[0].name, both[1].name, len(both)] == ["latency_downstream", "latency_downstream#2", 2]
+    with pytest.raises(tcpproxy.UsageError, match=r"expected handle\[0\]"):
+        both.update(latency="1s")
+    both[0].remove()
+    assert proxy.faults == (both[1],)
+    both[1].update(jitter="1ms")
+    assert str(both[1].fault) == "latency=2ms,jitter=1ms"
+    proxy.restore()
+    assert proxy.faults == ()
+
+
+def test_wrong_faults_change_nothing(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    with pytest.raises(tcpproxy.UsageError, match=r"100 has no unit|'100' has no unit, expected '100ms' or '100s'"):
+        tcpproxy.Proxy(1, faults="latency=100")
+    with pytest.raises(tcpproxy.UsageError, match="seed"):
+        tcpproxy.Proxy(1, seed=-1)
+    proxy = make_proxy(echo.name, faults="slicer=10")
+    with pytest.raises(tcpproxy.UsageError, match="another slicer"):
+        proxy.fault("latency=1ms", "slicer=20")
+    with pytest.raises(tcpproxy.UsageError, match="expected 32 at most"):
+        proxy.fault(*["latency=1ms"] * 32)
+    assert [it.name for it in proxy.faults] == ["slicer_downstream"]
+
+
+@bounds(0.051, 0.060)
+def test_latency_is_exact(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, bound: float) -> None:
+    """Never early, and hardly late: median of 20."""
+    proxy = make_proxy(echo.name, faults="latency=50ms")
+    took = []
+    with connect(proxy.address) as client:
+        for _ in range(20):
+            begin = time.monotonic()
+            assert echoes(client)
+            took.append(time.monotonic() - begin)
+    assert min(took) >= 0.050
+    assert sorted(took)[10] < bound
