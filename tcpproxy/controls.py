@@ -54,6 +54,8 @@ class Controls:
     _stopping: Signal
     _paused: int
     _is_down: bool
+    _refuses: bool
+    _is_closed: bool
     _bent: Faults | None
 
     if TYPE_CHECKING:  # Proxy has them
@@ -180,10 +182,7 @@ class Controls:
             raise UsageError(f"live {quoted(live)} is unknown, expected close, reset or keep")
         with self._held() as crew:
             was_down, self._is_down = self._is_down, True
-            if crew and self._port and not was_down and not self._stopping.is_set():
-                with lifetime.no_fork:
-                    crew.replace_listeners([])
-                    self._port.keep()
+            self._open_or_close(crew)
         if live != "keep":
             self.kill(live)
         return _undoing((lambda: None) if was_down else self.up)
@@ -195,16 +194,40 @@ class Controls:
             StartError: the port is taken, or there are no descriptors.
         """
         with self._held() as crew:
-            if crew and self._port and self._is_down and not self._stopping.is_set():
-                with lifetime.no_fork, contextlib.ExitStack() as stack:
-                    listeners = self._port.listen()
-                    for listener in listeners:
-                        stack.callback(listener.close)  # each worker has a duplicate
-                    try:
-                        crew.replace_listeners(listeners)
-                    except OSError as error:
-                        raise StartError.because(f"cannot listen again for {self.config.remote}", error) from error
-            self._is_down = False
+            was_down, self._is_down = self._is_down, False
+            try:
+                self._open_or_close(crew)
+            except BaseException:
+                self._is_down = was_down
+                raise
+
+    def _refuse(self, crew: Crew | None, on: bool) -> None:
+        """A fault makes the port refuse clients, or does not any more."""
+        self._refuses = on
+        self._open_or_close(crew)
+
+    def _open_or_close(self, crew: Crew | None) -> None:
+        """Listens, or refuses clients, as the program and the faults want it."""
+        closed = self._is_down or self._refuses
+        if crew and self._port and closed != self._is_closed and not self._stopping.is_set():
+            with lifetime.no_fork:
+                if closed:
+                    self._is_closed = True
+                    crew.replace_listeners([])
+                    self._port.keep()
+                else:
+                    self._listen_again(crew, self._port)
+        self._is_closed = closed
+
+    def _listen_again(self, crew: Crew, port: Port) -> None:
+        with contextlib.ExitStack() as stack:
+            listeners = port.listen()
+            for listener in listeners:
+                stack.callback(listener.close)  # each worker has a duplicate
+            try:
+                crew.replace_listeners(listeners)
+            except OSError as error:
+                raise StartError.because(f"cannot listen again for {self.config.remote}", error) from error
 
     @property
     def upstream(self) -> str:
@@ -267,7 +290,7 @@ class Controls:
     def _bend(self, faults: Fault | str | Iterable[Fault | str] = (), seed: int | None = None) -> Faults:
         from .handles import Faults
 
-        self._bent = self._reporter.faults = Faults(self._held, faults, seed)
+        self._bent = self._reporter.faults = Faults(self._held, self._refuse, faults, seed)
         return self._bent
 
     # --- seeing ---

@@ -5,16 +5,19 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import timedelta
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import awaiting
 from ._core.rulebook import DICE, MOST_RULES, Rulebook
 from .errors import UsageError, WaitTimeout
 from .faults import Fault, named
-from .native import Event, monotonic
-from .rules import Installed, rule
+from .native import Event, Thread, make_thread, monotonic
+from .rules import NO_RULES, Installed, rule
 
 if TYPE_CHECKING:
     from .crew import Crew
@@ -48,10 +51,18 @@ class _Now(NamedTuple):
     entries: dict[str, _Entry]
     """By name."""
     rulebook: Rulebook
-    """Their rules, in the same order."""
+    """Their rules, in the same order, of those that have one."""
 
     def faults(self) -> dict[str, Fault]:
         return {name: it.installed.fault for name, it in self.entries.items()}
+
+    def fired(self) -> Iterator[tuple[_Entry, int]]:
+        """Each with a rule, and on how many connections it has acted."""
+        return zip(_with_rules(self.entries), self.rulebook.fired(), strict=True)
+
+
+def _with_rules(entries: dict[str, _Entry]) -> list[_Entry]:
+    return [it for it in entries.values() if it.installed.fault.kind not in NO_RULES]
 
 
 class Faults:
@@ -59,6 +70,7 @@ class Faults:
 
     Args:
         held: holds the proxy's lock, and gives its crew; None: it has none (yet).
+        refuse: makes the port refuse clients, or not; with the crew.
         faults: those that are in force from the start.
         seed: of the dice; None: a random one.
 
@@ -70,10 +82,18 @@ class Faults:
     """
 
     def __init__(
-        self, held: Held = lambda: contextlib.nullcontext(None), faults: Some = (), seed: int | None = None
+        self,
+        held: Held = lambda: contextlib.nullcontext(None),
+        refuse: Callable[[Crew | None, bool], None] = lambda crew, on: None,
+        faults: Some = (),
+        seed: int | None = None,
     ) -> None:
         self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else _checked(seed)
-        self._held = held
+        self._held, self._refuse = held, refuse
+        self._begun = 0.0
+        self._change_at = math.inf  # since it began
+        self._changed, self._over = Event(), False
+        self._thread: Thread | None = None
         self._keys = 0
         self._now = _Now({}, Rulebook([]))
         self._by_key: dict[int, _Entry] = {}  # also of faults that were removed, whose events may still come
@@ -124,17 +144,59 @@ class Faults:
             left = {name: it for name, it in before.entries.items() if gone is not None and it not in gone}
             if len(left) < len(before.entries):
                 self._set(left, crew)
-                for it, fired in zip(before.entries.values(), before.rulebook.fired(), strict=True):
+                for it, fired in before.fired():
                     it.fired = fired
 
     def _set(self, entries: dict[str, _Entry], crew: Crew | None) -> None:
         """Puts these in force in place of those before."""
         if len(entries) > MOST_RULES:
             raise UsageError(f"{len(entries)} faults are too many, expected {MOST_RULES} at most")
-        rulebook = Rulebook([rule(it.installed, self.seed) for it in entries.values()], self._now.rulebook)
+        time = monotonic() - self._begun if self._begun else 0.0
+        rulebook = Rulebook([self._rule(it.installed, time) for it in _with_rules(entries)], self._now.rulebook)
         if crew:
             crew.bend(rulebook)
         self._now = _Now(entries, rulebook)
+        windows = [window(it.installed.fault, time) for it in entries.values()]
+        refusals = zip(entries.values(), windows, strict=True)
+        self._refuse(crew, any(it.installed.fault.kind == "refuse" and is_open for it, (is_open, _) in refusals))
+        self._change_at = min(change for _, change in windows) if windows else math.inf
+        if self._begun and self._change_at < math.inf and not self._thread:
+            self._thread = make_thread("tcpproxy-faults", self._open_and_close)
+            self._thread.start()
+        self._changed.set()
+
+    def _rule(self, installed: Installed, time: float) -> dict[str, int]:
+        """Outside its window the rule takes no connection, and what it has done is remembered."""
+        found = rule(installed, self.seed)
+        return found if window(installed.fault, time)[0] else {**found, "share": 0}
+
+    # --- windows ---
+
+    def begin(self, crew: Crew) -> None:
+        """The proxy starts: its clock begins."""
+        self._begun = monotonic()
+        self._set(self._now.entries, None)
+        crew.begin_with(self._now.rulebook)
+
+    def end(self) -> None:
+        """The proxy stops. From any thread."""
+        self._over = True
+        self._changed.set()
+
+    def _open_and_close(self) -> None:
+        """The thread that opens and closes windows, once there is one with an edge."""
+        while not self._over:
+            changed = self._changed = Event()  # before the look at what it is set for
+            wait = self._begun + self._change_at - monotonic()
+            if self._over:
+                return
+            if wait > 0:
+                changed.wait(min(wait, TIMEOUT_MAX))
+                continue
+            with self._held() as crew:
+                if not crew:  # the start has failed
+                    return
+                self._set(self._now.entries, crew)
 
     # --- seeing ---
 
@@ -155,11 +217,7 @@ class Faults:
 
     def fired(self, entry: _Entry) -> int:
         """On how many connections a fault has acted."""
-        now = self._now
-        for it, fired in zip(now.entries.values(), now.rulebook.fired(), strict=True):
-            if it is entry:
-                return fired
-        return entry.fired
+        return next((fired for it, fired in self._now.fired() if it is entry), entry.fired)
 
     def note(self, number: int, key: int) -> str:
         """A fault has acted on a connection. Returns its name. Called by the log thread alone, as `forget`."""
@@ -279,3 +337,24 @@ def _checked(seed: Any) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
         raise UsageError(f"seed {seed!r} is not a whole number from 0 to {2**64 - 1}")
     return seed
+
+
+def window(fault: Fault, time: float) -> tuple[bool, float]:
+    """Is a fault in force so many seconds after the proxy has begun, and when does that change? inf: never."""
+    start, length, every = map(_seconds, (fault.start, fault.for_, fault.repeat))
+    since = time - (start or 0.0)
+    if since < 0:
+        return False, start or 0.0
+    if length is None:
+        return True, math.inf
+    base = time - since
+    if every:
+        base += since // every * every
+        since = time - base
+    if since < length:
+        return True, base + length
+    return False, base + every if every else math.inf
+
+
+def _seconds(time: object) -> float | None:
+    return time.total_seconds() if isinstance(time, timedelta) else None

@@ -90,21 +90,22 @@ class Proxy(Controls):
         self.failure: WorkerError | None = None
         seeing = self.config.seeing
         self.capture = Capture(seeing.capture, seeing.capture_rotate, seeing.capture_files) if seeing.capture else None
-        self._bent: Faults | None = None  # imported only if there is a fault: it takes milliseconds
         self._reporter = Reporter(on_event, str(self.config.remote))
-        if faults or seed is not None:
-            self._bend(faults, seed)
         self._crew: Crew | None = None
         self._resolver: Resolver | None = None  # that the start waits for
         self._resolved: list[Address] = []  # what upstream's name meant at the start, without our own addresses
         self._port: Port | None = None
         self._paused, self._is_down = 0, False
+        self._refuses = self._is_closed = False  # by a fault; whatever the cause
         self._lock = Lock()
         self._closing = Lock()
         self._busy: set[int] = set()  # idents of threads in a start or a stop
         self._started = self._start_failed = False
         self._stopping = Signal()
         self._stopped = Signal()
+        self._bent: Faults | None = None  # imported only if there is a fault: it takes milliseconds
+        if faults or seed is not None:
+            self._bend(faults, seed)
 
     def __repr__(self) -> str:
         addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses]
@@ -122,7 +123,7 @@ class Proxy(Controls):
             return "draining" if self._crew and self._crew.running else "stopped"
         if not self.addresses:
             return "starting"
-        return "down" if self._is_down else "paused" if self._paused else "listening"
+        return "down" if self._is_closed else "paused" if self._paused else "listening"
 
     def __reduce__(self) -> Never:
         raise TypeError("a Proxy cannot be copied or pickled: it has threads and sockets")
@@ -150,6 +151,8 @@ class Proxy(Controls):
             except BaseException:
                 self._start_failed = True
                 self._stopping.set()
+                if self._bent:
+                    self._bent.end()
                 raise
         if not self._reporter.prints and not crew.is_own_thread():  # a Printer's output may block
             self._reporter.flush(LOG_DRAIN)
@@ -178,7 +181,7 @@ class Proxy(Controls):
         addresses = self._others(self.config.remote, resolver, addresses)
         self._resolved = addresses if resolver else []
         with contextlib.ExitStack() as stack:
-            listeners = [] if self._is_down else port.listen()
+            listeners = [] if self._is_closed else port.listen()
             for listener in listeners:
                 stack.callback(listener.close)  # each worker has a duplicate
             limit, warning = connection_limit(self.config)
@@ -186,7 +189,7 @@ class Proxy(Controls):
                 self._reporter.note("warning", warning)
             crew.open(listeners, addresses, limit)
             if self._bent:
-                crew.begin_with(self._bent.rulebook)
+                self._bent.begin(crew)
             check_room(listeners)
             if self.capture and crew.tap:
                 names = ", ".join(str(Endpoint(*each)) for each in port.addresses)
@@ -340,6 +343,8 @@ class Proxy(Controls):
         """Tells the workers to stop. A start that has not made them yet does so; without a start there is no effect."""
         if self._started:
             self._stopping.set()
+            if self._bent:
+                self._bent.end()
             if self.capture:
                 self.capture.stop()  # the start may wait for who reads it
         if crew := self._crew:

@@ -9,7 +9,7 @@ from typing import Any
 from . import faults
 from .faults import Fault
 
-KINDS = ("cut", "timeout", "idle", "latency", "slow_close", "bandwidth", "slicer", "stall")
+KINDS = ("cut", "timeout", "idle", "latency", "slow_close", "bandwidth", "slicer", "stall", "dial")
 """RULE_ of the core, from 1 on."""
 
 ENDS = ("close", "reset", "stall")
@@ -17,8 +17,8 @@ ENDS = ("close", "reset", "stall")
 
 ALL = 2**64 - 1
 
-AT_ACCEPT = ("refuse", "hang", "blackhole", "connect_delay")
-"""Kinds that are no rule: they act before a connection relays anything."""
+NO_RULES = ("refuse",)
+"""Kinds that are no rules of the core: the proxy itself does what they say."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,10 @@ def _own(fault: Fault) -> dict[str, Any]:
             }
         case faults.stall():
             return _kind("stall")
+        case faults.blackhole():
+            return {**_kind("dial"), "live": False}
+        case faults.connect_delay():
+            return {**_kind("dial"), "live": False, "delay_ns": max(1, _ns(fault.delay))}
     raise ValueError(f"{fault.kind} is no rule")
 
 

@@ -13,16 +13,26 @@
 #   nothing connected    the client gets the RST or FIN, and upstream is not connected to any more
 #
 # What else the relay holds in either direction is dropped.
-from tcpproxy._core.loop cimport Loop, Relay
+from tcpproxy._core.loop cimport RELAY_RESOLVING, Loop, Relay
 from tcpproxy._core.plan cimport Plan
+from tcpproxy._core.timers cimport TIMER_NONE
 
-# A client was accepted. False: a fault has ended the relay
+# A client was accepted. False: a fault has ended the relay, or makes it wait: see bending_waits
 cdef bint bending_begin(Loop *loop, Relay *relay) noexcept nogil
 # Behind the pumps of a turn: ends the relay if a fault says so (False); reports, and sets the alarm
 cdef bint bending_go_on(Loop *loop, Relay *relay) noexcept nogil
 cdef void bending_alarm(Loop *loop, Relay *relay) noexcept nogil
 # Another plan for the worker and its relays, between two batches
 cdef void bending_change(Loop *loop, Plan *plan) noexcept nogil
+
+
+# Upstream may be connected to now. A relay that a fault makes wait is RELAY_RESOLVING without a deadline, and gets a turn then
+cdef bint bending_may_dial(Loop *loop, Relay *relay) noexcept nogil
+
+
+cdef inline bint bending_waits(const Relay *relay) noexcept nogil:
+    """A fault puts its connection to upstream off."""
+    return relay.state == RELAY_RESOLVING and relay.deadline.kind == TIMER_NONE
 
 
 cdef inline bint bending_has(const Relay *relay) noexcept nogil:

@@ -9,9 +9,9 @@ from tcpproxy._core.plan cimport plan_hold, plan_release, plan_takes
 from tcpproxy._core.reports cimport reports_fault
 from tcpproxy._core.shaped cimport shaped_begin, shaped_end
 from tcpproxy._core.shaper cimport TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_due_ns, shaper_holds, shaper_verdict, \
-    shaping_adopt, shaping_free, shaping_new
+    shaping_adopt, shaping_dial_ns, shaping_free, shaping_new
 from tcpproxy._core.table cimport table_at
-from tcpproxy._core.timers cimport TIMER_NONE, TIMER_SHAPER, alarms_cancel, alarms_set
+from tcpproxy._core.timers cimport TIMER_NONE, TIMER_SHAPER, alarms_cancel, alarms_set, timers_cancel
 
 
 # --- taking hold ---
@@ -80,7 +80,17 @@ cdef void _let_go(Loop *loop, Relay *relay, Shaping *shaping) noexcept nogil:
 cdef bint bending_begin(Loop *loop, Relay *relay) noexcept nogil:
     if not _adopt(loop, relay, loop.plan):
         return False
-    return not bending_has(relay) or bending_go_on(loop, relay)
+    if not bending_has(relay):
+        return True
+    if shaping_dial_ns(relay_shaping(relay)) > loop.now_ns:
+        timers_cancel(&loop.timers, &relay.deadline)
+        bending_go_on(loop, relay)
+        return False
+    return bending_go_on(loop, relay)
+
+
+cdef bint bending_may_dial(Loop *loop, Relay *relay) noexcept nogil:
+    return not bending_has(relay) or shaping_dial_ns(relay_shaping(relay)) <= loop.now_ns
 
 
 cdef void bending_change(Loop *loop, Plan *plan) noexcept nogil:
@@ -91,10 +101,20 @@ cdef void bending_change(Loop *loop, Plan *plan) noexcept nogil:
     loop.plan = plan
     for i in range(loop.table.size):
         relay = table_at(&loop.table, i)
-        if RELAY_FREE < relay.state <= RELAY_RELAYING and _adopt(loop, relay, plan) and bending_has(relay) \
-                and bending_go_on(loop, relay) and relay.state == RELAY_RELAYING:
-            loop_enqueue(loop, relay)
+        if RELAY_FREE < relay.state <= RELAY_RELAYING:
+            _change(loop, relay, plan)
     plan_release(before)
+
+
+cdef void _change(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
+    cdef bint never = bending_waits(relay) and bending_has(relay) and shaping_dial_ns(relay_shaping(relay)) == UINT64_MAX
+    if not _adopt(loop, relay, plan):
+        return
+    if never and (not bending_has(relay) or shaping_dial_ns(relay_shaping(relay)) != UINT64_MAX):
+        closing_cut(loop, relay, CLIENT, True, False)
+        return
+    if not bending_has(relay) or bending_go_on(loop, relay):
+        loop_enqueue(loop, relay)
 
 
 # --- a turn ---
@@ -129,6 +149,8 @@ cdef bint bending_go_on(Loop *loop, Relay *relay) noexcept nogil:
             closing_cut(loop, relay, side, verdict == TAKE_RESET, half.shaper.over != 0)
             return False
         due_ns = min(due_ns, shaper_due_ns(half.shaper, _blocked(loop, relay, side), loop.now_ns))
+    if bending_waits(relay):
+        due_ns = min(due_ns, shaping_dial_ns(shaping))
     _report(loop, relay, shaping)
     if due_ns == UINT64_MAX:
         alarms_cancel(&loop.timers, &shaping.alarm)
@@ -139,10 +161,8 @@ cdef bint bending_go_on(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void bending_alarm(Loop *loop, Relay *relay) noexcept nogil:
-    if relay.state == RELAY_RELAYING:
+    if relay.state <= RELAY_RELAYING:
         loop_enqueue(loop, relay)       # the turn sets the alarm again
-    elif relay.state < RELAY_RELAYING:
-        bending_go_on(loop, relay)
 
 
 cdef inline bint _blocked(const Loop *loop, const Relay *relay, int side) noexcept nogil:

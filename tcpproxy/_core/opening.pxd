@@ -11,6 +11,8 @@ from tcpproxy._core.loop cimport Loop, Relay
 cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil
 # Resets an accepted socket. REASON_LIMIT with errno 0: too many of its source; REASON_SHUTDOWN: the worker has failed
 cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil
+# A turn of a relay that is not connected yet: what faults do
+cdef void opening_turn(Loop *loop, Relay *relay) noexcept nogil
 cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed
 cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil       # TIMER_CONNECT

@@ -1,6 +1,6 @@
 # The beginning of a relay: the model is in opening.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t
-from tcpproxy._core.bending cimport bending_begin
+from tcpproxy._core.bending cimport bending_begin, bending_go_on, bending_has, bending_may_dial, bending_waits
 from tcpproxy._core.closing cimport closing_close, closing_connect_failed, closing_forget_attempts
 from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_has_more, connecting_new, \
     connecting_next, connecting_take
@@ -49,6 +49,14 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
         _resolve(loop, relay)
 
 
+cdef void opening_turn(Loop *loop, Relay *relay) noexcept nogil:
+    if bending_has(relay) and not bending_go_on(loop, relay):
+        return
+    if bending_waits(relay) and bending_may_dial(loop, relay):
+        timers_arm(&loop.timers, &relay.deadline, TIMER_CONNECT, loop.now_ns)
+        _resolve(loop, relay)
+
+
 cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil:
     sync_sub(&loop.counters.active, 1)          # before the report, which must be true when it is read
     reports_refused(loop, accepted, reason, error)
@@ -85,7 +93,7 @@ cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil:
-    if relay.state == RELAY_RESOLVING:
+    if relay.state == RELAY_RESOLVING and not bending_waits(relay):
         if loop.upstreams[relay.target].list.count:
             _connect(loop, relay)
         else:

@@ -20,6 +20,7 @@ cdef enum:                  # Rule.kind
     RULE_BANDWIDTH
     RULE_SLICER
     RULE_STALL
+    RULE_DIAL               # of a new connection: upstream is connected to later, or never
 
 cdef enum:                  # Rule.end
     END_CLOSE = 1           # an end of file for both peers
@@ -55,7 +56,7 @@ cdef struct Rule:           # numbers only, so that a mapping of Python converts
     # what
     uint64_t shared         # all connections share the rate or the limit
     uint64_t end
-    uint64_t delay_ns       # latency, or until the end, or between slices. RULE_TIMEOUT, RULE_IDLE: 0 is never
+    uint64_t delay_ns       # latency, or until the end, or between slices. RULE_TIMEOUT, RULE_IDLE, RULE_DIAL: 0 is never
     uint64_t jitter_ns
     uint64_t normal         # distribution of the jitter
     uint64_t size           # of a slice

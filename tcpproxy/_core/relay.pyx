@@ -7,11 +7,11 @@ from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASO
     REASON_NONE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_SHAPED, PUMP_STALLED, \
     PUMP_WAIT, Half, Side, half_pump
-from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, UPSTREAM, \
-    loop_enqueue, loop_stall
+from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, RELAY_RESOLVING, \
+    UPSTREAM, loop_enqueue, loop_stall
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
 from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_next_attempt, \
-    opening_timed_out
+    opening_timed_out, opening_turn
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT
 from tcpproxy._core.shaped cimport shaped_pump
 from tcpproxy._core.shaper cimport shaper_holds, shaper_waits
@@ -153,6 +153,8 @@ cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
             _rearm_deadline(loop, relay, moved & PUMP_MOVED != 0)
     elif relay.state == RELAY_RESETTING:
         closing_reset_when_sent(loop, relay)
+    elif relay.state == RELAY_RESOLVING or relay.state == RELAY_CONNECTING:
+        opening_turn(loop, relay)
     elif relay.state == RELAY_LINGERING:
         closing_drain_input(loop, relay)
 

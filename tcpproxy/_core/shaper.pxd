@@ -93,6 +93,8 @@ cdef struct Shaping:        # what a relay has, if a plan takes it
 cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, const uint64_t *passed, uint32_t small,
                           uint64_t now_ns) noexcept nogil
 cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory, nothing has changed
+# When upstream may be connected to; UINT64_MAX: never
+cdef uint64_t shaping_dial_ns(Shaping *shaping) noexcept nogil
 cdef void shaping_free(Shaping *shaping) noexcept nogil
 
 cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil   # bytes that may be read now

@@ -4,7 +4,7 @@ from libc.stdlib cimport calloc, free
 from tcpproxy._core.bucket cimport bucket_charge, bucket_due_ns, bucket_room, bucket_takes_ns
 from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_fill
 from tcpproxy._core.dice cimport dice, dice_below, dice_normal, dice_uniform
-from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, RULE_BANDWIDTH, RULE_CUT, RULE_IDLE, RULE_LATENCY, \
+from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, RULE_BANDWIDTH, RULE_CUT, RULE_DIAL, RULE_IDLE, RULE_LATENCY, \
     RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_hold, plan_release, rule_takes
 from tcpproxy._core.sync cimport sync_add, sync_claim, sync_load, sync_sub
 
@@ -150,6 +150,20 @@ cdef bint _act(Shaper *shaper, Grip *grip) noexcept nogil:
         sync_add(&grip.tally.fired, 1)
     shaping.acted |= grip.bit
     return True
+
+
+cdef uint64_t shaping_dial_ns(Shaping *shaping) noexcept nogil:
+    cdef uint64_t result = 0
+    cdef Shaper *shaper
+    cdef Grip *grip
+    cdef uint32_t i, j
+    for j in range(2):
+        shaper = &shaping.halves[j]
+        for i in range(shaper.count):
+            grip = &shaper.grips[i]
+            if grip.rule.kind == RULE_DIAL and _act(shaper, grip):
+                result = max(result, grip.start_ns + grip.rule.delay_ns if grip.rule.delay_ns else UINT64_MAX)
+    return result
 
 
 # --- in ---

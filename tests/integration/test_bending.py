@@ -416,6 +416,111 @@ def test_changes_under_load_lose_nothing(make_proxy: Callable[..., tcpproxy.Prox
     assert proxy.faults == ()
 
 
+# --- when a client is accepted ---
+
+
+def test_blackhole(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream) -> None:
+    """Nothing happens to the client; it is reset when the fault goes. Others are connected."""
+    proxy = make_proxy(upstream.name, faults="blackhole,nth=1", connect_timeout=0.1, workers=2)
+    with connect(proxy.address) as client, connect(proxy.address) as other, upstream.accept() as server:
+        client.sendall(b"lost")
+        other.sendall(b"2")
+        assert server.recv(1) == b"2"
+        pause(0.2)
+        assert proxy.stats().active == 2
+        assert proxy.faults[0].fired == 1
+        proxy.restore()
+        assert receive(client) == (b"", "reset")
+        assert echoes_between(other, server)
+
+
+def echoes_between(one: socket.socket, other: socket.socket) -> bool:
+    one.sendall(b"to")
+    other.sendall(b"fro")
+    return (read_exactly(other, 2), read_exactly(one, 3)) == (b"to", b"fro")
+
+
+def test_connect_delay(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """Upstream is connected to later, and the limit for that begins then; at once when the fault goes."""
+    proxy = make_proxy(echo.name, faults="connect_delay=200ms", connect_timeout=0.1)
+    with connect(proxy.address) as client:
+        begin = time.monotonic()
+        assert echoes(client)
+        assert time.monotonic() - begin >= 0.190
+        begin = time.monotonic()
+        assert echoes(client)
+        assert time.monotonic() - begin < 0.1
+    proxy.faults[0].update(delay="1h")
+    with connect(proxy.address) as client:
+        proxy.faults[0].wait_fired(2)
+        proxy.restore()
+        assert echoes(client)
+
+
+def test_connect_delay_and_a_client_that_leaves(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    proxy = make_proxy(echo.name, faults="connect_delay=1h")
+    client = connect(proxy.address)
+    proxy.faults[0].wait_fired()
+    reset(client)
+    eventually(lambda: proxy.stats().active == 0)
+
+
+def test_refuse(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """New clients are refused, on the same port; what is connected lives, and the verbs of the proxy go with it."""
+    proxy = make_proxy(echo.name, workers=2)
+    with connect(proxy.address) as client:
+        for _ in range(3):
+            with proxy.fault("refuse"):
+                with pytest.raises(ConnectionRefusedError):
+                    connect(proxy.address)
+                assert echoes(client)
+            with connect(proxy.address) as other:
+                assert echoes(other)
+    with proxy.down("keep"):
+        proxy.fault("refuse")
+    with pytest.raises(ConnectionRefusedError):
+        connect(proxy.address)
+    proxy.restore()
+    with connect(proxy.address) as client:
+        assert echoes(client)
+
+
+def test_refuse_from_the_start(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    proxy = make_proxy(echo.name, faults="refuse")
+    with pytest.raises(ConnectionRefusedError):
+        connect(proxy.address)
+    proxy.faults[0].remove()
+    with connect(proxy.address) as client:
+        assert echoes(client)
+
+
+# --- windows ---
+
+
+def test_windows_open_and_close(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """By the clock of the proxy; what was held goes on when the window closes."""
+    begin = time.monotonic()
+    proxy = make_proxy(echo.name, faults=["both:stall,start=200ms,for=200ms", "refuse,start=200ms,for=200ms"])
+    with connect(proxy.address) as client:
+        assert echoes(client)
+        assert time.monotonic() - begin < 0.2
+        eventually(lambda: not accepts(proxy.address))
+        client.sendall(b"held")
+        proxy.faults[0].wait_fired()
+        assert read_exactly(client, 4) == b"held"
+        assert time.monotonic() - begin >= 0.4
+        eventually(lambda: accepts(proxy.address))
+        assert echoes(client)
+
+
+def accepts(address: tuple[str, int]) -> bool:
+    try:
+        connect(address).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 # --- handles and events ---
 
 

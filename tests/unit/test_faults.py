@@ -21,7 +21,6 @@ from tcpproxy.faults import (
     blackhole,
     close,
     connect_delay,
-    hang,
     latency,
     limit_data,
     named,
@@ -71,7 +70,6 @@ MS = timedelta(milliseconds=1)
         ("stall,stream=up", stall(stream="up"), "up:stall"),
         ("stall,name=cable.out-1,seed=18446744073709551615", stall(name="cable.out-1", seed=2**64 - 1), None),
         ("refuse,for=1s", refuse(for_="1s"), "refuse,for=1s"),
-        ("hang", hang(), "hang"),
         ("blackhole,every=2", blackhole(every=2), "blackhole,every=2"),
         ("connect_delay=1s,client=fe80::/10", connect_delay("1s", client="fe80::/10"), None),
         (" latency=1s, jitter = 5ms ", latency("1s", "5ms"), "latency=1s,jitter=5ms"),
@@ -156,7 +154,7 @@ NO_PAIR = "is no KEY=VALUE of "
         ("stall,repeat=1s", "repeat needs a for that is shorter, like for=5s,repeat=60s"),
         ("stall,for=1s,repeat=1s", "repeat needs a for that is shorter"),
         ("refuse,first=2", "refuse has no first, because the system refuses all connections or none; reset_peer takes"),
-        ("hang,toxicity=10%", "hang has no toxicity, because the system refuses all connections or none"),
+        ("refuse,toxicity=10%", "refuse has no toxicity, because the system refuses all connections or none"),
         ("up:refuse", "refuse has no stream, because "),
         ("up:blackhole", "blackhole has no stream"),
         ("connect_delay=1s,after=1s", "connect_delay has no after"),
@@ -210,9 +208,9 @@ def test_values_are_kept_in_one_form() -> None:
 
 def test_names() -> None:
     """One more fault does not change the name of another one before it, nor so its dice."""
-    faults = named(["latency=1s", "up:latency=1s", latency("2s"), "hang", "stall,name=x", latency("3s"), "slicer=1"])
+    faults = named(["latency=1s", "up:latency=1s", latency("2s"), "refuse", "stall,name=x", latency("3s"), "slicer=1"])
     assert list(faults) == [
-        *("latency_downstream", "latency_upstream", "latency_downstream#2", "hang", "x", "latency_downstream#3"),
+        *("latency_downstream", "latency_upstream", "latency_downstream#2", "refuse", "x", "latency_downstream#3"),
         "slicer_downstream",
     ]
     assert faults["latency_downstream#3"] == latency("3s")
@@ -272,7 +270,6 @@ any_fault = st.one_of(
     kind(slicer, which, stream, average_size=st.integers(1000, 10**9), size_variation=st.integers(0, 999), delay=times),
     kind(stall, which, stream),
     kind(refuse),
-    kind(hang),
     kind(blackhole, which),
     kind(connect_delay, which, delay=times),
     lengths.map(lambda length: stall(for_=length, repeat=length + MS)),

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from tcpproxy.faults import Fault, named
-from tcpproxy.rules import ALL, AT_ACCEPT, ENDS, KINDS, Installed, name_number, rule
+from tcpproxy.rules import ALL, ENDS, KINDS, NO_RULES, Installed, name_number, rule
 
 DOOR = "shaper"
 COMMON = {"key": 5, "streams": 2, "seed": 8123, "live": 1, "share": ALL}
@@ -58,7 +58,7 @@ def test_numbers(door: ModuleType) -> None:
     ]
 
 
-def test_each_kind_is_a_rule_or_acts_at_accept() -> None:
+def test_each_kind_is_a_rule_or_has_none() -> None:
     examples = [
         "limit_data=1",
         "timeout=1s",
@@ -71,7 +71,7 @@ def test_each_kind_is_a_rule_or_acts_at_accept() -> None:
     texts = {text.partition("=")[0]: text for text in examples}
     for kind in Fault.kinds:
         installed = Installed(Fault.parse(texts.get(kind, kind)), kind, 1)
-        if kind in AT_ACCEPT:
+        if kind in NO_RULES:
             with pytest.raises(ValueError, match=f"{kind} is no rule"):
                 rule(installed, 0)
         else:
