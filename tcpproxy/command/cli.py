@@ -24,7 +24,7 @@ from ..text import count
 from . import sandbox
 from .connections import Display
 from .signals import serve
-from .usage import Command, option
+from .usage import Command, faults_text, option
 
 
 def run(remote: str, **given: str | bool | None) -> None:
@@ -38,16 +38,21 @@ def run(remote: str, **given: str | bool | None) -> None:
         seeing = config.seeing
         dump = Dump(text=seeing.text, color=wants_color(seeing.color, stdout)) if seeing.shown else None
         live = _live(config)
+        about: dict[str, object] = {"pid": os.getpid(), "version": __version__}
         printer = (live.KeptLines if live else Printer)(
             debug=output.debug,
             quiet=output.quiet,
             json=json,
             target=str(config.remote),
-            about={"pid": os.getpid(), "version": __version__},
+            about=about,
             stdout=stdout,
             dump=dump,
         )
-        proxy = Proxy(config, on_event=printer)  # type: ignore[arg-type]  # see Config.make
+        faults = (*config.bending.preset, *config.bending.fault)
+        options = {"on_event": printer, "faults": faults, "seed": config.bending.seed}
+        proxy = Proxy(config, **options)  # type: ignore[arg-type]  # see Config.make
+        if faults:
+            about |= _say_faults(proxy, json)
         if proxy.capture:
             if not seeing.capture_rotate:
                 check_place(proxy.capture.path)
@@ -62,6 +67,11 @@ def run(remote: str, **given: str | bool | None) -> None:
         sys.exit(error.exit_code)
     if json or output.debug or (os.isatty(2) and not output.quiet):
         display.sum_up()
+        for each in proxy.faults:
+            if each.fault.kind == "refuse":  # the system does not tell of clients that it refuses
+                continue
+            text = f"fault {each.name} has acted on {count(each.fired, 'connection')}"
+            final_words("faults", text, json, stdout, fault=each.name, connections=each.fired)
     if lost := printer.unwritten:
         final_words("lost", f"{count(lost, 'log line')} could not be written", json, stdout, lost=lost)
     if unshown := proxy._dumpable - printer.shown if seeing.shown else 0:
@@ -75,6 +85,23 @@ def run(remote: str, **given: str | bool | None) -> None:
         sys.exit(proxy.failure.exit_code)
     if proxy.capture and proxy.capture.failure and proxy.capture.failure.errno != errno.EPIPE:
         sys.exit(1)
+
+
+def _say_faults(proxy: Proxy, json: bool) -> dict[str, object]:
+    """Prints the faults and the seed that repeats them; JSON: returns them."""
+    faults = [str(each.fault) for each in proxy.faults]
+    if json:
+        return {"faults": faults, "seed": proxy.seed}
+    proxy._print([f"Faults: {', '.join(faults)}; seed {proxy.seed}"])
+    return {}
+
+
+def _show_faults(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        import shutil
+
+        click.echo(faults_text(shutil.get_terminal_size().columns))
+        ctx.exit()
 
 
 def _live(config: Config) -> Any:
@@ -97,6 +124,9 @@ command = Command(
     params=[click.Argument(["remote"], metavar="REMOTE"), *map(option, every_row())],
     callback=run,
     context_settings={"help_option_names": ["-h", "--help"]},
+)
+command.params.append(
+    click.Option(["--help-faults"], is_flag=True, is_eager=True, expose_value=False, callback=_show_faults)
 )
 click.version_option(
     __version__, "-V", "--version", message=f"tcpproxy {__version__} ({', '.join([POLLER, *FEATURES])})"

@@ -29,7 +29,11 @@ INTRODUCTION = (
     "Times are seconds or carry a unit (250ms, 10s, 5m), sizes are bytes or carry one (64KiB, 1MiB).",
 )
 
-OWN = (("-V, --version", "Print the version and what is compiled in."), ("-h, --help", "Print this text."))
+OWN = (
+    ("-V, --version", "Print the version and what is compiled in."),
+    ("-h, --help", "Print this text."),
+    ("    --help-faults", "Print the kinds of --fault."),
+)
 """The options that are no rows."""
 
 EXAMPLES = (
@@ -48,7 +52,9 @@ NOTES = (
 def option(row: Option) -> click.Option:
     """An option of the command, from its row. Values stay text: `Config` checks them."""
     names = [row.name, *([row.short] if row.short else []), row.long]
-    return click.Option(names, is_flag=not row.metavar, metavar=row.metavar or None, default=None)
+    return click.Option(
+        names, is_flag=not row.metavar, metavar=row.metavar or None, default=None, multiple=row.multiple
+    )
 
 
 class Command(click.Command):
@@ -89,7 +95,7 @@ class Command(click.Command):
             hint = _hint(habits.forward(":".join(map(str, [given["remote"], *rest]))))
             raise WrongUsage(f"argument {quoted(rest[0])} is one too many, expected one REMOTE{hint}")
         for param in order:
-            if isinstance(param, click.Option) and not param.is_flag and order.count(param) > 1:
+            if isinstance(param, click.Option) and not param.is_flag and not param.multiple and order.count(param) > 1:
                 raise WrongUsage(f"option {param.opts[-1]} is given {order.count(param)} times, expected once")
 
     def get_help(self, ctx: click.Context) -> str:
@@ -134,6 +140,50 @@ def help_text(columns: int) -> str:
     for note in NOTES:
         lines += textwrap.wrap(note, width)
     return "\n".join(lines).replace("\xa0", " ")
+
+
+FAULTS = (
+    ("latency=TIME[,jitter=TIME]", "Delay bytes and ends, in order; distribution=normal for the jitter."),
+    ("bandwidth=RATE[,burst=SIZE]", "Limit the rate; scope=proxy: of all connections together."),
+    ("slicer=SIZE[,size_variation=SIZE][,delay=TIME]", "Send in small pieces."),
+    ("slow_close=TIME", "Delay the end of file alone."),
+    ("stall", "Hold everything back; nothing is lost."),
+    ("timeout=TIME[,end=reset]", "Discard the bytes, and end the connection later; 0: never."),
+    ("timeout=TIME,idle=true", "End the connection after so long without a byte."),
+    ("limit_data=SIZE[,end=reset|stall]", "End the connection behind so many bytes."),
+    ("reset_peer[=TIME]", "Reset both peers: at accept, or later."),
+    ("close[=TIME]", "The same with an end of file."),
+    ("refuse", "Refuse connections; the others go on."),
+    ("blackhole", "Accept, and do nothing more."),
+    ("connect_delay=TIME", "Connect to REMOTE later."),
+)
+"""Kinds of fault; what they do in detail is in docs/faults.md."""
+
+KEYS = (
+    ("toxicity=10%", "A share of the connections, by the seed."),
+    ("first=N, nth=N, every=N", "The first ones, the nth one, every nth one since the start."),
+    ("client=NETWORK, connection=ID", "Those of a network, or one by its number."),
+    ("after_bytes=SIZE, after=TIME", "Begin behind so many bytes, or so long after the connection."),
+    ("times=N", "Act on so many connections at most."),
+    ("start=TIME, for=TIME, repeat=TIME", "Windows, by the clock of the proxy."),
+    ("name=NAME, seed=N", "A name for the log; a seed of its own."),
+)
+"""What most kinds take besides."""
+
+
+def faults_text(columns: int) -> str:
+    """All of --help-faults.
+
+    Args:
+        columns: of the terminal.
+    """
+    width = max(NARROWEST, min(columns, WIDEST))
+    lines = ["--fault [up:|down:|both:]KIND[=VALUE][,KEY=VALUE]...", ""]
+    lines += textwrap.wrap("up is what clients send, down what they get; without a word it is down.", width)
+    lines += textwrap.wrap("Times and rates carry a unit: 100us, 20ms, 2s; 64kB/s, 1MiB/s, 10Mbit/s.", width)
+    lines += ["", "Kinds:", *_in_columns(FAULTS, EXAMPLE_COLUMNS, width)]
+    lines += ["", "Keys:", *_in_columns(KEYS, EXAMPLE_COLUMNS, width)]
+    return "\n".join(lines)
 
 
 def _described(row: Option) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from .endpoints import Endpoint, Remote, endpoint, parse_endpoint
 from .groups import (
     GROUPS,
     ROWS,
+    Bending,
     Clients,
     Listening,
     Memory,
@@ -37,6 +38,7 @@ class Config:
         timeouts: `connect_timeout`, `half_close_timeout`, `idle_timeout`, `keepalive`, `grace`.
         memory: `buffer_size`, `socket_buffer`.
         output: `debug`, `quiet`, `log_format`: of the command only.
+        bending: `fault`, `preset`, `seed`: of the command only.
         operating: `workers` (their number), `sandbox` (of the command only).
         speed: `zero_copy`, `busy_poll` (in microseconds; -1: auto).
         labels: what messages call each option: with dashes in the command, by its argument in a program.
@@ -49,6 +51,7 @@ class Config:
     memory: Memory
     output: Output
     seeing: Seeing
+    bending: Bending
     operating: Operating
     speed: Speed
     labels: Mapping[str, str] = field(repr=False, compare=False)

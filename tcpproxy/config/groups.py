@@ -11,10 +11,12 @@ from .options import (
     busy_poll,
     choice,
     duration,
+    faults,
     flag,
     local_port,
     number,
     path,
+    preset,
     rows,
     size,
     workers,
@@ -245,6 +247,34 @@ class Seeing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bending:
+    """What is done to connections on purpose."""
+
+    fault: tuple[Any, ...] = faults(
+        "Delay, cut, stall or refuse connections on purpose.",
+        "`[up:|down:|both:]KIND[=VALUE][,KEY=VALUE]...`, like `up:latency=100ms,jitter=20ms`; several times for "
+        "several faults. Without a direction it is `down`, to the client. `--help-faults` lists the kinds; docs/faults.md "
+        "says what they do.",
+        command_only=True,
+    )
+    preset: tuple[Any, ...] = preset(
+        "Be as slow as a network, like 3g.",
+        "Latency and rates of WebPageTest's profiles: 2g, edge, 3gslow, 3g, 3gfast, 4g, lte, dial, dsl, cable, fios. "
+        "The command prints the faults that it stands for.",
+        command_only=True,
+    )
+    seed: int | None = number(
+        None,
+        "Seed of what faults leave to chance.",
+        "The same seed, the same connections and delays. The command prints it.",
+        least=0,
+        most=2**64 - 1,
+        shown="random",
+        command_only=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Operating:
     """How the process runs."""
 
@@ -311,6 +341,7 @@ GROUPS: dict[str, type[Any]] = {
     "memory": Memory,
     "output": Output,
     "seeing": Seeing,
+    "bending": Bending,
     "operating": Operating,
     "speed": Speed,
 }
@@ -326,6 +357,7 @@ HEADINGS = {
     "memory": "Memory",
     "output": "Output",
     "seeing": "Seeing",
+    "bending": "Faults",
     "operating": "Operating",
     "speed": "Speed",
 }

@@ -39,6 +39,7 @@ class Option:
         short: its letter on the command line.
         first: one of the original's options, which come first in --help.
         command_only: no argument of `tcpproxy.Proxy`.
+        multiple: it may be given several times; its value is a tuple.
         minor: a detail of another option, which the table in README.md leaves out.
     """
 
@@ -55,6 +56,7 @@ class Option:
     first: bool = False
     command_only: bool = False
     minor: bool = False
+    multiple: bool = False
     name: str = ""
     """The field's, and the argument's in a program."""
 
@@ -151,6 +153,32 @@ def path(help: str, doc: str, **more: Any) -> Any:
         return value
 
     return _row(None, parse, more.pop("metavar", "FILE"), help, doc, shown="none", **more)
+
+
+def faults(help: str, doc: str, **more: Any) -> Any:
+    """Texts of faults."""
+
+    def parse(what: str, value: Any) -> tuple[Any, ...]:
+        if not value:
+            return ()
+        from ..faults import Fault  # it takes milliseconds
+
+        return tuple(map(Fault.parse, value))
+
+    return _row((), parse, "FAULT", help, doc, shown="none", multiple=True, **more)
+
+
+def preset(help: str, doc: str, **more: Any) -> Any:
+    """The name of a slow network, as its faults."""
+
+    def parse(what: str, value: Any) -> tuple[Any, ...]:
+        if value is None:
+            return ()
+        from ..faults import preset
+
+        return preset(value)
+
+    return _row(None, parse, "NAME", help, doc, shown="none", **more)
 
 
 def flag(help: str, doc: str, **more: Any) -> Any:

@@ -13,7 +13,7 @@ from .event import Event
 
 LEVELS = {
     **dict.fromkeys(("listening", "new", "connected", "connection", "end", "stopping", "summary"), "info"),
-    "fault": "info",
+    **dict.fromkeys(("fault", "faults"), "info"),
     **dict.fromkeys(("data", "end-of-stream", "reset", "gap", "capture"), "info"),
     "fatal": "error",
 }

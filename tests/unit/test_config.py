@@ -393,7 +393,7 @@ def test_off_and_zero() -> None:
         assert accepts(row, None) == (row.name != "busy_poll")
     zero = {row.name for row in rows if accepts(row, 0) and row not in off}
     assert zero == {row.name for row in rows if accepts(row, "0") and row not in off}
-    assert zero == {"port", "half_close_timeout", "grace"}
+    assert zero == {"port", "half_close_timeout", "grace", "seed"}
 
 
 def test_a_warning_names_the_option_as_it_was_given() -> None:
