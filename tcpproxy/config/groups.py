@@ -253,8 +253,8 @@ class Bending:
     fault: tuple[Any, ...] = faults(
         "Delay, cut, stall or refuse connections on purpose.",
         "`[up:|down:|both:]KIND[=VALUE][,KEY=VALUE]...`, like `up:latency=100ms,jitter=20ms`; several times for "
-        "several faults. Without a direction it is `down`, to the client. `--help-faults` lists the kinds; docs/faults.md "
-        "says what they do.",
+        "several faults. Without a direction it is `down`, to the client. `--help-faults` lists the kinds, "
+        "docs/faults.md says what they do.",
         command_only=True,
     )
     preset: tuple[Any, ...] = preset(
