@@ -17,7 +17,17 @@ from typing import Any, Protocol
 
 from ._core.worker import monotonic, wall
 
-__all__ = ["Event", "Lock", "Thread", "getaddrinfo", "make_thread", "monotonic", "this_thread", "wall"]
+__all__ = [
+    "Event",
+    "Lock",
+    "Thread",
+    "getaddrinfo",
+    "let_greenlets_run",
+    "make_thread",
+    "monotonic",
+    "this_thread",
+    "wall",
+]
 
 STEP = 0.005
 """Seconds between two looks of a greenlet that waits: nothing wakes it from another thread."""
@@ -54,6 +64,15 @@ def _green_sleep() -> Callable[[float], object] | None:
     if (eventlet := sys.modules.get("eventlet.patcher")) and eventlet.is_monkey_patched("thread"):
         return sys.modules["eventlet"].sleep  # type: ignore[no-any-return]
     return None
+
+
+def let_greenlets_run() -> bool:
+    """Lets other greenlets have their turns, for STEP. False: there are none, and a wait may block its thread."""
+    sleep = _green_sleep()
+    if sleep is None or this_thread() in _ours:
+        return False
+    sleep(STEP)
+    return True
 
 
 def _acquire(lock: Any, timeout: float | None) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .._core import recorded
 from .._core.capture import TapReader
 from ..errors import UsageError, WaitTimeout
-from ..native import monotonic
+from ..native import let_greenlets_run, monotonic
 from ..text import quoted
 from ..values import parse_size, parse_wait
 from .dump import DIRECTIONS, Direction, header, hex_lines
@@ -178,7 +178,7 @@ class Recording:
             rest = deadline - monotonic()
             if ended or rest <= 0:
                 raise WaitTimeout(self._missed(wanted.pattern, direction, limit, ended))
-            passes = self._reader.wait_change(passes, min(rest, SLICE))
+            passes = self._reader.wait_change(passes, 0.0 if let_greenlets_run() else min(rest, SLICE))
             self._sync(max(0.0, deadline - monotonic()))
 
     def _sync(self, limit: float) -> None:

@@ -196,6 +196,19 @@ print(seen[:3])
 
 
 @pytest.mark.parametrize("library", [pytest.param(library, marks=needs(library)) for library in GREEN])
+def test_greenlets_while_one_waits_for_a_recording(library: str) -> None:
+    """The server, which is to send what it waits for, has its turn."""
+    text = """
+with tcpproxy.Proxy(target, record=True) as proxy, socket.create_connection(proxy.address) as client:
+    client.sendall(b"hello"); assert client.recv(5) == b"hello"
+    def ask(): time.sleep(0.05); client.sendall(b"question")
+    spawn(ask)
+    print(proxy.recordings[0].wait_for(b"question", "to_client").start())
+"""
+    assert run("\n".join([GREEN[library], "import tcpproxy", SERVE, text])) == "5\n"
+
+
+@pytest.mark.parametrize("library", [pytest.param(library, marks=needs(library)) for library in GREEN])
 def test_greenlets_after_the_start(library: str, echo: Echo) -> None:
     """CPython then prints a KeyError for each thread that was alive at the patch, whosever it is."""
     text = f"""
