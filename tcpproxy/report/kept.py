@@ -35,6 +35,7 @@ class KeptLines(Printer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._numbered = True  # the view names connections by their numbers
         self._screen = os.isatty(self._stderr)
         self._through = False
         self._lock = threading.Lock()

@@ -55,6 +55,8 @@ class Printer:
         self._debug, self._quiet, self._json, self._target = debug, quiet, json, target
         self._about = about or {}
         self._dump = dump
+        self._numbered = debug or dump is not None
+        """Does each line about a connection end with its number, by which other lines name it?"""
         self.suspicion = ""
         self._stdout, self._stderr = stdout, stderr
         self._rate_limit = RateLimit()
@@ -108,8 +110,7 @@ class Printer:
             self.many([decode(record, "") for record in records])
         else:
             self.flush_suppressed()
-            numbered = self._debug or self._dump is not None
-            lines = [f"New connection from {record[4]}" + f" #{record[3]}" * numbered for record in records]
+            lines = [f"New connection from {record[4]}" + f" #{record[3]}" * self._numbered for record in records]
             self._write(self._stdout, lines)
 
     def show(self, pieces: Iterable[Piece]) -> None:
@@ -151,7 +152,7 @@ class Printer:
 
     def _lines(self, event: Event) -> list[str]:
         if not self._json:
-            return sentences(event, self._target, numbered=self._debug)
+            return sentences(event, self._target, numbered=self._numbered)
         about = self._about if event.kind == "listening" else {}
         return [json_line(event.kind, event.time or wall(), {**fields(event, self._target), **about})]
 

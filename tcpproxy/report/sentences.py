@@ -60,5 +60,6 @@ def sentence(event: Event, target: str) -> str:
 
 def _closed(event: Event) -> str:
     source = f" from {event.outgoing}" if event.outgoing else ""
-    connect = f", connected in {event.connect_time * 1000:.1f} ms{source}" if event.connect_time else ""
+    route = f"{source} to {event.upstream}"
+    connect = f", connected in {event.connect_time * 1000:.1f} ms{route}" if event.connect_time else ""
     return f"Closed {event.client} after {event.duration:.3f} s{connect}"

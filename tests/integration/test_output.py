@@ -194,8 +194,9 @@ def test_the_words_of_the_original(command: Start, upstream: Upstream) -> None:
         f"Transferred 5 bytes from proxy client {name} to upstream server #1",
         f"Transferred 7 bytes from upstream server to proxy client {name} #1",
     ]
+    route = f"from {outgoing} to {re.escape(upstream.name)}"
     assert re.fullmatch(
-        rf"Closed {re.escape(name)} after \d+\.\d{{3}} s, connected in \d+\.\d ms from {outgoing}: client-eof #1",
+        rf"Closed {re.escape(name)} after \d+\.\d{{3}} s, connected in \d+\.\d ms {route}: client-eof #1",
         process.stderr[2],
     )
     assert process.complaints == process.stderr[:3]

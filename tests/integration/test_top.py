@@ -130,7 +130,7 @@ def test_sizes(tmux: Callable[..., Tmux], echo: Echo, columns: int, lines: int) 
         text = terminal.lines
         assert len(text) == lines
         assert text[-1].startswith("q stop")
-        assert f"New connection from {ended}" in text
+        assert f"New connection from {ended} #2" in text
         (heading,) = (line.split() for line in text if line.lstrip().startswith("#  ") or " # client" in line)
         assert ("idle" in heading) == (columns >= 100)
         assert ("upstream" in heading) == (columns >= 70)

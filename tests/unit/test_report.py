@@ -27,6 +27,7 @@ from tcpproxy.report.printer import BURST, Printer
 from tcpproxy.report.ratelimit import RateLimit
 from tcpproxy.report.sentences import sentences
 from tcpproxy.report.sink import LoggingSink
+from tcpproxy.tap.dump import Dump
 from tcpproxy.text import clean
 from tcpproxy.views import State
 
@@ -43,7 +44,7 @@ LINES = {
         [
             f"Transferred 12 bytes from proxy client {CLIENT} to upstream server",
             f"Transferred 345 bytes from upstream server to proxy client {CLIENT}",
-            f"Closed {CLIENT} after 1.235 s, connected in 2.1 ms: client-eof",
+            f"Closed {CLIENT} after 1.235 s, connected in 2.1 ms to {UPSTREAM}: client-eof",
         ],
     ),
     "end of one never connected": (
@@ -237,7 +238,14 @@ def test_numbers_of_connections(streams: Streams) -> None:
     out, err = streams.taken()
     assert out == [f"New connection from {CLIENT} #17"]
     assert [line.rpartition(" ")[2] for line in err] == ["#18", "#19", "#17", "#17", "#17"]
-    assert err[-1] == f"Closed {CLIENT} after 1.235 s, connected in 2.1 ms from 192.0.2.9:40000: client-eof #17"
+    assert err[-1].endswith(f", connected in 2.1 ms from 192.0.2.9:40000 to {UPSTREAM}: client-eof #17")
+
+
+def test_numbers_beside_a_dump(streams: Streams) -> None:
+    """It names a connection by nothing else."""
+    streams.printer(dump=Dump()).many([Event("new", client=CLIENT, id=17), FAILED._replace(id=18)])
+    (new,), (failed,) = streams.taken()
+    assert [new[-4:], failed[-4:]] == [" #17", " #18"]
 
 
 @pytest.mark.parametrize(("options", "wants"), [({}, False), ({"debug": True}, True), ({"json": True}, True)])
@@ -607,7 +615,8 @@ def test_default_sink_in_words(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == [
         f"New connection from {CLIENT} #17",
         f"Connected {CLIENT} to {UPSTREAM} from 192.0.2.9:1 in 2.1 ms #17",
-        f"Closed {CLIENT} after 1.235 s, connected in 2.1 ms, 12 bytes to upstream, 345 to the client: client-eof #17",
+        f"Closed {CLIENT} after 1.235 s, connected in 2.1 ms to {UPSTREAM}, "
+        "12 bytes to upstream, 345 to the client: client-eof #17",
     ]
 
 

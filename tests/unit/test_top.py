@@ -293,10 +293,10 @@ def test_kept_lines(kept: KeptLines, pipe: tuple[int, int]) -> None:
     kept.many([Event("listening", text="127.0.0.1:1"), Event("new", client="127.0.0.1:1", id=1), failed(1)])
     kept(Event("warning", text="a\nb"))
     kept.print_lines(["a table"])
-    error = "Error establishing upstream connection: refused (127.0.0.1:2 for client 127.0.0.1:1)"
+    error = "Error establishing upstream connection: refused (127.0.0.1:2 for client 127.0.0.1:1) #1"
     assert kept.lines() == [
         ("Listening on 127.0.0.1:1", False),
-        ("New connection from 127.0.0.1:1", False),
+        ("New connection from 127.0.0.1:1 #1", False),
         (error, True),
         ("warning: a\\nb", True),
         ("a table", False),
