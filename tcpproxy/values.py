@@ -78,7 +78,7 @@ def parse_duration(
         UsageError: neither, negative, or outside `least` to `most`.
     """
     word = " or off" if off else ""
-    expected = f"expected seconds or a number with ms, s, m, h or d, like 250ms or 10s{word}"
+    expected = f"expected seconds or a number with ms, s, m, h or d, like 250ms or 10s{',' * off}{word}"
     if off and (value is None or value == "off"):
         return 0.0
     if isinstance(value, str):
@@ -164,7 +164,7 @@ def parse_size(what: str, value: int | str | None, least: int, most: int, *, off
     elif isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
-        expected = f"expected bytes or a number with KiB or MiB, like 64KiB{word}"
+        expected = f"expected bytes or a number with KiB or MiB, like 64KiB{',' * off}{word}"
         raise UsageError(f"{what} {quoted(value)} is not a size, {expected}")
     if off and size == 0:
         return 0

@@ -41,6 +41,8 @@ EXAMPLES = (
     ("tcpproxy -b 0.0.0.0 -l 8080 localhost:3000", "let other machines connect"),
     ("tcpproxy -d -l 6379 cache.example:6379", "log how each connection ends"),
     ("tcpproxy --idle-timeout 10m '[::1]:5432'", "close idle connections"),
+    ("tcpproxy -x -l 6379 cache.example:6379", "print the bytes that pass"),
+    ("tcpproxy --top -l 6379 cache.example:6379", "show who is connected"),
 )
 
 NOTES = (
@@ -74,13 +76,16 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, list(args))  # which empties the list
         except click.MissingParameter:
-            raise WrongUsage(f"REMOTE is missing, {ANY_REMOTE}{self._forward_in_option(ctx, args)}") from None
+            raise WrongUsage(f"REMOTE is missing, {ANY_REMOTE}{self._remote_in_option(ctx, args)}") from None
 
-    def _forward_in_option(self, ctx: click.Context, args: list[str]) -> str:
-        """A hint for `-l 8080:db:5432`, which makes REMOTE part of the option."""
+    def _remote_in_option(self, ctx: click.Context, args: list[str]) -> str:
+        """A hint for `-l 8080:db:5432`, which makes REMOTE part of the option, and for `--capture db:5432`."""
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         there = habits.forward(given["port"]) if isinstance(given.get("port"), str) else None
-        return _hint(there) if there and there.port else ""
+        if there and there.port:
+            return _hint(there)
+        takers = [each.opts[-1] for each in self.params if args and given.get(each.name or "") == args[-1]]
+        return f"; {quoted(args[-1])} is the value of {takers[0]}" if takers and re.search(r":\d", args[-1]) else ""
 
     def _check(self, ctx: click.Context, args: list[str]) -> None:
         try:
@@ -209,6 +214,16 @@ LISTENING = "-p -L -P --port --listen --listen-port --local --publish --forward 
 TARGET = "-r -t -c --target --remote --upstream --to --connect --dest --destination --remote-host --backend"
 """Options of other programs for the place to listen on, and for the place to connect to."""
 
+SEEING = {
+    "-x": "-X --hexdump --hex-dump --xxd",
+    "-A": "-a --ascii",
+    "-x or -A": "--dump --print --show --bytes --data",
+    "--capture": "-w --write --pcap --pcapng --dump-file --record",
+    "--log-format json": "-j --json",
+    "-d": "-v --verbose",
+}
+"""By what they are here: those for what passes, and for the log."""
+
 
 def meant(typed: str, value: str) -> list[str]:
     """What the option of another program, with its value, is here; empty: it is not known."""
@@ -216,7 +231,7 @@ def meant(typed: str, value: str) -> list[str]:
         there = habits.forward(value)
         return [there.in_command()] if there and there.target == value else []
     if typed not in LISTENING.split():
-        return []
+        return [ours for ours, theirs in SEEING.items() if typed in theirs.split()]
     there = habits.forward(value) if re.match(r"[^:]+:", value) else None
     if not there or not there.port:
         there = habits.listen_at(value)

@@ -37,8 +37,8 @@ def check(config: Config) -> None:
     name, log_format = config.labels["top"], config.labels["log_format"]
     others = {
         f"{log_format} json": config.output.log_format == "json",
-        config.labels["hex"]: config.seeing.hex,
-        config.labels["text"]: config.seeing.text,
+        "-x": config.seeing.hex,
+        "-A": config.seeing.text,
     }
     for other in (other for other, given in others.items() if given):
         raise UsageError(f"{name} and {other} are both given, expected one of them")

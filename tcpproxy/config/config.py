@@ -38,6 +38,8 @@ class Config:
         timeouts: `connect_timeout`, `half_close_timeout`, `idle_timeout`, `keepalive`, `grace`.
         memory: `buffer_size`, `socket_buffer`.
         output: `debug`, `quiet`, `log_format`: of the command only.
+        seeing: `capture` (None: none), `capture_rotate`, `capture_files` (0: any number); of the command only: `top`,
+            `hex`, `text`, `dump_limit`, `color`.
         bending: `fault`, `preset`, `seed`: of the command only.
         operating: `workers` (their number), `sandbox` (of the command only).
         speed: `zero_copy`, `busy_poll` (in microseconds; -1: auto).
@@ -91,11 +93,17 @@ class Config:
             name: group(**{row.name: row.parse(labels[row.name], values[row.name]) for row in ROWS[name]})
             for name, group in GROUPS.items()
         }
-        _check_seeing(groups["seeing"], labels)
+        _check_seeing(groups["seeing"], values, labels)
         return cls(remote=remote, labels=labels, **groups)
 
 
-def _check_seeing(seeing: Seeing, labels: Mapping[str, str]) -> None:
+def _check_seeing(seeing: Seeing, values: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+    """What only the options together say: an option that could have no effect is a mistake of whoever gives it."""
+    if seeing.hex and seeing.text:
+        raise UsageError("-x and -A are both given, expected one of them")
+    default = next(row.default for row in ROWS["seeing"] if row.name == "dump_limit")
+    if values["dump_limit"] != default and not seeing.shown:
+        raise UsageError(f"{labels['dump_limit']} needs -x or -A")
     capture, rotate, files = (labels[name] for name in ("capture", "capture_rotate", "capture_files"))
     if seeing.capture_rotate and seeing.capture in (None, "-"):
         raise UsageError(f"{rotate} needs {capture} with the path of a file")

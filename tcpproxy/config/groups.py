@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from .._core.worker import LIMITS
-from ..errors import UsageError
 from .options import (
     Option,
     address,
@@ -165,7 +164,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Seeing:
-    """Seeing"""
+    """How what passes is shown and kept."""
 
     top: bool = flag(
         "Show the live connections, and keep showing them.",
@@ -192,7 +191,7 @@ class Seeing:
     dump_limit: int = size(
         "4KiB",
         "Bytes of each read that -x and -A print.",
-        "The number of the others follows. `off`: all are printed.",
+        "The number of the others follows. `off`: all are printed. An error without `-x` or `-A`.",
         least=1,
         most=_WHOLE,
         off=True,
@@ -235,10 +234,6 @@ class Seeing:
         command_only=True,
         minor=True,
     )
-
-    def __post_init__(self) -> None:
-        if self.hex and self.text:
-            raise UsageError("-x and -A are both given, expected one of them")
 
     @property
     def shown(self) -> int:

@@ -372,7 +372,7 @@ def test_no_terminal(command: Callable[..., Command], options: tuple[str, ...], 
     assert process.stderr[0].startswith(f"tcpproxy: {text}")
 
 
-@pytest.mark.parametrize("other", ["--log-format json", "--hex", "--text"])
+@pytest.mark.parametrize("other", ["--log-format json", "-x", "-A"])
 def test_either_or(command: Callable[..., Command], other: str) -> None:
     """What else would write to the screen."""
     process = command("--top", *other.split(), "127.0.0.1:1")

@@ -433,6 +433,14 @@ def test_what_to_see() -> None:
         Config.for_command("localhost:80", {"hex": True, "text": True})
     with pytest.raises(UsageError, match=r"^--dump-limit '2MiB' is out of range, expected 1 to 1048576 bytes or off$"):
         Config.for_command("localhost:80", {"dump_limit": "2MiB"})
+    with pytest.raises(UsageError, match=r"^--dump-limit 'all' is not a size, expected .*, like 64KiB, or off$"):
+        Config.for_command("localhost:80", {"dump_limit": "all"})
+
+
+@pytest.mark.parametrize("limit", ["off", "100", "64KiB"])
+def test_a_limit_of_what_is_not_printed(limit: str) -> None:
+    with pytest.raises(UsageError, match=r"^--dump-limit needs -x or -A$"):
+        Config.for_command("localhost:80", {"dump_limit": limit})
 
 
 def usable_cpus() -> int:
@@ -591,8 +599,14 @@ UNKNOWN = {
     "--timeout": "--connect-timeout or --half-close-timeout or --idle-timeout",
     "--max": "--max-connections or --max-connections-per-source",
     "--ver": "--version",
-    **dict.fromkeys(("--verbose", "--trace", "--rate", "--source", "--once", "--range", "--print"), ""),
-    **dict.fromkeys(("-v", "-y", "--x"), ""),
+    **dict.fromkeys(("-v", "--verbose"), "-d"),
+    **dict.fromkeys(("-X", "--hexdump"), "-x"),
+    **dict.fromkeys(("--dump", "--print"), "-x or -A"),
+    **dict.fromkeys(("-w", "--write", "--pcap", "--record"), "--capture"),
+    **dict.fromkeys(("-j", "--json"), "--log-format json"),
+    "--dump-limt": "--dump-limit",
+    **dict.fromkeys(("--trace", "--rate", "--source", "--once", "--range"), ""),
+    **dict.fromkeys(("-y", "--x"), ""),
 }
 
 
@@ -624,6 +638,11 @@ def test_unknown_option(typed: str) -> None:
             "argument '5432' is one too many, expected one REMOTE; to forward to db:5432: tcpproxy db:5432",
         ),
         (["-d"], "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT"),
+        (["-l", "8080"], "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT"),
+        (
+            ["-x", "--capture", "db:5432"],
+            "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT; 'db:5432' is the value of --capture",
+        ),
         ([GOOD, "too-much"], "argument 'too-much' is one too many, expected one REMOTE"),
         ([GOOD, "too\x1b[31m-much"], "argument 'too\\x1b[31m-much' is one too many, expected one REMOTE"),
         (["--non\nsense", GOOD], "option '--non\\nsense' is unknown"),

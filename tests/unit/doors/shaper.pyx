@@ -1,7 +1,7 @@
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.buffer cimport Buffer, buffer_clear
-from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, PLAN_RULES, RULE_BANDWIDTH, RULE_CUT, RULE_DIAL, RULE_IDLE, RULE_LATENCY, \
-    RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_add, plan_new, plan_release, plan_takes
+from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, PLAN_RULES, RULE_BANDWIDTH, RULE_CUT, RULE_DIAL, RULE_IDLE, \
+    RULE_LATENCY, RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_add, plan_new, plan_release, plan_takes
 from tcpproxy._core.shaper cimport CHUNK_BYTES, LINE_BYTES, SOURCE_EOF, SOURCE_FAILED, TAKE_BYTES, TAKE_CLOSE, TAKE_EOF, \
     TAKE_FAILED, TAKE_NO_MEMORY, TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_due_ns, shaper_end, shaper_holds, \
     shaper_put, shaper_room, shaper_take, shaper_verdict, shaper_waits, shaping_adopt, shaping_free, shaping_new
