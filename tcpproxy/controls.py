@@ -57,6 +57,7 @@ class Controls:
     _refuses: bool
     _is_closed: bool
     _bent: Faults | None
+    _seed: int | None
 
     if TYPE_CHECKING:  # Proxy has them
 
@@ -287,10 +288,10 @@ class Controls:
         """The seed of the dice of faults."""
         return (self._bent or self._bend()).seed
 
-    def _bend(self, faults: Fault | str | Iterable[Fault | str] = (), seed: int | None = None) -> Faults:
+    def _bend(self, faults: Fault | str | Iterable[Fault | str] = ()) -> Faults:
         from .handles import Faults
 
-        self._bent = self._reporter.faults = Faults(self._held, self._refuse, faults, seed)
+        self._bent = self._reporter.faults = Faults(self._held, self._refuse, faults, self._seed)
         return self._bent
 
     # --- seeing ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +22,7 @@ from .report.sink import LoggingSink
 from .report.table import measure, table
 from .report.totals import summary
 from .tap.recording import Recording
-from .text import clean, quoted
+from .text import clean, count, quoted
 
 EVENTS = 20
 """The last events of a proxy that a report shows."""
@@ -64,6 +65,7 @@ class ProxyFactory:
         remote = target_of(target)
         if self._captures:
             options.setdefault("capture", self._capture_file())
+        options.setdefault("seed", zlib.crc32(f"{self._nodeid} {len(self._watched)}".encode()))
         watched = _Watched(remote, on_event, options)
         proxy = watched.proxy.start()
         self._stack.callback(watched.stop)
@@ -112,6 +114,9 @@ class _Watched:
         """What a report says of it, in lines."""
         proxy = self.proxy
         lines = [clean(repr(proxy)), summary(wall() - self._made, proxy.stats())]
+        if faults := proxy.faults:
+            lines += [f"faults, with seed={proxy.seed}:"]
+            lines += [f"  {it.name}: {it.fault}; acted on {count(it.fired, 'connection')}" for it in faults]
         if known := proxy.connections(ended=True):
             lines += [f"  {line}" for line in table(known, measure([], known, 0), None)]
         if events := list(self._events):

@@ -31,7 +31,7 @@ from .report.reporter import Reporter
 from .tap.capture import Capture
 from .tap.recording import Recording, parse_record
 from .text import quoted
-from .values import parse_wait
+from .values import parse_number, parse_wait
 from .views import Connection, Stats
 
 if TYPE_CHECKING:
@@ -104,8 +104,9 @@ class Proxy(Controls):
         self._stopping = Signal()
         self._stopped = Signal()
         self._bent: Faults | None = None  # imported only if there is a fault: it takes milliseconds
-        if faults or seed is not None:
-            self._bend(faults, seed)
+        self._seed = None if seed is None else parse_number("seed", seed, 0, 2**64 - 1)
+        if faults:
+            self._bend(faults)
 
     def __repr__(self) -> str:
         addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses]

@@ -1,5 +1,4 @@
 # What faults do to a relay: the model is in bending.pxd.
-from libc.errno cimport ENOMEM
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from tcpproxy._core.closing cimport closing_cut, closing_out_of_memory
 from tcpproxy._core.half cimport Half
@@ -8,47 +7,42 @@ from tcpproxy._core.net cimport net_unpack
 from tcpproxy._core.plan cimport plan_hold, plan_release, plan_takes
 from tcpproxy._core.reports cimport reports_fault
 from tcpproxy._core.shaped cimport shaped_begin, shaped_end
-from tcpproxy._core.shaper cimport TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_due_ns, shaper_holds, shaper_verdict, \
-    shaping_adopt, shaping_dial_ns, shaping_free, shaping_new
+from tcpproxy._core.shaper cimport TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_begin, shaper_due_ns, shaper_holds, \
+    shaper_verdict, shaping_adopt, shaping_dial_ns, shaping_free, shaping_new
 from tcpproxy._core.table cimport table_at
 from tcpproxy._core.timers cimport TIMER_NONE, TIMER_SHAPER, alarms_cancel, alarms_set, timers_cancel
 
 
 # --- taking hold ---
 
-cdef Shaping *_new(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
-    """NULL: the plan does not take the relay (relay.error is 0), or there is no memory (ENOMEM)."""
-    cdef uint64_t passed[2]
-    cdef uint64_t high = 0, low = 0
-    cdef Shaping *shaping
+cdef bint _is_meant(const Relay *relay, const Plan *plan, uint64_t *ip_high, uint64_t *ip_low) noexcept nogil:
+    """Whether the plan takes the relay; and the address of its client, for the shaping."""
     cdef uint8_t ip[16]
     cdef uint16_t port
     cdef int i
+    ip_high[0] = ip_low[0] = 0
     if net_unpack(&relay.client, ip, &port):
         for i in range(8):
-            high = high << 8 | ip[i]
-            low = low << 8 | ip[8 + i]
-    if not plan_takes(plan, relay.id, high, low):
-        return NULL
-    for i in range(2):
-        passed[i] = relay.halves[i].delivered
-    shaping = shaping_new(relay.id, high, low, passed, loop.pump.size, loop.now_ns)
-    if shaping == NULL:
-        relay.error = ENOMEM
-        return NULL
-    shaping.alarm.owner = relay
-    return shaping
+            ip_high[0] = ip_high[0] << 8 | ip[i]
+            ip_low[0] = ip_low[0] << 8 | ip[8 + i]
+    return plan_takes(plan, relay.id, ip_high[0], ip_low[0])
 
 
 cdef bint _adopt(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
     """Gives a relay the rules of a plan. False: there was no memory for it, and the relay is over."""
     cdef Shaping *shaping = relay_shaping(relay)
     cdef Shaper *shaper
+    cdef uint64_t ip_high, ip_low
     cdef int side
     if shaping == NULL:
-        shaping = _new(loop, relay, plan)
-        if shaping == NULL and not relay.error:
+        if not _is_meant(relay, plan, &ip_high, &ip_low):
             return True
+        shaping = shaping_new(relay.id, ip_high, ip_low, loop.pump.size)
+        if shaping != NULL:
+            shaping.alarm.owner = relay
+    for side in range(2 if shaping != NULL else 0):
+        if relay.halves[side].shaper == NULL:       # it was not, or not lately, shaped
+            shaper_begin(&shaping.halves[side], relay.halves[side].delivered, loop.now_ns)
     if shaping == NULL or shaping_adopt(shaping, plan, loop.now_ns) < 0:
         if shaping != NULL and relay_shaping(relay) == NULL:
             shaping_free(shaping)

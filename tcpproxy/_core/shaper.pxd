@@ -89,9 +89,9 @@ cdef struct Shaping:        # what a relay has, if a plan takes it
     Shaper halves[2]
     Alarm alarm
 
-# Without a plan, which shaping_adopt gives it. `passed`: bytes of each direction that have passed before. NULL: no memory
-cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, const uint64_t *passed, uint32_t small,
-                          uint64_t now_ns) noexcept nogil
+# Without a plan, which shaping_adopt gives it. NULL: no memory
+cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, uint32_t small) noexcept nogil
+cdef void shaper_begin(Shaper *shaper, uint64_t passed, uint64_t now_ns) noexcept nogil     # so many bytes have passed before
 cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory, nothing has changed
 # When upstream may be connected to; UINT64_MAX: never
 cdef uint64_t shaping_dial_ns(Shaping *shaping) noexcept nogil

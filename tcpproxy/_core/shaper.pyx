@@ -21,8 +21,7 @@ cdef struct Next:           # what happens next, if nothing is put in
 
 # --- a connection and its plan ---
 
-cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, const uint64_t *passed, uint32_t small,
-                          uint64_t now_ns) noexcept nogil:
+cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, uint32_t small) noexcept nogil:
     cdef Shaping *shaping = <Shaping *> calloc(1, sizeof(Shaping))
     cdef uint32_t i
     if shaping == NULL:
@@ -34,9 +33,12 @@ cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low
         shaping.halves[i].shaping = shaping
         shaping.halves[i].direction = i
         shaping.halves[i].small = small
-        shaping.halves[i].heard_ns = now_ns
-        shaping.halves[i].passed = passed[i]
     return shaping
+
+
+cdef void shaper_begin(Shaper *shaper, uint64_t passed, uint64_t now_ns) noexcept nogil:
+    shaper.passed = passed
+    shaper.heard_ns = shaper.left_ns = now_ns
 
 
 cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil:

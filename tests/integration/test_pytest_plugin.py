@@ -101,6 +101,21 @@ def test_another(tcpproxy, listener):
     assert "|pong|" in text
 
 
+def test_faults_are_in_the_section(run: Run) -> None:
+    """With what they have done, and the seed, which is the same for the same test."""
+    source = """
+def test_it(tcpproxy, listener):
+    proxy = tcpproxy(listener, faults=["both:latency=1ms", "stall,nth=2"])
+    pair = talk(proxy, listener)
+    assert not pair
+"""
+    first, second = (section(run(source)) for _ in range(2))
+    assert "latency_both: both:latency=1ms; acted on 1 connection\n" in first
+    assert "stall_downstream: stall,nth=2; acted on 0 connections\n" in first
+    assert "Fault latency_both acts on" in first
+    assert re.findall(r"seed=\d+", first) == re.findall(r"seed=\d+", second) != []
+
+
 def test_a_live_connection_is_in_the_section(run: Run) -> None:
     result = run("def test_it(tcpproxy, listener):\n    pair = talk(tcpproxy(listener), listener)\n    assert not pair")
     result.assert_outcomes(failed=1)

@@ -3,8 +3,8 @@ from tcpproxy._core.buffer cimport Buffer, buffer_clear
 from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, PLAN_RULES, RULE_BANDWIDTH, RULE_CUT, RULE_DIAL, RULE_IDLE, \
     RULE_LATENCY, RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_add, plan_new, plan_release, plan_takes
 from tcpproxy._core.shaper cimport CHUNK_BYTES, LINE_BYTES, SOURCE_EOF, SOURCE_FAILED, TAKE_BYTES, TAKE_CLOSE, TAKE_EOF, \
-    TAKE_FAILED, TAKE_NO_MEMORY, TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_due_ns, shaper_end, shaper_holds, \
-    shaper_put, shaper_room, shaper_take, shaper_verdict, shaper_waits, shaping_adopt, shaping_free, shaping_new
+    TAKE_FAILED, TAKE_NO_MEMORY, TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_begin, shaper_due_ns, shaper_end, \
+    shaper_holds, shaper_put, shaper_room, shaper_take, shaper_verdict, shaper_waits, shaping_adopt, shaping_free, shaping_new
 
 from memory cimport memory_give_back, memory_take_all
 
@@ -58,9 +58,12 @@ cdef class ShaperDoor:
 
     def __cinit__(self, PlanDoor plan, uint64_t id=1, uint32_t small=65536, uint64_t now_ns=0, int direction=1,
                   uint64_t passed=0):
-        cdef uint64_t *positions = [passed, passed]
-        self.it = shaping_new(id, 0, 0, positions, small, now_ns)
-        if self.it == NULL or shaping_adopt(self.it, plan.it, now_ns) < 0:
+        self.it = shaping_new(id, 0, 0, small)
+        if self.it == NULL:
+            raise MemoryError
+        for i in range(2):
+            shaper_begin(&self.it.halves[i], passed, now_ns)
+        if shaping_adopt(self.it, plan.it, now_ns) < 0:
             raise MemoryError
         self.shaper = &self.it.halves[direction]
 
