@@ -463,20 +463,19 @@ class Proxy(Controls):
         """The live connections, in the order of accept.
 
         Args:
-            ended: also the last 1,000 that are over, each with its reason. The proxy's own thread knows of one that
-                has just ended when its event has been delivered; others wait for that.
+            ended: also the last 1,000 that are over, each with its reason, and those that were turned away. Waits until
+                their events have been delivered, but not in `on_event`.
         """
         found = {item[0]: Connection(*item) for item in sorted(self._crew.connections())} if self._crew else {}
         if not ended:
             return list(found.values())
         self._flush()  # after the look: one that ends in between is in the second list
-        for it in self._reporter.over.copy():
-            moved = it.to_upstream, it.to_client
-            times = it.duration, it.connect_time, 0.0
-            found[it.id] = Connection(
-                it.id, it.client, it.upstream, "ended", *moved, *times, 0, 0, it.outgoing, it.reason
-            )
+        found |= {it.id: it for it in self._reporter.over.connections()}
         return [found[number] for number in sorted(found)]
+
+    def _over(self, seconds: float) -> list[Event]:
+        """The ends of connections in so many seconds, the latest at the end."""
+        return self._reporter.over.last(seconds)
 
     @property
     def _dumpable(self) -> int:

@@ -197,7 +197,7 @@ class View:
         self._looks.append((now, stats, connections))
         picture.route = (", ".join(_address(*each) for each in self._proxy.addresses), picture.route[1])
         picture.up, picture.stats, picture.connections = now - self._since, stats, connections
-        picture.ended, picture.lines = self._kept.ended(FADE), self._kept.lines()
+        picture.ended, picture.lines = self._proxy._over(FADE), self._kept.lines()
         picture.first = max(0, min(picture.first, len(connections) - self._page(picture, self._terminal.size[1])))
         picture.sort()
 

@@ -15,7 +15,7 @@ from .fields import LEVELS
 from .printer import Printer
 
 FEWEST, MOST = 50, 500
-"""Lines, and ended connections, that are kept at least; lines of trouble."""
+"""Lines that are kept at least; lines of trouble."""
 
 RECENT = 60.0
 """Seconds for which trouble is worth repeating, once the view is gone."""
@@ -25,7 +25,7 @@ TROUBLE = -2
 
 
 class KeptLines(Printer):
-    """Keeps the last lines, and the last connections that have ended.
+    """Keeps the last lines.
 
     Where stderr is no terminal, the lines for stderr are written to it as well.
 
@@ -41,22 +41,16 @@ class KeptLines(Printer):
         self._lock = threading.Lock()
         self._kept: collections.deque[tuple[str, bool]] = collections.deque(maxlen=FEWEST)
         self._trouble: collections.deque[tuple[float, str]] = collections.deque(maxlen=MOST)
-        self._ended: collections.deque[tuple[float, Event]] = collections.deque(maxlen=FEWEST)
         self._troubles = 0
 
     @property
     def kinds(self) -> tuple[EventKind, ...]:
-        """With the ends of connections, for `ended`."""
+        """With the ends of connections, which the Reporter keeps."""
         kinds = super().kinds
         return kinds if "end" in kinds else (*kinds, "end")
 
     def many(self, events: Iterable[Event]) -> None:
-        """Keeps their lines, and the connections that have ended."""
-        events = list(events)
-        over = [(monotonic(), event) for event in events if event.kind in ("end", "failed") and event.id]
-        if over:
-            with self._lock:
-                self._ended.extend(over)
+        """Keeps their lines; the ends of connections make lines with `debug` only."""
         super().many(event for event in events if event.kind != "end" or self._debug)
 
     def print_lines(self, lines: list[str]) -> None:
@@ -67,12 +61,6 @@ class KeptLines(Printer):
         """The last lines, each with: is it about trouble?"""
         with self._lock:
             return list(self._kept)
-
-    def ended(self, seconds: float) -> list[Event]:
-        """The last connections that have ended, in so many seconds; at most FEWEST."""
-        since = monotonic() - seconds
-        with self._lock:
-            return [event for when, event in self._ended if when >= since]
 
     def release(self) -> list[str]:
         """From now on lines are written. Returns what to say once on stderr: recent trouble that was only kept."""

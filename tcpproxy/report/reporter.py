@@ -16,6 +16,7 @@ from ..network.resolver import Resolver
 from ..tap.dump import Piece
 from ..wakeup import Wakeup
 from .event import Event, EventKind, Record, decode, is_new
+from .over import Over
 from .printer import Printer
 from .sink import LoggingSink
 
@@ -37,9 +38,6 @@ ring has room for 100,000 records a second then. 3,000 connections in a row: 14 
 
 FEW = 8
 """Records within GATHER that are delivered one by one, at once: one wake-up of the log thread each, some 50 us."""
-
-OVER = 1000
-"""Connections that are over and still known to `Proxy.connections`."""
 
 
 class Reporter:
@@ -66,8 +64,7 @@ class Reporter:
         self._trouble: Callable[[], str] = str
         self._later: list[Piece] = []
         """Pieces that came when the events before them had been taken already."""
-        self.over: collections.deque[Event] = collections.deque(maxlen=OVER)
-        """The `end` or `failed` of the last connections that are over; not for a Printer."""
+        self.over = Over()
         self._ended = False
         self._window, self._recent = 0.0, 0  # since when records are counted, and how many there were
         self._lost, self._next_lost = 0, 0.0  # records that were said to be lost; when to say so again
@@ -253,13 +250,12 @@ class Reporter:
         return [decode(record, lookup_error, self.faults) for record in records]
 
     def _emit(self, events: list[Event]) -> None:
+        self.over.add(events)
         if self._printer:
             self._printer.many(events)
             return
         assert self._sink is not None  # since `open`
         for event in events:
-            if event.kind in ("end", "failed"):
-                self.over.append(event)
             try:
                 self._sink(event)
             except BaseException:  # the program's callback: its mistake must not end the log thread

@@ -1,4 +1,4 @@
-"""The live connections as a table. Pure functions: for SIGUSR1, and for whatever else shows connections."""
+"""Connections as a table. Pure functions: for SIGUSR1, and for whatever else shows connections."""
 
 from __future__ import annotations
 

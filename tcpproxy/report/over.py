@@ -1,0 +1,42 @@
+"""The last connections that are over."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable
+
+from ..native import monotonic
+from ..views import Connection
+from .event import Event
+
+MOST = 1000
+"""Connections that are kept."""
+
+
+class Over:
+    """Keeps the last connections that are over. One thread adds, any thread looks."""
+
+    def __init__(self) -> None:
+        self._kept: collections.deque[tuple[float, Event]] = collections.deque(maxlen=MOST)
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Keeps those that tell of the end of a connection."""
+        for event in events:
+            if event.id and event.kind in ("end", "failed"):
+                self._kept.append((monotonic(), event))
+
+    def last(self, seconds: float | None = None) -> list[Event]:
+        """Their events, the latest at the end; with `seconds`, those of so many seconds."""
+        since = None if seconds is None else monotonic() - seconds
+        return [event for when, event in self._kept.copy() if since is None or when >= since]
+
+    def connections(self) -> list[Connection]:
+        """What is known of them, in the order of their ends."""
+        return [_connection(event) for event in self.last()]
+
+
+def _connection(it: Event) -> Connection:
+    moved = (it.to_upstream, it.to_client)
+    return Connection(
+        it.id, it.client, it.upstream, "ended", *moved, it.duration, it.connect_time, 0.0, 0, 0, it.outgoing, it.reason
+    )
