@@ -42,7 +42,8 @@ LOOK_AGAIN = 0.002
 class Controls:
     """Verbs and waits, from any thread. A verb is in force when it returns; to repeat it does no harm.
 
-    `on_event` may call the verbs: they do not wait for events then, which it has to return for.
+    `on_event` may call the verbs: they do not wait for events then, which it has to return for. A signal handler or a
+    `__del__` gets a RuntimeError if it calls a verb amid a start, a stop or a verb of the same proxy.
     """
 
     config: Config
@@ -74,12 +75,13 @@ class Controls:
         """The crew, of which all threads have been started; None: there is none. One verb at a time, and no start.
 
         Raises:
-            RuntimeError: a signal handler calls it in the middle of a verb, a start or a stop of the same thread.
+            RuntimeError: the calling thread would wait for itself.
         """
-        if threading.get_ident() in self._busy:
-            raise RuntimeError(
-                "called in the middle of a start, a stop or a verb of the same thread, as by a signal handler"
-            )
+        crew = self._crew
+        if threading.get_ident() in self._busy:  # a signal handler, or a __del__
+            raise RuntimeError("called in the middle of a start, a stop or another change of the same proxy")
+        if crew and crew.is_own_thread() and not crew.may_ask():  # a __del__, called where garbage was collected
+            raise RuntimeError("called in a thread of the proxy, expected any other one, or on_event")
         with self._not_nested(), self._lock:
             yield self._crew
 
@@ -183,7 +185,11 @@ class Controls:
             raise UsageError(f"live {quoted(live)} is unknown, expected close, reset or keep")
         with self._held() as crew:
             was_down, self._is_down = self._is_down, True
-            self._open_or_close(crew)
+            try:
+                self._open_or_close(crew)
+            except BaseException:
+                self._is_down = was_down  # a call that was interrupted is repeated
+                raise
         if live != "keep":
             self.kill(live)
         return _undoing((lambda: None) if was_down else self.up)
@@ -213,8 +219,8 @@ class Controls:
         if crew and self._port and closed != self._is_closed and not self._stopping.is_set():
             with lifetime.no_fork:
                 if closed:
-                    self._is_closed = True
                     crew.replace_listeners([])
+                    self._is_closed = True  # also if the port cannot be kept
                     self._port.keep()
                 else:
                     self._listen_again(crew, self._port)
@@ -238,6 +244,7 @@ class Controls:
 
         Raises:
             UsageError: on setting, no such address can exist, or it is the proxy's own.
+            StartError: on setting, the system refuses memory, or a thread for the look-ups.
         """
         return str(self.config.remote)
 
@@ -247,12 +254,16 @@ class Controls:
         with self._held() as crew:
             if not crew:
                 self.config = config
+                self._reporter.set_upstream(None, str(config.remote))
                 return
         resolver, addresses = self._find_target(config.remote)  # it may take seconds
         addresses = self._others(config.remote, resolver, addresses)
         with self._held() as crew:
             if crew and not self._stopping.is_set():
-                crew.set_upstream(resolver, addresses)
+                try:
+                    crew.set_upstream(resolver, addresses, str(config.remote))
+                except (MemoryError, RuntimeError) as error:
+                    raise StartError.because(f"cannot forward to {config.remote}", error) from error
             self.config = config
 
     def restore(self) -> None:

@@ -71,6 +71,7 @@ class Crew:
         self._threads: list[Thread] = []
         self._log_thread: Thread | None = None
         self._lookup_thread: Thread | None = None
+        self._begun = False  # all threads have been started
         self._stopping = Event()
 
     def open(self, listeners: list[socket.socket], addresses: list[Address], limit: int) -> None:
@@ -153,6 +154,7 @@ class Crew:
         for thread in (self._tap_thread, *self._threads, self._lookup_thread, self._log_thread):
             if thread:
                 thread.start()
+        self._begun = True
 
     @property
     def running(self) -> bool:
@@ -164,9 +166,14 @@ class Crew:
 
         The log thread calls `on_event`, and in each, also in a worker's before it runs, garbage may be collected.
         """
-        own = (*self._threads, self._log_thread, self._lookup_thread, self._tap_thread)
+        own = (*self._threads, self._tap_thread, self._log_thread, self._lookup_thread)
         # An ident is given to another thread once its own has ended.
         return any(thread and thread.ident == this_thread() and thread.is_alive() for thread in own)
+
+    def may_ask(self) -> bool:
+        """May the calling thread wait for the workers? In the thread of the log it is `on_event` that asks."""
+        log = self._log_thread
+        return self._begun and (not self.is_own_thread() or (log is not None and log.ident == this_thread()))
 
     def stop(self, *, abort: bool) -> None:
         """Makes the workers accept no more; with `abort` they reset all connections and end. Does not wait."""
@@ -227,26 +234,31 @@ class Crew:
                 total += killed
         return total
 
-    def set_upstream(self, resolver: Resolver | None, addresses: list[Address]) -> None:
+    def set_upstream(self, resolver: Resolver | None, addresses: list[Address], target: str) -> None:
         """Makes connections that do not connect yet go to another upstream. When it returns, they do.
 
         Args:
             resolver: as at the making.
             addresses: upstream's; none: it did not resolve, and is looked up for each connection.
+            target: as it was given, for log lines.
 
         Raises:
             MemoryError, RuntimeError: there is no memory or no thread.
         """
+        if resolver and not self._lookup_thread:
+            thread = self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._lookup_wakeup)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._lookup_thread = None
+                raise
         with self._naming:
             old, self._resolver = self._resolver, resolver
-            self._reporter.resolver = resolver
+            self._reporter.set_upstream(resolver, target)
             for worker in self._workers:
                 worker.set_addresses(0, addresses, None if resolver is None else TTL)
         if old:
             old.close()
-        if resolver and not self._lookup_thread:
-            self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._lookup_wakeup)
-            self._lookup_thread.start()
         self.sync()
 
     def join(self, timeout: float | None) -> None:

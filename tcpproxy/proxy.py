@@ -99,7 +99,7 @@ class Proxy(Controls):
         self._refuses = self._is_closed = False  # by a fault; whatever the cause
         self._lock = Lock()
         self._closing = Lock()
-        self._busy: set[int] = set()  # idents of threads in a start or a stop
+        self._busy: set[int] = set()  # idents of threads in a start, a stop or a verb
         self._started = self._start_failed = False
         self._stopping = Signal()
         self._stopped = Signal()
@@ -497,8 +497,9 @@ class Proxy(Controls):
         tap = crew.tap if crew else None
         if not crew or not tap:
             return []
-        crew.accept_waiting()
-        crew.sync()  # a worker may have handed some of them to another one
+        if crew.may_ask():  # not in the middle of a start
+            crew.accept_waiting()
+            crew.sync()  # a worker may have handed some of them to another one
         tap.sync()
         return [Recording(tap, each) for each in tap.recordings()]
 

@@ -178,12 +178,14 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     if loop.pump.tap != NULL:
         loop.pump.tap.id = relay.id
         loop.pump.tap.client = client
-    moved = _pump_half(loop, relay, CLIENT) | _pump_half(loop, relay, UPSTREAM)
+    moved = _pump_half(loop, relay, CLIENT)
+    moved |= _pump_half(loop, relay, UPSTREAM)
     if not loop.half_close and (_has_ended(relay, CLIENT) or _has_ended(relay, UPSTREAM)):
         # --half-close-timeout 0: the first EOF closes both directions. What was read is still delivered.
         _stop_reading(&relay.halves[CLIENT])
         _stop_reading(&relay.halves[UPSTREAM])
-        moved |= _pump_half(loop, relay, CLIENT) | _pump_half(loop, relay, UPSTREAM)
+        moved |= _pump_half(loop, relay, CLIENT)
+        moved |= _pump_half(loop, relay, UPSTREAM)
     up = relay.halves[CLIENT].delivered - up
     down = relay.halves[UPSTREAM].delivered - down
     sync_bump(&loop.counters.to_upstream, up)

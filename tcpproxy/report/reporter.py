@@ -59,7 +59,7 @@ class Reporter:
         self._workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._wakeup: Wakeup | None = None
-        self.resolver: Resolver | None = None
+        self._resolver: Resolver | None = None
         self._tap: TapReader | None = None
         self._trouble: Callable[[], str] = str
         self._later: list[Piece] = []
@@ -87,10 +87,16 @@ class Reporter:
             tap: has pieces of what passes, for a Printer; None: there is no dump.
             trouble: a sentence to warn with, if there is one, whenever the log thread is woken.
         """
-        self._workers, self._threads, self._wakeup, self.resolver = workers, threads, wakeup, resolver
+        self._workers, self._threads, self._wakeup, self._resolver = workers, threads, wakeup, resolver
         self._tap, self._trouble = tap, trouble
         if self._sink is None:
             self._sink = LoggingSink(self._target)
+
+    def set_upstream(self, resolver: Resolver | None, target: str) -> None:
+        """From now on `resolver` and `target` are those of another upstream: see `open` and above."""
+        self._resolver, self._target = resolver, target
+        if isinstance(self._sink, LoggingSink):
+            self._sink.target = target
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -245,7 +251,7 @@ class Reporter:
                 self._printer.print_lines(note)
 
     def _decode(self, records: Iterable[Record]) -> list[Event]:
-        resolver = self.resolver
+        resolver = self._resolver  # another thread may set it
         lookup_error = resolver.lookup_error if resolver else ""
         return [decode(record, lookup_error, self.faults) for record in records]
 

@@ -25,7 +25,7 @@ class LoggingSink:
         import logging
 
         self._logger = logging.getLogger("tcpproxy")
-        self._target = target
+        self.target = target
         self._levels = {"listening": logging.INFO, **dict.fromkeys(("new", "connected", "fault", "end"), logging.DEBUG)}
         self._other = logging.WARNING
         self.wants_outgoing = self._logger.isEnabledFor(logging.DEBUG)
@@ -36,8 +36,8 @@ class LoggingSink:
         level = self._levels.get(event.kind, self._other)
         if self._logger.isEnabledFor(level):
             with contextlib.suppress(Exception):  # a handler of the program may fail
-                self._logger.log(level, "%s", clean(sentence(event, self._target)), extra=self._extra(event))
+                self._logger.log(level, "%s", clean(sentence(event, self.target)), extra=self._extra(event))
 
     def _extra(self, event: Event) -> dict[str, object]:
-        values = {"kind": event.kind, **fields(event, self._target)}
+        values = {"kind": event.kind, **fields(event, self.target)}
         return {f"tcpproxy_{name}": clean(it) if isinstance(it, str) else it for name, it in values.items()}

@@ -17,7 +17,7 @@ from support.peers import Echo, Upstream, connect, free_port, relays
 from support.streams import echoes, is_over, read_exactly
 from support.waiting import eventually, in_background
 
-from tcpproxy import Event, Proxy, StartError, UsageError
+from tcpproxy import Event, Proxy, StartError, UsageError, crew
 
 MakeProxy = Callable[..., Proxy]
 
@@ -181,6 +181,23 @@ def test_up_without_descriptors(make_proxy: MakeProxy, echo: Echo, monkeypatch: 
     assert relays(proxy.address)
 
 
+@pytest.mark.parametrize("verb", ["down", "up"])
+def test_again_after_an_interruption(proxy: Proxy, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """By a signal handler that raises, as that of Ctrl-C does: the same call once more is in force."""
+    if verb == "up":
+        proxy.down()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crew.Crew, "replace_listeners", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(proxy, verb)()
+    getattr(proxy, verb)()
+    assert refuses(proxy.address) if verb == "down" else relays(proxy.address)
+
+
 def test_from_on_event(make_proxy: MakeProxy, echo: Echo) -> None:
     """A server that is gone after the first client."""
 
@@ -270,6 +287,36 @@ def test_a_name_without_an_address(proxy: Proxy, echo: Echo, events: list[Event]
     proxy.wait_for(ended=1)
     assert [it.reason for it in proxy.connections(ended=True)] == ["dns"]
     proxy.upstream = echo.name
+    assert relays(proxy.address)
+
+
+def test_in_the_log(echo: Echo, caplog: pytest.LogCaptureFixture) -> None:
+    """A failure without an address names the upstream of that time, also of one that was set before the start."""
+    proxy = Proxy(echo.name)
+    for number, upstream in enumerate(("nowhere.invalid:80", "nobody.invalid:81")):
+        proxy.upstream = upstream
+        if not number:
+            proxy.start()
+        with contextlib.suppress(ConnectionResetError), connect(proxy.address) as client:
+            assert is_over(client)
+        proxy.wait_for(ended=number + 1)
+        eventually(lambda upstream=upstream: f"({upstream} for client" in caplog.text)
+    proxy.stop()
+
+
+def test_a_name_without_a_thread(proxy: Proxy, echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, and the upstream stays as it is."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crew, "make_thread", fail)
+        with pytest.raises(StartError, match=r"cannot forward to localhost:\d+: can't start new thread"):
+            proxy.upstream = f"localhost:{echo.port}"
+    assert proxy.upstream == echo.name
+    assert relays(proxy.address)
+    proxy.upstream = f"localhost:{echo.port}"
     assert relays(proxy.address)
 
 

@@ -164,6 +164,31 @@ def test_the_last_words_arrive_after_a_stop(make_proxy: MakeProxy, upstream: Ups
             server.close()
 
 
+@ENDS
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_end_is_true(make_proxy: MakeProxy, upstream: Upstream, workers: int, end: str) -> None:
+    """When it is delivered, the connection counts no more, and both peers have their end."""
+    seen: list[object] = []
+
+    def look(event: Event) -> None:
+        if event.kind == "end" and event.id == 1:
+            live = len(proxy.connections()), proxy.stats().active
+            with connect(proxy.address) as client:  # of a source that may have one
+                assert echoes_through(client)
+            seen.append((live, [is_over(peer) for peer in peers]))
+
+    def echoes_through(client: socket.socket) -> bool:
+        client.sendall(b"y")
+        with upstream.accept() as server:
+            return read_exactly(server, 1) == b"y"
+
+    proxy = make_proxy(upstream.name, workers=workers, max_connections_per_source=1, on_event=look)
+    with contextlib.ExitStack() as stack:
+        peers = pair(proxy, upstream, stack)
+        assert proxy.kill(end, only=1) == 1  # type: ignore[arg-type]
+    assert seen == [((0, 0), [True, True])]
+
+
 # --- which ones ---
 
 

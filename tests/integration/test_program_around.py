@@ -604,8 +604,11 @@ from tcpproxy.network.resolver import Resolver
 signal.alarm(20)                            # a deadlock ends the program
 target, where, call = sys.argv[1:]
 other = tcpproxy.Proxy(target).start()
-proxy = tcpproxy.Proxy(("localhost:" if where == "lookup" else "127.0.0.1:") + target.rpartition(":")[2])
+where_to = ("localhost:" if where == "lookup" else "127.0.0.1:") + target.rpartition(":")[2]
+proxy = tcpproxy.Proxy(where_to, record=True)
 calls = {"other": other.stop, "own": proxy.stop, "abort": proxy.abort, "drain": proxy.drain, "views": proxy.connections}
+calls |= {"kill": proxy.kill, "other down": other.down, "waits": lambda: proxy.wait_for(accepted=0)}
+calls["recordings"] = lambda: proxy.recordings
 handled, took = [], []
 def handle(*_):
     began = time.monotonic()
@@ -623,7 +626,7 @@ def interrupting(function):
     return wrapped
 import tcpproxy.proxy
 if where == "listen":
-    tcpproxy.proxy.Port = interrupting(tcpproxy.proxy.Port)              # while no process may be forked
+    tcpproxy.proxy.Port.listen = interrupting(tcpproxy.proxy.Port.listen)    # while no process may be forked
 if where == "lookup":
     Resolver._begin = interrupting(Resolver._begin)                  # while the resolver is locked
 if where == "threads":
@@ -631,6 +634,8 @@ if where == "threads":
 proxy.start()
 assert handled
 assert max(took) < 2, took                 # it waited for what it interrupted
+if call == "kill":
+    assert str(handled[0]).startswith("called in the middle of a start"), handled
 if call == "start":
     assert str(handled[0]).startswith("a Proxy starts once"), handled
 print(repr(proxy).rpartition(" ")[2])
@@ -641,11 +646,57 @@ other.stop()
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal here")
 @pytest.mark.parametrize("where", ["listen", "lookup", "threads"])
-@pytest.mark.parametrize("call", ["other", "own", "abort", "drain", "views", "start"])
+@pytest.mark.parametrize(
+    "call", ["other", "own", "abort", "drain", "views", "start", "kill", "other down", "waits", "recordings"]
+)
 def test_a_handler_amid_a_start(echo: Echo, where: str, call: str) -> None:
     """It may call this proxy or another one, whatever the interrupted thread holds."""
     state = run(INTERRUPTED, echo.name, where, call)
     assert state in (("stopped>\n", "draining>\n") if call in ("own", "abort", "drain") else ("listening>\n",))
+
+
+INTERRUPTED_VERB = """
+import signal, tcpproxy
+signal.alarm(20)                            # a deadlock ends the program
+proxy, other = [tcpproxy.Proxy(sys.argv[1]).start() for _ in range(2)]
+calls = {"stop": proxy.stop, "abort": proxy.abort, "verb": proxy.resume, "other": other.kill}
+calls["waits"] = lambda: proxy.wait_for(accepted=0) and proxy.connections(ended=True)
+handled = []
+def handle(*_):
+    try:
+        handled.append(calls[sys.argv[3]]())
+    except RuntimeError as error:
+        handled.append(str(error).partition(" a ")[0])
+signal.signal(signal.SIGUSR1, handle)
+crew = type(proxy._crew)
+def interrupt(name):
+    function = getattr(crew, name)
+    def wrapped(*args):
+        if not handled:
+            signal.raise_signal(signal.SIGUSR1)
+        return function(*args)
+    setattr(crew, name, wrapped)
+for name in ("pause", "replace_listeners", "set_upstream"):
+    interrupt(name)
+if sys.argv[2] == "upstream":
+    proxy.upstream = 1
+else:
+    getattr(proxy, sys.argv[2])()
+assert handled and (sys.argv[3] != "verb" or handled == ["called in the middle of"]), handled
+proxy.restore()                             # nothing is locked
+print(repr(proxy).rpartition(" ")[2])
+proxy.stop()
+other.stop()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal here")
+@pytest.mark.parametrize("verb", ["pause", "down", "upstream"])
+@pytest.mark.parametrize("call", ["stop", "abort", "verb", "other", "waits"])
+def test_a_handler_amid_a_verb(echo: Echo, verb: str, call: str) -> None:
+    """It may call all but the verbs of the same proxy, and gets an error for these, not a deadlock."""
+    state = run(INTERRUPTED_VERB, echo.name, verb, call)
+    assert state in (("stopped>\n", "draining>\n") if call in ("stop", "abort") else ("listening>\n",))
 
 
 JOINED_TWICE = """
@@ -706,15 +757,20 @@ def test_fork_while_a_stopped_proxy_is_locked(echo: Echo) -> None:
     assert run(FORKED_WHILE_LOCKED, echo.name) == "7\n"
 
 
-STOPPED_BY_A_WORKER = """
+CALLED_BY_A_WORKER = """
 import signal, threading, tcpproxy
 from tcpproxy import native
 signal.alarm(20)                            # a deadlock ends the program
-proxy = tcpproxy.Proxy(sys.argv[1])
+proxy = tcpproxy.Proxy(sys.argv[1], record=True)
+proxy.look = lambda: proxy.recordings
 real, called = native._NamedThread.run, []
 def run(thread):
     if thread.name == "tcpproxy-worker-0":
-        called.append(proxy.stop())         # as a __del__ does that is called here
+        try:
+            called.append(getattr(proxy, sys.argv[2])())    # as a __del__ does that is called here
+        except RuntimeError as error:
+            assert str(error).startswith("called in a thread of the proxy")
+            called.append(error)
     real(thread)
 native._NamedThread.run = run
 proxy.start()
@@ -725,6 +781,7 @@ print(repr(proxy).rpartition(" ")[2])
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no such signal here")
-def test_stopped_by_a_worker_that_begins(echo: Echo) -> None:
+@pytest.mark.parametrize("verb", ["stop", "kill", "pause", "look"])
+def test_called_by_a_worker_that_begins(echo: Echo, verb: str) -> None:
     """It cannot wait for itself."""
-    assert run(STOPPED_BY_A_WORKER, echo.name) == "stopped>\n"
+    assert run(CALLED_BY_A_WORKER, echo.name, verb) == "stopped>\n"
