@@ -103,9 +103,10 @@ def tshark(path: Path, *arguments: str) -> list[str]:
 
 
 def analysis(path: Path) -> list[str]:
-    """Packets that Wireshark marks as wrong in any way."""
+    """Packets that Wireshark marks as wrong in any way, up to TCP: a random port may be that of any protocol."""
     return tshark(
         path,
+        *("-d", "tcp.port==1-65535,data"),
         "-Y",
         "tcp.analysis.flags || _ws.malformed || tcp.checksum.status == 0 || ip.checksum.status == 0",
     )
