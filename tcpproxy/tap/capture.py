@@ -34,8 +34,8 @@ class Capture:
         self.path = path
         self.failure: OSError | None = None
         self._rotate, self._most = rotate, files
-        self._made: collections.deque[str] = collections.deque()  # files of a rotation
-        self._number = 0
+        self._made: collections.deque[str] = collections.deque()  # files of a rotation that are kept
+        self._number = 0  # of all that were made
         self._fd = -1
         self._head = b""
         self._reader: TapReader | None = None
@@ -47,8 +47,15 @@ class Capture:
     def __str__(self) -> str:
         what = f"{count(self.packets, 'packet')} of {count(self.connections, 'connection')}, {bytes_text(self.size)}"
         left_out = count(self.left_out, "connection") if self.left_out else "nothing"
+        files = f" in {count(self._number, 'file')}" if self._rotate else ""
+        if self._number > len(self._made):
+            files += f", {len(self._made):,} of them kept"
         ended = f", ended: {self.failure.strerror}" if self.failure else ""
-        return f"{self.path}: {what}{ended}, {left_out} left out"
+        return f"{self._name}: {what}{files}{ended}, {left_out} left out"
+
+    @property
+    def _name(self) -> str:
+        return "stdout" if self.path == "-" else self.path
 
     @property
     def packets(self) -> int:
@@ -117,9 +124,9 @@ class Capture:
     def _open_next(self) -> int:
         """The next file of a rotation, named as dumpcap does."""
         stem, extension = os.path.splitext(self.path)
-        self._number += 1
-        path = f"{stem}_{self._number:05}_{time.strftime('%Y%m%d%H%M%S')}{extension}"
+        path = f"{stem}_{self._number + 1:05}_{time.strftime('%Y%m%d%H%M%S')}{extension}"
         fd = _make(path)
+        self._number += 1
         self._made.append(path)
         if self._most and len(self._made) > self._most:
             with contextlib.suppress(OSError):  # somebody has moved it
@@ -172,12 +179,12 @@ class Capture:
                     reader.leave(error.errno or errno.EIO)
             elif why == "full":
                 reader.leave(0)
-            if number := reader.captured()[4]:
+            if number := self._numbers[4]:
                 text = describe(number)
                 self.failure = OSError(number, text, self.path)
-            left = reader.captured()[3]
-            verb = "goes" if left == 1 else "go"
-            note(f"capture {self.path} ended: {text}; {count(left, 'connection')} {verb} on uncaptured")
+            verb = "goes" if self.left_out == 1 else "go"
+            rest = f"; {count(self.left_out, 'connection')} {verb} on uncaptured" if self.left_out else ""
+            note(f"capture {self._name} ended: {text}{rest}")
 
     def stop(self) -> None:
         """Ends an `open` that waits. From any thread."""
