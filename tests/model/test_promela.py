@@ -13,10 +13,10 @@ MODEL = Path(__file__).with_name("relay.pml")
 LOST, HUNG = "assertion violated", "acceptance cycle"
 
 
-def check(folder: Path, mistake: str = "", claim: bool = True) -> str:
+def check(folder: Path, *macros: str, claim: bool = True) -> str:
     """What the checker says: with the claim about liveness, or without it about safety and states without a way out."""
     needs("spin", "gcc")
-    macro = [f"-D{mistake}"] if mistake else []
+    macro = [f"-D{name}" for name in macros if name]
     compiling = [] if claim else ["-DSAFETY", "-DNOCLAIM"]
     checking = ["-a", "-f"] if claim else []
     for argv in (
@@ -36,9 +36,10 @@ def errors(report: str) -> int:
 
 
 @pytest.mark.parametrize("claim", [False, True], ids=["safety", "liveness"])
-def test_no_interleaving_loses_a_byte_or_hangs(claim: bool, tmp_path: Path) -> None:
-    """Rows 10, 67, 68, 79, 82, 86, 87."""
-    report = check(tmp_path, claim=claim)
+@pytest.mark.parametrize("tap", ["", "TAP"], ids=["alone", "tap"])
+def test_no_interleaving_loses_a_byte_or_hangs(tap: str, claim: bool, tmp_path: Path) -> None:
+    """Rows 10, 67, 68, 79, 82, 86, 87; and with a tap, which may have no room for what would be read."""
+    report = check(tmp_path, tap, claim=claim)
     assert errors(report) == 0, report
     states = re.search(r"(\d+) states, stored", report)
     assert states
@@ -53,5 +54,12 @@ def test_no_interleaving_loses_a_byte_or_hangs(claim: bool, tmp_path: Path) -> N
 def test_mistakes_are_found(mistake: str, symptom: str, tmp_path: Path) -> None:
     """The same mistakes as in mutants.py, and that of a signal at an urgent mark."""
     report = check(tmp_path, mistake)
+    assert errors(report) == 1
+    assert symptom in report, report
+
+
+@pytest.mark.parametrize(("mistake", "symptom"), [("ROOM", HUNG), ("BELL", HUNG), ("LATE", LOST)])
+def test_mistakes_of_a_tap_are_found(mistake: str, symptom: str, tmp_path: Path) -> None:
+    report = check(tmp_path, "TAP", mistake)
     assert errors(report) == 1
     assert symptom in report, report
