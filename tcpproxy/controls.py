@@ -295,6 +295,11 @@ class Controls:
         return self._bent.handles if self._bent else ()
 
     @property
+    def _every_fault(self) -> tuple[Handle, ...]:
+        """Also those that were removed."""
+        return self._bent.every if self._bent else ()
+
+    @property
     def seed(self) -> int:
         """The seed of the dice of faults."""
         return (self._bent or self._bend()).seed

@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import re
+import shlex
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .config.endpoints import Remote
 from .config.habits import is_url, url_target, without_password
@@ -23,6 +24,9 @@ from .report.table import measure, table
 from .report.totals import summary
 from .tap.recording import Recording
 from .text import clean, count, quoted
+
+if TYPE_CHECKING:
+    from .handles import Handle
 
 EVENTS = 20
 """The last events of a proxy that a report shows."""
@@ -39,22 +43,32 @@ class ProxyFactory:
 
     Args:
         nodeid: pytest's name of the test; empty for the session.
+        seed: from which each proxy's own seed follows, with `nodeid` and the number of proxies before it.
         captures: the folder for a capture of each proxy; None: no captures.
     """
 
-    def __init__(self, nodeid: str, *, captures: str | None = None) -> None:
+    def __init__(self, nodeid: str, *, seed: int = 0, captures: str | None = None) -> None:
         self._nodeid = nodeid
+        self._seed = seed
         self._captures = captures
         self._watched: list[_Watched] = []
         self._stack = contextlib.ExitStack()
 
-    def __call__(self, target: object, *, on_event: Callable[[Event], None] | None = None, **options: Any) -> Proxy:
+    def __call__(
+        self,
+        target: object,
+        *,
+        strict: bool = False,
+        on_event: Callable[[Event], None] | None = None,
+        **options: Any,
+    ) -> Proxy:
         """A started proxy in front of `target`; it stops after the test.
 
         Args:
             target: what to forward to: `HOST:PORT`, a URL, (host, port), a port of localhost, a socket, a server of
                 asyncio, anyio, trio or socketserver, or an object with `server_address`, or with `port` and perhaps
                 `host`. It need not listen yet.
+            strict: after the test, a fault that has acted on no connection is an error.
             on_event: as for Proxy.
             **options: those of Proxy.
 
@@ -65,8 +79,8 @@ class ProxyFactory:
         remote = target_of(target)
         if self._captures:
             options.setdefault("capture", self._capture_file())
-        options.setdefault("seed", zlib.crc32(f"{self._nodeid} {len(self._watched)}".encode()))
-        watched = _Watched(remote, on_event, options)
+        options.setdefault("seed", seed_of(self._seed, self._nodeid, len(self._watched)))
+        watched = _Watched(remote, on_event, options, strict)
         proxy = watched.proxy.start()
         self._stack.callback(watched.stop)
         self._watched.append(watched)
@@ -85,14 +99,30 @@ class ProxyFactory:
         return str(folder / f"{name}-{len(self._watched) + 1}.pcapng")
 
     def describe(self) -> str:
-        """The proxies, their connections, their last events and what was recorded; empty: there are none."""
-        return "\n\n".join("\n".join(watched.describe()) for watched in self._watched)
+        """The proxies, their faults, connections and last events, and what was recorded; empty: there are none."""
+        test = f" {shlex.quote(self._nodeid)}" if self._nodeid else ""
+        again = f"pytest --tcpproxy-seed={self._seed}{test}"
+        return "\n\n".join("\n".join(watched.describe(again)) for watched in self._watched)
+
+
+def seed_of(base: int, nodeid: str, number: int) -> int:
+    """The seed of a proxy: the same in each run, whatever other tests run, in which order, and in how many processes.
+
+    Args:
+        base: that of the run.
+        nodeid: pytest's name of the test.
+        number: how many proxies the test has made before.
+    """
+    return zlib.crc32(f"{base}\0{nodeid}\0{number}".encode(errors="surrogatepass"))
 
 
 class _Watched:
     """A proxy whose last events are kept."""
 
-    def __init__(self, remote: Remote, on_event: Callable[[Event], None] | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, remote: Remote, on_event: Callable[[Event], None] | None, options: dict[str, Any], strict: bool
+    ) -> None:
+        self._strict = strict
         self._events: collections.deque[Event] = collections.deque(maxlen=EVENTS)
         self._made = wall()
         check_callback(on_event)
@@ -105,18 +135,25 @@ class _Watched:
         self._deliver(event)
 
     def stop(self) -> None:
-        """Resets what is left, waits for the proxy's threads, and raises what has ended it."""
+        """Resets what is left, and waits for the proxy's threads.
+
+        Raises:
+            WorkerError: what has ended the proxy before.
+            AssertionError: it is strict, and a fault has acted on no connection.
+        """
         self.proxy.stop(0)
         if self.proxy.failure:
             raise self.proxy.failure
+        if self._strict and (idle := [str(it.fault) for it in self.proxy._every_fault if not it.fired]):
+            raise AssertionError(f"tcpproxy(..., strict=True): no connection met {' and '.join(idle)}")
 
-    def describe(self) -> list[str]:
+    def describe(self, again: str) -> list[str]:
         """What a report says of it, in lines."""
         proxy = self.proxy
         lines = [clean(repr(proxy)), summary(wall() - self._made, proxy.stats())]
-        if faults := proxy.faults:
-            lines += [f"faults, with seed={proxy.seed}:"]
-            lines += [f"  {it.name}: {it.fault}; acted on {count(it.fired, 'connection')}" for it in faults]
+        if faults := proxy._every_fault:
+            lines += [f"faults, with seed={proxy.seed}; again: {again}"]
+            lines += [f"  {it.name}: {it.fault}; {_acted(it)}" for it in faults]
         if known := proxy.connections(ended=True):
             lines += [f"  {line}" for line in table(known, measure([], known, 0), None)]
         if events := list(self._events):
@@ -125,6 +162,10 @@ class _Watched:
         with contextlib.suppress(RuntimeError):  # nothing is recorded
             lines += [line for recording in proxy.recordings for line in _shown(recording)]
         return lines
+
+
+def _acted(handle: Handle) -> str:
+    return f"acted on {count(handle.fired, 'connection')}" if handle.fired else "never acted"
 
 
 def _shown(recording: Recording) -> list[str]:

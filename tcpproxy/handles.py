@@ -211,6 +211,11 @@ class Faults:
         return tuple(Handle(self, (it,)) for it in self._now.entries.values())
 
     @property
+    def every(self) -> tuple[Handle, ...]:
+        """Also of those that were removed, as far as they are known."""
+        return tuple(Handle(self, (it,)) for it in list(self._by_key.values()))
+
+    @property
     def seed_text(self) -> str:
         """The seed, and which dice it is for."""
         return f"{self.seed} (dice {DICE})"

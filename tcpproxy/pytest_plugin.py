@@ -7,6 +7,7 @@ is in tcpproxy/fixtures.py, which the first of them imports. PYTEST_DONT_REWRITE
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,53 @@ _FACTORIES = pytest.StashKey["list[ProxyFactory]"]()
 """Of a test, or of the session: the factories that it has asked for."""
 
 
+_SEED = pytest.StashKey[int]()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the plugin."""
     group = parser.getgroup("tcpproxy", "TCP proxies in tests (fixtures tcpproxy and tcpproxy_factory)")
+    group.addoption(
+        "--tcpproxy-seed",
+        metavar="N|random",
+        default=None,
+        help="from which the dice of faults follow; random draws one, and prints it (default: tcpproxy_seed, or 0)",
+    )
+    parser.addini("tcpproxy_seed", "the default of --tcpproxy-seed", default="0")
     group.addoption(
         "--tcpproxy-capture",
         metavar="DIR",
         default=None,
         help="capture what passes each proxy of a fixture into DIR, as pcapng files named after the tests",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draws the seed, once for all processes of xdist."""
+    told = config.getoption("--tcpproxy-seed")
+    text = config.getini("tcpproxy_seed") if told is None else told
+    drawn = getattr(config, "workerinput", {}).get("tcpproxy_seed")
+    if drawn is not None:
+        config.stash[_SEED] = drawn
+    elif text == "random":
+        config.stash[_SEED] = int.from_bytes(os.urandom(4), "big")
+    elif text.isascii() and text.isdecimal() and int(text) < 2**64:
+        config.stash[_SEED] = int(text)
+    else:
+        what = "tcpproxy_seed" if told is None else "--tcpproxy-seed"
+        raise pytest.UsageError(f"{what} {text!r} is no seed, expected a whole number from 0 to {2**64 - 1}, or random")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a process of xdist the seed."""
+    node.workerinput["tcpproxy_seed"] = node.config.stash[_SEED]
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """The seed, if it is not the one of every run."""
+    seed = config.stash[_SEED]
+    return f"tcpproxy: seed {seed}, as with --tcpproxy-seed={seed}" if seed else None
 
 
 @pytest.fixture
@@ -48,7 +87,9 @@ def tcpproxy_factory(request: pytest.FixtureRequest) -> Iterator[ProxyFactory]:
 def _factory(owner: pytest.Item | pytest.Session, config: pytest.Config) -> Iterator[ProxyFactory]:
     from .fixtures import ProxyFactory
 
-    with ProxyFactory(owner.nodeid, captures=config.getoption("--tcpproxy-capture")) as factory:
+    with ProxyFactory(
+        owner.nodeid, seed=config.stash[_SEED], captures=config.getoption("--tcpproxy-capture")
+    ) as factory:
         owner.stash.setdefault(_FACTORIES, []).append(factory)
         yield factory
 

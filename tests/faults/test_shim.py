@@ -115,7 +115,7 @@ def test_writes_of_a_capture_that_are_short_or_interrupted(
     assert traffic.troubles == [], proxy.stderr
     proxy.signal(signal.SIGTERM)
     assert proxy.wait() == 0, proxy.stderr
-    assert counts["write short"] > 2
+    assert counts["write short"] > 0
     said = SUMMARY.fullmatch(proxy.complaints[-1])
     assert said, proxy.complaints
     data = file.read_bytes()

@@ -279,6 +279,12 @@ def test_a_cut_in_time_does_not_wait_for_a_reader(
         read_until_reset(receiver)
 
 
+def echo_time(client: socket.socket) -> float:
+    begin = time.monotonic()
+    assert echoes(client)
+    return time.monotonic() - begin
+
+
 def test_both_directions_have_one_verdict(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
     """With toxicity: a connection has the fault in both directions, or in none; raising it frees none."""
     proxy = make_proxy(echo.name, faults="both:latency=40ms,toxicity=0.5", seed=8123, workers=2)
@@ -286,9 +292,7 @@ def test_both_directions_have_one_verdict(make_proxy: Callable[..., tcpproxy.Pro
     def slow() -> list[bool]:
         found = []
         for client in clients:
-            begin = time.monotonic()
-            assert echoes(client)
-            took = time.monotonic() - begin
+            took = min(echo_time(client) for _ in range(4))  # a busy machine may be slow, but not four times
             assert took < 0.040 or took >= 0.080
             found.append(took > 0.060)
         return found

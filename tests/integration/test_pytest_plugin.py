@@ -111,7 +111,7 @@ def test_it(tcpproxy, listener):
 """
     first, second = (section(run(source)) for _ in range(2))
     assert "latency_both: both:latency=1ms; acted on 1 connection\n" in first
-    assert "stall_downstream: stall,nth=2; acted on 0 connections\n" in first
+    assert "stall_downstream: stall,nth=2; never acted\n" in first
     assert "Fault latency_both acts on" in first
     assert re.findall(r"seed=\d+", first) == re.findall(r"seed=\d+", second) != []
 
@@ -308,6 +308,68 @@ def test_in_parallel(run: Run) -> None:
     result = run(tests + "def test_bad(tcpproxy, listener):\n    assert not talk(tcpproxy(listener), listener)", "-n2")
     result.assert_outcomes(passed=4, failed=1)
     assert "New connection" in section(result)
+
+
+CHANCE = """
+def test_it(tcpproxy, listener):
+    verdicts = []
+    for _ in range(2):
+        proxy = tcpproxy(listener, faults=["latency=1ms,toxicity=50%"])
+        verdicts.append(proxy.seed)
+    assert not verdicts, verdicts
+"""
+
+
+def test_seeds(run: Run) -> None:
+    """The same in each run and process; others with another seed, and for the next proxy of a test."""
+
+    def seeds(*options: str) -> list[str]:
+        return re.findall(r"seed=(\d+); again", section(run(CHANCE, *options)))
+
+    first = seeds()
+    assert len(set(first)) == 2
+    assert seeds() == first
+    assert seeds("-n1") == first
+    other = seeds("--tcpproxy-seed=7")
+    assert len(set(first + other)) == 4
+    assert seeds("-o", "tcpproxy_seed=7") == other
+
+
+def test_a_drawn_seed_can_be_repeated(run: Run) -> None:
+    """Each process of xdist has it, too."""
+    result = run(CHANCE, "--tcpproxy-seed=random", "-n2")
+    told = re.search(r"tcpproxy: seed (\d+), as with (--tcpproxy-seed=\1)\n", result.stdout.str())
+    assert told
+    assert f"again: pytest {told[2]} test_a_drawn" in section(result)
+    again = run(CHANCE, told[2])
+    assert section(again).split("again")[0].split("seed=")[1] == section(result).split("again")[0].split("seed=")[1]
+
+
+@pytest.mark.parametrize("seed", ["", "-1", "x", "1.5", "18446744073709551616"])
+def test_what_is_no_seed(run: Run, seed: str) -> None:
+    result = run("def test_it(): pass", f"--tcpproxy-seed={seed}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"--tcpproxy-seed {seed!r} is no seed, expected a whole number" in result.stderr.str()
+
+
+def test_strict(run: Run) -> None:
+    """A fault that nobody met is an error behind the test, one that was taken back included."""
+    result = run(
+        """
+def test_met(tcpproxy, listener):
+    talk(tcpproxy(listener, strict=True, faults=["latency=1ms"]), listener)
+
+def test_not_met(tcpproxy, listener):
+    proxy = tcpproxy(listener, strict=True)
+    with proxy.fault("reset_peer,first=2"):
+        pass
+
+def test_not_strict(tcpproxy, listener):
+    tcpproxy(listener, faults=["reset_peer,first=2"])
+"""
+    )
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["*AssertionError: tcpproxy(..., strict=True): no connection met *reset_peer*first=2*"])
 
 
 def test_without_the_plugin(run: Run) -> None:
