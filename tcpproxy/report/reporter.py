@@ -226,18 +226,20 @@ class Reporter:
             The most records that one worker had, below AT_ONCE; whether there may be more pieces.
         """
         self._emit_notes()
-        before = tap.now()  # a piece from before has its connection's start among the records taken here, or earlier
+        before = tap.now()  # of a piece from before, `new` and `connected` are among the records taken here, or earlier
         taken = [worker.take_events(ALL) for worker in self._workers]
         records = list(itertools.chain.from_iterable(taken))
-        others = [record for record in records if not is_new(record)]
-        if len(others) < len(records):
+        connected = [record for record in records if record[0] == "connected"]
+        others = [record for record in records if record[0] not in ("new", "connected")]
+        if len(connected) + len(others) < len(records):
             printer.print_new(filter(is_new, records))
+        self._emit(self._decode(connected))
         if others:
             tap.sync()  # what the connections that have ended had sent is among the pieces then
         pieces = self._later + [Piece(*piece) for piece in tap.take(ALL if others else PIECES)]
-        started = {record[3] for record in records}  # these may be more recent
-        self._later = [piece for piece in pieces if piece.time_ns > before and piece.id not in started]
-        printer.show(piece for piece in pieces if piece.time_ns <= before or piece.id in started)
+        over = {record[3] for record in others}  # their pieces may be more recent: nothing of them comes later
+        self._later = [piece for piece in pieces if piece.time_ns > before and piece.id not in over]
+        printer.show(piece for piece in pieces if piece.time_ns <= before or piece.id in over)
         if others:
             self._emit(self._decode(others))
         return min(max(map(len, taken)), AT_ONCE - 1), bool(pieces)

@@ -216,6 +216,23 @@ def test_json(command: Start, upstream: Upstream, workers: str) -> None:
     assert process.complaints == []
 
 
+def test_json_in_order(command: Start, echo: Echo, workers: str) -> None:
+    """Records of a connection: its start, what passed, its end."""
+    process = command("-x", "--log-format=json", workers, echo.name)
+    eventually(lambda: process.stdout)
+    port = int(re.findall(r":(\d+)\"", process.stdout[0])[0])
+    count = 30
+    for _ in range(count):
+        with connect(("127.0.0.1", port)) as client:
+            assert echoes(client, b"hello")
+    eventually(lambda: sum('"end"' in line for line in process.stdout) == count)
+    kinds: dict[int, list[str]] = {}
+    for record in map(json.loads, process.stdout[1:]):
+        kinds.setdefault(record["id"], []).append(record["kind"])
+    order = ["new", "connected", "data", "data", "end-of-stream", "end-of-stream", "end"]
+    assert kinds == dict.fromkeys(range(1, count + 1), order)
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
 @pytest.mark.parametrize("mode", ["auto", "never"])
 def test_color_on_a_terminal(command: Start, echo: Echo, stack: contextlib.ExitStack, mode: str) -> None:
