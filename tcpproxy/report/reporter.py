@@ -36,6 +36,9 @@ GATHER = 0.02
 """Seconds: the log thread wakes no more often than this while records come fast, and no worker wakes it meanwhile. A
 ring has room for 100,000 records a second then. 3,000 connections in a row: 14 wake-ups, and 2,400 without."""
 
+STALL = 1.0
+"""Seconds that an end waits to be behind what its connection had sent; a capture may stand still."""
+
 FEW = 8
 """Records within GATHER that are delivered one by one, at once: one wake-up of the log thread each, some 50 us."""
 
@@ -235,7 +238,7 @@ class Reporter:
             printer.print_new(filter(is_new, records))
         self._emit(self._decode(connected))
         if others:
-            tap.sync()  # what the connections that have ended had sent is among the pieces then
+            tap.sync(STALL)  # what the connections that have ended had sent is among the pieces then
         pieces = self._later + [Piece(*piece) for piece in tap.take(ALL if others else PIECES)]
         over = {record[3] for record in others}  # their pieces may be more recent: nothing of them comes later
         self._later = [piece for piece in pieces if piece.time_ns > before and piece.id not in over]
