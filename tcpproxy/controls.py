@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
@@ -50,6 +51,7 @@ class Controls:
     _crew: Crew | None
     _reporter: Reporter
     _port: Port | None
+    _given: list[socket.socket] | None
     _lock: Lock
     _busy: set[int]
     _stopping: Signal
@@ -178,11 +180,15 @@ class Controls:
             A context manager: leaving it calls `up`, unless the proxy was down before.
 
         Raises:
-            UsageError: `live` is none of these.
+            UsageError: `live` is none of these, or the proxy accepts from `sockets`: clients would wait in them.
             StartError: the port cannot be kept; not on Linux.
         """
         if live not in ("close", "reset", "keep"):
             raise UsageError(f"live {quoted(live)} is unknown, expected close, reset or keep")
+        if self._given:
+            raise UsageError(
+                "a proxy that was given sockets cannot refuse clients, expected one with a port of its own"
+            )
         with self._held() as crew:
             was_down, self._is_down = self._is_down, True
             try:

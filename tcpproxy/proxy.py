@@ -10,7 +10,7 @@ import inspect
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Never, Self, Unpack
 
 from . import awaiting, lifetime
@@ -23,6 +23,7 @@ from .crew import LOG_DRAIN, Crew
 from .errors import StartError, TcpProxyError, UsageError, WorkerError
 from .native import Event as Signal
 from .native import Lock, monotonic
+from .network.given import GivenPort, check_given
 from .network.limits import check_room, connection_limit
 from .network.listening import Port, address, is_public, known_places, no_place, small_buffers
 from .network.resolver import Address, Resolver, numeric
@@ -60,6 +61,9 @@ class Proxy(Controls):
         faults: what it does to connections on purpose from the start on: faults of `tcpproxy.faults`, or texts
             like "up:latency=100ms".
         seed: of the dice of faults: the same seed, the same verdicts. None: a random one, which `seed` has.
+        sockets: listening TCP sockets to accept from, in place of `bind` and `port`. The proxy uses duplicates:
+            others may go on with these when it has ended. They become non-blocking and have to stay so. None:
+            it makes its own.
     <options>
 
     Raises:
@@ -81,16 +85,22 @@ class Proxy(Controls):
         record: bool | int | str = False,
         faults: Fault | str | Iterable[Fault | str] = (),
         seed: int | None = None,
+        sockets: Sequence[socket.socket] | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.config = Config.make(remote, **options)
         self._record = parse_record(record)
         check_callback(on_event)
+        for name in ("bind", "port") if sockets is not None else ():
+            if name in options:
+                raise UsageError(f"sockets and {name} are both given, expected one of them")
+        self._given = None if sockets is None else check_given(sockets)
         self.addresses: list[tuple[str, int]] = []
         self.failure: WorkerError | None = None
         seeing = self.config.seeing
         self.capture = Capture(seeing.capture, seeing.capture_rotate, seeing.capture_files) if seeing.capture else None
         self._reporter = Reporter(on_event, str(self.config.remote))
+        self._on_open: Callable[[list[socket.socket]], object] | None = None  # of the command: has the listeners
         self._crew: Crew | None = None
         self._resolver: Resolver | None = None  # that the start waits for
         self._resolved: list[Address] = []  # what upstream's name meant at the start, without our own addresses
@@ -110,7 +120,8 @@ class Proxy(Controls):
 
     def __repr__(self) -> str:
         addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses]
-        return f"<Proxy {', '.join(addresses) or self.config.listening.bind} -> {self.config.remote}, {self._state}>"
+        place = ", ".join(addresses) or ("sockets" if self._given else self.config.listening.bind)
+        return f"<Proxy {place} -> {self.config.remote}, {self._state}>"
 
     @property
     def _state(self) -> str:
@@ -167,7 +178,7 @@ class Proxy(Controls):
         try:
             if self.capture:
                 self.capture.open(lambda text: self._reporter.note("warning", text))
-            places = self._find_places()
+            places = [] if self._given else self._find_places()
             with lifetime.no_fork:
                 self._open(crew, places, resolver, addresses)
         except BaseException as error:
@@ -178,7 +189,7 @@ class Proxy(Controls):
         return crew
 
     def _open(self, crew: Crew, places: list[Address], resolver: Resolver | None, addresses: list[Address]) -> None:
-        port = self._port = Port(self.config, places)
+        port = self._port = GivenPort(self._given) if self._given else Port(self.config, places)
         addresses = self._others(self.config.remote, resolver, addresses)
         self._resolved = addresses if resolver else []
         with contextlib.ExitStack() as stack:
@@ -196,6 +207,8 @@ class Proxy(Controls):
                 names = ", ".join(str(Endpoint(*each)) for each in port.addresses)
                 host = self.config.remote.host if resolver else ""
                 self.capture.begin(crew.tap, names, str(self.config.remote), host, addresses)
+            if self._on_open:
+                self._on_open(listeners)
             self._crew = crew
             if self._stopping.is_set():  # by another thread, which found no crew to stop
                 crew.stop(abort=True)

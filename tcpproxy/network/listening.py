@@ -174,10 +174,15 @@ def own_addresses(listeners: list[socket.socket]) -> Callable[[Address], bool]:
     places = []
     for listener in listeners:
         host, port = listener.getsockname()[:2]
-        places.append((listener.family, socket.inet_pton(listener.family, host.partition("%")[0]), port))
+        v6 = listener.family == socket.AF_INET6 and listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        places.append((listener.family, socket.inet_pton(listener.family, host.partition("%")[0]), port, bool(v6)))
 
     def is_own(target: Address) -> bool:
-        return any(target[1] == port and _reaches(family, own, target[0]) for family, own, port in places)
+        is_v4 = len(target[0].removeprefix(_V4_MAPPED)) == 4
+        return any(
+            target[1] == port and not (is_v4 and v6_only) and _reaches(family, own, target[0])
+            for family, own, port, v6_only in places
+        )
 
     return is_own
 

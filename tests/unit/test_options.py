@@ -68,8 +68,8 @@ def test_spelt_once(row: Option) -> None:
 def test_signature() -> None:
     """Every option with its default in a program."""
     parameters = inspect.signature(tcpproxy.Proxy).parameters
-    assert list(parameters)[:5] == ["remote", "on_event", "record", "faults", "seed"]
-    options = {name: each.default for name, each in list(parameters.items())[5:]}
+    assert list(parameters)[:6] == ["remote", "on_event", "record", "faults", "seed", "sockets"]
+    options = {name: each.default for name, each in list(parameters.items())[6:]}
     assert options == {row.name: row.default_in_program for row in IN_A_PROGRAM}
     assert all(each.kind == each.KEYWORD_ONLY for each in list(parameters.values())[1:])
     assert str(parameters["grace"]) == "grace: float | str = '0s'"
