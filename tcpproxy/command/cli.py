@@ -24,6 +24,7 @@ from ..text import count
 from . import sandbox
 from .connections import Display
 from .signals import serve
+from .systemd import Service
 from .usage import Command, faults_text, option
 
 
@@ -32,6 +33,7 @@ def run(remote: str, **given: str | bool | None) -> None:
     raise_descriptor_limit()
     json = given.get("log_format") == "json"
     stdout = 2 if given.get("capture") == "-" else 1  # of all that is text: stdout is the capture then
+    service = Service(os.environ)
     try:
         config = Config.for_command(remote, given)
         output = config.output
@@ -50,7 +52,8 @@ def run(remote: str, **given: str | bool | None) -> None:
         )
         faults = (*config.bending.preset, *config.bending.fault)
         options = {"on_event": printer, "faults": faults, "seed": config.bending.seed}
-        proxy = Proxy(config, **options)  # type: ignore[arg-type]  # see Config.make
+        proxy = Proxy(config, sockets=service.sockets(config, given), **options)  # type: ignore[arg-type]  # Config.make
+        proxy._on_open = service.keep
         if faults:
             about |= _say_faults(proxy, json)
         if proxy.capture:
@@ -61,10 +64,12 @@ def run(remote: str, **given: str | bool | None) -> None:
         printer.suspicion = sandbox.enter(config, config.operating.sandbox)
         display = Display(proxy, json=json, stdout=stdout)
         view = live.show(proxy, printer) if live else None
-        serve(proxy, display, greets=not json and not output.quiet, view=view)
+        serve(proxy, display, greets=not json and not output.quiet, service=service, view=view)
     except TcpProxyError as error:
+        service.failed(error)
         _final_error(error, json, stdout)
         sys.exit(error.exit_code)
+    service.close()
     if json or output.debug or (os.isatty(2) and not output.quiet):
         display.sum_up()
         for each in proxy.faults:

@@ -17,13 +17,16 @@ from .connections import Display
 from .inherited import SHOWING, VIEWING, hung_up, is_ignored, nothing, stopping_signals
 
 if TYPE_CHECKING:
+    from .systemd import Service
     from .view import View  # which most commands do not need
 
 QUIT, STARTED = 255, 254
 """Bytes beside the numbers of signals: the user of the view wants to stop; the proxy listens."""
 
 
-def serve(proxy: Proxy, display: Display, *, greets: bool, view: View | None = None) -> None:
+def serve(
+    proxy: Proxy, display: Display, *, greets: bool, service: Service | None = None, view: View | None = None
+) -> None:
     """Starts the proxy and returns when it has ended. Main thread only.
 
     The first signal of `stopping_signals` stops it with its grace, a second one, but for SIGHUP, at once; one that
@@ -33,6 +36,7 @@ def serve(proxy: Proxy, display: Display, *, greets: bool, view: View | None = N
         proxy: not started yet.
         display: shows its connections.
         greets: once it listens, a terminal is told where it forwards to.
+        service: is told when it listens and when it stops.
         view: has the terminal from when it listens until it has ended.
 
     Raises:
@@ -43,7 +47,7 @@ def serve(proxy: Proxy, display: Display, *, greets: bool, view: View | None = N
     writer.setblocking(False)
     stopping, showing, harmless = _catch(writer)
     extra = _catch_for_view() if view else []
-    run = _Run(proxy, writer, _when_started(writer, display if greets else None, view))
+    run = _Run(proxy, writer, service, _when_started(writer, display if greets else None, view))
     try:
         run.start()
     except RuntimeError as error:  # no thread to be had
@@ -108,9 +112,11 @@ def _catch_for_view() -> list[int]:
 class _Run(threading.Thread):
     """Starts the proxy, waits for its end, stops it; the main thread reads signals meanwhile."""
 
-    def __init__(self, proxy: Proxy, writer: socket.socket, when_started: Callable[[], object]) -> None:
+    def __init__(
+        self, proxy: Proxy, writer: socket.socket, service: Service | None, when_started: Callable[[], object]
+    ) -> None:
         super().__init__(name="tcpproxy-stop", daemon=True)
-        self._proxy, self._writer, self._when_started = proxy, writer, when_started
+        self._proxy, self._writer, self._service, self._when_started = proxy, writer, service, when_started
         self._told = False
         self.error: BaseException | None = None
 
@@ -121,6 +127,8 @@ class _Run(threading.Thread):
                 if self._told:  # before the start could know
                     self._proxy.abort()
                 else:
+                    if self._service:
+                        self._service.started(self._proxy)
                     self._when_started()
                 self._proxy.wait()
                 self._proxy.stop()
@@ -142,6 +150,8 @@ class _Run(threading.Thread):
         self._told = True
         self._proxy.drain()
         active, grace = self._proxy.stats().active, self._proxy.config.timeouts.grace
+        if self._service:
+            self._service.stopping(grace)
         if active and grace:
             what = count(active, "connection")
             how = "Ctrl-C again" if os.isatty(2) else "a second signal"

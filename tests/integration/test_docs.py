@@ -212,23 +212,30 @@ def test_the_page_of_records() -> None:
     } - said == set()
 
 
-def test_the_service_file(tmp_path: Path) -> None:
-    """Systemd reads the unit of docs/operating.md without a complaint."""
+def test_the_service_files(tmp_path: Path) -> None:
+    """Systemd reads the unit of docs/operating.md, and those of deploy/, without a complaint."""
     analyze, program = shutil.which("systemd-analyze"), shutil.which("true")
     if not analyze or not program:
         pytest.skip("needs systemd-analyze")
     (unit,) = (text for _, language, text in blocks(ROOT / "docs/operating.md") if language == "ini")
-    file = tmp_path / "tcpproxy-db.service"
-    file.write_text(unit.replace("/opt/tcpproxy/bin/tcpproxy", program))
-    done = subprocess.run([analyze, "verify", str(file)], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    units = {
+        "tcpproxy-db.service": unit,
+        **{path.name: path.read_text("utf-8") for path in ROOT.glob("deploy/tcpproxy*")},
+    }
+    assert len(units) == 4
+    for name, text in units.items():
+        (tmp_path / name).write_text(text.replace("/opt/tcpproxy/bin/tcpproxy", program), "utf-8")
+    names = [str(tmp_path / name.replace("@", "@a")) for name in units]
+    done = subprocess.run([analyze, "verify", *names], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_service_command(command: Callable[..., Command], echo: Echo) -> None:
-    """Its arguments are good ones."""
-    (line,) = re.findall(
-        r"^ExecStart=\S+ (.+)$", (ROOT / "docs/operating.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    process = command(*local(line.split(), echo.name))
-    with connect(process.address) as client:
-        assert echoes(client)
+    """Their arguments are good ones."""
+    pages = [ROOT / "docs/operating.md", *ROOT.glob("deploy/*.service")]
+    lines = re.findall(r"^ExecStart=\S+ (.+)$", "\n".join(page.read_text("utf-8") for page in pages), re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        process = command(*local(line.split(), echo.name))
+        with connect(process.address) as client:
+            assert echoes(client)

@@ -1,0 +1,38 @@
+"""Do the workers move? For a watchdog and for a probe of health."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Pulse:
+    """Asks all workers, in a thread of its own: one that is stuck never answers.
+
+    Args:
+        ask: returns when every worker has answered.
+    """
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        self._ask = ask
+        self._changed = threading.Condition()
+        self._asked = self._answered = 0
+        threading.Thread(target=self._run, name="tcpproxy-pulse", daemon=True).start()
+
+    def beats(self, within: float) -> bool:
+        """Has every worker answered, within so many seconds?"""
+        with self._changed:
+            self._asked += 1
+            mine = self._asked
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._answered >= mine, within)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._asked > self._answered)
+                number = self._asked
+            self._ask()
+            with self._changed:
+                self._answered = number
+                self._changed.notify_all()

@@ -1,0 +1,228 @@
+"""systemd's side of the command: sockets that it passes, what it is told, its watchdog, its store of descriptors.
+
+By sd_listen_fds(3) and sd_notify(3), which others speak, too: systemfd, s6, podman. It is asked for by variables of the
+environment, of which none is left for children. Without them nothing of this happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import socket
+import threading
+from collections.abc import Mapping, MutableMapping
+
+from ..config.config import Config
+from ..config.endpoints import Endpoint
+from ..errors import StartError, TcpProxyError, UsageError
+from ..native import monotonic
+from ..network.given import check_given
+from ..proxy import Proxy
+from ..text import count
+from .pulse import Pulse
+
+FIRST, MOST = 3, 1000
+"""The first descriptor that is passed, and a bound of their number; far fewer are accepted from."""
+
+SEND_WITHIN = 5.0
+"""Seconds that a message may take: while systemd is busy its queue may be full."""
+
+EXTEND_EVERY, EXTEND_TO = 5.0, 15.0
+"""Seconds: while connections end, systemd is asked so often to wait for so long. TimeoutStopSec is 90 s by default."""
+
+BEATS = 4
+"""Signs of life in the time of the watchdog: one that comes late, on a busy machine, is not the end."""
+
+
+class Service:
+    """What systemd and the command tell each other.
+
+    Args:
+        environ: is searched for what systemd says, which is taken out.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        self._socket = _connected(environ.pop("NOTIFY_SOCKET", ""))
+        watched, pid = _number(environ.pop("WATCHDOG_USEC", "")), environ.pop("WATCHDOG_PID", "")
+        self._period = watched / 1e6 / BEATS if pid in ("", str(os.getpid())) else 0.0
+        self._room = _number(environ.pop("FDSTORE", ""))
+        self._passed = _passed(environ)
+        self._prefix = ""  # of the names in the store; empty: nothing is to be kept there
+        self._thread: threading.Thread | None = None
+        self._news = threading.Event()
+        self._grace_ends = 0.0  # 0: it has not been stopped
+        self._over = False
+
+    # --- sockets ---
+
+    def sockets(self, config: Config, given: Mapping[str, object]) -> list[socket.socket] | None:
+        """The sockets to accept from; None: the proxy makes its own.
+
+        Those of the store are used if they are what the proxy would make; otherwise they are taken out of it.
+
+        Args:
+            config: what the proxy was told.
+            given: the options that were given, by the names of their rows; None: it was not.
+
+        Raises:
+            UsageError: a descriptor is no listening TCP socket, or the address or port is given as well.
+        """
+        # A name of the store cannot have a ':'.
+        prefix = f"{config.listening.bind} {config.listening.port} ".replace(":", ".")
+        stored = {name: fd for name, fd in self._passed if re.fullmatch(r".+ \d+ \d+ of \d+", name, re.ASCII)}
+        others = [fd for name, fd in self._passed if name not in stored]
+        if others:
+            self._forget(stored)
+            for name in ("bind", "port"):
+                if given.get(name) is not None:
+                    label = config.labels[name]
+                    text = f"systemd passes sockets to listen on and {label} is given, expected one of them"
+                    raise UsageError(f"{text}: remove {label}, or the socket unit")
+            return _sockets(others)
+        if stored:
+            wanted = [f"{prefix}{number + 1} of {len(stored)}" for number in range(len(stored))]
+            if sorted(stored) == sorted(wanted):
+                return _sockets([stored[name] for name in wanted])
+            self._forget(stored)
+        if len(prefix) < 240 and prefix.isascii():
+            self._prefix = prefix
+        return None
+
+    def _forget(self, stored: Mapping[str, int]) -> None:
+        """Takes sockets out of the store, and waits until that is done: while they are in it their ports are taken."""
+        if not stored:
+            return
+        for name, descriptor in stored.items():
+            os.close(descriptor)
+            self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
+        reader, writer = socket.socketpair()
+        with reader:
+            with writer:
+                self.tell("BARRIER=1", descriptors=[writer.fileno()])
+            reader.settimeout(SEND_WITHIN)
+            with contextlib.suppress(OSError):
+                reader.recv(1)  # the end of file: systemd has closed its copy
+
+    def keep(self, listeners: list[socket.socket]) -> None:
+        """Puts listeners that the proxy has made into systemd's store, from which the next start gets them."""
+        if self._prefix and len(listeners) <= self._room:
+            for number, listener in enumerate(listeners):
+                name = f"FDNAME={self._prefix}{number + 1} of {len(listeners)}"
+                self.tell("FDSTORE=1", name, descriptors=[listener.fileno()])
+
+    # --- what systemd is told ---
+
+    def tell(self, *lines: str, descriptors: list[int] | None = None) -> None:
+        """Sends one message, if systemd listens. Never raises: that it does not arrive is not worth an end."""
+        if self._socket:
+            message = "\n".join(line.replace("\n", " ") for line in lines)
+            with contextlib.suppress(OSError):
+                socket.send_fds(self._socket, [message.encode(errors="replace")], descriptors or [])
+
+    def started(self, proxy: Proxy) -> None:
+        """The proxy listens, and its workers run."""
+        if self._socket:
+            addresses = ", ".join(str(Endpoint(*each)) for each in proxy.addresses)
+            self.tell("READY=1", f"STATUS=Listening on {addresses}, forwarding to {proxy.config.remote}")
+            self._thread = threading.Thread(target=self._run, args=(proxy,), name="tcpproxy-service", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                raise StartError.because("cannot start a thread that tells systemd", error) from error
+
+    def stopping(self, grace: float) -> None:
+        """It has been told to stop, and lets connections end for so many seconds. Does not wait for systemd."""
+        self._grace_ends = monotonic() + grace
+        self._news.set()
+
+    def failed(self, error: TcpProxyError) -> None:
+        """The command ends with this error."""
+        number = getattr(error, "errno", None)
+        self.tell(f"STATUS={error}", *([f"ERRNO={number}"] if number else []))
+
+    def close(self) -> None:
+        """The proxy has ended."""
+        self._over = True
+        self._news.set()
+        if self._thread:
+            self._thread.join(SEND_WITHIN)
+
+    def _run(self, proxy: Proxy) -> None:
+        """Tells systemd that it stops, and, as long as all workers move, that it lives."""
+        crew = proxy._crew
+        pulse = Pulse(crew.sync) if crew and self._period else None
+        told = False
+        next_beat, next_extension = monotonic() if pulse else math.inf, math.inf
+        while True:
+            self._news.clear()  # before the state is read: what changes later sets it again
+            over, now = self._over, monotonic()
+            if pulse and now >= next_beat:
+                next_beat = now + self._period
+                if pulse.beats(self._period):
+                    self.tell("WATCHDOG=1")
+            if self._grace_ends and (not told or now >= next_extension):
+                next_extension = now + EXTEND_EVERY
+                self.tell(*([] if told else ["STOPPING=1"]), *_waits_for(proxy, self._grace_ends - now))
+                told = True
+            if over:
+                return
+            rest = min(next_beat, next_extension) - monotonic()
+            self._news.wait(None if math.isinf(rest) else max(0.0, rest))
+
+
+def _waits_for(proxy: Proxy, rest: float) -> list[str]:
+    """The lines about connections that may end for so many seconds more."""
+    active = proxy.stats().active
+    if not active or rest <= 0:
+        return ["STATUS=Stopping"]
+    status = f"STATUS=Waiting for {count(active, 'connection')} to end, {rest:.0f} s at most"
+    return [status, f"EXTEND_TIMEOUT_USEC={EXTEND_TO * 1e6:.0f}"]
+
+
+# --- the environment ---
+
+
+def _number(text: str) -> int:
+    """A number of at most 18 digits; 0 for all else."""
+    return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
+
+
+def _connected(place: str) -> socket.socket | None:
+    """A socket to systemd, made now: the sandbox may forbid it later. None: there is no place, or not of this kind."""
+    if place[:1] not in ("/", "@") or not hasattr(socket, "AF_UNIX"):
+        return None  # vsock: is for virtual machines
+    with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
+        connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        connection.settimeout(SEND_WITHIN)
+        connection.connect(f"\0{place[1:]}" if place[0] == "@" else place)
+        undo.pop_all()
+        return connection
+    return None
+
+
+def _passed(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
+    """Name and number of each descriptor that is passed to this process. None if they are for another one."""
+    pid, number, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    environ.pop("LISTEN_PIDFDID", "")
+    if pid != str(os.getpid()):
+        return []
+    descriptors = range(FIRST, FIRST + min(_number(number), MOST))
+    given = names.split(":")
+    return list(
+        zip(given if len(given) == len(descriptors) else ["unknown"] * len(descriptors), descriptors, strict=True)
+    )
+
+
+def _sockets(descriptors: list[int]) -> list[socket.socket]:
+    """These descriptors as sockets. UsageError: one is no listening TCP socket."""
+    sockets = []
+    for descriptor in descriptors:
+        try:
+            os.set_inheritable(descriptor, False)
+            sockets.append(socket.socket(fileno=descriptor))
+        except OSError:
+            text = f"descriptor {descriptor}, passed by systemd, is no socket, expected a listening TCP socket"
+            raise UsageError(text) from None
+    return check_given(sockets, lambda index: f"descriptor {descriptors[index]}, passed by systemd,")
