@@ -10,6 +10,8 @@ import pytest
 from support.machine import needs
 
 MODEL = Path(__file__).with_name("relay.pml")
+pytestmark = pytest.mark.timeout(300)  # some 3 million states: 6 s, and a minute on a busy machine
+
 LOST, HUNG = "assertion violated", "acceptance cycle"
 
 
