@@ -437,6 +437,23 @@ def test_a_slow_reader_is_named_once(command: Start, upstream: Upstream, fifo: P
 
 
 @needs_fifo
+def test_lines_beside_a_capture_that_stands_still(command: Start, echo: Echo, fifo: Path) -> None:
+    """The bytes of a dump come from the same reader; the lines that wait for them do so for a moment only."""
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    process = command("-x", "-d", "--capture", str(fifo), echo.name)
+    with connect(process.address) as client:
+        for _ in range(20):
+            assert echoes(client, payload(50_000))  # more than the pipe takes, and less than would hold traffic up
+    for number in (1, 2):
+        with connect(process.address) as client:
+            assert echoes(client)
+        eventually(lambda: len([line for line in process.stderr if line.startswith("Closed ")]) > number)  # noqa: B023
+    os.close(reader)
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+@needs_fifo
 def test_a_reader_of_an_idle_proxy_may_sleep(command: Start, echo: Echo, fifo: Path, file: Path) -> None:
     """The control: the pipe is full, but nobody waits for it."""
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
