@@ -47,3 +47,13 @@ def test_dsn(tcpproxy, dsn):
     proxy = tcpproxy(dsn)
     assert proxy.url("host=db user=postgres") == f"host=127.0.0.1 user=postgres port={proxy.port}"
     assert proxy.url(dsn) == f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
+
+
+# Any client: the connection dies in the middle of an answer, at the same byte each time.
+def test_connection_dies_at_a_byte(tcpproxy, dsn):
+    proxy = tcpproxy(dsn, faults=["limit_data=4096,end=reset"])
+    connection = connect(proxy)
+    with pytest.raises((pg8000.InterfaceError, ConnectionError)):
+        connection.run("select repeat('x', 10000)")
+    (over,) = proxy.connections(ended=True)
+    assert (over.to_client, over.reason) == (4096, "fault")

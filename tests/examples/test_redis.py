@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 redis = pytest.importorskip("redis")
+Retry, NoBackoff = redis.retry.Retry, redis.backoff.NoBackoff
 
 
 # pika, aiopg, aio-pika, aiomisc: end every connection, and see that the client comes back.
@@ -74,3 +75,33 @@ def test_pool_closes(tcpproxy, redis_port):
     assert proxy.stats().active == 1
     client.close()
     proxy.wait_for(active=0)
+
+
+# dask, redis-like FaultyProxy: the first connections fail.
+def test_first_connections_fail(tcpproxy, redis_port):
+    proxy = tcpproxy(redis_port, faults=["reset_peer,first=2"], strict=True)
+    client = redis.Redis(*proxy.address, retry=Retry(NoBackoff(), 2))
+    assert client.ping()
+    assert [it.reason for it in proxy.connections(ended=True)] == ["fault", "fault", ""]
+
+
+# The request has been carried out, and its answer is lost. A client that repeats it does it twice.
+def test_answer_is_lost(tcpproxy, redis_port):
+    proxy = tcpproxy(redis_port)
+    client = redis.Redis(*proxy.address, retry=Retry(NoBackoff(), 1))
+    client.set("count", 0)
+    with proxy.fault("down:reset_peer,after_bytes=0,times=1") as lost:
+        client.incr("count")
+    assert lost.fired == 1
+    assert client.get("count") == b"2"
+
+
+# aio-pika: a slow network, for a while.
+def test_slow_network(tcpproxy, redis_port):
+    proxy = tcpproxy(redis_port)
+    client = redis.Redis(*proxy.address, socket_timeout=0.2, retry=None)
+    assert client.ping()
+    with proxy.fault("latency=5s") as slow, pytest.raises(redis.TimeoutError):
+        client.ping()
+    assert slow.fired == 1
+    assert client.ping()
