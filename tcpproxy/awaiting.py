@@ -1,4 +1,4 @@
-"""Waiting in a coroutine, under asyncio or trio (and so under anyio), for what threads do."""
+"""Waiting for what threads do: in a coroutine, under asyncio or trio (and so under anyio), and by looking."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 from .native import Event, Thread, make_thread
 
 Result = TypeVar("Result")
+
+LOOK_AGAIN = 0.002
+"""Seconds between two looks at what workers count: a look takes microseconds, and costs the workers nothing."""
 
 
 def _in_trio() -> Any:
@@ -84,6 +87,20 @@ async def pause(seconds: float) -> None:
     import asyncio
 
     return await asyncio.sleep(seconds)
+
+
+def poll(look: Callable[[], Result | None]) -> Result:
+    """Looks again and again; returns what is found once it is not None. What `look` raises ends it."""
+    while (found := look()) is None:
+        Event().wait(LOOK_AGAIN)
+    return found
+
+
+async def poll_async(look: Callable[[], Result | None]) -> Result:
+    """`poll` without blocking the event loop."""
+    while (found := look()) is None:
+        await pause(LOOK_AGAIN)
+    return found
 
 
 async def _finish(event: Event) -> None:

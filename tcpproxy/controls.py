@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ from .network.resolver import Address, Resolver
 from .report.reporter import Reporter
 from .report.table import measure, table
 from .text import quoted
-from .values import parse_wait
+from .values import parse_limit
 from .views import Connection, Stats
 
 if TYPE_CHECKING:
@@ -35,9 +34,6 @@ Stream = Literal["both", "upstream", "downstream"]
 
 STREAMS: dict[Stream, int] = {"upstream": 1, "downstream": 2, "both": 3}
 """As the core has them."""
-
-LOOK_AGAIN = 0.002
-"""Seconds between two looks of `wait_for` at the numbers: a look takes microseconds, and costs the workers nothing."""
 
 
 class Controls:
@@ -189,13 +185,7 @@ class Controls:
             raise UsageError(
                 "a proxy that was given sockets cannot refuse clients, expected one with a port of its own"
             )
-        with self._held() as crew:
-            was_down, self._is_down = self._is_down, True
-            try:
-                self._open_or_close(crew)
-            except BaseException:
-                self._is_down = was_down  # a call that was interrupted is repeated
-                raise
+        was_down = self._set_down(True)
         if live != "keep":
             self.kill(live)
         return _undoing((lambda: None) if was_down else self.up)
@@ -206,13 +196,18 @@ class Controls:
         Raises:
             StartError: the port is taken, or there are no descriptors.
         """
+        self._set_down(False)
+
+    def _set_down(self, down: bool) -> bool:
+        """What the program wants. Returns what it was."""
         with self._held() as crew:
-            was_down, self._is_down = self._is_down, False
+            was_down, self._is_down = self._is_down, down
             try:
                 self._open_or_close(crew)
             except BaseException:
-                self._is_down = was_down
+                self._is_down = was_down  # a call that was interrupted is repeated
                 raise
+        return was_down
 
     def _refuse(self, crew: Crew | None, on: bool) -> None:
         """A fault makes the port refuse clients, or does not any more."""
@@ -360,11 +355,9 @@ class Controls:
             UsageError: the timeout is no duration.
         """
         wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
-        limit = _limit(timeout)
+        limit = parse_limit("timeout", timeout)
         deadline = monotonic() + limit
-        while not (stats := self._look(wanted, deadline, limit)):
-            Signal().wait(LOOK_AGAIN)
-        return stats
+        return awaiting.poll(lambda: self._look(wanted, deadline, limit))
 
     async def wait_for_async(
         self,
@@ -379,11 +372,9 @@ class Controls:
     ) -> Stats:
         """`wait_for` without blocking the event loop."""
         wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
-        limit = _limit(timeout)
+        limit = parse_limit("timeout", timeout)
         deadline = monotonic() + limit
-        while not (stats := self._look(wanted, deadline, limit)):
-            await awaiting.pause(LOOK_AGAIN)
-        return stats
+        return await awaiting.poll_async(lambda: self._look(wanted, deadline, limit))
 
     def _look(self, wanted: _Wanted, deadline: float, limit: float) -> Stats | None:
         """The numbers, if they are as wanted; None: not yet.
@@ -436,12 +427,6 @@ class _Wanted:
         if self._active is not None and stats.active != self._active:
             found.append(f"active {stats.active}, not {self._active}")
         return ", ".join(found)
-
-
-def _limit(timeout: float | str | None) -> float:
-    """Seconds; inf: for ever."""
-    limit = parse_wait("timeout", timeout)
-    return math.inf if limit is None else limit
 
 
 def _stream_bits(stream: Stream) -> int:

@@ -18,6 +18,7 @@ from .errors import UsageError, WaitTimeout
 from .faults import Fault, named
 from .native import Event, Thread, make_thread, monotonic
 from .rules import NO_RULES, Installed, rule
+from .values import parse_limit
 
 if TYPE_CHECKING:
     from .crew import Crew
@@ -30,9 +31,6 @@ KNOWN = 1000
 
 MOST_KNOWN = 1_000_000
 """Connections of which the faults are remembered; as many as can be alive."""
-
-LOOK_AGAIN = 0.002
-"""Seconds between two looks of `wait_fired`: a look takes microseconds, and costs the workers nothing."""
 
 
 class _Entry:
@@ -201,11 +199,6 @@ class Faults:
     # --- seeing ---
 
     @property
-    def rulebook(self) -> Rulebook:
-        """The rules in force."""
-        return self._now.rulebook
-
-    @property
     def handles(self) -> tuple[Handle, ...]:
         """Of those that are in force, in the order in which they were installed."""
         return tuple(Handle(self, (it,)) for it in self._now.entries.values())
@@ -238,10 +231,6 @@ class Faults:
     def forget(self, number: int) -> tuple[str, ...]:
         """A connection is over. Returns the names of the faults that have acted on it."""
         return tuple(self._acted.pop(number, ()))
-
-    def acted(self, number: int) -> tuple[str, ...]:
-        """The names of the faults that have acted on a live connection."""
-        return tuple(self._acted.get(number, ()))
 
 
 class Handle:
@@ -310,32 +299,38 @@ class Handle:
         """Removes the faults. What they hold goes on, in order. To repeat it does no harm."""
         self._faults.remove(self._entries)
 
-    def wait_fired(self, n: int = 1, timeout: float = 5.0) -> None:
+    def wait_fired(self, n: int = 1, timeout: float | str | None = 5.0) -> None:
         """Waits until they have acted on `n` connections.
 
         Args:
             n: how many.
-            timeout: seconds.
+            timeout: seconds or a text like `250ms`; None: for ever.
 
         Raises:
             WaitTimeout: not in this time.
+            UsageError: the timeout is no duration.
         """
-        deadline = monotonic() + timeout
-        while not self._has_fired(n, deadline, timeout):
-            Event().wait(LOOK_AGAIN)
+        awaiting.poll(self._looking(n, timeout))
 
-    async def wait_fired_async(self, n: int = 1, timeout: float = 5.0) -> None:
+    async def wait_fired_async(self, n: int = 1, timeout: float | str | None = 5.0) -> None:
         """`wait_fired` without blocking the event loop."""
-        deadline = monotonic() + timeout
-        while not self._has_fired(n, deadline, timeout):
-            await awaiting.pause(LOOK_AGAIN)
+        await awaiting.poll_async(self._looking(n, timeout))
 
-    def _has_fired(self, n: int, deadline: float, timeout: float) -> bool:
-        fired = self.fired
-        if fired < n and monotonic() >= deadline:
-            names = ", ".join(it.installed.name for it in self._entries)
-            raise WaitTimeout(f"not within {timeout:g} s: {names} fired on {fired} of {n} connections")
-        return fired >= n
+    def _looking(self, n: int, timeout: float | str | None) -> Callable[[], int | None]:
+        """What looks whether they have fired so often: on how many, or None; raises once the time is over."""
+        limit = parse_limit("timeout", timeout)
+        deadline = monotonic() + limit
+
+        def look() -> int | None:
+            fired = self.fired
+            if fired >= n:
+                return fired
+            if monotonic() >= deadline:
+                names = ", ".join(it.installed.name for it in self._entries)
+                raise WaitTimeout(f"not within {limit:g} s: {names} fired on {fired} of {n} connections")
+            return None
+
+        return look
 
 
 def window(fault: Fault, time: float) -> tuple[bool, float]:

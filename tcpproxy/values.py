@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from .errors import UsageError
@@ -108,6 +109,12 @@ def parse_wait(what: str, value: float | str | None) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
         return None if value > LONGEST else float(max(0, value))
     return None if value is None else parse_duration(what, value)
+
+
+def parse_limit(what: str, value: float | str | None) -> float:
+    """The same as a number to compute with: for ever is inf."""
+    limit = parse_wait(what, value)
+    return math.inf if limit is None else limit
 
 
 def parse_busy_poll(what: str, value: int | str) -> int:

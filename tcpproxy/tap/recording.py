@@ -11,7 +11,7 @@ from .._core.capture import TapReader
 from ..errors import UsageError, WaitTimeout
 from ..native import let_greenlets_run, monotonic
 from ..text import quoted
-from ..values import parse_size, parse_wait
+from ..values import parse_limit, parse_size
 from .dump import DIRECTIONS, Direction, header, hex_lines
 
 SLICE = 0.05
@@ -162,8 +162,7 @@ class Recording:
             raise UsageError(f"direction {quoted(direction)} is unknown, expected to_upstream or to_client")
         wanted = _regex(pattern)
         sides = [0, 1] if direction is None else [DIRECTIONS.index(direction)]
-        limit = parse_wait("timeout", timeout)
-        limit = math.inf if limit is None else limit
+        limit = parse_limit("timeout", timeout)
         deadline = monotonic() + limit
         passes, sizes = 0, [-1, -1]
         self._sync(max(limit, SETTLE))

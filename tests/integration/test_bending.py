@@ -651,6 +651,8 @@ def test_handle(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: l
         held.update(latency="10s")
         with pytest.raises(tcpproxy.WaitTimeout, match=r"fired on 1 of 2 connections"):
             held.wait_fired(2, timeout=0.01)
+        with pytest.raises(tcpproxy.UsageError, match=r"^timeout nan "):
+            held.wait_fired(2, timeout=float("nan"))
         client.sendall(b"y")
     assert (proxy.faults, held.fired) == ((), 1)
     with pytest.raises(tcpproxy.UsageError, match="not in force any more"):
