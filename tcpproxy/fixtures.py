@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .config.endpoints import Remote
 from .config.habits import is_url, url_target, without_password
+from .config.urls import reachable
 from .errors import UsageError
 from .native import wall
 from .proxy import Proxy, check_callback
@@ -33,9 +34,6 @@ EVENTS = 20
 
 DUMP_LINES = 40
 """Lines of a recording that a report shows: the first half of them, and the last."""
-
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Addresses of listeners that stand for all of a machine's, and where to connect to them."""
 
 
 class ProxyFactory:
@@ -188,7 +186,7 @@ def target_of(target: Any) -> Remote:
         return target
     place = _place(target)
     if isinstance(place, tuple) and len(place) in (2, 4) and isinstance(place[0], str):
-        return (_EVERYWHERE.get(place[0], place[0]), *place[1:])
+        return (reachable(place[0]), *place[1:])
     expected = "expected HOST:PORT, a URL, (host, port), a port, a listening socket, or a server"
     raise UsageError(f"target {quoted(target)} cannot be connected to, {expected}")
 

@@ -13,6 +13,11 @@ _PLAIN = re.compile(r"(?:\[[^\]\s]+\]|[^\s:/=]+):\d+")
 _KEYWORD = r"(?<!\S){}\s*=\s*(?:'(?:[^'\\]|\\.)*'|\S*)"
 
 
+def reachable(host: str) -> str:
+    """Where to connect to for a listener at `host`: an address that stands for all becomes that of this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def with_address(url: str, host: str, port: int) -> str:
     """The same URL, libpq connection string, or HOST:PORT with another host and port.
 
@@ -25,7 +30,7 @@ def with_address(url: str, host: str, port: int) -> str:
     Raises:
         UsageError: there is no host in it.
     """
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = reachable(host)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if match := _URL.fullmatch(url):
         scheme, authority, rest = match.groups()

@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from support.command import Command, run
 from support.machine import needs
 from support.peers import Echo, Upstream, connect, reset
 from support.streams import echoes, is_over, payload, read_all, read_exactly, send_and_shut
-from support.waiting import TIMEOUT, eventually, in_background
+from support.waiting import TIMEOUT, eventually, in_background, pause
 
 import tcpproxy
 
@@ -461,7 +460,7 @@ def test_a_reader_of_an_idle_proxy_may_sleep(command: Start, echo: Echo, fifo: P
     with connect(process.address) as client:
         for _ in range(20):
             assert echoes(client, payload(10_000))
-        time.sleep(1.5)  # longer than a write that is slow
+        pause(1.5)  # longer than a write that is slow
         assert process.complaints == []
     with in_background(lambda: file.write_bytes(b"".join(drained(reader)))):
         process.signal(signal.SIGTERM)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 from support.command import SUMMARY
+from support.connections import ONE
 
 from tcpproxy import Connection, Stats
 from tcpproxy.report.table import OPTIONAL, measure, record, table, waits_for
@@ -15,20 +16,6 @@ from tcpproxy.report.totals import summary, summary_fields
 from tcpproxy.text import bytes_text, count, span
 from tcpproxy.views import State
 
-ONE = Connection(
-    id=17,
-    client="127.0.0.1:52714",
-    upstream="10.0.0.5:5432",
-    state="relaying",
-    to_upstream=1382,
-    to_client=360_000_000,
-    age=7980.0,
-    connect_time=0.0021,
-    idle=0.25,
-    waiting_for_upstream=0,
-    waiting_for_client=65536,
-    outgoing="10.0.0.9:33412",
-)
 TWO = dataclasses.replace(
     ONE, id=1204, client="[2001:db8::1]:1", upstream="", state="connecting", to_client=0, age=1.24
 )

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from support.connections import ONE
 
-from tcpproxy import Connection, Event, Stats
+from tcpproxy import Event, Stats
 from tcpproxy.report.kept import KeptLines
 from tcpproxy.views import State
 
@@ -26,20 +27,6 @@ from tcpproxy.command.picture import MANY, SORTS, Picture
 from tcpproxy.command.terminal import Terminal
 from tcpproxy.command.top import HEADER, PLAIN, STATES, Painter, frame, page, sparkline, table
 
-ONE = Connection(
-    id=17,
-    client="127.0.0.1:52714",
-    upstream="10.0.0.5:5432",
-    state="relaying",
-    to_upstream=1382,
-    to_client=360_000_000,
-    age=7980.0,
-    connect_time=0.0021,
-    idle=0.25,
-    waiting_for_upstream=0,
-    waiting_for_client=65536,
-    outgoing="10.0.0.9:33412",
-)
 TWO = dataclasses.replace(
     ONE, id=1204, client="[2001:db8::1:2:3]:40001", upstream="", state="connecting", to_client=0, age=1.24
 )
