@@ -62,7 +62,7 @@ class Proxy(Controls):
             like "up:latency=100ms".
         seed: of the dice of faults: the same seed, the same verdicts. None: a random one, which `seed` has.
         sockets: listening TCP sockets to accept from, in place of `bind` and `port`. The proxy uses duplicates:
-            others may go on with these when it has ended. They become non-blocking and have to stay so. None:
+            others may go on with these when it has ended. They become non-blocking, for all who have them. None:
             it makes its own.
     <options>
 

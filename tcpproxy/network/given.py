@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import socket
+import struct
+import sys
 from collections.abc import Callable, Iterable
 
 from .._core.worker import LIMITS
@@ -52,6 +55,25 @@ def _problem(given: socket.socket) -> str:
     return "does not listen"
 
 
+def _duplicate(given: socket.socket) -> socket.socket:
+    """A duplicate, which has not made the socket a blocking one, not even for a moment.
+
+    `given.dup()` may do so, and the change is seen by all who have the socket: accept() of a worker of another process,
+    or of a predecessor in this one, would then wait for a client, and its connections with it.
+    """
+    return socket.socket(given.family, given.type, given.proto, fileno=_socket.dup(given.fileno()))
+
+
+def _never_wait(listener: socket.socket) -> None:
+    """Makes it non-blocking, for all who have it; and if one of them takes that back, accept() waits for 1 ms only.
+
+    systemd does so when it starts a service with a socket that another one has, too (without `NonBlocking=yes`).
+    """
+    listener.setblocking(False)
+    if sys.platform != "win32":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 1000))
+
+
 class GivenPort(Port):
     """Sockets that were given. The proxy has duplicates, which do not block; nor do the given ones from now on.
 
@@ -69,10 +91,10 @@ class GivenPort(Port):
         with contextlib.ExitStack() as undo:
             for each in given:
                 try:
-                    self._keepers.append(undo.enter_context(each.dup()))
+                    self._keepers.append(undo.enter_context(_duplicate(each)))
                 except OSError as error:
                     raise StartError.because("cannot listen on a socket that was given", error) from error
-                self._keepers[-1].setblocking(False)
+                _never_wait(self._keepers[-1])
             undo.pop_all()
         self.is_own = own_addresses(self._keepers)
         self.addresses = [where(each) for each in self._keepers]

@@ -65,6 +65,19 @@ def test_one_proxy_after_the_other_on_one_socket(
     assert (old.stats().accepted, new.stats().accepted) == (1, 20)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="whether a socket blocks is not shared there")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_others_may_make_them_block(make_proxy: MakeProxy, echo: Echo, listener: socket.socket, workers: int) -> None:
+    """As systemd does when it starts another service with the same socket. No worker waits in accept() for a client."""
+    proxies = [make_proxy(echo.name, sockets=[listener], workers=workers) for _ in range(2)]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(proxies[0].address)) for _ in range(8)]
+        os.set_blocking(listener.fileno(), True)
+        for number in range(300):
+            clients[number % 8] = stack.enter_context(connect(proxies[0].address))
+            assert all(map(echoes, clients))
+
+
 def test_the_caller_may_close_them(make_proxy: MakeProxy, echo: Echo, listener: socket.socket) -> None:
     proxy = make_proxy(echo.name, sockets=[listener])
     listener.close()

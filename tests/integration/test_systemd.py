@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.command import Command
+from support.command import Command, strace
 from support.machine import needs, needs_proc
 from support.manager import Manager, passing
 from support.peers import Echo, connect, free_port, relays
@@ -100,6 +100,23 @@ def test_one_drains_and_another_one_accepts(command: Start, echo: Echo, listener
         eventually(lambda: len(new.stdout) == 11)
         assert len(old.stdout) == 2
     assert old.wait() == 0
+
+
+def test_a_socket_that_others_have_never_blocks(
+    command: Start, echo: Echo, listener: socket.socket, tmp_path: Path
+) -> None:
+    """Not for a moment: accept() of another process would wait for a client, and its connections with it."""
+    trace = tmp_path / "trace"
+    given = passing([listener])
+    given["wrapper"] = (*strace("-yy", "-e", "trace=ioctl,fcntl", "-o", str(trace)), *given["wrapper"])  # type: ignore[misc]
+    os.set_blocking(listener.fileno(), False)
+    process = command(echo.name, **given)
+    assert relays(process.address)
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+    about = [line for line in trace.read_text().splitlines() if f":{listener.getsockname()[1]}]" in line]
+    assert any("FIONBIO, [1]" in line for line in about)
+    assert [line for line in about if "FIONBIO, [0]" in line or ("F_SETFL" in line and "O_NONBLOCK" not in line)] == []
 
 
 def test_activated_by_systemds_own_program(command: Start, echo: Echo) -> None:
