@@ -73,6 +73,8 @@ class Crew:
         self._lookup_thread: Thread | None = None
         self._begun = False  # all threads have been started
         self._stopping = Event()
+        self.limit = 0
+        """Connections at a time."""
 
     def open(self, listeners: list[socket.socket], addresses: list[Address], limit: int) -> None:
         """Makes workers and threads, none of which runs yet. After an error `close` gives back what was made.
@@ -85,6 +87,7 @@ class Crew:
         Raises:
             OSError, MemoryError: the system refuses a descriptor or memory.
         """
+        self.limit = limit
         self._wakeups.append(lookup_wakeup := Wakeup())
         self._lookup_wakeup = lookup_wakeup
         self._wakeups.append(log_wakeup := Wakeup())
@@ -333,6 +336,11 @@ class Crew:
     def counters(self) -> list[dict[str, int]]:
         """Those of each worker."""
         return [worker.counters() for worker in self._workers]
+
+    def measures(self) -> dict[str, list[float]]:
+        """What `Worker.measures` has, over all workers."""
+        each = [worker.measures() for worker in self._workers]
+        return {name: [sum(column) for column in zip(*(one[name] for one in each), strict=True)] for name in each[0]}
 
     def connections(self) -> list[tuple[int, str, str, Any, int, int, float, float, float, int, int, str]]:
         """The live connections of all workers, as `Worker.connections` has them."""

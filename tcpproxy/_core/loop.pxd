@@ -5,7 +5,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.bulk cimport Bulk
 from tcpproxy._core.connecting cimport AddressList, Connecting
-from tcpproxy._core.events cimport EventRing
+from tcpproxy._core.events cimport REASONS, EventRing
 from tcpproxy._core.half cimport Half, Pump, Side
 from tcpproxy._core.inbox cimport Inbox
 from tcpproxy._core.net cimport net_addr, net_socket, net_tuning
@@ -83,6 +83,13 @@ cdef struct Upstream:
     uint64_t asked          # set by the worker, taken by the lookup thread
     bint waiting            # asked, and no answer yet
 
+cdef enum:
+    BUCKETS = 10            # of a Histogram: one more than its bounds
+
+cdef struct Histogram:      # of times; the bounds are in reports.pyx
+    uint64_t counts[BUCKETS]    # in the order of the bounds: how many were at most that, and not in an earlier bucket
+    uint64_t sum_ns
+
 cdef struct Counters:       # written by the worker, except `active`; read by any thread
     uint64_t accepted
     uint64_t ended          # relays that are over, for whatever reason
@@ -93,6 +100,11 @@ cdef struct Counters:       # written by the worker, except `active`; read by an
     uint64_t wakeups        # batches: returns of the engine's _wait
     uint64_t accept_errors
     uint64_t active         # relays alive now, and connections that are being accepted or handed over: for limits
+    uint64_t ended_by[REASONS]      # `ended`, by reason
+    uint64_t failed_by[REASONS]     # `failed`, by reason
+    uint64_t refused_by[REASONS]    # `refused`, by reason
+    Histogram connects      # from accept to connected
+    Histogram durations     # from accept to the end, of all that are over
 
 cdef struct Listener:
     Watch watch

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay
 
+cdef void reports_bounds(double *connects, double *durations) noexcept nogil   # BUCKETS - 1 each, in seconds
 cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil
 cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil
 cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil   # turned away

@@ -4,10 +4,32 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from tcpproxy._core.events cimport EVENT_CONNECTED, EVENT_END, EVENT_FAILED, EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, \
     EventRecord, events_claim, events_publish, events_wanted
-from tcpproxy._core.loop cimport CLIENT, UPSTREAM, Origin
+from tcpproxy._core.loop cimport BUCKETS, CLIENT, UPSTREAM, Histogram, Origin
 from tcpproxy._core.net cimport net_addr, net_own_address, net_socket
 from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.tap cimport TAP_CONNECTED, TAP_END, TAP_OPEN, TapConnected, TapEnd, TapOpen, tap_note
+
+
+# Upper bounds of the buckets, in ns: a network's round trips; from a health check to a session of days.
+cdef uint64_t[BUCKETS - 1] CONNECTS = [1000000, 5000000, 10000000, 50000000, 100000000, 500000000, 1000000000, 5000000000,
+                                       10000000000]
+cdef uint64_t[BUCKETS - 1] DURATIONS = [1000000, 10000000, 100000000, 1000000000, 10000000000, 60000000000, 600000000000,
+                                        3600000000000, 86400000000000]
+
+
+cdef void reports_bounds(double *connects, double *durations) noexcept nogil:
+    cdef int i
+    for i in range(BUCKETS - 1):
+        connects[i] = CONNECTS[i] / 1e9
+        durations[i] = DURATIONS[i] / 1e9
+
+
+cdef void _observe(Histogram *histogram, const uint64_t *bounds, uint64_t ns) noexcept nogil:
+    cdef int bucket = 0
+    while bucket < BUCKETS - 1 and ns > bounds[bucket]:
+        bucket += 1
+    sync_bump(&histogram.counts[bucket], 1)
+    sync_bump(&histogram.sum_ns, ns)
 
 
 cdef EventRecord *_claim(Loop *loop, int kind) noexcept nogil:
@@ -40,6 +62,7 @@ cdef void _tap_open(Loop *loop, uint64_t id, const net_addr *client, net_socket 
 
 cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil:
     cdef EventRecord *record
+    _observe(&loop.counters.connects, CONNECTS, relay.connected_ns - relay.accepted_ns)
     if loop.pump.tap != NULL:
         _tap_connected(loop, relay)
     if not events_wanted(&loop.events, 1 << EVENT_CONNECTED | EVENTS_OUTGOING):
@@ -77,6 +100,7 @@ cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, i
     cdef EventRecord *record = _claim(loop, EVENT_FAILED)
     cdef TapEnd end
     sync_bump(&loop.counters.refused, 1)
+    sync_bump(&loop.counters.refused_by[reason], 1)
     if record != NULL:
         record.reason = reason
         record.error = error
@@ -93,6 +117,7 @@ cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, i
 
 cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil:
     sync_bump(&loop.counters.failed, 1)
+    sync_bump(&loop.counters.failed_by[relay.reason], 1)
     _closed(loop, relay, EVENT_FAILED)
 
 
@@ -103,6 +128,8 @@ cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil:
 cdef void _closed(Loop *loop, Relay *relay, int kind) noexcept nogil:
     cdef EventRecord *record = _claim(loop, kind)
     sync_bump(&loop.counters.ended, 1)
+    sync_bump(&loop.counters.ended_by[relay.reason], 1)
+    _observe(&loop.counters.durations, DURATIONS, loop.now_ns - relay.accepted_ns)
     if loop.pump.tap != NULL:
         _tap_end(loop, relay)
     if record != NULL:

@@ -16,10 +16,11 @@ from tcpproxy._core.events cimport EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, REAS
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_PLAN, MESSAGE_SYNC, \
     MESSAGE_VIEW, Message
-from tcpproxy._core.loop cimport ABORT, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, RUN, \
-    UPSTREAM, UPSTREAMS, WORKERS, Counters, Loop
+from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, \
+    RUN, UPSTREAM, UPSTREAMS, WORKERS, Counters, Histogram, Loop
 from tcpproxy._core.net cimport net_addr, net_close, net_format, net_pack, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
+from tcpproxy._core.reports cimport reports_bounds
 from tcpproxy._core.resources cimport NS_PER_SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
     resources_init
 from tcpproxy._core.rulebook cimport Rulebook
@@ -38,6 +39,16 @@ LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS
 KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_FAULT + 1)])
 REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_FAULT + 1)])
 STATES = ("resolving", "connecting", "relaying", "closing")
+
+
+cdef object _bounds():
+    cdef double connects[BUCKETS - 1]
+    cdef double durations[BUCKETS - 1]
+    reports_bounds(connects, durations)
+    return tuple([connects[i] for i in range(BUCKETS - 1)]), tuple([durations[i] for i in range(BUCKETS - 1)])
+
+
+CONNECT_BOUNDS, DURATION_BOUNDS = _bounds()
 
 
 def monotonic():
@@ -330,6 +341,21 @@ cdef class Worker:
             "polls_hit": sync_peek(&self.loop.spin.hits), "polls_missed": sync_peek(&self.loop.spin.misses),
         }
 
+    def measures(self):
+        """More numbers since the start: how many connections have ended, failed and were refused, by reason (in the order of
+        REASONS); how many connect times and durations are in each bucket, and last their sum in seconds.
+
+        A bucket has those up to its bound (CONNECT_BOUNDS, DURATION_BOUNDS) and above the one before; the last one the rest.
+        """
+        cdef Counters *it = &self.loop.counters
+        cdef int i
+        return {
+            "ended": [sync_peek(&it.ended_by[i]) for i in range(len(REASONS))],
+            "failed": [sync_peek(&it.failed_by[i]) for i in range(len(REASONS))],
+            "refused": [sync_peek(&it.refused_by[i]) for i in range(len(REASONS))],
+            "connects": _times(&it.connects), "durations": _times(&it.durations),
+        }
+
     def connections(self):
         """Live relays: (id, client, upstream, state, to_upstream, to_client, age, connect_time, idle, waiting_for_upstream,
         waiting_for_client, outgoing). Empty when the worker does not run.
@@ -378,6 +404,11 @@ cdef class Worker:
         resources_close_after_fork(self.loop)
         self.abandoned = True
         self.lock = self.make_lock()                # a thread that is not in this process may hold the old one
+
+
+cdef object _times(const Histogram *histogram):
+    cdef int i
+    return [*[sync_peek(&histogram.counts[i]) for i in range(BUCKETS)], sync_peek(&histogram.sum_ns) / 1e9]
 
 
 cdef object _state(int state):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -50,6 +51,7 @@ def run(remote: str, **given: str | bool | None) -> None:
             stdout=stdout,
             dump=dump,
         )
+        serve_metrics = _metrics(config)
         faults = (*config.bending.preset, *config.bending.fault)
         options = {"on_event": printer, "faults": faults, "seed": config.bending.seed}
         proxy = Proxy(config, sockets=service.sockets(config, given), **options)  # type: ignore[arg-type]  # Config.make
@@ -62,6 +64,8 @@ def run(remote: str, **given: str | bool | None) -> None:
             proxy.capture.open(lambda text: final_words("warning", text, json, stdout))
         # Before there are threads, which inherit it.
         printer.suspicion = sandbox.enter(config, config.operating.sandbox)
+        if serve_metrics:
+            serve_metrics(proxy)
         display = Display(proxy, json=json, stdout=stdout)
         view = live.show(proxy, printer) if live else None
         serve(proxy, display, greets=not json and not output.quiet, service=service, view=view)
@@ -117,6 +121,23 @@ def _live(config: Config) -> Any:
 
     view.check(config)
     return view
+
+
+def _metrics(config: Config) -> Callable[[Proxy], object] | None:
+    """Listens for who asks for metrics, if they are to be served; returns what begins to answer, in a thread."""
+    place = config.operating.metrics
+    if not place:
+        return None
+    from . import monitor, webserver  # their imports take time
+
+    listener, answers = monitor.open_monitor(config, place)
+
+    def begin(proxy: Proxy) -> None:
+        if monitor.reachable(listener):
+            proxy._note("warning", f"serving metrics at {place}, which other machines may reach")
+        webserver.WebServer(listener, answers(proxy)).start()
+
+    return begin
 
 
 def _final_error(error: TcpProxyError, json: bool, stdout: int) -> None:

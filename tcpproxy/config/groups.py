@@ -15,11 +15,13 @@ from .options import (
     local_port,
     number,
     path,
+    place,
     preset,
     rows,
     size,
     workers,
 )
+from .place import Place
 
 _WHOLE = 1024**2
 """Bytes: more than a read takes of a proxy whose bytes are looked at."""
@@ -286,6 +288,14 @@ class Operating:
         "`require`: the command does not start unless the kernel has no_new_privs and Landlock with TCP ports (Linux "
         "6.7).",
         command_only=True,
+    )
+    metrics: Place | None = place(  # noqa: RUF009  it returns a field
+        "Serve Prometheus metrics and health checks over HTTP.",
+        "`/metrics` for Prometheus, `/healthz` and `/readyz` for probes: docs/metrics.md lists names and answers. A "
+        "port alone is one of 127.0.0.1; other machines reach `0.0.0.0:9464`. Needs prometheus-client: `pip install "
+        "'tcpproxy[metrics]'`.",
+        command_only=True,
+        minor=True,
     )
 
 

@@ -18,6 +18,7 @@ from ..processors import usable_cpus
 from ..text import quoted
 from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_number, parse_size
 from .endpoints import parse_bind, parse_local_port
+from .place import parse_place
 
 _KEY = "option"
 
@@ -194,6 +195,11 @@ def address(default: str, help: str, doc: str, **more: Any) -> Any:
 def local_port(help: str, doc: str, **more: Any) -> Any:
     """A port to listen on; 0 is a free one."""
     return _row(0, parse_local_port, "PORT", help, doc, shown="random", **more)
+
+
+def place(help: str, doc: str, **more: Any) -> Any:
+    """Where to serve something that is not relayed; without one None."""
+    return _row(None, parse_place, "[ADDR:]PORT|unix:PATH", help, doc, shown="none", **more)
 
 
 def busy_poll(help: str, doc: str) -> Any:

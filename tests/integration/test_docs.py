@@ -18,7 +18,7 @@ from typing import get_args
 import pytest
 from support.command import Command
 from support.machine import tells_resets
-from support.peers import Echo, connect
+from support.peers import Echo, connect, free_port
 from support.streams import echoes
 from support.waiting import TIMEOUT, eventually
 
@@ -125,6 +125,8 @@ def local(arguments: list[str], upstream: str) -> list[str]:
             told[number] = "0"
         elif option in ("-b", "--bind") and told[number] not in EVERYWHERE:
             told[number] = "127.0.0.1"
+        elif option == "--metrics":
+            told[number] = str(free_port())
     return told
 
 

@@ -38,7 +38,7 @@ BRINGS_PYTHON = "panda3d==1.10.16"
 TOOLS = ["ziglang==0.17.*", "abi3info"]
 TESTS = [
     *("pytest>=8", "pytest-timeout>=2.3", "click>=8.1", "colorama", "iniconfig", "packaging", "pluggy", "pygments"),
-    *("hypothesis>=6.100", "sortedcontainers", "python-pcapng>=2.1"),
+    *("hypothesis>=6.100", "sortedcontainers", "python-pcapng>=2.1", "prometheus-client>=0.20"),
 ]
 
 APPLICABLE = [

@@ -370,7 +370,7 @@ def test_defaults() -> None:
     assert config.clients == Clients(max_connections=None, max_connections_per_source=0)
     assert config.timeouts == Timeouts(connect_timeout=10, half_close_timeout=60, idle_timeout=0, keepalive=60, grace=0)
     assert config.memory == Memory(buffer_size=65536, socket_buffer=0)
-    assert config.operating == Operating(workers=1, sandbox="auto")
+    assert config.operating == Operating(workers=1, sandbox="auto", metrics=None)
     assert config.speed == Speed(zero_copy="auto", busy_poll=-1)
 
 

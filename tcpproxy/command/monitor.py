@@ -1,0 +1,112 @@
+"""What is served beside the relay: /metrics for Prometheus, /healthz and /readyz for probes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+from ..config.config import Config
+from ..config.place import Place
+from ..errors import StartError, UsageError
+from ..network.listening import is_public
+from ..proxy import Proxy
+from .pulse import Pulse
+from .webserver import MOST, Answer
+
+PULSE_WITHIN = 1.0
+"""Seconds for all workers to answer: one that has bytes to move does so in milliseconds."""
+
+
+def open_monitor(config: Config, place: Place) -> tuple[socket.socket, Callable[[Proxy], Answer]]:
+    """Returns the listener, and what makes the answers for a proxy.
+
+    Raises:
+        UsageError: prometheus-client is not installed.
+        StartError: the place cannot be listened on.
+    """
+    try:
+        from ..metrics import exposition
+    except ImportError as error:
+        if not (error.name or "").startswith("prometheus_client"):
+            raise
+        name = config.labels["metrics"]
+        raise UsageError(
+            f"{name} needs prometheus-client, which is not installed: pip install 'tcpproxy[metrics]'"
+        ) from None
+    try:
+        listener = _listen_unix(place.path) if place.path else _listen(place)
+    except (OSError, OverflowError) as error:
+        raise StartError.because(f"cannot serve metrics at {place}", error) from error
+    return listener, lambda proxy: _answers(proxy, exposition(proxy))
+
+
+def _listen(place: Place) -> socket.socket:
+    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+    both = place.host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((place.host, place.port), family=family, backlog=MOST, dualstack_ipv6=both)
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """Takes the place of a socket that nobody listens at any more: its file stays when a process ends."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise OSError("this Python has no UNIX sockets")
+    with contextlib.ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not stat.S_ISSOCK(os.lstat(path).st_mode) or _answers_at(path):
+                raise
+            os.unlink(path)
+            listener.bind(path)
+        listener.listen(MOST)
+        undo.pop_all()
+        return listener
+
+
+def _answers_at(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(path) != errno.ECONNREFUSED
+
+
+def _answers(proxy: Proxy, metrics: Callable[[str], tuple[bytes, str]]) -> Answer:
+    """What each path says."""
+
+    def ask() -> None:
+        if crew := proxy._crew:  # none before the start
+            crew.sync()
+
+    pulse = Pulse(ask)
+
+    def answer(path: str, accept: str) -> tuple[int, str, bytes]:
+        if path == "/metrics":
+            body, content_type = metrics(accept)
+            return 200, content_type, body
+        if path == "/healthz":
+            problem = "" if pulse.beats(PULSE_WITHIN) else "a worker does not answer"
+        elif path == "/readyz":
+            problem = _unready(proxy)
+        else:
+            return 404, "text/plain", b"expected /metrics, /healthz or /readyz\n"
+        return 503 if problem else 200, "text/plain", f"{problem or 'ok'}\n".encode()
+
+    return answer
+
+
+def _unready(proxy: Proxy) -> str:
+    """Why no clients should be sent here; nothing: they may. An upstream that is down is the same to all relays."""
+    state, crew = proxy._state, proxy._crew
+    if state != "listening" or not crew:
+        return state
+    active = proxy.stats().active
+    return f"{active} of {crew.limit} connections" if active >= crew.limit else ""
+
+
+def reachable(listener: socket.socket) -> bool:
+    """May other machines reach it?"""
+    return listener.family != getattr(socket, "AF_UNIX", None) and is_public(listener)

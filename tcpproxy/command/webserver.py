@@ -1,0 +1,172 @@
+"""A small HTTP server for one answer a connection.
+
+Its peers may be hostile: one thread serves a few of them, each for some seconds, with a small request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from io import BytesIO
+
+from ..native import monotonic
+
+MOST = 16
+"""Connections at a time. Another one takes the place of the oldest: a scrape is over long before."""
+
+WITHIN = 5.0
+"""Seconds from accept to the end of a connection."""
+
+LARGEST = 8192
+"""Bytes of a request; Prometheus sends some 300."""
+
+Answer = Callable[[str, str], tuple[int, str, bytes]]
+"""From path and Accept: status, content type, body."""
+
+
+class WebServer(threading.Thread):
+    """Serves until the process ends.
+
+    Args:
+        listener: it listens.
+        answer: what to answer.
+    """
+
+    def __init__(self, listener: socket.socket, answer: Answer) -> None:
+        super().__init__(name="tcpproxy-monitor", daemon=True)
+        self._listener, self._answer = listener, answer
+        self._selector = selectors.DefaultSelector()
+        self._peers: dict[socket.socket, _Peer] = {}  # in the order of accept, which is that of their deadlines
+        self._paused = 0.0
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        while True:
+            oldest = next(iter(self._peers.values()), None)
+            for key, _ in self._selector.select(max(0.0, oldest.deadline - monotonic()) if oldest else None):
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif peer := self._peers.get(key.fileobj):  # type: ignore[call-overload]
+                    self._serve(peer)
+            now = monotonic()
+            for peer in [peer for peer in self._peers.values() if peer.deadline <= now]:
+                self._close(peer)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptor: it stays in the queue
+            threading.Event().wait(0.1)
+            return
+        if len(self._peers) == MOST:
+            self._close(next(iter(self._peers.values())))
+        connection.setblocking(False)
+        self._peers[connection] = _Peer(connection, monotonic() + WITHIN)
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _serve(self, peer: _Peer) -> None:
+        try:
+            if not peer.go_on(self._answer):
+                self._close(peer)
+            elif peer.wants_to_write:
+                self._selector.modify(peer.connection, selectors.EVENT_WRITE)
+            else:
+                self._selector.modify(peer.connection, selectors.EVENT_READ)
+        except OSError:
+            self._close(peer)
+
+    def _close(self, peer: _Peer) -> None:
+        del self._peers[peer.connection]
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
+
+
+class _Peer:
+    """One connection: a request is read, the answer written, and the rest read until the peer closes.
+
+    What is closed with bytes unread is reset, and the answer may be lost.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self.connection, self.deadline = connection, deadline
+        self._request = bytearray()
+        self._answer: memoryview | None = None
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._answer)
+
+    def go_on(self, answer: Answer) -> bool:
+        """Reads or writes what it can. False: it is over."""
+        with contextlib.suppress(BlockingIOError):
+            if self._answer is None:
+                self._read(answer)
+            elif not self._answer and not self.connection.recv(LARGEST):
+                return False
+            if self._answer:
+                self._answer = self._answer[self.connection.send(self._answer) :]
+                if not self._answer:
+                    self.connection.shutdown(socket.SHUT_WR)
+        return True
+
+    def _read(self, answer: Answer) -> None:
+        data = self.connection.recv(LARGEST)
+        if not data:
+            raise ConnectionResetError
+        self._request += data
+        complete = b"\r\n\r\n" in self._request or b"\n\n" in self._request
+        if complete or len(self._request) >= LARGEST:
+            self._answer = memoryview(_Exchange(bytes(self._request), complete, answer).written)
+
+
+class _Exchange(BaseHTTPRequestHandler):
+    """One request as bytes, and the answer as bytes."""
+
+    protocol_version = "HTTP/1.1"
+    error_content_type, error_message_format = "text/plain", "%(message)s\n"
+
+    def __init__(
+        self, request: bytes, complete: bool, answer: Answer
+    ) -> None:  # not the parent's, which wants a socket
+        self.rfile, self.wfile = BytesIO(request), BytesIO()
+        self.client_address = ("", 0)
+        self._answer = answer
+        if complete:
+            self.handle_one_request()
+        else:
+            self.requestline, self.request_version, self.command = "", self.protocol_version, ""
+            self.send_error(431)
+
+    @property
+    def written(self) -> bytes:
+        return self.wfile.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    def do_GET(self) -> None:
+        try:
+            status, content_type, body = self._answer(self.path.partition("?")[0], self.headers.get("Accept", ""))
+        except Exception:  # of a peer's strange words, which must not end the thread
+            self.send_error(500)
+            return
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def version_string(self) -> str:
+        """Of the header Server: not Python's version."""
+        return "tcpproxy"
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is logged."""
