@@ -14,7 +14,7 @@ from .config.config import Config
 from .config.endpoints import Endpoint, Remote, endpoint
 from .config.urls import with_address
 from .crew import LOG_DRAIN, Crew
-from .errors import StartError, UsageError, WaitTimeout
+from .errors import CANNOT_REFUSE, StartError, UsageError, WaitTimeout
 from .native import Event as Signal
 from .native import Lock, monotonic
 from .network.listening import Port
@@ -182,9 +182,7 @@ class Controls:
         if live not in ("close", "reset", "keep"):
             raise UsageError(f"live {quoted(live)} is unknown, expected close, reset or keep")
         if self._given:
-            raise UsageError(
-                "a proxy that was given sockets cannot refuse clients, expected one with a port of its own"
-            )
+            raise UsageError(CANNOT_REFUSE)
         was_down = self._set_down(True)
         if live != "keep":
             self.kill(live)
@@ -308,7 +306,7 @@ class Controls:
     def _bend(self, faults: Fault | str | Iterable[Fault | str] = ()) -> Faults:
         from .handles import Faults
 
-        self._bent = self._reporter.faults = Faults(self._held, self._refuse, faults, self._seed)
+        self._bent = self._reporter.faults = Faults(self._held, self._refuse, faults, self._seed, self._given is None)
         return self._bent
 
     # --- seeing ---

@@ -30,6 +30,10 @@ class UsageError(TcpProxyError, ValueError):
     exit_code = 2
 
 
+CANNOT_REFUSE = "a proxy that was given sockets cannot refuse clients, expected one with a port of its own"
+"""Of a UsageError: clients would wait in the queue of sockets that others have, too."""
+
+
 class StartError(TcpProxyError, OSError):
     """The proxy cannot listen, or the system refuses a descriptor, memory or a thread; `errno` is the system's.
 

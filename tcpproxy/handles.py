@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import awaiting
 from ._core.rulebook import DICE, MOST_RULES, Rulebook
-from .errors import UsageError, WaitTimeout
+from .errors import CANNOT_REFUSE, UsageError, WaitTimeout
 from .faults import Fault, named
 from .native import Event, Thread, make_thread, monotonic
 from .rules import NO_RULES, Installed, rule
@@ -71,6 +71,7 @@ class Faults:
         refuse: makes the port refuse clients, or not; with the crew.
         faults: those that are in force from the start.
         seed: of the dice; None: a random one.
+        can_refuse: whether the port is the proxy's own.
 
     Raises:
         UsageError: a fault is invalid, or two contradict each other.
@@ -85,7 +86,9 @@ class Faults:
         refuse: Callable[[Crew | None, bool], None] = lambda crew, on: None,
         faults: Some = (),
         seed: int | None = None,
+        can_refuse: bool = True,
     ) -> None:
+        self._can_refuse = can_refuse
         self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
         self._held, self._refuse = held, refuse
         self._begun = 0.0
@@ -110,6 +113,8 @@ class Faults:
         new = {}
         since = crew.last_id() if crew else 0
         for name, fault in named([faults] if isinstance(faults, str | Fault) else faults, self._now.faults()).items():
+            if fault.kind == "refuse" and not self._can_refuse:
+                raise UsageError(CANNOT_REFUSE)
             self._keys += 1
             new[name] = _Entry(Installed(fault, name, self._keys, since))
         self._by_key |= {it.installed.key: it for it in new.values()}  # before there are events

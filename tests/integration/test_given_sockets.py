@@ -150,4 +150,9 @@ def test_it_cannot_refuse_clients(make_proxy: MakeProxy, echo: Echo, listener: s
     proxy = make_proxy(echo.name, sockets=[listener])
     with pytest.raises(UsageError, match="cannot refuse clients"):
         proxy.down()
+    for fault in ("refuse", "refuse,start=1h"):
+        with pytest.raises(UsageError, match="cannot refuse clients"):
+            proxy.fault(fault)
+        with pytest.raises(UsageError, match="cannot refuse clients"):
+            Proxy(echo.name, sockets=[listener], faults=fault)
     assert relays(proxy.address)
