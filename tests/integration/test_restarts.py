@@ -1,0 +1,138 @@
+"""Restarts under load that refuse no client and reset none: the recipes of docs/operating.md."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.command import Command
+from support.manager import Manager, passing
+from support.peers import Echo, connect, free_port
+from support.streams import echoes
+from support.waiting import eventually, in_background
+
+from tcpproxy import Proxy
+
+if os.name == "nt":
+    pytest.skip("no descriptors are passed here, and no UNIX sockets exist", allow_module_level=True)
+
+pytestmark = pytest.mark.timeout(180)
+
+Start = Callable[..., Command]
+
+RESTARTS = 20
+CLIENTS = 6
+
+
+class Load:
+    """Clients that come one after the other, each of which must be served to its end; and those that stay."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address, self.over, self.served = address, False, 0
+        self._lock = threading.Lock()
+
+    def _come_and_go(self) -> None:
+        while not self.over:
+            with connect(self.address) as client:
+                for _ in range(3):
+                    assert echoes(client)
+                client.shutdown(socket.SHUT_WR)
+                assert client.recv(1) == b""
+            with self._lock:
+                self.served += 1
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """While the block runs, no client is refused and none is reset."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(CLIENTS):
+                stack.enter_context(in_background(self._come_and_go))
+            try:
+                yield
+            finally:
+                self.over = True
+        assert self.served > 5 * CLIENTS
+
+    def more(self) -> None:
+        """Returns when some more have been served."""
+        before = self.served
+        eventually(lambda: self.served >= before + 2 * CLIENTS, 60)
+
+
+@pytest.fixture
+def listener(stack: contextlib.ExitStack) -> socket.socket:
+    return stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
+
+
+OPTIONS = ("--workers", "2", "--grace", "30s", "-q")
+
+
+def test_the_socket_of_a_unit(command: Start, echo: Echo, listener: socket.socket) -> None:
+    """Row 105: one process after the other; new clients wait in the socket meanwhile."""
+    load = Load(listener.getsockname())
+    process = command(*OPTIONS, echo.name, **passing([listener]))
+    with load.running():
+        for _ in range(RESTARTS):
+            load.more()
+            process.signal(signal.SIGTERM)
+            assert process.wait() == 0
+            process = command(*OPTIONS, echo.name, **passing([listener]))
+        load.more()
+
+
+def test_the_store(command: Start, echo: Echo, tmp_path: Path, stack: contextlib.ExitStack) -> None:
+    """Row 105: the same without a unit for the socket."""
+    manager = stack.enter_context(contextlib.closing(Manager(str(tmp_path / "notify"))))
+    options = (*OPTIONS, "-l", str(free_port()), echo.name)
+    process = command(*options, env={**os.environ, **manager.environ, "FDSTORE": "16"})
+    load = Load(process.address)
+    manager.told("READY")
+    with load.running():
+        for _ in range(RESTARTS):
+            load.more()
+            process.signal(signal.SIGTERM)
+            assert process.wait() == 0
+            process = command(*options, **passing(manager.store, **manager.environ, FDSTORE="16"))
+        load.more()
+
+
+def test_two_instances(
+    command: Start, echo: Echo, tmp_path: Path, listener: socket.socket, stack: contextlib.ExitStack
+) -> None:
+    """Row 105: the next one starts first, so that nobody waits; a connection that stays goes on with the old one."""
+    load = Load(listener.getsockname())
+    process = command(*OPTIONS, echo.name, **passing([listener]))
+    with load.running(), contextlib.ExitStack() as stay:
+        for number in range(RESTARTS):
+            manager = stack.enter_context(contextlib.closing(Manager(str(tmp_path / str(number)))))
+            load.more()
+            staying = stay.enter_context(connect(load.address))
+            assert echoes(staying)
+            following = command(*OPTIONS, echo.name, **passing([listener], **manager.environ))
+            manager.told("READY")
+            process.signal(signal.SIGTERM)
+            load.more()
+            assert echoes(staying)
+            stay.close()
+            assert process.wait() == 0
+            process = following
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_proxies_of_a_program(echo: Echo, listener: socket.socket, workers: int) -> None:
+    """Row 105: the next one with the same sockets, then the old one stops."""
+    load = Load(listener.getsockname())
+    proxy = Proxy(echo.name, sockets=[listener], workers=workers, on_event=lambda _event: None).start()
+    with load.running():
+        for _ in range(RESTARTS):
+            load.more()
+            following = Proxy(echo.name, sockets=[listener], workers=workers, on_event=lambda _event: None).start()
+            proxy.stop("30s")
+            proxy = following
+    proxy.stop()
