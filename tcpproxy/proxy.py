@@ -17,6 +17,7 @@ from . import awaiting, lifetime
 from .config.config import Config
 from .config.endpoints import Endpoint, Remote
 from .config.groups import Options
+from .config.paths import path_in
 from .config.reference import documented
 from .controls import Controls
 from .crew import LOG_DRAIN, Crew
@@ -220,6 +221,8 @@ class Proxy(Controls):
 
     def _find_target(self, remote: Endpoint) -> tuple[Resolver | None, list[Address]]:
         """Upstream's addresses: none (and a warning) if its name does not resolve soon enough."""
+        if path := remote.path or path_in(self.config.listening.bind):
+            raise UsageError(f"{quoted(path)} is for a UNIX socket, which is not supported yet")
         known = numeric(remote.host, remote.port)
         if known:
             return None, known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import re
 import socket
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..text import quoted
 from ..values import parse_number
 from . import habits
 from .habits import Spelling
+from .paths import check_path, is_path, path_in, plain_path
 
 _LABEL = re.compile(r"[^\s\x00-\x20\x7f./:\[\]@%]{1,63}")
 _NUMBER = r"(?:0x[0-9a-f]+|\d+)"
@@ -22,21 +24,33 @@ _NUMBERS = re.compile(rf"{_NUMBER}(?:\.{_NUMBER})*\.?", re.ASCII | re.IGNORECASE
 _SHORT_LOOPBACK = re.compile(r"127(?:\.(?:0|[1-9]\d*)){1,2}", re.ASCII)
 """127.1 is 127.0.0.1 on every system, and wherever such an address leads, it is this machine."""
 
+EVERYWHERE = "::"
+"""What `*` is: every address, of both families."""
+
 ANY_REMOTE = "expected HOST:PORT or [IPv6]:PORT"
 _REMOTE, _REMOTE_V6 = "expected HOST:PORT", "expected [IPv6]:PORT"
 
-Remote = str | int | tuple[str, int] | tuple[str, int, int, int]
-"""What a program may say: a text, a port of this machine, or an address as `socket.getsockname` returns it."""
+Remote = str | int | tuple[str, int] | tuple[str, int, int, int] | os.PathLike[str]
+"""What a program may say: a text, a port of this machine, an address as `socket.getsockname` returns it, or a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A host (name or IP address, IPv6 without brackets) and a port."""
+    """Where to connect or to listen: a host and a port, or a UNIX socket.
 
-    host: str
-    port: int
+    Attributes:
+        host: a name or an IP address, IPv6 without brackets.
+        port: to listen on: 0 for a free one.
+        path: of a UNIX socket: it begins with `/`, `./`, `../`, or `@` for an abstract one; empty: TCP.
+    """
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
 
     def __str__(self) -> str:
+        if self.path:
+            return self.path
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -52,8 +66,12 @@ def endpoint(remote: Remote) -> Endpoint:
         host, scope = remote[0], remote[3] if len(remote) == 4 else 0
         if scope and "%" not in host:
             host = f"{host}%{scope}"
-        _check_host("remote", remote, host, "expected (host, port)")
+        check_host("remote", remote, host, "expected (host, port)")
         return Endpoint(host, _port(remote, remote[1]))
+    if isinstance(remote, os.PathLike):
+        path = plain_path(os.fspath(remote))
+        check_path("remote", remote, path)
+        return Endpoint(path=path)
     if isinstance(remote, SupportsIndex) and not isinstance(remote, bool):
         return Endpoint("localhost", _port(remote, operator.index(remote)))
     raise UsageError(f"remote {quoted(remote)} is no address, {ANY_REMOTE}, a port of localhost, or (host, port)")
@@ -64,18 +82,23 @@ def _port(remote: object, value: int | str) -> int:
     return parse_number(what, value, 1, 65535)
 
 
-def parse_endpoint(text: str, *, program: bool = False) -> Endpoint:
-    """`HOST:PORT` or `[IPv6]:PORT`.
+def parse_endpoint(text: str, *, program: bool = False, front: str = "") -> Endpoint:
+    """`HOST:PORT`, `[IPv6]:PORT`, or the path of a UNIX socket.
 
     Args:
         text: what was typed.
         program: errors show calls of `Proxy`, not command lines.
+        front: what stands before it in a forward, `8080:`; errors then show forwards.
 
     Raises:
         UsageError: there is no port, no host, or one that cannot exist.
     """
-    _check_text("remote", text, ANY_REMOTE)
-    _refuse_other_kinds("remote", text, _REMOTE, Spelling(habits.url_target(text)), program)
+    check_text("remote", text, ANY_REMOTE)
+    if is_path(text):
+        check_path("remote", text, path_in(text))
+        return Endpoint(path=path_in(text))
+    there = Spelling(habits.other_path(text) or habits.url_target(text), front=front)
+    _refuse_other_kinds("remote", text, _REMOTE, there, program)
     if text.startswith("[") and not re.search(r"\]:[^:]*:", text):
         expected = _REMOTE_V6
         host, port = _bracketed(text)
@@ -86,14 +109,14 @@ def parse_endpoint(text: str, *, program: bool = False) -> Endpoint:
             raise UsageError(f"remote {quoted(text)} has no port, {expected}")
         if is_ip(text.partition("%")[0]) or (":" in host and is_ip(host.partition("%")[0])):
             raise UsageError(f"remote {quoted(text)} is an IPv6 address without brackets, {_REMOTE_V6}")
-        _refuse_forward(text, host, colon, program)
+        _refuse_forward(text, host, colon, program, front)
         if ":" in host:
             raise UsageError(f"remote {quoted(text)} has more than one ':', {expected}")
     host = _without_percent_25(host)
-    _check_host("remote", text, host, expected)
+    check_host("remote", text, host, expected)
     if not port:
         raise UsageError(f"remote {quoted(text)} has an empty port, {expected}")
-    return Endpoint(host, _remote_port(text, host, port, program))
+    return Endpoint(host, _remote_port(text, host, port, program, front))
 
 
 def _bracketed(text: str) -> tuple[str, str]:
@@ -109,17 +132,17 @@ def _bracketed(text: str) -> tuple[str, str]:
     return host, rest[1:]
 
 
-def _remote_port(text: str, host: str, port: str, program: bool) -> int:
+def _remote_port(text: str, host: str, port: str, program: bool, front: str) -> int:
     try:
         return parse_number(f"port of remote {quoted(text)}:", port, 1, 65535)
     except UsageError as error:
         if number := habits.service(port):
-            hint = Spelling(str(Endpoint(host, number))).spelled(program)
+            hint = Spelling(str(Endpoint(host, number)), front=front).spelled(program)
             raise UsageError(f"{error}; the service {port} has port {number}: {hint}") from None
         raise
 
 
-def _refuse_forward(text: str, host: str, colon: str, program: bool) -> None:
+def _refuse_forward(text: str, host: str, colon: str, program: bool, front: str) -> None:
     """Refuses what ssh, docker and kubectl call a forward, and says how to write it here."""
     if "," in text:
         raise UsageError(f"remote {quoted(text)} has a ',', expected one HOST:PORT")
@@ -128,59 +151,85 @@ def _refuse_forward(text: str, host: str, colon: str, program: bool) -> None:
     there = habits.forward(text)
     if not there or there.target == text:
         return
+    if front:
+        there = Spelling("" if there.port or there.bind else there.target, front=front)
     if re.match(r"tcp[46]?:", text, re.IGNORECASE) and not there.port:
         problem = f"begins with {quoted(text.partition(':')[0])}"
     elif ":" in host:
         problem = f"has {habits.count_fields(text)} fields"
     elif not host:
         problem = "has an empty host" if colon else "has no host"
-    elif not there.port:
+    elif text.endswith("/tcp"):
         problem = "ends with '/tcp'"
     else:
         problem = f"has the host {quoted(host)}, which is a bare number"
-    raise UsageError(f"remote {quoted(text)} {problem}, {_REMOTE}; {there.meaning}: {there.spelled(program)}")
+    raise UsageError(f"remote {quoted(text)} {problem}, {_REMOTE}{there.hint(program)}")
 
 
 def _refuse_other_kinds(what: str, text: str, expected: str, there: Spelling, program: bool) -> None:
-    """Refuses UNIX sockets and URLs."""
-    if habits.is_path(text):
-        raise UsageError(f"{what} {quoted(text)} is for a UNIX socket, which is not supported, {expected}")
+    """Refuses URLs, and paths of UNIX sockets in the spelling of another program."""
+    if text.startswith("~"):
+        raise UsageError(f"{what} {quoted(text)} begins with '~', which only a shell expands, expected /PATH")
     if habits.is_url(text):
-        hint = f"; {there.meaning}: {there.spelled(program)}" if there != Spelling() else ""
-        raise UsageError(f"{what} {quoted(habits.without_password(text))} is a URL, {expected}{hint}")
+        problem = f"{quoted(habits.without_password(text))} is a URL"
+    elif habits.is_path(text) and not habits.forward(text):
+        problem = f"{quoted(text)} is not how a UNIX socket is spelled here"
+        expected = "expected /PATH"
+    else:
+        return
+    raise UsageError(f"{what} {problem}, {expected}{there.hint(program)}")
 
 
-def parse_bind(what: str, text: str) -> str:
-    """A name or IP address to listen on; IPv6 with or without brackets.
+def parse_bind(what: str, text: str | os.PathLike[str]) -> str:
+    """A name or IP address to listen on, IPv6 with or without brackets; or the path of a UNIX socket.
 
     Raises:
         UsageError: it is empty or no host.
     """
     expected = "expected a name or an IP address"
     program = not what.startswith("-")
-    _check_text(what, text, expected)
+    if isinstance(text, os.PathLike):
+        text = plain_path(os.fspath(text))
+    check_text(what, text, expected)
+    if is_path(text):
+        check_path(what, text, path_in(text))
+        return path_in(text)
+    if text in ("*", "[*]"):
+        return EVERYWHERE
+    if path := habits.other_path(text):
+        _refuse_other_kinds(what, text, expected, Spelling(bind=path), program)
     there = None if is_ip(text.partition("%")[0]) else habits.listen_at(text)
     _refuse_other_kinds(what, text, expected, there or Spelling(), program)
-    if text in ("*", "+", "[*]"):
-        every, v4 = (Spelling(bind=host).spelled(program) for host in ("::", "0.0.0.0"))
-        hint = f"for all addresses: {every}, or {v4} for IPv4 alone"
-        raise UsageError(f"{what} {quoted(text)} is not an address, {expected}; {hint}")
     if habits.is_port(text):
-        there = Spelling(port=text)
-        hint = f"{there.meaning}: {there.spelled(program)}"
-        raise UsageError(f"{what} {quoted(text)} is a bare number, {expected}; {hint}")
+        raise UsageError(f"{what} {quoted(text)} is a bare number, {expected}{Spelling(port=text).hint(program)}")
     if not there and ":" in text and not is_ip(text.partition("%")[0]):
         there = habits.forward(text)
     if there or re.fullmatch(r"(\[.*\]|[^:\[\]]+|):\w*", text, re.DOTALL):
-        hint = f"; {there.meaning}: {there.spelled(program)}" if there else ""
+        hint = there.hint(program) if there else ""
         raise UsageError(f"{what} {quoted(text)} has a port, which is an option of its own, {expected}{hint}")
-    host = text
-    if text.startswith("[") or text.endswith("]"):
-        host = text[1:-1]
-        if not (text.startswith("[") and text.endswith("]")) or ":" not in host:
-            raise UsageError(f"{what} {quoted(text)} is not an IPv6 address in brackets, {expected}")
+    return listen_host(what, text, text, expected)
+
+
+def listen_host(what: str, text: str, host: str, expected: str) -> str:
+    """A host to listen on, without brackets.
+
+    Args:
+        what: the name of the argument.
+        text: what was given.
+        host: the host in it.
+        expected: the end of an error.
+
+    Raises:
+        UsageError: it cannot exist.
+    """
+    if host.startswith("[") or host.endswith("]"):
+        plain = host[1:-1]
+        if not (host.startswith("[") and host.endswith("]")) or ":" not in plain:
+            which = "is" if host == text else f"has {quoted(host)}, which is"
+            raise UsageError(f"{what} {quoted(text)} {which} not an IPv6 address in brackets, {expected}")
+        host = plain
     host = _without_percent_25(host)
-    _check_host(what, text, host, expected)
+    check_host(what, text, host, expected)
     return host
 
 
@@ -201,8 +250,7 @@ def parse_local_port(what: str, value: int | str) -> int:
             there = Spelling(port=str(number))
         if not there:
             raise
-        hint = f"{there.meaning}: {there.spelled(not what.startswith('-'))}"
-        raise UsageError(f"{error}; {hint}") from None
+        raise UsageError(f"{error}{there.hint(not what.startswith('-'))}") from None
 
 
 def _without_percent_25(host: str) -> str:
@@ -213,14 +261,16 @@ def _without_percent_25(host: str) -> str:
     return re.sub(r"%25(?=.)(?!\d+\Z)", "%", host, count=1)
 
 
-def _check_text(what: str, text: object, expected: str) -> None:
+def check_text(what: str, text: object, expected: str) -> None:
+    """UsageError: it is no text, or empty."""
     if not isinstance(text, str):
         raise UsageError(f"{what} {quoted(text)} is not a text, {expected}")
     if not text:
         raise UsageError(f"{what} {quoted(text)} is empty, {expected}")
 
 
-def _check_host(what: str, text: object, host: str, expected: str) -> None:
+def check_host(what: str, text: object, host: str, expected: str) -> None:
+    """UsageError: the host in `text` cannot exist."""
     problem = _host_problem(host)
     if problem == "empty":
         raise UsageError(f"{what} {quoted(text)} has an empty host, {expected}")

@@ -7,6 +7,8 @@ import re
 import socket
 from dataclasses import dataclass
 
+from .paths import path_in, plain_path
+
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:.*@)?(?P<place>[^/?#@]*).*", re.DOTALL | re.I)
 _PORT = re.compile(r"0*[1-9]\d{0,4}", re.ASCII)
 _PATH = re.compile(
@@ -26,14 +28,16 @@ class Spelling:
     """A forward as this program spells it. Empty: not told.
 
     Args:
-        target: HOST:PORT to connect to.
-        bind: the address to listen on.
+        target: HOST:PORT or a path to connect to.
+        bind: the address to listen on, or a path.
         port: the port to listen on.
+        front: of a forward with that target: what stands before it, `8080:`.
     """
 
     target: str = ""
     bind: str = ""
     port: str = ""
+    front: str = ""
 
     @property
     def meaning(self) -> str:
@@ -43,12 +47,19 @@ class Spelling:
         place = " ".join([self.bind, f"port {self.port}" if self.port else ""]).strip()
         return f"to listen on {place}" + (f" and forward to {self.target}" if self.target else "")
 
+    def hint(self, program: bool) -> str:
+        """The end of an error: what is meant, and how it is spelled here. Empty: that is not known."""
+        known = self.target or self.bind or self.port
+        return f"; {self.meaning}: {self.spelled(program)}" if known else ""
+
     def spelled(self, program: bool) -> str:
         """As a call of `Proxy` or the arguments of one, or as a command line or the options of one."""
         return self.in_program() if program else self.in_command()
 
     def in_program(self) -> str:
         """As a call of `Proxy`, or the arguments of one."""
+        if self.front:
+            return f"forwards=[{self.front + self.target!r}]"
         named = [("bind", repr(self.bind)), ("port", self.port)]
         options = [f"{name}={value}" for name, value in named if value and value != "''"]
         return f"Proxy({', '.join([repr(self.target), *options])})" if self.target else ", ".join(options)
@@ -57,6 +68,8 @@ class Spelling:
         """As a command line, or the options of one, quoted for a shell."""
         import shlex  # only an error needs it
 
+        if self.front:
+            return shlex.join(["-L", self.front + self.target])
         words = ["tcpproxy"] if self.target else []
         words += ["-b", self.bind] if self.bind else []
         words += ["-l", self.port] if self.port else []
@@ -70,9 +83,22 @@ def is_url(text: str) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Is it meant for a UNIX socket: a path, `unix:PATH`, `@name`, or one of them behind a port?"""
+    """Is it meant for a UNIX socket: a path, socat's `UNIX-CONNECT:PATH`, a URL, or a path behind a port?"""
     url = _URL.fullmatch(text)
     return "unix" in url["scheme"].lower().split("+") if url else _PATH.match(text) is not None
+
+
+def other_path(text: str) -> str:
+    """The path of a UNIX socket in the spelling of another program, as it is spelled here; empty: it is none."""
+    if not is_path(text) or forward(text):
+        return ""
+    if is_url(text):  # unix:///run/x, http+unix://%2Frun%2Fx
+        from urllib.parse import unquote  # only an error needs it
+
+        path = unquote(text.partition("://")[2])
+    else:
+        path = re.sub(r"\Aunix[a-z-]*:", "", text, flags=re.I)
+    return plain_path(path)
 
 
 def without_password(text: str) -> str:
@@ -100,6 +126,8 @@ def forward(text: str) -> Spelling | None:
     text = text.removesuffix("/tcp")
     text = re.sub(r"\Atcp[46]?:(?=[^/].*:)", "", text, flags=re.I)  # socat's TCP:HOST:PORT
     parts = _fields(text)
+    if len(parts) == 2 and is_port(parts[0]) and path_in(parts[1]):  # PORT:/PATH
+        return Spelling(parts[1], "", parts[0])
     if len(parts) == 2 and is_port(parts[0]) and re.fullmatch(r"[a-z][\w.-]*", parts[1], re.I):  # PORT:HOST
         return Spelling(f"{parts[1]}:PORT", "", parts[0])
     if not 1 <= len(parts) <= 4 or not is_port(parts[-1]):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,7 @@ from tcpproxy.config.config import Config
 from tcpproxy.config.endpoints import Endpoint, endpoint, parse_bind, parse_endpoint, parse_local_port
 
 BARE = "which is a bare number, expected HOST:PORT; "
-NO_UNIX = "is for a UNIX socket, which is not supported, expected HOST:PORT"
+NO_PATH = "is not how a UNIX socket is spelled here, expected /PATH; to forward to "
 
 REMOTES = {
     # docker, kubectl
@@ -59,8 +61,21 @@ REMOTES = {
     "db:80/tcp": "ends with '/tcp', expected HOST:PORT; to forward to db:80: tcpproxy db:80",
     "db1:80,db2:80": "has a ',', expected one HOST:PORT",
     # UNIX sockets
-    **dict.fromkeys(("/var/run/docker.sock", "./x", "~/x", "run/docker.sock", "@name", "8080:/run/x"), NO_UNIX),
-    **dict.fromkeys(("unix:/run/x", "unix:x", "UNIX-CONNECT:/x", "unix:///run/x", "http+unix://%2Frun"), NO_UNIX),
+    "run/docker.sock": f"{NO_PATH}./run/docker.sock: tcpproxy ./run/docker.sock",
+    "UNIX-CONNECT:/x": f"{NO_PATH}/x: tcpproxy /x",
+    "unix:///run/x": "is a URL, expected HOST:PORT; to forward to /run/x: tcpproxy /run/x",
+    "http+unix://%2Frun%2Fx": "is a URL, expected HOST:PORT; to forward to /run/x: tcpproxy /run/x",
+    "~/x": "begins with '~', which only a shell expands, expected /PATH",
+    "8080:/run/x": "has the host '8080', which is a bare number, expected HOST:PORT; to listen on port 8080 and "
+    "forward to /run/x: tcpproxy -l 8080 /run/x",
+    "/run/": "is a directory, expected the path of a UNIX socket",
+    "..": "has no port, expected HOST:PORT",
+    "../..": "is a directory, expected the path of a UNIX socket",
+    "@": "has no path of a UNIX socket, expected /PATH",
+    "unix:": "has no path of a UNIX socket, expected /PATH",
+    "/a\0b": "has a NUL, which no path can have",
+    f"/{'x' * 107}": "has a path of 108 bytes, expected at most 107",
+    f"unix:{chr(0xFC) * 53}": "has a path of 108 bytes, expected at most 107",
     # numbers that inet_aton takes for an address
     "0:80": "has '0', which is a bare number (in full: 0.0.0.0), expected HOST:PORT",
     "2130706433:80": "has '2130706433', which is a bare number (in full: 127.0.0.1), expected HOST:PORT",
@@ -116,6 +131,54 @@ def test_remote_that_stays(text: str, host: str) -> None:
     assert parse_endpoint(text) == Endpoint(host, 80)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="107 bytes, and abstract names, on Linux")
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("/run/x.sock", "/run/x.sock"),
+        ("/run/x:80", "/run/x:80"),
+        ("./x", "./x"),
+        ("../x", "../x"),
+        ("@name", "@name"),
+        ("unix:/run/x", "/run/x"),
+        ("unix:x", "./x"),
+        ("UNIX:@x", "@x"),
+        ("/" + "x" * 106, "/" + "x" * 106),
+        ("/run/\udcff", "/run/\udcff"),
+    ],
+)
+def test_paths(text: str, path: str) -> None:
+    """Of UNIX sockets, as REMOTE and as -b; the last is no UTF-8."""
+    assert parse_endpoint(text) == Endpoint(path=path)
+    assert str(Endpoint(path=path)) == path
+    assert parse_bind("bind", text) == path
+
+
+def test_paths_of_a_program() -> None:
+    """Those of os.PathLike need no `./`, and a number is no port."""
+    assert endpoint(Path("a") / "b") == Endpoint(path="./a/b")
+    assert endpoint(Path("80")) == Endpoint(path="./80")
+    assert endpoint(Path("/run/x")) == Endpoint(path="/run/x")
+    assert parse_bind("bind", Path("80")) == "./80"
+    with pytest.raises(UsageError, match=r"^remote PosixPath\('/'\) is a directory"):
+        endpoint(Path("/"))
+
+
+@pytest.mark.parametrize(("platform", "text"), [("darwin", "@name"), ("freebsd15", "@name")])
+def test_abstract_names(monkeypatch: pytest.MonkeyPatch, platform: str, text: str) -> None:
+    """Only Linux has them."""
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(UsageError, match=r"^remote '@name' is an abstract UNIX socket, which only Linux has"):
+        parse_endpoint(text)
+
+
+def test_a_python_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of Windows."""
+    monkeypatch.delattr(socket, "AF_UNIX", raising=False)
+    with pytest.raises(UsageError, match=r"is for a UNIX socket, which Python does not have on this system$"):
+        parse_endpoint("/run/x")
+
+
 def test_hints_are_right() -> None:
     """Each remote that a hint names is accepted."""
     for text in REMOTES:
@@ -161,13 +224,14 @@ BINDS = {
     "*:80": f"{PORT}to listen on :: port 80: -b :: -l 80",
     "8080:db:5432": f"{PORT}to listen on port 8080 and forward to db:5432: tcpproxy -l 8080 db:5432",
     "8080": "is a bare number, expected a name or an IP address; to listen on port 8080: -l 8080",
-    "*": "is not an address, expected a name or an IP address; for all addresses: -b ::, or -b 0.0.0.0 for IPv4 alone",
     "0": "is a bare number (in full: 0.0.0.0), expected a name or an IP address",
     "10.1": "is not an IPv4 address (in full: 10.0.0.1), expected a name or an IP address",
     "tcp://0.0.0.0:80": "is a URL, expected a name or an IP address; to listen on 0.0.0.0 port 80: -b 0.0.0.0 -l 80",
     "http://here": "is a URL, expected a name or an IP address",
-    "/run/x.sock": "is for a UNIX socket, which is not supported, expected a name or an IP address",
-    "unix:x": "is for a UNIX socket, which is not supported, expected a name or an IP address",
+    "run/x.sock": "is not how a UNIX socket is spelled here, expected /PATH; to listen on ./run/x.sock: "
+    "-b ./run/x.sock",
+    "UNIX-LISTEN:/x": "is not how a UNIX socket is spelled here, expected /PATH; to listen on /x: -b /x",
+    "/run/": "is a directory, expected the path of a UNIX socket",
 }
 
 
@@ -287,8 +351,7 @@ def test_bad_bind_in_a_program() -> None:
     """Its hints are arguments."""
     with pytest.raises(UsageError, match=r"; to listen on 127.0.0.1 port 80: bind='127.0.0.1', port=80$"):
         Config.make(1, bind="127.0.0.1:80")
-    with pytest.raises(UsageError, match=r"; for all addresses: bind='::', or bind='0.0.0.0' for IPv4 alone$"):
-        Config.make(1, bind="*")
+    assert Config.make(1, bind="*").listening.bind == "::"
     with pytest.raises(UsageError, match=r"^port ':80' is not a whole number from 0 to 65535; .*: port=80$"):
         Config.make(1, port=":80")
 
