@@ -7,6 +7,7 @@ Proxy          listens and forwards; help(tcpproxy.Proxy) lists its options
 Event          a fact about a proxy or a connection, as `on_event` gets it; EventKind and Reason are types of its fields
 Stats          numbers, from Proxy.stats()
 Connection     a live connection, from Proxy.connections(); State is the type of its state
+Forward        a place to listen and its target, from Proxy.forwards
 Recording      the bytes of a connection, from Proxy.recordings; Chunk is one read
 TcpProxyError  base of all errors: UsageError, StartError, WaitTimeout, WorkerError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .proxy import Proxy
     from .report.event import Event, EventKind, Reason
     from .tap.recording import Chunk, Recording
-    from .views import Connection, State, Stats
+    from .views import Connection, Forward, State, Stats
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Connection",
     "Event",
     "EventKind",
+    "Forward",
     "Proxy",
     "Reason",
     "Recording",
@@ -53,7 +55,7 @@ if not TYPE_CHECKING:  # with a module __getattr__ a type checker accepts any na
             home = "report.event"
         elif name in ("Chunk", "Recording"):
             home = "tap.recording"
-        elif name in ("Connection", "State", "Stats"):
+        elif name in ("Connection", "Forward", "State", "Stats"):
             home = "views"
         else:
             home = "errors"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 from . import awaiting, lifetime
 from .config.config import Config
-from .config.endpoints import Endpoint, Remote, endpoint
+from .config.endpoints import Remote, endpoint
 from .config.urls import with_address
 from .crew import LOG_DRAIN, Crew
 from .errors import CANNOT_REFUSE, StartError, UsageError, WaitTimeout
 from .native import Event as Signal
 from .native import Lock, monotonic
-from .network.listening import Port
-from .network.resolver import Address, Resolver
+from .network.forwarding import Forwarding, listen
 from .report.reporter import Reporter
 from .report.table import measure, table
 from .text import quoted
@@ -46,7 +44,7 @@ class Controls:
     config: Config
     _crew: Crew | None
     _reporter: Reporter
-    _port: Port | None
+    _forwards: list[Forwarding]
     _given: list[socket.socket] | None
     _lock: Lock
     _busy: set[int]
@@ -65,8 +63,8 @@ class Controls:
         def stats(self) -> Stats: ...
         def connections(self, ended: bool = False) -> list[Connection]: ...
         def _not_nested(self) -> contextlib.AbstractContextManager[None]: ...
-        def _find_target(self, remote: Endpoint) -> tuple[Resolver | None, list[Address]]: ...
-        def _others(self, remote: Endpoint, resolver: Resolver | None, addresses: list[Address]) -> list[Address]: ...
+        def _find_targets(self, forwards: list[Forwarding]) -> None: ...
+        def _leave_out_circles(self, forwards: list[Forwarding]) -> None: ...
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Crew | None]:
@@ -208,32 +206,31 @@ class Controls:
         return was_down
 
     def _refuse(self, crew: Crew | None, on: bool) -> None:
-        """A fault makes the port refuse clients, or does not any more."""
+        """A fault makes the ports refuse clients, or does not any more."""
         self._refuses = on
         self._open_or_close(crew)
 
     def _open_or_close(self, crew: Crew | None) -> None:
         """Listens, or refuses clients, as the program and the faults want it."""
         closed = self._is_down or self._refuses
-        if crew and self._port and closed != self._is_closed and not self._stopping.is_set():
+        if crew and closed != self._is_closed and not self._stopping.is_set():
             with lifetime.no_fork:
                 if closed:
                     crew.replace_listeners([])
-                    self._is_closed = True  # also if the port cannot be kept
-                    self._port.keep()
+                    self._is_closed = True  # also if a port cannot be kept
+                    for each in self._forwards:
+                        each.keep()
                 else:
-                    self._listen_again(crew, self._port)
+                    self._listen_again(crew)
         self._is_closed = closed
 
-    def _listen_again(self, crew: Crew, port: Port) -> None:
+    def _listen_again(self, crew: Crew) -> None:
         with contextlib.ExitStack() as stack:
-            listeners = port.listen()
-            for listener in listeners:
-                stack.callback(listener.close)  # each worker has a duplicate
+            listeners = [listen(each, stack) for each in self._forwards]
             try:
                 crew.replace_listeners(listeners)
             except OSError as error:
-                raise StartError.because(f"cannot listen again for {self.config.remote}", error) from error
+                raise StartError.because(f"cannot listen again for {self.config.targets}", error) from error
 
     @property
     def upstream(self) -> str:
@@ -244,26 +241,36 @@ class Controls:
         Raises:
             UsageError: on setting, no such address can exist, or it is the proxy's own.
             StartError: on setting, the system refuses memory, or a thread for the look-ups.
+            RuntimeError: the proxy has several forwards.
         """
+        self._check_single("upstream")
         return str(self.config.remote)
 
     @upstream.setter
     def upstream(self, remote: Remote) -> None:
-        config = dataclasses.replace(self.config, remote=endpoint(remote))
+        self._check_single("upstream")
+        config = self.config.with_remote(endpoint(remote))
         with self._held() as crew:
             if not crew:
                 self.config = config
-                self._reporter.set_upstream(None, str(config.remote))
                 return
-        resolver, addresses = self._find_target(config.remote)  # it may take seconds
-        addresses = self._others(config.remote, resolver, addresses)
+            port = self._forwards[0].port
+        new = Forwarding(config.forwards[0])
+        self._find_targets([new])  # it may take seconds
+        new.port = port
+        self._leave_out_circles([new])
         with self._held() as crew:
             if crew and not self._stopping.is_set():
                 try:
-                    crew.set_upstream(resolver, addresses, str(config.remote))
+                    crew.set_upstream(new)
                 except (MemoryError, RuntimeError) as error:
                     raise StartError.because(f"cannot forward to {config.remote}", error) from error
             self.config = config
+
+    def _check_single(self, what: str) -> None:
+        """RuntimeError: there are several forwards, and so there is no such thing."""
+        if (count := len(self.config.forwards)) > 1:
+            raise RuntimeError(f"{what} is of a proxy with one forward, and this one has {count}: see `forwards`")
 
     def restore(self) -> None:
         """Takes faults, `pause` and `down` back. It kills nothing."""

@@ -1,16 +1,16 @@
-"""Crew: the threads of a proxy. One per worker, one for the log, one that serves lookups of upstream's name, and with a
-tap one that reads it.
+"""Crew: the threads of a proxy. One per worker, one for the log, one that serves lookups of names, and with a tap one
+that reads it.
 
-Each query has a further thread: see network/resolver.py.
+Each query has a further thread (see network/resolver.py), and with several forwards each lookup that it serves.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from threading import TIMEOUT_MAX
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import lifetime
 from ._core.capture import TapReader
@@ -18,10 +18,12 @@ from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
 from .errors import WorkerError, describe
 from .native import Event, Lock, Thread, allocate_lock, make_thread, monotonic, this_thread
+from .network.forwarding import Forwarding
 from .network.limits import ephemeral_ports
 from .network.resolver import TTL, Address, Resolver
 from .processors import cpu_quota
 from .report.reporter import Reporter
+from .views import Connection
 from .wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Crew:
     Args:
         config: what the proxy was told.
         reporter: what the log thread runs.
-        resolver: looks upstream's name up; None: upstream has a numeric address.
+        forwards: what it forwards; their numbers in workers are their places in this list.
         failed: called once, by a worker's thread, if a worker ends by itself.
         record: bytes to record of each direction of each connection; 0: none.
         capture: what is written to a file; `close` closes it.
@@ -54,15 +56,15 @@ class Crew:
         self,
         config: Config,
         reporter: Reporter,
-        resolver: Resolver | None,
+        forwards: Sequence[Forwarding],
         failed: Callable[[WorkerError], None],
         record: int = 0,
         capture: Capture | None = None,
         paused: int = 0,
     ) -> None:
-        self._config, self._reporter, self._resolver, self._failed = config, reporter, resolver, failed
+        self._config, self._reporter, self._forwards, self._failed = config, reporter, forwards, failed
         self._record, self._capture, self._paused = record, capture, paused
-        self._naming = Lock()  # over the resolver, and the addresses that workers have from it
+        self._naming = Lock()  # over resolvers, and the addresses that workers have from them
         self._lookup_wakeup: Wakeup | None = None
         self.tap: TapReader | None = None
         self._tap_thread: Thread | None = None
@@ -76,12 +78,11 @@ class Crew:
         self.limit = 0
         """Connections at a time."""
 
-    def open(self, listeners: list[socket.socket], addresses: list[Address], limit: int) -> None:
+    def open(self, listeners: Sequence[Sequence[socket.socket]], limit: int) -> None:
         """Makes workers and threads, none of which runs yet. After an error `close` gives back what was made.
 
         Args:
-            listeners: each worker gets a duplicate of each; the caller keeps and closes these.
-            addresses: upstream's, empty if it did not resolve yet.
+            listeners: of each forward; each worker gets a duplicate of each; the caller keeps and closes these.
             limit: connections at a time.
 
         Raises:
@@ -95,12 +96,13 @@ class Crew:
         for number in range(self._config.operating.workers):
             worker = Worker(settings, allocate_lock)
             self._workers.append(worker)
-            for listener in listeners:
-                with listener.dup() as duplicate:
-                    worker.listen(duplicate.fileno(), 0)
-                    duplicate.detach()  # from here on the worker owns and closes it
-            if addresses:
-                worker.set_addresses(0, addresses, None if self._resolver is None else TTL)
+            for target, forward in enumerate(self._forwards):
+                for listener in listeners[target]:
+                    with listener.dup() as duplicate:
+                        worker.listen(duplicate.fileno(), target)
+                        duplicate.detach()  # from here on the worker owns and closes it
+                if forward.addresses:
+                    worker.set_addresses(target, forward.addresses, TTL if forward.resolver else None)
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         per_source = self._config.clients.max_connections_per_source
         Worker.link(self._workers, limit=limit, per_source=per_source)
@@ -112,11 +114,11 @@ class Crew:
             self._tap_thread = make_thread("tcpproxy-tap", self._read_tap, self.tap)
             reporting.append(self._tap_thread)
         pieces = self.tap if shown else None
-        self._reporter.open(self._workers, reporting, log_wakeup, self._resolver, pieces, self._trouble)
+        self._reporter.open(self._workers, reporting, log_wakeup, self._forwards, pieces, self._trouble)
         for worker in self._workers:
             worker.want_events(self._reporter.kinds, self._reporter.wants_outgoing)
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
-        if self._resolver:
+        if any(each.resolver for each in self._forwards):
             self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, lookup_wakeup)
 
     def _settings(self, log_wakeup: Wakeup, lookup_wakeup: Wakeup) -> _Settings:
@@ -141,6 +143,7 @@ class Crew:
             "busy_poll_us": busy_poll,
             "tap": self._taps,
             "paused": self._paused,
+            "upstreams": len(self._forwards),
         }
 
     @property
@@ -189,20 +192,24 @@ class Crew:
         for worker in self._workers:
             worker.sync()
 
-    def replace_listeners(self, listeners: list[socket.socket]) -> None:
+    def replace_listeners(self, listeners: Sequence[Sequence[socket.socket]]) -> None:
         """Makes the workers close their listeners and accept from these. When it returns, they do.
 
         Args:
-            listeners: each worker gets a duplicate of each; the caller keeps and closes these. None: nobody listens,
-                and clients that waited have been accepted.
+            listeners: of each forward; each worker gets a duplicate of each; the caller keeps and closes these.
+                None: nobody listens, and clients that waited have been accepted.
 
         Raises:
             OSError: no descriptor for a duplicate; nothing has changed.
         """
         with contextlib.ExitStack() as stack:
-            duplicates = [[stack.enter_context(each.dup()) for each in listeners] for _ in self._workers]
-            for worker, own in zip(self._workers, duplicates, strict=True):
-                worker.replace_listeners([each.detach() for each in own], 0)  # from here on the worker closes them
+            new = [
+                [(stack.enter_context(each.dup()), target) for target, own in enumerate(listeners) for each in own]
+                for _ in self._workers
+            ]
+            for worker, own in zip(self._workers, new, strict=True):
+                # From here on the worker closes them.
+                worker.replace_listeners([(each.detach(), target) for each, target in own])
 
     def accept_waiting(self) -> None:
         """Accepts the clients that wait to be accepted."""
@@ -237,18 +244,16 @@ class Crew:
                 total += killed
         return total
 
-    def set_upstream(self, resolver: Resolver | None, addresses: list[Address], target: str) -> None:
+    def set_upstream(self, new: Forwarding) -> None:
         """Makes connections that do not connect yet go to another upstream. When it returns, they do.
 
         Args:
-            resolver: as at the making.
-            addresses: upstream's; none: it did not resolve, and is looked up for each connection.
-            target: as it was given, for log lines.
+            new: takes the place of the only forward.
 
         Raises:
             MemoryError, RuntimeError: there is no memory or no thread.
         """
-        if resolver and not self._lookup_thread:
+        if new.resolver and not self._lookup_thread:
             thread = self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._lookup_wakeup)
             try:
                 thread.start()
@@ -256,10 +261,11 @@ class Crew:
                 self._lookup_thread = None
                 raise
         with self._naming:
-            old, self._resolver = self._resolver, resolver
-            self._reporter.set_upstream(resolver, target)
+            (forward,) = self._forwards
+            old, forward.resolver = forward.resolver, new.resolver
+            forward.target, forward.addresses = new.target, new.addresses
             for worker in self._workers:
-                worker.set_addresses(0, addresses, None if resolver is None else TTL)
+                worker.set_addresses(0, new.addresses, TTL if new.resolver else None)
         if old:
             old.close()
         self.sync()
@@ -281,8 +287,9 @@ class Crew:
                 worker.close()
             if self.tap:
                 self.tap.close()
-        if self._resolver:
-            self._resolver.close()
+        for each in self._forwards:
+            if each.resolver:
+                each.resolver.close()
         for wakeup in self._wakeups:
             wakeup.wake()
         # The log thread may be stuck in a write to a full pipe: then it is left behind, as a daemon thread, with its
@@ -342,9 +349,12 @@ class Crew:
         each = [worker.measures() for worker in self._workers]
         return {name: [sum(column) for column in zip(*(one[name] for one in each), strict=True)] for name in each[0]}
 
-    def connections(self) -> list[tuple[int, str, str, Any, int, int, float, float, float, int, int, str]]:
-        """The live connections of all workers, as `Worker.connections` has them."""
-        return [item for worker in self._workers for item in worker.connections()]
+    def connections(self) -> list[Connection]:
+        """The live connections of all workers."""
+        targets = [each.target for each in self._forwards]
+        return [
+            Connection(*item[:-1], "", targets[item[-1]]) for worker in self._workers for item in worker.connections()
+        ]
 
     # --- what the threads do ---
 
@@ -367,22 +377,37 @@ class Crew:
         return ""
 
     def _serve_lookups(self, wakeup: Wakeup) -> None:
-        """Looks upstream's name up whenever a worker asks."""
+        """Looks a target's name up whenever a worker asks."""
         while self.running or not self._stopping.is_set():
             wakeup.wait()
-            asked = [worker.wants_addresses(0) for worker in self._workers]  # of each one: the call clears its flag
-            resolver = self._resolver
-            if resolver and any(asked):
-                addresses, lifetime = resolver.lookup()
-                for worker in self._workers:
-                    self._publish_addresses(worker, resolver, addresses, lifetime)
+            for number in range(len(self._forwards)):
+                asked = [
+                    each.wants_addresses(number) for each in self._workers
+                ]  # of each one: the call clears its flag
+                if any(asked):
+                    self._begin_lookup(number)
 
-    def _publish_addresses(self, worker: Worker, resolver: Resolver, addresses: list[Address], lifetime: float) -> None:
+    def _begin_lookup(self, number: int) -> None:
+        """Looks the name of a forward up; with several forwards in a thread of its own: a name server may hang."""
+        if len(self._forwards) > 1:
+            with contextlib.suppress(RuntimeError, MemoryError):
+                return make_thread("tcpproxy-name", self._look_up, number).start()
+        self._look_up(number)
+
+    def _look_up(self, number: int) -> None:
+        if resolver := self._forwards[number].resolver:
+            addresses, lifetime = resolver.lookup()
+            for worker in self._workers:
+                self._publish_addresses(worker, number, resolver, addresses, lifetime)
+
+    def _publish_addresses(
+        self, worker: Worker, number: int, resolver: Resolver, addresses: list[Address], lifetime: float
+    ) -> None:
         """Gives a worker the answer that it waits for. Retries after a MemoryError: the worker does not ask again."""
         while True:
             with contextlib.suppress(MemoryError), self._naming:
-                if resolver is self._resolver:  # else the worker has addresses of another upstream by now
-                    worker.set_addresses(0, addresses, lifetime)
+                if resolver is self._forwards[number].resolver:  # else it has addresses of another upstream by now
+                    worker.set_addresses(number, addresses, lifetime)
                 return
             if self._stopping.wait(0.1):
                 return

@@ -125,8 +125,7 @@ class _Watched:
         self._made = wall()
         check_callback(on_event)
         self.proxy = Proxy(remote, on_event=self._keep, **options)
-        self._target = str(self.proxy.config.remote)
-        self._deliver = on_event or LoggingSink(self._target)
+        self._deliver = on_event or LoggingSink()
 
     def _keep(self, event: Event) -> None:
         self._events.append(event)
@@ -156,7 +155,7 @@ class _Watched:
             lines += [f"  {line}" for line in table(known, measure([], known, 0), None)]
         if events := list(self._events):
             lines += ["last events:"]
-            lines += [f"  {timestamp(it.time)} {clean(sentence(it, self._target))}" for it in events]
+            lines += [f"  {timestamp(it.time)} {clean(sentence(it))}" for it in events]
         with contextlib.suppress(RuntimeError):  # nothing is recorded
             lines += [line for recording in proxy.recordings for line in _shown(recording)]
         return lines

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Never, Self, Unpack
 
 from . import awaiting, lifetime
 from .config.config import Config
-from .config.endpoints import Endpoint, Remote
+from .config.endpoints import Remote
 from .config.groups import Options
-from .config.paths import path_in
 from .config.reference import documented
 from .controls import Controls
 from .crew import LOG_DRAIN, Crew
 from .errors import StartError, TcpProxyError, UsageError, WorkerError
 from .native import Event as Signal
 from .native import Lock, monotonic
+from .network.forwarding import Forwarding, leave_out_circles, listen
 from .network.given import GivenPort, check_given
 from .network.limits import check_room, connection_limit
 from .network.listening import Port, address, is_public, known_places, no_place, small_buffers
@@ -34,7 +34,7 @@ from .tap.capture import Capture
 from .tap.recording import Recording, parse_record
 from .text import quoted
 from .values import parse_number, parse_wait
-from .views import Connection, Stats
+from .views import Connection, Forward, Stats
 
 if TYPE_CHECKING:
     from .faults import Fault
@@ -48,13 +48,15 @@ START_LOOKUP = 2.0
 
 @documented
 class Proxy(Controls):
-    """Forwards TCP connections to `remote`, in threads of this process. A context manager, plain or async.
+    """Forwards TCP connections, to `remote` or as `forwards` say, in threads of this process.
+
+    A context manager, plain or async.
 
     Durations are seconds or texts like `250ms`, `5m`; sizes are bytes or texts like `64KiB`.
 
     Args:
         remote: `HOST:PORT` or `[IPv6]:PORT`; an int is a port of localhost; a tuple is an address as
-            `getsockname` returns it.
+            `getsockname` returns it. None: `forwards` has the targets.
         on_event: called with each `Event`, in a thread of the proxy's own: a function, not a coroutine function;
             None: the logger `tcpproxy`.
         record: how much to keep of each direction of each connection, for `recordings`: a size, True for 1 MiB,
@@ -68,7 +70,7 @@ class Proxy(Controls):
     <options>
 
     Raises:
-        UsageError: an argument is invalid, or upstream is this proxy itself.
+        UsageError: an argument is invalid, or a target leads back to this proxy.
         StartError: on start, the address cannot be listened on, or there are no descriptors.
 
     Attributes:
@@ -80,7 +82,7 @@ class Proxy(Controls):
 
     def __init__(
         self,
-        remote: Remote,
+        remote: Remote | None = None,
         *,
         on_event: Callable[[Event], None] | None = None,
         record: bool | int | str = False,
@@ -92,7 +94,7 @@ class Proxy(Controls):
         self.config = Config.make(remote, **options)
         self._record = parse_record(record)
         check_callback(on_event)
-        for name in ("bind", "port") if sockets is not None else ():
+        for name in ("bind", "port", "forwards") if sockets is not None else ():
             if name in options:
                 raise UsageError(f"sockets and {name} are both given, expected one of them")
         self._given = None if sockets is None else check_given(sockets)
@@ -100,12 +102,11 @@ class Proxy(Controls):
         self.failure: WorkerError | None = None
         seeing = self.config.seeing
         self.capture = Capture(seeing.capture, seeing.capture_rotate, seeing.capture_files) if seeing.capture else None
-        self._reporter = Reporter(on_event, str(self.config.remote))
+        self._reporter = Reporter(on_event)
         self._on_open: Callable[[list[socket.socket]], object] | None = None  # of the command: has the listeners
         self._crew: Crew | None = None
-        self._resolver: Resolver | None = None  # that the start waits for
-        self._resolved: list[Address] = []  # what upstream's name meant at the start, without our own addresses
-        self._port: Port | None = None
+        self._resolvers: list[Resolver] = []  # that the start waits for
+        self._forwards: list[Forwarding] = []
         self._paused, self._is_down = 0, False
         self._refuses = self._is_closed = False  # by a fault; whatever the cause
         self._lock = Lock()
@@ -120,9 +121,14 @@ class Proxy(Controls):
             self._bend(faults)
 
     def __repr__(self) -> str:
-        addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.addresses]
-        place = ", ".join(addresses) or ("sockets" if self._given else self.config.listening.bind)
-        return f"<Proxy {place} -> {self.config.remote}, {self._state}>"
+        several = len(self.config.forwards) > 1
+        if ports := [each.port for each in self._forwards if each.port]:
+            places = [", ".join(port.names) for port in ports]
+        else:
+            places = ["sockets" if self._given else each.listener.host for each in self.config.forwards]
+        routes = zip(places, self.config.forwards, strict=True)
+        text = "; ".join(f"{place} -> {each.target}" for place, each in routes)
+        return f"<Proxy {text}{';' if several else ','} {self._state}>"
 
     @property
     def _state(self) -> str:
@@ -149,7 +155,7 @@ class Proxy(Controls):
 
         Raises:
             StartError: the address is taken or not ours, or the system refuses what a proxy needs.
-            UsageError: the target is the proxy's own address.
+            UsageError: the target leads back to the proxy.
             RuntimeError: it was started before.
         """
         if self._started or threading.get_ident() in self._busy:  # by a signal handler, in the middle of a start
@@ -172,109 +178,100 @@ class Proxy(Controls):
         return self
 
     def _start(self) -> Crew:
-        resolver, addresses = self._find_target(self.config.remote)
+        forwards = [Forwarding(spec) for spec in self.config.forwards]
+        self._find_targets(forwards)
         crew = Crew(
-            self.config, self._reporter, resolver, self._failed, self._record, self.capture, paused=self._paused
+            self.config, self._reporter, forwards, self._failed, self._record, self.capture, paused=self._paused
         )
         try:
             if self.capture:
                 self.capture.open(lambda text: self._reporter.note("warning", text))
-            places = [] if self._given else self._find_places()
+            places = [[] if self._given else self._find_places(each.spec.listener.host) for each in forwards]
             with lifetime.no_fork:
-                self._open(crew, places, resolver, addresses)
+                self._open(crew, forwards, places)
         except BaseException as error:
             self._undo(crew)
             if isinstance(error, OSError | MemoryError | RuntimeError) and not isinstance(error, TcpProxyError):
-                raise StartError.because(f"cannot start a proxy for {self.config.remote}", error) from error
+                raise StartError.because(f"cannot start a proxy for {self.config.targets}", error) from error
             raise
         return crew
 
-    def _open(self, crew: Crew, places: list[Address], resolver: Resolver | None, addresses: list[Address]) -> None:
-        port = self._port = GivenPort(self._given) if self._given else Port(self.config, places)
-        addresses = self._others(self.config.remote, resolver, addresses)
-        self._resolved = addresses if resolver else []
+    def _open(self, crew: Crew, forwards: list[Forwarding], places: list[list[Address]]) -> None:
+        self._forwards = forwards
+        for each, found in zip(forwards, places, strict=True):
+            each.port = GivenPort(self._given) if self._given else Port(each.spec, found, len(forwards) > 1)
+        self._leave_out_circles(forwards)
         with contextlib.ExitStack() as stack:
-            listeners = [] if self._is_closed else port.listen()
-            for listener in listeners:
-                stack.callback(listener.close)  # each worker has a duplicate
+            listeners = [[] if self._is_closed else listen(each, stack) for each in forwards]
             limit, warning = connection_limit(self.config)
             if warning:
                 self._reporter.note("warning", warning)
-            crew.open(listeners, addresses, limit)
+            crew.open(listeners, limit)
             if self._bent:
                 self._bent.begin(crew)
-            check_room(listeners)
+            check_room([each for own in listeners for each in own])
             if self.capture and crew.tap:
-                names = ", ".join(str(Endpoint(*each)) for each in port.addresses)
-                host = self.config.remote.host if resolver else ""
-                self.capture.begin(crew.tap, names, str(self.config.remote), host, addresses)
+                own = ", ".join(name for each in forwards if each.port for name in each.port.names)
+                names = [(each.spec.target.host, each.addresses) for each in forwards if each.resolver]
+                self.capture.begin(crew.tap, own, self.config.targets, names)
             if self._on_open:
-                self._on_open(listeners)
+                self._on_open([each for own in listeners for each in own])
             self._crew = crew
             if self._stopping.is_set():  # by another thread, which found no crew to stop
                 crew.stop(abort=True)
-                port.close()
-            self.addresses = port.addresses
-            self._announce(listeners)
+                self._close_ports()
+            self.addresses = [place for each in forwards if each.port for place in each.port.addresses]
+            self._announce(forwards, listeners)
             stack.close()  # before the log thread starts, and can print that it listens
             crew.start()
 
-    def _find_target(self, remote: Endpoint) -> tuple[Resolver | None, list[Address]]:
-        """Upstream's addresses: none (and a warning) if its name does not resolve soon enough."""
-        if path := remote.path or path_in(self.config.listening.bind):
-            raise UsageError(f"{quoted(path)} is for a UNIX socket, which is not supported yet")
-        known = numeric(remote.host, remote.port)
-        if known:
-            return None, known
-        resolver, found = self._look_up(remote.host, remote.port, START_LOOKUP)
-        if not found and not self._stopping.is_set():
-            why = resolver.lookup_error or f"no answer within {START_LOOKUP:g} s"
-            self._reporter.note(
-                "warning", f"cannot resolve {remote.host} ({why}); it is looked up again for each connection"
-            )
-        return resolver, found
+    def _find_targets(self, forwards: list[Forwarding]) -> None:
+        """Finds the targets' addresses: none (and a warning) of a name that does not resolve soon enough."""
+        asked: list[tuple[Forwarding, Resolver, int]] = []
+        for each in forwards:
+            target = each.spec.target
+            if path := target.path or each.spec.listener.path:
+                raise UsageError(f"{quoted(path)} is for a UNIX socket, which is not supported yet")
+            each.addresses = numeric(target.host, target.port) or []
+            if not each.addresses:
+                each.resolver = self._resolver_of(target.host, target.port)
+                asked.append((each, each.resolver, each.resolver.ask()))
+        deadline = monotonic() + START_LOOKUP
+        for each, resolver, number in asked:
+            each.addresses = resolver.lookup(max(0.0, deadline - monotonic()), number)[0]
+            if not each.addresses and not self._stopping.is_set():
+                why = resolver.lookup_error or f"no answer within {START_LOOKUP:g} s"
+                text = f"cannot resolve {each.spec.target.host} ({why}); it is looked up again for each connection"
+                self._reporter.note("warning", text)
 
-    def _find_places(self) -> list[Address]:
+    def _find_places(self, bind: str) -> list[Address]:
         """The addresses to listen on: none if the proxy is stopped during their look-up, which may take long."""
-        bind = self.config.listening.bind
         if known := known_places(bind):
             return known
-        resolver, found = self._look_up(bind, 0, None)
+        resolver = self._resolver_of(bind, 0)
+        found = resolver.lookup()[0]
         if not found and not self._stopping.is_set():
             raise no_place(bind, resolver.lookup_error)
         return found
 
-    def _look_up(self, host: str, port: int, timeout: float | None) -> tuple[Resolver, list[Address]]:
-        """Asks for a name's addresses, until the proxy is stopped."""
-        resolver = self._resolver = Resolver(host, port)
+    def _resolver_of(self, host: str, port: int) -> Resolver:
+        """Resolves a name, until the proxy is stopped."""
+        resolver = Resolver(host, port)
+        if not self._crew:
+            self._resolvers.append(resolver)
         if self._stopping.is_set():  # by another thread, which found no resolver to interrupt
             resolver.close()
-        return resolver, resolver.lookup(timeout)[0]
+        return resolver
 
-    def _others(self, remote: Endpoint, resolver: Resolver | None, addresses: list[Address]) -> list[Address]:
-        """Upstream's addresses without our own, of which connections would come back; there may be one of each.
+    def _leave_out_circles(self, forwards: list[Forwarding]) -> None:
+        label = self.config.labels["forwards"]
+        leave_out_circles(forwards, label, lambda text: self._reporter.note("warning", text))
 
-        Raises:
-            UsageError: there are only our own.
-        """
-        port = self._port
-        assert port is not None  # since `_open`
-        others = [each for each in addresses if not port.is_own(each)]
-        if addresses and not others:
-            raise UsageError(f"remote {str(remote)!r} is this proxy's own address, expected another one")
-        if resolver:
-            resolver.leave_out(port.is_own)
-        if len(others) < len(addresses):
-            own = ", ".join(str(Endpoint(*each)) for each in port.addresses)
-            text = f"{remote} is this proxy itself ({own}) and others; only the others are used"
-            self._reporter.note("warning", text)
-        return others
-
-    def _announce(self, listeners: list[socket.socket]) -> None:
+    def _announce(self, forwards: list[Forwarding], listeners: list[list[socket.socket]]) -> None:
         if self._stopping.is_set():
             return
-        for listener in listeners:
-            self._reporter.note("listening", address(listener))
+        for listener, each in ((it, each) for each, own in zip(forwards, listeners, strict=True) for it in own):
+            self._reporter.note("listening", address(listener), each.target)
             if is_public(listener):
                 self._reporter.note("warning", f"listening on {address(listener)}, which other machines may reach")
             if warning := small_buffers(listener, self.config):
@@ -285,10 +282,16 @@ class Proxy(Controls):
         crew.stop(abort=True)
         crew.join(None)
         crew.close()
-        if self._port:
-            self._port.close()
-        self._crew = self._port = None
+        self._close_ports()
+        self._crew = None
+        self._forwards = []
         self.addresses = []
+
+    def _close_ports(self) -> None:
+        """Gives the ports of all forwards up."""
+        for each in self._forwards:
+            if each.port:
+                each.port.close()
 
     def stop(self, grace: float | str | None = None) -> None:
         """Stops listening, lets connections end for `grace` (None: as configured; inf: for ever), resets the rest.
@@ -366,10 +369,10 @@ class Proxy(Controls):
                 self.capture.stop()  # the start may wait for who reads it
         if crew := self._crew:
             crew.stop(abort=abort)
-            if port := self._port:
-                port.close()
-        elif resolver := self._resolver:
-            resolver.close()  # the start waits for it
+            self._close_ports()
+        else:
+            for resolver in self._resolvers:
+                resolver.close()  # the start waits for it
         return crew
 
     def _note(self, kind: EventKind, text: str) -> None:
@@ -409,9 +412,8 @@ class Proxy(Controls):
             return
         if self._crew:
             self._crew.close_after_fork()
-        if self._port:
-            self._port.close()
-        self._crew = self._resolver = self._port = None
+        self._close_ports()
+        self._crew, self._resolvers = None, []
         if not self._started:
             return
         self._stopping, self._stopped = Signal(), Signal()
@@ -453,10 +455,24 @@ class Proxy(Controls):
 
     @property
     def address(self) -> tuple[str, int]:
-        """(host, port) to connect to, as `socket.create_connection` wants it."""
+        """(host, port) to connect to, as `socket.create_connection` wants it.
+
+        Raises:
+            RuntimeError: it has not been started, or it has several forwards.
+        """
+        self._check_single("address")
         if not self.addresses:
             raise RuntimeError("the proxy has not been started")
         return self.addresses[0]
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """Each place to listen with its target, in the order of `forwards`; empty before the start."""
+        return tuple(
+            Forward(each.spec.text, each.port.addresses[0], each.port.addresses[0][1], each.target)
+            for each in self._forwards
+            if each.port and self.addresses
+        )
 
     @property
     def host(self) -> str:
@@ -482,7 +498,8 @@ class Proxy(Controls):
             ended: also the last 1,000 that are over, each with its reason, and those that were turned away. Waits until
                 their events have been delivered, but not in `on_event`.
         """
-        found = {item[0]: Connection(*item) for item in sorted(self._crew.connections())} if self._crew else {}
+        live = self._crew.connections() if self._crew else []
+        found = {it.id: it for it in sorted(live, key=lambda it: it.id)}
         if not ended:
             return list(found.values())
         self._flush()  # after the look: one that ends in between is in the second list

@@ -70,6 +70,7 @@ class Connection:
         waiting_for_client: the same in the other direction.
         outgoing: the proxy's own address toward upstream, `host:port`; empty until it is connected.
         reason: why it ended: a Reason; empty while it lives.
+        target: where its listener forwards to, as it was given.
     """
 
     id: int
@@ -85,3 +86,21 @@ class Connection:
     waiting_for_client: int
     outgoing: str
     reason: str = ""
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A forward of a proxy: a place to listen, and where its connections go.
+
+    Attributes:
+        spec: as it was given: an item of `forwards`, or the remote.
+        address: (host, port) that it listens on; of several the first one.
+        port: its port.
+        target: where it forwards to, as it was given.
+    """
+
+    spec: str
+    address: tuple[str, int]
+    port: int
+    target: str

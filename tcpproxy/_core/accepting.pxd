@@ -2,14 +2,14 @@
 #
 # All workers share each listening socket, and each has its own descriptor of it. A listener is level-triggered: while
 # connections cannot be accepted (EMFILE and the like, or Group.limit) it is not registered, or the loop would spin.
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from tcpproxy._core.loop cimport LISTENERS, Loop
 from tcpproxy._core.net cimport net_socket
 
 cdef struct NewListeners:       # from another thread
     net_socket fds[LISTENERS]   # listening and non-blocking
+    uint8_t targets[LISTENERS]  # the upstream of each
     int count                   # 0: nobody listens any more
-    int target                  # index of the upstream
     bint taken                  # set by the worker, which owns the descriptors from then on
 
 cdef void accepting_watch(Loop *loop) noexcept nogil                # registers the listeners, unless the proxy stops

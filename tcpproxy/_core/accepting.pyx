@@ -81,9 +81,8 @@ cdef void accepting_replace(Loop *loop, NewListeners *listeners) noexcept nogil:
             net_close(listeners.fds[i])
         else:
             loop.accepting.listeners[i].watch.fd = listeners.fds[i]
-            loop.accepting.listeners[i].target = listeners.target
+            loop.accepting.listeners[i].target = listeners.targets[i]
     listeners.taken = True
-    loop.upstream_count = max(loop.upstream_count, listeners.target + 1)
     if not ends:
         loop.accepting.count = listeners.count
         accepting_watch(loop)

@@ -9,8 +9,7 @@ def file_head(
     system: str,
     name: str,
     description: str,
-    host: str,
-    addresses: Sequence[tuple[bytes, int, int]],
+    names: Sequence[tuple[str, Sequence[tuple[bytes, int, int]]]],
 ) -> bytes: ...
 
 @final

@@ -32,22 +32,22 @@ _PIECE_KINDS = {TAP_DATA: "data", TAP_FIN: "fin", TAP_RST: "rst", TAP_END: "end"
 _RUN = ("", "full", "failed")   # by READER_
 
 
-def file_head(str application, str system, str name, str description, str host, addresses):
+def file_head(str application, str system, str name, str description, names):
     """The blocks at the beginning of a capture file, with one interface.
 
     Args:
         application, system: what has written it, and where.
         name, description: of the interface.
-        host: a name, and
-        addresses: what it resolved to, as (raw IP, port, scope id).
+        names: hosts, each with what it resolved to, as (raw IP, port, scope id).
     """
     cdef uint8_t block[PCAPNG_BLOCK]
     cdef net_addr addr
     made = (<char *> block)[:pcapng_start(block, application.encode(), system.encode())]
     made += (<char *> block)[:pcapng_interface(block, name.encode(), description.encode())]
-    for ip, _, _ in addresses:
-        if net_pack(&addr, PyBytes_AsString(ip), len(ip), 0, 0) == 0:
-            made += (<char *> block)[:pcapng_name(block, &addr, host.encode())]
+    for host, addresses in names:
+        for ip, _, _ in addresses:
+            if net_pack(&addr, PyBytes_AsString(ip), len(ip), 0, 0) == 0:
+                made += (<char *> block)[:pcapng_name(block, &addr, host.encode())]
     return made
 
 

@@ -19,6 +19,7 @@ cdef struct ViewItem:       # one live relay, as another thread sees it
     uint64_t connect_ns     # from accept to connected; 0: it is not connected
     uint64_t idle_ns        # since the last turn that moved bytes or passed an end on, or since connected, or since accept
     uint8_t state
+    uint8_t target          # index of its upstream
 
 cdef struct View:           # filled by the worker between two batches
     ViewItem *items

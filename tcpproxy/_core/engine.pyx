@@ -318,6 +318,7 @@ cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
             if relay.connected_ns and relay.sides[UPSTREAM].watch.fd != NET_NONE:
                 net_own_address(relay.sides[UPSTREAM].watch.fd, &item.outgoing)
             item.state = relay.state
+            item.target = relay.target
         view.count += 1
 
 

@@ -38,6 +38,7 @@ cdef enum:                  # why a relay ended; names in events_reason_name
 cdef struct EventRecord:
     uint8_t kind
     uint8_t reason
+    uint8_t target          # index of the upstream
     int32_t error           # errno of the cause, or 0
     uint64_t id             # of the connection, from 1; 0: the record is about no connection
     uint64_t at_ns          # when it happened, by the worker's clock

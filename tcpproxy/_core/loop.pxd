@@ -35,8 +35,8 @@ cdef enum:                  # Loop.stop
     ABORT = 2               # reset every relay and end
 
 cdef enum:                  # limits of one proxy
-    UPSTREAMS = 16          # a listener names its upstream by number
-    LISTENERS = 16
+    UPSTREAMS = 64          # forwards: a listener names its upstream by number
+    LISTENERS = 1024        # a name to listen on may have several addresses
     WORKERS = 64
     TABLE_CHUNKS = 16384
     CONNECTIONS = 1000000   # at a time: upper bound, also where the system allows more descriptors

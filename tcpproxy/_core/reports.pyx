@@ -48,6 +48,7 @@ cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil:
     if record != NULL:
         record.id = relay.id
         record.client = relay.client
+        record.target = relay.target
         events_publish(&loop.events)
     if loop.pump.tap != NULL:
         _tap_open(loop, relay.id, &relay.client, relay.sides[CLIENT].watch.fd)
@@ -89,6 +90,7 @@ cdef void _tap_connected(Loop *loop, Relay *relay) noexcept nogil:
 cdef void _describe(EventRecord *record, const Relay *relay) noexcept nogil:
     """Sets what the records of a connection have in common."""
     record.id = relay.id
+    record.target = relay.target
     record.connect_ns = relay.connected_ns - relay.accepted_ns if relay.connected_ns else 0
     record.client = relay.client
     record.upstream = relay.upstream
@@ -106,6 +108,7 @@ cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, i
         record.error = error
         record.id = accepted.id
         record.client = accepted.client
+        record.target = <uint8_t> accepted.target
         events_publish(&loop.events)
     if loop.pump.tap != NULL:
         memset(&end, 0, sizeof(end))

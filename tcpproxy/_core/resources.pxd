@@ -20,6 +20,7 @@ cdef struct Settings:       # of one worker
     int busy_poll_us            # microseconds; 0: none, -1: adaptive
     int tap                     # 1: records what passes, for a TapReader (capture.pyx)
     int paused                  # Loop.paused at the start
+    int upstreams               # how many there are
 
 cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil       # `loop` is zeroed: 0, -ENOMEM or -EMFILE
 cdef void resources_close(Loop *loop) noexcept nogil            # every descriptor; no worker of the group runs any more

@@ -35,7 +35,7 @@ import threading
 POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
-LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "connections": CONNECTIONS}
+LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "forwards": UPSTREAMS, "connections": CONNECTIONS}
 KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_FAULT + 1)])
 REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_FAULT + 1)])
 STATES = ("resolving", "connecting", "relaying", "closing")
@@ -138,13 +138,10 @@ cdef class Worker:
         """Accepts from this listening, non-blocking socket and connects to upstream `target`. The worker owns it from now on."""
         if self.loop.accepting.count == LISTENERS:
             raise ValueError(f"at most {LISTENERS} listeners")
-        if not 0 <= target < UPSTREAMS:
-            raise ValueError(f"upstream {target}, expected 0 to {UPSTREAMS - 1}")
         net_tune(fd, &self.loop.tuning)              # accepted sockets inherit it
         self.loop.accepting.listeners[self.loop.accepting.count].watch.fd = fd
         self.loop.accepting.listeners[self.loop.accepting.count].target = target
         self.loop.accepting.count += 1
-        self.loop.upstream_count = max(self.loop.upstream_count, target + 1)
 
     def run(self):
         """Runs the loop in the calling thread until the worker is stopped. OSError: the poller has failed."""
@@ -213,7 +210,7 @@ cdef class Worker:
 
     def take_events(self, int most):
         """Up to `most` records: (kind, reason, errno, id, client, upstream, outgoing, to_upstream, to_client, duration,
-        connect, time, fault).
+        connect, time, fault, target).
         """
         cdef EventRecord record
         cdef int64_t wall_offset = <int64_t> wall_ns() - <int64_t> clock_ns()
@@ -222,7 +219,7 @@ cdef class Worker:
             taken.append((KINDS[record.kind - EVENT_NEW], REASONS[record.reason], record.error, record.id,
                           address_text(&record.client), address_text(&record.upstream), address_text(&record.outgoing),
                           record.to_upstream, record.to_client, record.duration_ns / 1e9, record.connect_ns / 1e9,
-                          (<int64_t> record.at_ns + wall_offset) / 1e9, record.fault))
+                          (<int64_t> record.at_ns + wall_offset) / 1e9, record.fault, record.target))
         return taken
 
     def await_events(self):
@@ -242,18 +239,18 @@ cdef class Worker:
         """The number of the connection that was accepted last, by any worker of the group."""
         return sync_load(&self.loop.group.last_id)
 
-    def replace_listeners(self, fds, int target):
-        """Accepts the clients that wait, closes the listeners and takes these: see `listen`. The worker owns them."""
+    def replace_listeners(self, new):
+        """Accepts the clients that wait, closes the listeners and takes these: (fd, target) as in `listen`."""
         cdef NewListeners listeners
         cdef Message message
         cdef int i
-        if len(fds) > LISTENERS:
+        if len(new) > LISTENERS:
             raise ValueError(f"at most {LISTENERS} listeners")
         listeners.count = 0
-        listeners.target = target
         listeners.taken = False
-        for fd in fds:
+        for fd, target in new:
             listeners.fds[listeners.count] = fd
+            listeners.targets[listeners.count] = target
             net_tune(listeners.fds[listeners.count], &self.loop.tuning)
             listeners.count += 1
         message.kind = MESSAGE_LISTEN
@@ -358,7 +355,7 @@ cdef class Worker:
 
     def connections(self):
         """Live relays: (id, client, upstream, state, to_upstream, to_client, age, connect_time, idle, waiting_for_upstream,
-        waiting_for_client, outgoing). Empty when the worker does not run.
+        waiting_for_client, outgoing, target). Empty when the worker does not run.
         """
         cdef View view
         cdef uint64_t i
@@ -372,7 +369,8 @@ cdef class Worker:
             return [(view.items[i].id, address_text(&view.items[i].client), address_text(&view.items[i].upstream),
                      _state(view.items[i].state), view.items[i].to_upstream, view.items[i].to_client,
                      view.items[i].age_ns / 1e9, view.items[i].connect_ns / 1e9, view.items[i].idle_ns / 1e9,
-                     view.items[i].waiting[CLIENT], view.items[i].waiting[UPSTREAM], address_text(&view.items[i].outgoing))
+                     view.items[i].waiting[CLIENT], view.items[i].waiting[UPSTREAM], address_text(&view.items[i].outgoing),
+                     view.items[i].target)
                     for i in range(view.count)]
         finally:
             free(view.items)

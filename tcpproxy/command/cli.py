@@ -29,7 +29,7 @@ from .systemd import Service
 from .usage import Command, faults_text, option
 
 
-def run(remote: str, **given: str | bool | None) -> None:
+def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> None:
     """Relays until a signal or a failure; ends the process with the exit code."""
     raise_descriptor_limit()
     json = given.get("log_format") == "json"
@@ -46,7 +46,7 @@ def run(remote: str, **given: str | bool | None) -> None:
             debug=output.debug,
             quiet=output.quiet,
             json=json,
-            target=str(config.remote),
+            several=len(config.forwards) > 1,
             about=about,
             stdout=stdout,
             dump=dump,
@@ -147,7 +147,7 @@ def _final_error(error: TcpProxyError, json: bool, stdout: int) -> None:
 
 command = Command(
     "tcpproxy",
-    params=[click.Argument(["remote"], metavar="REMOTE"), *map(option, every_row())],
+    params=[click.Argument(["remote"], metavar="REMOTE", required=False), *map(option, every_row())],
     callback=run,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

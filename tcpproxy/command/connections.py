@@ -8,6 +8,7 @@ import threading
 import time
 
 from ..native import monotonic, wall
+from ..network.forwarding import Forwarding
 from ..proxy import Proxy
 from ..report.fields import json_line
 from ..report.printer import final_words
@@ -16,6 +17,13 @@ from ..report.totals import summary, summary_fields
 
 APART = 0.5
 """Seconds between the two looks from which rates follow."""
+
+
+def _resolved(forward: Forwarding) -> str:
+    """The target, with what its name meant at the start."""
+    known = [str(ipaddress.ip_address(raw)) for raw, _, _ in forward.addresses] if forward.resolver else []
+    more = f" and {len(known) - 1} more" if len(known) > 1 else ""
+    return f"{forward.target} ({known[0]}{more})" if known else forward.target
 
 
 class Display:
@@ -29,7 +37,6 @@ class Display:
 
     def __init__(self, proxy: Proxy, *, json: bool, stdout: int = 1) -> None:
         self._proxy, self._json, self._stdout = proxy, json, stdout
-        self._target = str(proxy.config.remote)
         self._started = monotonic()
         self._thread: threading.Thread | None = None
 
@@ -37,9 +44,7 @@ class Display:
         """On a terminal: where it forwards to, and how to stop it."""
         if not os.isatty(2):
             return
-        known = [str(ipaddress.ip_address(raw)) for raw, _, _ in self._proxy._resolved]
-        more = f" and {len(known) - 1} more" if len(known) > 1 else ""
-        where = f"{self._target} ({known[0]}{more})" if known else self._target
+        where = ", ".join(map(_resolved, self._proxy._forwards))
         self._proxy._note("forwarding", f"{where}; Ctrl-C stops")
 
     def show(self) -> None:
@@ -59,7 +64,7 @@ class Display:
             lines = [
                 json_line("summary", wall(), {**summary_fields(duration, stats), "text": summary(duration, stats)})
             ]
-            lines += [json_line("connection", wall(), record(it, *rates[it.id], self._target)) for it in connections]
+            lines += [json_line("connection", wall(), record(it, *rates[it.id])) for it in connections]
         else:
             width = (os.get_terminal_size(2).columns or None) if os.isatty(2) else None
             lines = [summary(duration, stats), *(table(connections, rates, width) if connections else [])]

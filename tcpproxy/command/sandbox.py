@@ -143,16 +143,18 @@ def _allow_beneath(ruleset: int, folder: str, rights: int) -> bool:
 
 
 def ports_to_reach(config: Config) -> set[int]:
-    """Returns the ports that TCP may connect to. Empty: any, because the lookup of the name may use other ports."""
-    if numeric(config.remote.host.partition("%")[0], config.remote.port):
-        return {config.remote.port}
+    """Returns the ports that TCP may connect to. Empty: any, because the lookup of a name may use other ports."""
+    targets = [each for forward in config.forwards for each in forward.targets]
+    ports = {each.port for each in targets}
+    if all(numeric(each.host.partition("%")[0], each.port) for each in targets):
+        return ports
     try:
         with open(NSSWITCH, encoding="utf-8", errors="replace") as file:
             lines = [line.partition("#")[0].split() for line in file]
     except OSError:
         lines = []  # without the file the C library uses files and dns
     sources = {word for line in lines if line[:1] == ["hosts:"] for word in line[1:] if not word.startswith("[")}
-    return {config.remote.port, DNS} if sources <= LOOKUPS else set()
+    return ports | {DNS} if sources <= LOOKUPS else set()
 
 
 def _call(name: str, *args: int | bytes | None) -> int:

@@ -51,7 +51,7 @@ def serve(
     try:
         run.start()
     except RuntimeError as error:  # no thread to be had
-        raise StartError.because(f"cannot start a proxy for {proxy.config.remote}", error) from error
+        raise StartError.because(f"cannot start a proxy for {proxy.config.targets}", error) from error
     said = False
     with contextlib.closing(view) if view else contextlib.nullcontext():
         while (number := view.next(reader) if view else reader.recv(1)[0]) != 0:

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Mapping, MutableMapping
 
 from ..config.config import Config
-from ..config.endpoints import Endpoint
 from ..errors import StartError, TcpProxyError, UsageError
 from ..native import monotonic
 from ..network.given import check_given
@@ -80,13 +79,18 @@ class Service:
                     label = config.labels[name]
                     text = f"systemd passes sockets to listen on and {label} is given, expected one of them"
                     raise UsageError(f"{text}: remove {label}, or the socket unit")
+            if config.listening.forwards:
+                label = config.labels["forwards"]
+                raise UsageError(f"systemd passes sockets to listen on and {label} is given, expected REMOTE")
             return _sockets(others)
-        if stored:
+        if stored and config.listening.forwards:
+            self._forget(stored)
+        elif stored:
             wanted = [f"{prefix}{number + 1} of {len(stored)}" for number in range(len(stored))]
             if sorted(stored) == sorted(wanted):
                 return _sockets([stored[name] for name in wanted])
             self._forget(stored)
-        if len(prefix) < 240 and prefix.isascii():
+        if len(prefix) < 240 and prefix.isascii() and not config.listening.forwards:
             self._prefix = prefix
         return None
 
@@ -124,8 +128,8 @@ class Service:
     def started(self, proxy: Proxy) -> None:
         """The proxy listens, and its workers run."""
         if self._socket:
-            addresses = ", ".join(str(Endpoint(*each)) for each in proxy.addresses)
-            self.tell("READY=1", f"STATUS=Listening on {addresses}, forwarding to {proxy.config.remote}")
+            addresses = ", ".join(name for each in proxy._forwards if each.port for name in each.port.names)
+            self.tell("READY=1", f"STATUS=Listening on {addresses}, forwarding to {proxy.config.targets}")
             self._thread = threading.Thread(target=self._run, args=(proxy,), name="tcpproxy-service", daemon=True)
             try:
                 self._thread.start()

@@ -39,6 +39,7 @@ OWN = (
 EXAMPLES = (
     ("tcpproxy -l 5432 db.example:5432", "listen on a fixed port"),
     ("tcpproxy -b 0.0.0.0 -l 8080 localhost:3000", "let other machines connect"),
+    ("tcpproxy -L 5432:db:5432 -L 8080:web:80", "forward several ports"),
     ("tcpproxy -d -l 6379 cache.example:6379", "log how each connection ends"),
     ("tcpproxy --idle-timeout 10m '[::1]:5432'", "close idle connections"),
     ("tcpproxy -x -l 6379 cache.example:6379", "print the bytes that pass"),
@@ -73,10 +74,10 @@ class Command(click.Command):
             raise
 
     def _parse(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, list(args))  # which empties the list
-        except click.MissingParameter:
-            raise WrongUsage(f"REMOTE is missing, {ANY_REMOTE}{self._remote_in_option(ctx, args)}") from None
+        rest = super().parse_args(ctx, list(args))  # which empties the list
+        if not ctx.resilient_parsing and ctx.params["remote"] is None and not ctx.params["forwards"]:
+            raise WrongUsage(f"REMOTE is missing, {ANY_REMOTE}{self._remote_in_option(ctx, args)}")
+        return rest
 
     def _remote_in_option(self, ctx: click.Context, args: list[str]) -> str:
         """A hint for `-l 8080:db:5432`, which makes REMOTE part of the option, and for `--capture db:5432`."""
@@ -100,7 +101,7 @@ class Command(click.Command):
             hint = _hint(habits.forward(":".join(map(str, [given["remote"], *rest]))))
             raise WrongUsage(f"argument {quoted(rest[0])} is one too many, expected one REMOTE{hint}")
         for param in order:
-            if isinstance(param, click.Option) and not param.is_flag and not param.multiple and order.count(param) > 1:
+            if isinstance(param, click.Option) and not (param.is_flag or param.multiple) and order.count(param) > 1:
                 raise WrongUsage(f"option {param.opts[-1]} is given {order.count(param)} times, expected once")
 
     def get_help(self, ctx: click.Context) -> str:
@@ -133,7 +134,7 @@ def help_text(columns: int) -> str:
         columns: of the terminal.
     """
     width = max(NARROWEST, min(columns, WIDEST))
-    lines = ["Usage: tcpproxy [OPTIONS] REMOTE", ""]
+    lines = ["Usage: tcpproxy [OPTIONS] REMOTE", "       tcpproxy [OPTIONS] -L FORWARD...", ""]
     for sentence in INTRODUCTION:
         lines += textwrap.wrap(sentence, width)
     sections = {"Main options": [*(_described(row) for row in every_row() if row.first), *OWN]}
@@ -210,7 +211,7 @@ def _in_columns(items: Any, left: int, width: int) -> list[str]:
     return lines
 
 
-LISTENING = "-p -L -P --port --listen --listen-port --local --publish --forward --address --host --listen-address"
+LISTENING = "-p -P --port --listen --listen-port --local --publish --address --host --listen-address"
 TARGET = "-r -t -c --target --remote --upstream --to --connect --dest --destination --remote-host --backend"
 """Options of other programs for the place to listen on, and for the place to connect to."""
 

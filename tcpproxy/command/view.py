@@ -84,7 +84,7 @@ class View:
     ) -> None:
         self._proxy, self._kept, self._paint, self._page = proxy, kept, paint, page
         self._terminal = Terminal()
-        self.picture = Picture(("", str(proxy.config.remote)), proxy.stats(), keys=self._terminal.has_keys)
+        self.picture = Picture(("", proxy.config.targets), proxy.stats(), keys=self._terminal.has_keys)
         self._looks: collections.deque[tuple[float, Stats, list[Connection]]] = collections.deque()
         self._since = self._due = 0.0
         self._started = self._changed = False

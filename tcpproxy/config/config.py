@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 from ..errors import UsageError
-from .endpoints import Endpoint, Remote, endpoint, parse_endpoint
+from ..text import quoted
+from .endpoints import ANY_REMOTE, Endpoint, Remote, endpoint, listen_endpoint, parse_endpoint
+from .forwards import ForwardSpec
 from .groups import (
     GROUPS,
     ROWS,
@@ -32,8 +34,8 @@ class Config:
     Times are in seconds and sizes in bytes; `off` is 0.
 
     Attributes:
-        remote: its `host` and `port`.
-        listening: `bind` and `port` (0: a free one).
+        forwards: each with its `listener` and `targets`, which have `host` and `port`; that of a remote is one, too.
+        listening: `bind` and `port` (0: a free one); `forwards`, as they were given.
         clients: `max_connections` (None: from the limit of open files), `max_connections_per_source` (0: any number).
         timeouts: `connect_timeout`, `half_close_timeout`, `idle_timeout`, `keepalive`, `grace`.
         memory: `buffer_size`, `socket_buffer`.
@@ -46,7 +48,7 @@ class Config:
         labels: what messages call each option: with dashes in the command, by its argument in a program.
     """
 
-    remote: Endpoint
+    forwards: tuple[ForwardSpec, ...]
     listening: Listening
     clients: Clients
     timeouts: Timeouts
@@ -58,8 +60,28 @@ class Config:
     speed: Speed
     labels: Mapping[str, str] = field(repr=False, compare=False)
 
+    @property
+    def remote(self) -> Endpoint:
+        """The target of a proxy with one forward.
+
+        Raises:
+            RuntimeError: there are several.
+        """
+        if len(self.forwards) > 1:
+            raise RuntimeError(f"the proxy has {len(self.forwards)} forwards, expected one")
+        return self.forwards[0].target
+
+    @property
+    def targets(self) -> str:
+        """All targets, for people."""
+        return ", ".join(str(each.target) for each in self.forwards)
+
+    def with_remote(self, remote: Endpoint) -> Config:
+        """The same with another target, for a proxy with one forward."""
+        return replace(self, forwards=(replace(self.forwards[0], targets=(remote,)),))
+
     @classmethod
-    def make(cls, remote: Remote | Config, **given: Unpack[Options]) -> Config:
+    def make(cls, remote: Remote | Config | None, **given: Unpack[Options]) -> Config:
         """Checks and converts the arguments of `tcpproxy.Proxy`. A Config is returned unchanged.
 
         Raises:
@@ -71,30 +93,62 @@ class Config:
         for name in given:
             _check_argument(name)
         values = {row.name: given.get(row.name, row.default_in_program) for row in every_row()}
-        return cls._convert(endpoint(remote), values, {row.name: row.name for row in every_row()})
+        labels = {row.name: row.name for row in every_row()}
+        named = [name for name in ("bind", "port") if name in given]
+        _check_forwards(None if remote is None else "remote", bool(values["forwards"]), named, labels)
+        return cls._convert(None if remote is None else endpoint(remote), str(remote), values, labels)
 
     @classmethod
-    def for_command(cls, remote: str, given: Mapping[str, Any]) -> Config:
+    def for_command(cls, remote: str | None, given: Mapping[str, Any]) -> Config:
         """The same for the command: with its defaults, and its names of the options in errors.
 
         Args:
-            remote: the command's argument.
+            remote: the command's argument; None: not given.
             given: option values by the names of their rows; one that is missing or None has its default.
 
         Raises:
             UsageError: the first value that is invalid.
         """
         values = {row.name: row.default if given.get(row.name) is None else given[row.name] for row in every_row()}
-        return cls._convert(parse_endpoint(remote), values, {row.name: row.long for row in every_row()})
+        labels = {row.name: row.long for row in every_row()}
+        named = [name for name in ("bind", "port") if given.get(name) is not None]
+        _check_forwards(None if remote is None else "REMOTE", bool(values["forwards"]), named, labels)
+        return cls._convert(None if remote is None else parse_endpoint(remote), remote or "", values, labels)
 
     @classmethod
-    def _convert(cls, remote: Endpoint, values: Mapping[str, Any], labels: Mapping[str, str]) -> Config:
+    def _convert(
+        cls, remote: Endpoint | None, text: str, values: Mapping[str, Any], labels: Mapping[str, str]
+    ) -> Config:
         groups = {
             name: group(**{row.name: row.parse(labels[row.name], values[row.name]) for row in ROWS[name]})
             for name, group in GROUPS.items()
         }
         _check_seeing(groups["seeing"], values, labels)
-        return cls(remote=remote, labels=labels, **groups)
+        listening = groups["listening"]
+        forwards = listening.forwards
+        if remote:
+            forwards = (ForwardSpec(text, listen_endpoint(listening.bind, listening.port), (remote,)),)
+        for each in forwards:
+            if len(each.targets) > 1:
+                what = f"{labels['forwards']} {quoted(each.text)} has {len(each.targets)} targets"
+                raise UsageError(f"{what}, expected one: more are not supported yet")
+        return cls(forwards=forwards, labels=labels, **groups)
+
+
+def _check_forwards(remote: str | None, has_forwards: bool, named: Sequence[str], labels: Mapping[str, str]) -> None:
+    """UsageError: there is neither a remote nor a forward, or both.
+
+    Args:
+        remote: what the remote is called, if there is one.
+        has_forwards: are there any?
+        named: the options that are given and that forwards replace.
+    """
+    forwards = labels["forwards"]
+    if not has_forwards and not remote:
+        raise UsageError(f"remote is missing, {ANY_REMOTE}, or {forwards}")
+    for other in [*([remote] if remote else []), *(labels[name] for name in named)]:
+        if has_forwards:
+            raise UsageError(f"{other} and {forwards} are both given: put it into the forward, [ADDR:]PORT:REMOTE")
 
 
 def _check_seeing(seeing: Seeing, values: Mapping[str, Any], labels: Mapping[str, str]) -> None:

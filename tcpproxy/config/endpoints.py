@@ -210,6 +210,11 @@ def parse_bind(what: str, text: str | os.PathLike[str]) -> str:
     return listen_host(what, text, text, expected)
 
 
+def listen_endpoint(bind: str, port: int) -> Endpoint:
+    """Where to listen, from what `parse_bind` and `parse_local_port` return."""
+    return Endpoint(path=bind) if is_path(bind) else Endpoint(bind, port)
+
+
 def listen_host(what: str, text: str, host: str, expected: str) -> str:
     """A host to listen on, without brackets.
 

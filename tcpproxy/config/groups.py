@@ -1,9 +1,11 @@
 """The options: a group is a frozen dataclass, and each of its fields the row of one option."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from .._core.worker import LIMITS
+from .forwards import ForwardSpec
 from .options import (
     Option,
     address,
@@ -12,6 +14,7 @@ from .options import (
     duration,
     faults,
     flag,
+    forwards,
     local_port,
     number,
     path,
@@ -35,7 +38,7 @@ class Listening:
         "127.0.0.1",
         "Address or name to listen on.",
         "A name, an IPv4 address, or an IPv6 address with or without brackets. `localhost` is both families on one "
-        "port, `::` is all addresses of both families, `0.0.0.0` is all IPv4 addresses.",
+        "port, `*` or `::` is all addresses of both families, `0.0.0.0` is all IPv4 addresses.",
         short="-b",
         first=True,
     )
@@ -44,6 +47,15 @@ class Listening:
         "`0` picks a free port.",
         flag="local-port",
         short="-l",
+        first=True,
+    )
+    forwards: tuple[ForwardSpec, ...] = forwards(
+        "A forward, instead of REMOTE; may be repeated.",
+        "`-L 8080:db:5432` listens on port 8080 of this machine alone, as `-l 8080 db:5432` does; "
+        "`-L '*:8080:db:5432'` lets others connect. Each has its own target, all have the same options, and if one "
+        "cannot listen, none does. docs/forwards.md has all forms.",
+        flag="forward",
+        short="-L",
         first=True,
     )
 
@@ -322,6 +334,7 @@ class Options(TypedDict, total=False):
 
     bind: str
     port: int | str
+    forwards: Sequence[str]
     max_connections: int | str | None
     max_connections_per_source: int | str | None
     connect_timeout: float | str

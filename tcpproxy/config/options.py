@@ -8,7 +8,7 @@ makers below (`duration`, `size`, ...) return the field; `groups` declares the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..processors import usable_cpus
 from ..text import quoted
 from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_number, parse_size
 from .endpoints import parse_bind, parse_local_port
+from .forwards import ForwardSpec, parse_forward
 from .place import parse_place
 
 _KEY = "option"
@@ -200,6 +201,19 @@ def local_port(help: str, doc: str, **more: Any) -> Any:
 def place(help: str, doc: str, **more: Any) -> Any:
     """Where to serve something that is not relayed; without one None."""
     return _row(None, parse_place, "[ADDR:]PORT|unix:PATH", help, doc, shown="none", **more)
+
+
+def forwards(help: str, doc: str, **more: Any) -> Any:
+    """Forwards, as ForwardSpecs."""
+
+    def parse(what: str, value: Any) -> tuple[ForwardSpec, ...]:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UsageError(f"{what} {quoted(value)} is no list, expected one of [ADDR:]PORT:REMOTE texts")
+        if len(value) > LIMITS["forwards"]:
+            raise UsageError(f"{what} is given {len(value)} times, expected at most {LIMITS['forwards']}")
+        return tuple(parse_forward(what, each) for each in value)
+
+    return _row((), parse, "[ADDR:]PORT:REMOTE", help, doc, shown="none", multiple=True, **more)
 
 
 def busy_poll(help: str, doc: str) -> Any:

@@ -9,10 +9,10 @@ import struct
 import sys
 from collections.abc import Callable, Iterable
 
-from .._core.worker import LIMITS
+from ..config.endpoints import Endpoint
 from ..errors import StartError, UsageError
 from ..text import quoted
-from .listening import Port, own_addresses, where
+from .listening import PLACES, Port, own_addresses, where
 
 FAMILIES = {socket.AF_INET: "TCP", socket.AF_INET6: "TCP", getattr(socket, "AF_UNIX", None): "UNIX"}
 
@@ -30,8 +30,8 @@ def check_given(sockets: object, name: Callable[[int], str] = "sockets[{}]".form
     found = list(sockets) if isinstance(sockets, Iterable) and not isinstance(sockets, str | bytes) else None
     if not found or not all(isinstance(each, socket.socket) for each in found):
         raise UsageError(f"sockets {quoted(sockets)} are no sockets, expected a list of listening ones")
-    if len(found) > LIMITS["listeners"]:
-        raise UsageError(f"{len(found)} sockets are given, expected at most {LIMITS['listeners']}")
+    if len(found) > PLACES:
+        raise UsageError(f"{len(found)} sockets are given, expected at most {PLACES}")
     for index, each in enumerate(found):
         if problem := _problem(each):
             raise UsageError(f"{name(index)} {problem}, expected a listening TCP socket")
@@ -98,6 +98,7 @@ class GivenPort(Port):
             undo.pop_all()
         self.is_own = own_addresses(self._keepers)
         self.addresses = [where(each) for each in self._keepers]
+        self.names = [str(Endpoint(*each)) for each in self.addresses]
 
     def listen(self) -> list[socket.socket]:
         """Returns duplicates. They listen already."""

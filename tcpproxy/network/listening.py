@@ -9,11 +9,17 @@ from collections.abc import Callable
 
 from .._core.worker import LIMITS
 from ..config.config import Config
+from ..config.endpoints import Endpoint
+from ..config.forwards import ForwardSpec
 from ..errors import StartError
+from ..text import quoted
 from .resolver import Address, numeric
 
 BACKLOG = 4096
 """Connections that the kernel queues for a listener; the system may have a lower limit (Linux: net.core.somaxconn)."""
+
+PLACES = LIMITS["listeners"] // LIMITS["forwards"]
+"""Addresses of one forward, at most."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -43,20 +49,21 @@ class Port:
     time. Elsewhere they are what listens next, and others are bound right after the listeners have been closed.
 
     Args:
-        config: the port, and what error texts need.
-        found: the addresses that `bind` means; their ports are not used.
+        spec: the host and the port.
+        found: the addresses that the host means; their ports are not used.
+        several: the proxy has other forwards: errors say which one it is.
 
     Raises:
         StartError: an address cannot be bound.
     """
 
-    def __init__(self, config: Config, found: list[Address]) -> None:
-        if len(found) > LIMITS["listeners"]:
-            why = OSError(f"it has {len(found)} addresses, expected at most {LIMITS['listeners']}")
-            raise StartError.because(f"cannot listen on {config.listening.bind}", why)
-        self._config = config
+    def __init__(self, spec: ForwardSpec, found: list[Address], several: bool = False) -> None:
+        self._host, self._port = spec.listener.host, spec.listener.port
+        self._which = f" for {quoted(spec.text)}" if several else ""
+        if len(found) > PLACES:
+            why = OSError(f"it has {len(found)} addresses, expected at most {PLACES}")
+            raise StartError.because(f"cannot listen on {self._host}{self._which}", why)
         self._places = [_place(each) for each in found]
-        self._port = config.listening.port
         self._closed = False
         self._keepers: list[socket.socket] = []
         for attempt in range(8):
@@ -65,18 +72,19 @@ class Port:
                 break
             except StartError:
                 # A port that is free in one family may be taken in the other.
-                if config.listening.port or len(self._places) == 1 or attempt == 7 or not self._port:
+                if spec.listener.port or len(self._places) == 1 or attempt == 7 or not self._port:
                     raise
                 self._port = 0
         self.is_own = own_addresses(self._keepers)
         """Does a connection to an address come back here?"""
         self.addresses = [where(keeper) for keeper in self._keepers]
+        self.names = [str(Endpoint(*each)) for each in self.addresses]
 
     def _bind_all(self) -> list[socket.socket]:
         sockets: list[socket.socket] = []
         try:
             for family, host in self._places:
-                sockets.append(_bind(family, host, self._port))
+                sockets.append(_bind(family, host, self._port, self._which))
                 self._port = sockets[0].getsockname()[1]
         except OSError as error:
             _close_all(sockets)
@@ -86,7 +94,7 @@ class Port:
         return sockets
 
     def _refused(self, error: OSError) -> StartError:
-        return StartError.because(f"cannot listen on {self._config.listening.bind} port {self._port}", error)
+        return StartError.because(f"cannot listen on {self._host} port {self._port}{self._which}", error)
 
     def listen(self) -> list[socket.socket]:
         """Returns listening sockets, which the caller closes.
@@ -146,7 +154,7 @@ def _place(address: Address) -> tuple[int, str]:
     return int(family), f"{host}%{scope}" if scope else host
 
 
-def _bind(family: int, host: str, port: int) -> socket.socket:
+def _bind(family: int, host: str, port: int, which: str) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
@@ -162,7 +170,7 @@ def _bind(family: int, host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise StartError.because(f"cannot listen on {where}", error) from error
+        raise StartError.because(f"cannot listen on {where}{which}", error) from error
     return listener
 
 

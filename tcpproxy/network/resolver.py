@@ -70,10 +70,18 @@ class Resolver:
         self.lookup_error = ""
         """Why the last lookup failed; empty if it did not."""
 
-    def lookup(self, timeout: float | None = None) -> tuple[list[Address], float]:
+    def ask(self) -> int:
+        """Begins a query, and returns what `lookup` needs to wait for its answer."""
+        with self._lock:
+            before = self._answers
+            self._query = self._query or (None if self._closed else self._begin())
+        return before
+
+    def lookup(self, timeout: float | None = None, asked: int | None = None) -> tuple[list[Address], float]:
         """Returns the addresses, after a query that all concurrent callers share.
 
         Args:
+            asked: from `ask`; None: the query begins now, unless there is one.
             timeout: seconds to wait at most; None: until there is an answer. No longer than STALE_AFTER if the last
                 good answer is younger than MAX_STALE.
 
@@ -81,8 +89,10 @@ class Resolver:
             The addresses, and the seconds for which they may be used. No addresses: the query failed or takes too long.
         """
         with self._lock:
-            before = self._answers
-            query = self._query = self._query or (None if self._closed else self._begin())
+            before = self._answers if asked is None else asked
+            if not self._query and not self._closed and self._answers == before:
+                self._query = self._begin()
+            query = self._query
             if query and self._closed:  # by `close`, before it could see the query
                 query.set()
             recent = monotonic() - self._good_at < MAX_STALE

@@ -93,6 +93,8 @@ class Event(NamedTuple):
         time: when it happened, in seconds since 1970.
         lost: of the kind `lost`: how many; with a `reason`: of the `failed` with that reason.
         faults: of `end` and `failed`: the names of the faults that have acted on the connection.
+        target: where the listener or the connection's listener forwards to, as it was given; empty where the event is
+            about neither.
     """
 
     kind: EventKind
@@ -110,11 +112,12 @@ class Event(NamedTuple):
     time: float = 0.0
     lost: int = 0
     faults: tuple[str, ...] = ()
+    target: str = ""
 
 
-Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, float, float, int]
+Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, float, float, int, int]
 """What Worker.take_events returns: (kind, reason, errno, id, client, upstream, outgoing, to_upstream, to_client,
-duration, connect_time, time, fault)."""
+duration, connect_time, time, fault, number of the forward)."""
 
 
 def is_new(record: Record) -> bool:
@@ -122,16 +125,17 @@ def is_new(record: Record) -> bool:
     return record[0] == "new"
 
 
-def decode(record: Record, lookup_error: str, faults: "Faults | None" = None) -> Event:
+def decode(record: Record, target: str, lookup_error: str, faults: "Faults | None" = None) -> Event:
     """Makes an Event from a record of the core.
 
     Args:
-        record: the record.
-        lookup_error: why the last lookup of upstream's name failed.
+        record: what `Worker.take_events` returned.
+        target: of its forward.
+        lookup_error: why the last lookup of the target's name failed.
         faults: knows their names, and is told what they have done; None: there are none.
     """
-    kind, reason, error, number, client, upstream, outgoing = record[:7]
-    to_upstream, to_client, duration, connect_time, time, key = record[7:]
+    kind, reason, error, number, client, upstream, outgoing, to_upstream, to_client = record[:9]
+    duration, connect_time, time, key, _ = record[9:]
     text = ""
     acted: tuple[str, ...] = ()
     if kind == "fault":
@@ -157,4 +161,5 @@ def decode(record: Record, lookup_error: str, faults: "Faults | None" = None) ->
         outgoing,
         time,
         faults=acted,
+        target=target if number else "",
     )

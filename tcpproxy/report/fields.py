@@ -37,19 +37,14 @@ OF_OTHERS = ("reason", "lost", "error", "text")
 """Fields of the other events, unless they are 0 or empty."""
 
 
-def fields(event: Event, target: str) -> dict[str, object]:
-    """What an event says, by the names of JSON lines, but for `time`, `level` and `kind`.
-
-    Args:
-        event: what to describe.
-        target: as it was given.
-    """
+def fields(event: Event) -> dict[str, object]:
+    """What an event says, by the names of JSON lines, but for `time`, `level` and `kind`."""
     if event.kind == "listening":
-        return {"listener": event.text, "target": target}
+        return {"listener": event.text, "target": event.target}
     if event.kind not in OF_CONNECTIONS:
         return {name: value for name in OF_OTHERS if (value := _value(event, name))}
     found = {name: _value(event, name) for name in OF_CONNECTIONS[event.kind]}
-    found["target"] = target
+    found["target"] = event.target
     if event.faults:
         found["faults"] = list(event.faults)
     return found

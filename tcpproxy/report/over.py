@@ -37,6 +37,5 @@ class Over:
 
 def _connection(it: Event) -> Connection:
     moved = (it.to_upstream, it.to_client)
-    return Connection(
-        it.id, it.client, it.upstream, "ended", *moved, it.duration, it.connect_time, 0.0, 0, 0, it.outgoing, it.reason
-    )
+    times = (it.duration, it.connect_time, 0.0)
+    return Connection(it.id, it.client, it.upstream, "ended", *moved, *times, 0, 0, it.outgoing, it.reason, it.target)

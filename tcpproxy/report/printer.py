@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import select
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..native import wall
 from ..tap.dump import JSON_KINDS, Dump, Piece, lost
@@ -31,7 +31,7 @@ class Printer:
         debug: print how each connection ended.
         quiet: print no line for a new connection.
         json: print one JSON object a line instead of text, all on `stdout`, with the end of each connection.
-        target: as it was given.
+        several: there are several forwards: the line of each listener says where it forwards to.
         about: JSON: further fields of `listening`.
         dump: shows the bytes that pass; None: they are not shown.
         stdout, stderr: descriptors to write to.
@@ -46,13 +46,13 @@ class Printer:
         debug: bool = False,
         quiet: bool = False,
         json: bool = False,
-        target: str = "upstream",
+        several: bool = False,
         about: Mapping[str, object] | None = None,
         dump: Dump | None = None,
         stdout: int = 1,
         stderr: int = 2,
     ) -> None:
-        self._debug, self._quiet, self._json, self._target = debug, quiet, json, target
+        self._debug, self._quiet, self._json, self._several = debug, quiet, json, several
         self._about = about or {}
         self._dump = dump
         self._numbered = debug or dump is not None
@@ -101,13 +101,17 @@ class Printer:
         """Prints lines that are no event, in the format of the log: on stderr, JSON on stdout."""
         self._write(self._stdout if self._json else self._stderr, lines)
 
-    def print_new(self, records: Iterable[Record]) -> None:
+    def print_new(self, records: Iterable[Record], targets: Sequence[str]) -> None:
         """Prints new connections without an Event for each: there may be tens of thousands a second.
 
         Through `many` they took a tenth of all CPU time while connections came and went.
+
+        Args:
+            records: of the kind `new`.
+            targets: of all forwards.
         """
         if self._json:
-            self.many([decode(record, "") for record in records])
+            self.many([decode(record, targets[record[-1]], "") for record in records])
         else:
             self.flush_suppressed()
             lines = [f"New connection from {record[4]}" + f" #{record[3]}" * self._numbered for record in records]
@@ -152,9 +156,9 @@ class Printer:
 
     def _lines(self, event: Event) -> list[str]:
         if not self._json:
-            return sentences(event, self._target, numbered=self._numbered)
+            return sentences(event, numbered=self._numbered, several=self._several)
         about = self._about if event.kind == "listening" else {}
-        return [json_line(event.kind, event.time or wall(), {**fields(event, self._target), **about})]
+        return [json_line(event.kind, event.time or wall(), {**fields(event), **about})]
 
     def _write(self, target: int, lines: list[str]) -> bool:
         if not "".join(lines).isprintable():

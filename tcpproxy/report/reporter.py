@@ -5,14 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from .._core.capture import TapReader
 from .._core.worker import KINDS, Worker
 from ..native import Event as Signal
 from ..native import Thread, monotonic, wall
-from ..network.resolver import Resolver
+from ..network.forwarding import Forwarding
 from ..tap.dump import Piece
 from ..wakeup import Wakeup
 from .event import Event, EventKind, Record, decode, is_new
@@ -48,11 +48,9 @@ class Reporter:
 
     Args:
         sink: called with each Event, in the log thread; a Printer may get many at once. None: the logger `tcpproxy`.
-        target: as it was given, for that logger.
     """
 
-    def __init__(self, sink: Callable[[Event], None] | None, target: str = "") -> None:
-        self._target = target
+    def __init__(self, sink: Callable[[Event], None] | None) -> None:
         self.faults: Faults | None = None
         """Knows the names of faults, and is told what they have done; None: there are none."""
         self._sink = sink
@@ -62,7 +60,7 @@ class Reporter:
         self._workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._wakeup: Wakeup | None = None
-        self._resolver: Resolver | None = None
+        self._forwards: Sequence[Forwarding] = ()
         self._tap: TapReader | None = None
         self._trouble: Callable[[], str] = str
         self._later: list[Piece] = []
@@ -77,7 +75,7 @@ class Reporter:
         workers: list[Worker],
         threads: list[Thread],
         wakeup: Wakeup,
-        resolver: Resolver | None,
+        forwards: Sequence[Forwarding],
         tap: TapReader | None = None,
         trouble: Callable[[], str] = str,
     ) -> None:
@@ -86,20 +84,14 @@ class Reporter:
         Args:
             workers, threads: the workers, and the threads that run them and read the tap.
             wakeup: wakes the log thread; a worker does so with a record that it writes while the log thread sleeps.
-            resolver: knows why the last lookup failed; None: upstream has a numeric address.
+            forwards: know the target of a connection, and why its last lookup failed.
             tap: has pieces of what passes, for a Printer; None: there is no dump.
             trouble: a sentence to warn with, if there is one, whenever the log thread is woken.
         """
-        self._workers, self._threads, self._wakeup, self._resolver = workers, threads, wakeup, resolver
+        self._workers, self._threads, self._wakeup, self._forwards = workers, threads, wakeup, forwards
         self._tap, self._trouble = tap, trouble
         if self._sink is None:
-            self._sink = LoggingSink(self._target)
-
-    def set_upstream(self, resolver: Resolver | None, target: str) -> None:
-        """From now on `resolver` and `target` are those of another upstream: see `open` and above."""
-        self._resolver, self._target = resolver, target
-        if isinstance(self._sink, LoggingSink):
-            self._sink.target = target
+            self._sink = LoggingSink(several=len(forwards) > 1)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -116,9 +108,9 @@ class Reporter:
         """Is the sink a Printer, whose outputs may block?"""
         return self._printer is not None
 
-    def note(self, kind: EventKind, text: str) -> None:
+    def note(self, kind: EventKind, text: str, target: str = "") -> None:
         """Reports something that does not come from a worker; from any thread."""
-        self._notes.append(Event(kind, text=text, time=wall()))
+        self._notes.append(Event(kind, text=text, time=wall(), target=target))
         if self._wakeup:
             self._wakeup.wake()
 
@@ -217,7 +209,7 @@ class Reporter:
         taken = [worker.take_events(AT_ONCE) for worker in self._workers]
         for new, records in itertools.groupby(itertools.chain.from_iterable(taken), is_new):
             if new and self._printer:
-                self._printer.print_new(records)
+                self._printer.print_new(records, self._targets)
             else:
                 self._emit(self._decode(records))
         return max(map(len, taken))
@@ -235,7 +227,7 @@ class Reporter:
         connected = [record for record in records if record[0] == "connected"]
         others = [record for record in records if record[0] not in ("new", "connected")]
         if len(connected) + len(others) < len(records):
-            printer.print_new(filter(is_new, records))
+            printer.print_new(filter(is_new, records), self._targets)
         self._emit(self._decode(connected))
         if others:
             tap.sync(STALL)  # what the connections that have ended had sent is among the pieces then
@@ -255,10 +247,16 @@ class Reporter:
             elif self._printer:
                 self._printer.print_lines(note)
 
+    @property
+    def _targets(self) -> list[str]:
+        return [each.target for each in self._forwards]
+
     def _decode(self, records: Iterable[Record]) -> list[Event]:
-        resolver = self._resolver  # another thread may set it
-        lookup_error = resolver.lookup_error if resolver else ""
-        return [decode(record, lookup_error, self.faults) for record in records]
+        forwards = self._forwards
+        return [
+            decode(record, forwards[record[-1]].target, forwards[record[-1]].lookup_error, self.faults)
+            for record in records
+        ]
 
     def _emit(self, events: list[Event]) -> None:
         self.over.add(events)

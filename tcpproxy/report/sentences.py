@@ -5,18 +5,18 @@ from __future__ import annotations
 from .event import Event
 
 
-def sentences(event: Event, target: str, *, numbered: bool) -> list[str]:
+def sentences(event: Event, *, numbered: bool, several: bool) -> list[str]:
     """The lines of an event: one, but three for the end of a connection.
 
     Args:
         event: what to put into words.
-        target: as it was given, for a failure without an address.
         numbered: a line about a connection ends with its number, as `#17`.
+        several: there are several forwards: a line about a listener says where it forwards to.
     """
     number = f" #{event.id}" if numbered and event.id else ""
     match event.kind:
         case "listening":
-            return [f"Listening on {event.text}"]
+            return [f"Listening on {event.text}" + (f" -> {event.target}" if several else "")]
         case "new":
             return [f"New connection from {event.client}{number}"]
         case "connected":
@@ -26,7 +26,7 @@ def sentences(event: Event, target: str, *, numbered: bool) -> list[str]:
         case "failed" if event.reason == "limit" and not event.error:
             return [f"Refused {event.client}: its source has as many connections as it may{number}"]
         case "failed":
-            where = f" ({event.upstream or target} for client {event.client})"
+            where = f" ({event.upstream or event.target or 'upstream'} for client {event.client})"
             return [f"Error establishing upstream connection: {event.text or event.reason}{where}{number}"]
         case "accept-error":
             return [f"Error accepting a connection: {event.text}; trying again every 100 ms"]
@@ -50,10 +50,10 @@ def sentences(event: Event, target: str, *, numbered: bool) -> list[str]:
     return [f"{event.kind}: {event.text}"]
 
 
-def sentence(event: Event, target: str) -> str:
+def sentence(event: Event, *, several: bool = False) -> str:
     """An event in one sentence, with the number of its connection."""
     if event.kind != "end":
-        return sentences(event, target, numbered=True)[0]
+        return sentences(event, numbered=True, several=several)[0]
     moved = f"{event.to_upstream} bytes to upstream, {event.to_client} to the client"
     return f"{_closed(event)}, {moved}: {event.reason} #{event.id}"
 

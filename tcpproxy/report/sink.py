@@ -17,15 +17,15 @@ class LoggingSink:
     their names: a key that is an attribute already, perhaps one of the program's own, would be an error.
 
     Args:
-        target: as it was given.
+        several: the proxy has several forwards.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, *, several: bool = False) -> None:
         # Here: the command does not need it, and an import in the log thread can race with interpreter shutdown.
         import logging
 
         self._logger = logging.getLogger("tcpproxy")
-        self.target = target
+        self._several = several
         self._levels = {"listening": logging.INFO, **dict.fromkeys(("new", "connected", "fault", "end"), logging.DEBUG)}
         self._other = logging.WARNING
         self.wants_outgoing = self._logger.isEnabledFor(logging.DEBUG)
@@ -36,8 +36,8 @@ class LoggingSink:
         level = self._levels.get(event.kind, self._other)
         if self._logger.isEnabledFor(level):
             with contextlib.suppress(Exception):  # a handler of the program may fail
-                self._logger.log(level, "%s", clean(sentence(event, self.target)), extra=self._extra(event))
+                self._logger.log(level, "%s", clean(sentence(event, several=self._several)), extra=self._extra(event))
 
     def _extra(self, event: Event) -> dict[str, object]:
-        values = {"kind": event.kind, **fields(event, self.target)}
+        values = {"kind": event.kind, **fields(event)}
         return {f"tcpproxy_{name}": clean(it) if isinstance(it, str) else it for name, it in values.items()}

@@ -50,7 +50,7 @@ def table(connections: Sequence[Connection], rates: Rates, width: int | None) ->
     return ["  ".join(_aligned(name, line[name], widths[name]) for name in widths).rstrip() for line in lines]
 
 
-def record(connection: Connection, rate_up: float, rate_down: float, target: str) -> dict[str, object]:
+def record(connection: Connection, rate_up: float, rate_down: float) -> dict[str, object]:
     """The fields of a record of JSON that says the same."""
     it = connection
     return {
@@ -68,7 +68,7 @@ def record(connection: Connection, rate_up: float, rate_down: float, target: str
         "rate_to_client": round(rate_down),
         "waiting_for_upstream": it.waiting_for_upstream,
         "waiting_for_client": it.waiting_for_client,
-        "target": target,
+        "target": it.target,
     }
 
 

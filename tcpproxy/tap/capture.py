@@ -134,19 +134,21 @@ class Capture:
         return fd
 
     def begin(
-        self, reader: TapReader, listening: str, remote: str, host: str, addresses: Sequence[tuple[bytes, int, int]]
+        self,
+        reader: TapReader,
+        listening: str,
+        remote: str,
+        names: Sequence[tuple[str, Sequence[tuple[bytes, int, int]]]],
     ) -> None:
         """Gives the file to the reader of the taps, which writes it from then on.
 
         Args:
             reader: does not run yet.
             listening, remote: what the proxy listens on and forwards to, in words.
-            host: the name of upstream; empty: it has a numeric address.
-            addresses: of upstream, as far as they are known.
+            names: of upstream, with the addresses that are known of each.
         """
         system = f"{os.uname().sysname} {os.uname().release}" if hasattr(os, "uname") else sys.platform
-        names = addresses if host else []
-        self._head = file_head(f"tcpproxy {_PACKAGE.__version__}", system, listening, remote, host, names)
+        self._head = file_head(f"tcpproxy {_PACKAGE.__version__}", system, listening, remote, names)
         self._reader = reader
         self._switch(reader)
 

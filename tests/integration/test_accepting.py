@@ -582,6 +582,7 @@ class Two:
                     "busy_poll_us": 0,
                     "tap": 0,
                     "paused": 0,
+                    "upstreams": 1,
                 }
             )
             for _ in range(2)

@@ -23,6 +23,7 @@ from support.streams import echoes
 from support.waiting import TIMEOUT, eventually
 
 import tcpproxy
+from tcpproxy.config.forwards import parse_forward
 from tcpproxy.report.event import EventKind
 from tcpproxy.report.fields import LEVELS, OF_CONNECTIONS, OF_OTHERS
 
@@ -121,7 +122,9 @@ def local(arguments: list[str], upstream: str) -> list[str]:
     """The same command on this machine: its target, which comes last, is `upstream`; its port is a free one."""
     told = [*arguments[:-1], upstream]
     for number, option in enumerate(arguments[:-1], 1):
-        if option in ("-l", "--local-port"):
+        if option == "-L":
+            told[number] = f"0:{upstream}"
+        elif option in ("-l", "--local-port"):
             told[number] = "0"
         elif option in ("-b", "--bind") and told[number] not in EVERYWHERE:
             told[number] = "127.0.0.1"
@@ -133,13 +136,13 @@ def local(arguments: list[str], upstream: str) -> list[str]:
 @pytest.mark.parametrize("arguments", COMMANDS)
 def test_commands(arguments: list[str], command: Callable[..., Command], echo: Echo) -> None:
     """Each starts, listens and relays."""
-    assert re.fullmatch(r"\S+:\d+", arguments[-1])
+    assert parse_forward("-L", arguments[-1]) if "-L" in arguments else re.fullmatch(r"\S+:\d+", arguments[-1])
     if "::" in arguments and not has_ipv6():
         pytest.skip("no IPv6 here")
     process = command(*local(arguments, echo.name))
     eventually(lambda: process.stdout or process.process.poll() is not None, TIMEOUT)
     assert process.stdout, process.stderr
-    listening = json.loads(process.stdout[0])["listener"] if "json" in arguments else process.stdout[0].split()[-1]
+    listening = json.loads(process.stdout[0])["listener"] if "json" in arguments else process.stdout[0].split()[2]
     host, _, port = listening.rpartition(":")
     with connect((EVERYWHERE.get(host.strip("[]"), host), int(port))) as client:
         assert echoes(client)

@@ -415,6 +415,7 @@ class Untended:
             "busy_poll_us": 0,
             "tap": 1,
             "paused": 0,
+            "upstreams": 1,
         }
         numbers |= {"zero_copy": ZERO_COPY["auto"], **settings}  # type: ignore[dict-item]
         self.workers = [Worker(numbers) for _ in range(workers)]  # type: ignore[arg-type]

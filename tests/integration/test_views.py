@@ -287,7 +287,7 @@ def test_events_of_a_connection(upstream: Upstream) -> None:
         eventually(lambda: proxy.stats().ended == 1)
     assert {thread for _, thread in events} == {"tcpproxy-log"}
     listening, new, connected, end = (event for event, _ in events)
-    assert listening._replace(time=0) == Event("listening", text="{}:{}".format(*proxy.address))
+    assert listening._replace(time=0) == Event("listening", text="{}:{}".format(*proxy.address), target=upstream.name)
     assert (new.kind, new.client) == ("new", name)
     assert (connected.kind, connected.client, connected.upstream) == ("connected", name, upstream.name)
     assert {new.id, connected.id, end.id} == {1}
@@ -321,7 +321,7 @@ def test_warning_beyond_loopback(echo: Echo) -> None:
         pass
     where = f"0.0.0.0:{proxy.address[1]}"
     assert [event._replace(time=0) for event in events] == [
-        Event("listening", text=where),
+        Event("listening", text=where, target=echo.name),
         Event("warning", text=f"listening on {where}, which other machines may reach"),
     ]
 

@@ -366,7 +366,7 @@ def test_size_out_of_range(value: int | str) -> None:
 def test_defaults() -> None:
     """Row 95: what the documentation says."""
     config = Config.make("localhost:80")
-    assert config.listening == Listening(bind="127.0.0.1", port=0)
+    assert config.listening == Listening(bind="127.0.0.1", port=0, forwards=())
     assert config.clients == Clients(max_connections=None, max_connections_per_source=0)
     assert config.timeouts == Timeouts(connect_timeout=10, half_close_timeout=60, idle_timeout=0, keepalive=60, grace=0)
     assert config.memory == Memory(buffer_size=65536, socket_buffer=0)
@@ -595,7 +595,7 @@ UNKNOWN = {
     "--worker": "--workers",
     "--keep-alive": "--keepalive",
     "--quite": "--quiet",
-    **dict.fromkeys(("--port", "--listen", "-p", "-L"), "-l 3"),
+    **dict.fromkeys(("--port", "--listen", "-p"), "-l 3"),
     "--timeout": "--connect-timeout or --half-close-timeout or --idle-timeout",
     "--max": "--max-connections or --max-connections-per-source",
     "--ver": "--version",

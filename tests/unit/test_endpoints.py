@@ -275,8 +275,7 @@ def test_local_port_without_a_hint(text: str) -> None:
     [
         ("-p", "18080", "-l 18080"),
         ("-p", "18080:16379", "tcpproxy -l 18080 localhost:16379"),
-        ("-L", "18080:localhost:16379", "tcpproxy -l 18080 localhost:16379"),
-        ("-L", "*:80:db:1", "tcpproxy -b :: -l 80 db:1"),
+        ("-p", "*:80:db:1", "tcpproxy -b :: -l 80 db:1"),
         ("--port", "18080", "-l 18080"),
         ("--listen", "0.0.0.0:80", "-b 0.0.0.0 -l 80"),
         ("--listen", ":80", "-l 80"),
@@ -327,7 +326,8 @@ NO_ADDRESS = "is no address, expected HOST:PORT or [IPv6]:PORT, a port of localh
 @pytest.mark.parametrize(
     ("remote", "sentence"),
     [
-        *((each, f"remote {each!r} {NO_ADDRESS}") for each in (None, True, b"db:80", 1.5, ("db",), (1, 2), ["db", 80])),
+        *((each, f"remote {each!r} {NO_ADDRESS}") for each in (True, b"db:80", 1.5, ("db",), (1, 2), ["db", 80])),
+        (None, "remote is missing, expected HOST:PORT or [IPv6]:PORT, or forwards"),
         (0, "port 0 is not a whole number from 1 to 65535"),
         (65536, "port 65536 is not a whole number from 1 to 65535"),
         (("db", 0), "port of remote ('db', 0): 0 is not a whole number from 1 to 65535"),

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 from options import PAGE, README, pages, typed
@@ -28,7 +30,8 @@ def test_arguments() -> None:
     """The TypedDict, which type checkers read, has the same names as the rows; and a place for each default."""
     assert list(Options.__annotations__) == [row.name for row in IN_A_PROGRAM]
     for row in IN_A_PROGRAM:
-        assert isinstance(row.default_in_program, Options.__annotations__[row.name])
+        kind = Options.__annotations__[row.name]
+        assert isinstance(row.default_in_program, Sequence if get_origin(kind) is Sequence else kind)
 
 
 def test_names() -> None:
@@ -161,10 +164,10 @@ def test_help(row: Option) -> None:
 
 
 def test_help_begins_with_the_options_of_the_original() -> None:
-    """REMOTE, -b, -l, -d, -V, -h."""
+    """REMOTE, -b, -l, -d, -V, -h; with -L, which stands for the first three."""
     text = help_text(80)
     assert re.findall(r"REMOTE|^  (-\w),", text, re.MULTILINE)[:2] == ["", ""]
-    assert re.findall(r"^  -(\w),", text, re.MULTILINE)[:5] == ["b", "l", "d", "V", "h"]
+    assert re.findall(r"^  -(\w),", text, re.MULTILINE)[:6] == ["b", "l", "L", "d", "V", "h"]
     assert text.index("REMOTE") < text.index("-b")
 
 

@@ -128,6 +128,7 @@ VALUES = [
     tcpproxy.Chunk("to_client", b"bytes", 0.5),
     tcpproxy.Stats(*range(13), (5, 6)),
     tcpproxy.Connection(1, "127.0.0.1:9", "", "connecting", 0, 0, 0.5, 0.0, 0.5, 0, 0, ""),
+    tcpproxy.Forward("0:db:1", ("127.0.0.1", 9), 9, "db:1"),
     tcpproxy.Proxy("127.0.0.1:9", idle_timeout="5m").config,
 ]
 

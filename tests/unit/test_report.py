@@ -192,7 +192,7 @@ def test_json_lines(streams: Streams, name: str, debug: bool) -> None:
     event, line = GOLDEN[name]
     if event.error and name == "failed":
         event = event._replace(error=errno.ECONNREFUSED)
-    streams.printer(debug=debug, json=True, target="db.example:80", about={"pid": 1})(event._replace(time=TIME))
+    streams.printer(debug=debug, json=True, about={"pid": 1})(event._replace(time=TIME, target="db.example:80"))
     assert streams.taken() == ([START + line], [])
 
 
@@ -257,7 +257,7 @@ def test_who_wants_the_outgoing_address(options: dict[str, bool], wants: bool) -
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
 def test_logger_wants_the_outgoing_address(caplog: pytest.LogCaptureFixture, level: int) -> None:
     with caplog.at_level(level, "tcpproxy"):
-        assert LoggingSink("db.example:80").wants_outgoing == (level == logging.DEBUG)
+        assert LoggingSink().wants_outgoing == (level == logging.DEBUG)
 
 
 @pytest.mark.parametrize(
@@ -312,15 +312,17 @@ def test_decoded_record() -> None:
         0.25,
         1e9,
         0,
+        0,
     )
     text = f"{describe(errno.ECONNREFUSED)} (os error {errno.ECONNREFUSED})"
     expected = Event("failed", "connect-refused", errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25, text, 17)
-    expected = expected._replace(outgoing="192.0.2.9:40000", time=1e9)
-    assert decode(record, "unrelated") == expected
-    dns: Record = ("failed", "dns", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.0, 1e9, 0)
-    assert decode(dns, "no such host").text == "failed to lookup address information: no such host"
-    assert decode(dns, "").text == "failed to lookup address information: no answer in time"
-    assert decode(("end", "idle", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.1, 1e9, 0), "").text == ""
+    expected = expected._replace(outgoing="192.0.2.9:40000", time=1e9, target="db:80")
+    assert decode(record, "db:80", "unrelated") == expected
+    dns: Record = ("failed", "dns", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.0, 1e9, 0, 0)
+    assert decode(dns, "db:80", "no such host").text == "failed to lookup address information: no such host"
+    assert decode(dns, "db:80", "").text == "failed to lookup address information: no answer in time"
+    assert decode(("end", "idle", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.1, 1e9, 0, 0), "db:80", "").text == ""
+    assert decode(("limit", "", 0, 0, "", "", "", 0, 0, 0.0, 0.0, 1e9, 0, 0), "db:80", "").target == ""
 
 
 # --- injection ---
@@ -504,11 +506,13 @@ def test_newcomers_read_like_other_events(streams: Streams, as_json: bool, debug
     """New connections take a short way of their own, to the same lines."""
     printer = streams.printer(json=as_json, debug=debug)
     records: list[Record] = [
-        ("new", "", 0, n, f"192.0.2.1:{n}", "", "", 0, 0, 0.0, 0.0, 1e9, 0) for n in (50000, 50001)
+        ("new", "", 0, number, f"192.0.2.1:{number}", "", "", 0, 0, 0.0, 0.0, 1e9, 0, target)
+        for number, target in ((50000, 0), (50001, 1))
     ]
     assert all(map(is_new, records))
-    printer.print_new(records)
-    printer.many([decode(record, "") for record in records])
+    targets = ["db:80", "web:80"]
+    printer.print_new(records, targets)
+    printer.many([decode(record, targets[record[-1]], "") for record in records])
     out, err = streams.taken()
     assert err == []
     assert len(out) == 4
@@ -595,20 +599,20 @@ def test_full_pipe_that_does_not_block(stack: contextlib.ExitStack) -> None:
 def test_default_sink(caplog: pytest.LogCaptureFixture, event: Event, level: int) -> None:
     """The logger `tcpproxy`: the command's sentence, and the fields of its JSON as attributes."""
     with caplog.at_level(logging.DEBUG, "tcpproxy"):
-        LoggingSink("db.example:80")(event)
+        LoggingSink()(event)
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("tcpproxy", level)
     extra = {name: value for name, value in vars(record).items() if name.startswith("tcpproxy_")}
-    said = {"kind": event.kind, **fields(event, "db.example:80")}
+    said = {"kind": event.kind, **fields(event)}
     assert extra == {f"tcpproxy_{name}": value for name, value in said.items()}
     if event.kind != "end":
-        assert record.getMessage() == sentences(event, "db.example:80", numbered=True)[0]
+        assert record.getMessage() == sentences(event, numbered=True, several=False)[0]
 
 
 def test_default_sink_in_words(caplog: pytest.LogCaptureFixture) -> None:
     """The end of a connection is one sentence, with all that the command's three lines say."""
     with caplog.at_level(logging.DEBUG, "tcpproxy"):
-        sink = LoggingSink("db.example:80")
+        sink = LoggingSink()
         sink(Event("new", client=CLIENT, id=17))
         sink(Event("connected", client=CLIENT, upstream=UPSTREAM, connect_time=0.0021, id=17, outgoing="192.0.2.9:1"))
         sink(END._replace(id=17))
@@ -632,7 +636,7 @@ def test_default_sink_beside_attributes_of_the_program(caplog: pytest.LogCapture
 
     logging.setLogRecordFactory(factory)
     try:
-        LoggingSink("db.example:80")(FAILED)
+        LoggingSink()(FAILED)
     finally:
         logging.setLogRecordFactory(make)
     assert len(caplog.records) == 1
@@ -640,7 +644,7 @@ def test_default_sink_beside_attributes_of_the_program(caplog: pytest.LogCapture
 
 def test_default_sink_keeps_lines_clean(caplog: pytest.LogCaptureFixture) -> None:
     """Row 102."""
-    LoggingSink("db.example:80")(Event("warning", text="a\nb %s \x1b[2J"))
+    LoggingSink()(Event("warning", text="a\nb %s \x1b[2J"))
     assert caplog.records[0].getMessage().isprintable()
     assert caplog.records[0].tcpproxy_text.isprintable()  # type: ignore[attr-defined]
 
@@ -654,10 +658,22 @@ def test_default_sink_survives_its_handlers(monkeypatch: pytest.MonkeyPatch) -> 
     logger = logging.getLogger("tcpproxy")
     handled: list[Callable[[logging.LogRecord], bool]] = [broken]
     monkeypatch.setattr(logger, "filters", handled)
-    LoggingSink("db.example:80")(Event("warning", text="beware"))
+    LoggingSink()(Event("warning", text="beware"))
 
 
 def test_a_failure_without_an_address_names_the_target(streams: Streams) -> None:
-    streams.printer(target="db.example:5432")(Event("failed", "dns", client=CLIENT, text="no such host"))
+    streams.printer()(Event("failed", "dns", client=CLIENT, text="no such host", target="db.example:5432"))
     expected = f"Error establishing upstream connection: no such host (db.example:5432 for client {CLIENT})"
     assert streams.taken() == ([], [expected])
+
+
+def test_with_several_forwards_a_listener_names_its_target(streams: Streams, caplog: pytest.LogCaptureFixture) -> None:
+    event = Event("listening", text="127.0.0.1:80", target="db.example:5432")
+    streams.printer()(event)
+    streams.printer(several=True)(event)
+    lines = ["Listening on 127.0.0.1:80", "Listening on 127.0.0.1:80 -> db.example:5432"]
+    assert streams.taken()[0] == lines
+    with caplog.at_level(logging.INFO, "tcpproxy"):
+        LoggingSink()(event)
+        LoggingSink(several=True)(event)
+    assert [record.getMessage() for record in caplog.records] == lines

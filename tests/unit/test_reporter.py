@@ -11,11 +11,14 @@ import pytest
 from support.waiting import TIMEOUT, in_background
 
 from tcpproxy._core.worker import Worker
+from tcpproxy.config.forwards import parse_forward
+from tcpproxy.network.forwarding import Forwarding
 from tcpproxy.report.event import Event, Record
 from tcpproxy.report.reporter import AT_ONCE, FEW, GATHER, Reporter
 from tcpproxy.wakeup import Wakeup
 
-RECORD: Record = ("new", "", 0, 1, "127.0.0.1:1", "", "", 0, 0, 0.0, 0.0, 0.0, 0)
+RECORD: Record = ("new", "", 0, 1, "127.0.0.1:1", "", "", 0, 0, 0.0, 0.0, 0.0, 0, 0)
+FORWARDS = [Forwarding(parse_forward("forwards", "0:db:80"))]
 
 
 class Flooded:
@@ -59,7 +62,7 @@ def report(worker: Flooded, wakeup: Wakeup) -> list[Event]:
     """What is reported until such a worker, which has ended, has nothing left."""
     events: list[Event] = []
     reporter = Reporter(events.append)
-    reporter.open([cast(Worker, worker)], [], wakeup, None)
+    reporter.open([cast(Worker, worker)], [], wakeup, FORWARDS)
     reporter.run()
     return events
 
@@ -109,7 +112,7 @@ def running() -> Iterator[tuple[Trickle, Reporter, list[Event], Callable[[], Non
         events.append(event)
 
     reporter = Reporter(sink)
-    reporter.open([cast(Worker, worker)], [alive], wakeup, None)
+    reporter.open([cast(Worker, worker)], [alive], wakeup, FORWARDS)
     with in_background(reporter.run):
         yield worker, reporter, events, free.clear
         free.set()
@@ -155,6 +158,6 @@ def test_a_flush_does_not_wait_for_a_sink_that_blocks(
 
 def test_a_flush_after_the_end(wakeup: Waits) -> None:
     reporter = Reporter(lambda event: None)
-    reporter.open([cast(Worker, Flooded(1))], [], wakeup, None)
+    reporter.open([cast(Worker, Flooded(1))], [], wakeup, FORWARDS)
     reporter.run()
     assert reporter.flush(TIMEOUT)
