@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import awaiting, lifetime
 from .config.config import Config
@@ -59,7 +59,8 @@ class Controls:
     if TYPE_CHECKING:  # Proxy has them
 
         @property
-        def address(self) -> tuple[str, int]: ...
+        def address(self) -> Any: ...
+        def _tcp_address(self, what: str) -> tuple[str, int]: ...
         def stats(self) -> Stats: ...
         def connections(self, ended: bool = False) -> list[Connection]: ...
         def _not_nested(self) -> contextlib.AbstractContextManager[None]: ...
@@ -328,7 +329,7 @@ class Controls:
             UsageError: there is no host in it.
             RuntimeError: the proxy has not been started.
         """
-        return with_address(url, *self.address)
+        return with_address(url, *self._tcp_address("port"))
 
     def wait_for(
         self,

@@ -11,11 +11,11 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Never, Self, Unpack
+from typing import TYPE_CHECKING, Any, Never, Self, Unpack
 
 from . import awaiting, lifetime
 from .config.config import Config
-from .config.endpoints import Remote
+from .config.endpoints import Endpoint, Remote
 from .config.groups import Options
 from .config.reference import documented
 from .controls import Controls
@@ -26,8 +26,9 @@ from .native import Lock, monotonic
 from .network.forwarding import Forwarding, leave_out_circles, listen
 from .network.given import GivenPort, check_given
 from .network.limits import check_room, connection_limit
-from .network.listening import Port, address, is_public, known_places, no_place, small_buffers
+from .network.listening import Port, known_places, no_place, small_buffers, strangers
 from .network.resolver import Address, Resolver, numeric
+from .network.unix import Folders, UnixPort, unix_address
 from .report.event import Event, EventKind
 from .report.reporter import Reporter
 from .tap.capture import Capture
@@ -56,7 +57,8 @@ class Proxy(Controls):
 
     Args:
         remote: `HOST:PORT` or `[IPv6]:PORT`; an int is a port of localhost; a tuple is an address as
-            `getsockname` returns it. None: `forwards` has the targets.
+            `getsockname` returns it; a text that begins with `/`, or a `Path`, is a UNIX socket. None: `forwards`
+            has the targets.
         on_event: called with each `Event`, in a thread of the proxy's own: a function, not a coroutine function;
             None: the logger `tcpproxy`.
         record: how much to keep of each direction of each connection, for `recordings`: a size, True for 1 MiB,
@@ -75,7 +77,7 @@ class Proxy(Controls):
 
     Attributes:
         config: the checked arguments, in groups: `config.timeouts.idle_timeout`. Seconds, bytes, and 0 for off.
-        addresses: what it listens on, as (host, port); empty before the start.
+        addresses: what it listens on, as (host, port) or the path of a UNIX socket; empty before the start.
         failure: the WorkerError that has ended the proxy; None: none has.
         capture: the capture, with `failure` and numbers; None: without `capture`.
     """
@@ -98,7 +100,7 @@ class Proxy(Controls):
             if name in options:
                 raise UsageError(f"sockets and {name} are both given, expected one of them")
         self._given = None if sockets is None else check_given(sockets)
-        self.addresses: list[tuple[str, int]] = []
+        self.addresses: list[Any] = []
         self.failure: WorkerError | None = None
         seeing = self.config.seeing
         self.capture = Capture(seeing.capture, seeing.capture_rotate, seeing.capture_files) if seeing.capture else None
@@ -107,6 +109,8 @@ class Proxy(Controls):
         self._crew: Crew | None = None
         self._resolvers: list[Resolver] = []  # that the start waits for
         self._forwards: list[Forwarding] = []
+        self._paths: dict[str, UnixPort] = {}  # bound before the start, by their paths
+        self._folders = Folders()
         self._paused, self._is_down = 0, False
         self._refuses = self._is_closed = False  # by a fault; whatever the cause
         self._lock = Lock()
@@ -125,7 +129,8 @@ class Proxy(Controls):
         if ports := [each.port for each in self._forwards if each.port]:
             places = [", ".join(port.names) for port in ports]
         else:
-            places = ["sockets" if self._given else each.listener.host for each in self.config.forwards]
+            listeners = [each.listener for each in self.config.forwards]
+            places = ["sockets" if self._given else it.path or it.host for it in listeners]
         routes = zip(places, self.config.forwards, strict=True)
         text = "; ".join(f"{place} -> {each.target}" for place, each in routes)
         return f"<Proxy {text}{';' if several else ','} {self._state}>"
@@ -186,7 +191,7 @@ class Proxy(Controls):
         try:
             if self.capture:
                 self.capture.open(lambda text: self._reporter.note("warning", text))
-            places = [[] if self._given else self._find_places(each.spec.listener.host) for each in forwards]
+            places = [[] if self._given else self._find_places(each.spec.listener) for each in forwards]
             with lifetime.no_fork:
                 self._open(crew, forwards, places)
         except BaseException as error:
@@ -198,11 +203,18 @@ class Proxy(Controls):
 
     def _open(self, crew: Crew, forwards: list[Forwarding], places: list[list[Address]]) -> None:
         self._forwards = forwards
+        self._bind_paths()
         for each, found in zip(forwards, places, strict=True):
-            each.port = GivenPort(self._given) if self._given else Port(each.spec, found, len(forwards) > 1)
+            if self._given:
+                each.port = GivenPort(self._given)
+            elif path := each.spec.listener.path:
+                each.port = self._paths.pop(path)
+            else:
+                each.port = Port(each.spec, found, len(forwards) > 1)
         self._leave_out_circles(forwards)
         with contextlib.ExitStack() as stack:
             listeners = [[] if self._is_closed else listen(each, stack) for each in forwards]
+            self._folders.close()
             limit, warning = connection_limit(self.config)
             if warning:
                 self._reporter.note("warning", warning)
@@ -230,9 +242,7 @@ class Proxy(Controls):
         asked: list[tuple[Forwarding, Resolver, int]] = []
         for each in forwards:
             target = each.spec.target
-            if path := target.path or each.spec.listener.path:
-                raise UsageError(f"{quoted(path)} is for a UNIX socket, which is not supported yet")
-            each.addresses = numeric(target.host, target.port) or []
+            each.addresses = [unix_address(target.path)] if target.path else numeric(target.host, target.port) or []
             if not each.addresses:
                 each.resolver = self._resolver_of(target.host, target.port)
                 asked.append((each, each.resolver, each.resolver.ask()))
@@ -244,8 +254,25 @@ class Proxy(Controls):
                 text = f"cannot resolve {each.spec.target.host} ({why}); it is looked up again for each connection"
                 self._reporter.note("warning", text)
 
-    def _find_places(self, bind: str) -> list[Address]:
+    def _bind_paths(self) -> None:
+        """Binds the UNIX sockets to listen on, if that has not been done: for a process that gives up the right to.
+
+        Raises:
+            StartError: one cannot be bound.
+        """
+        for spec in self.config.forwards:
+            if (path := spec.listener.path) and path not in self._paths:
+                self._paths[path] = UnixPort(spec, self._mode, self._folders, len(self.config.forwards) > 1)
+
+    @property
+    def _mode(self) -> int:
+        return self.config.listening.unix_mode
+
+    def _find_places(self, listener: Endpoint) -> list[Address]:
         """The addresses to listen on: none if the proxy is stopped during their look-up, which may take long."""
+        bind = listener.host
+        if listener.path:
+            return []
         if known := known_places(bind):
             return known
         resolver = self._resolver_of(bind, 0)
@@ -270,12 +297,13 @@ class Proxy(Controls):
     def _announce(self, forwards: list[Forwarding], listeners: list[list[socket.socket]]) -> None:
         if self._stopping.is_set():
             return
-        for listener, each in ((it, each) for each, own in zip(forwards, listeners, strict=True) for it in own):
-            self._reporter.note("listening", address(listener), each.target)
-            if is_public(listener):
-                self._reporter.note("warning", f"listening on {address(listener)}, which other machines may reach")
-            if warning := small_buffers(listener, self.config):
-                self._reporter.note("warning", warning)
+        for each, own in zip(forwards, listeners, strict=True):
+            for name, listener in zip(each.port.names if each.port else [], own, strict=False):
+                self._reporter.note("listening", name, each.target)
+                if who := strangers(listener, self._mode):
+                    self._reporter.note("warning", f"listening on {name}, which {who} may reach")
+                if warning := small_buffers(listener, self.config):
+                    self._reporter.note("warning", warning)
 
     def _undo(self, crew: Crew) -> None:
         """Gives back what a start had when it failed."""
@@ -289,9 +317,15 @@ class Proxy(Controls):
 
     def _close_ports(self) -> None:
         """Gives the ports of all forwards up."""
-        for each in self._forwards:
-            if each.port:
-                each.port.close()
+        for port in [*self._paths.values(), *(each.port for each in self._forwards if each.port)]:
+            port.close()
+        self._folders.close()
+
+    @property
+    def _left(self) -> list[str]:
+        """Sentences about files of UNIX sockets that could not be removed at the end."""
+        ports = [each.port for each in self._forwards if isinstance(each.port, UnixPort) and each.port.left]
+        return [f"{port.path} is left behind ({port.left}): the next start takes it over" for port in ports]
 
     def stop(self, grace: float | str | None = None) -> None:
         """Stops listening, lets connections end for `grace` (None: as configured; inf: for ever), resets the rest.
@@ -368,8 +402,8 @@ class Proxy(Controls):
             if self.capture:
                 self.capture.stop()  # the start may wait for who reads it
         if crew := self._crew:
-            crew.stop(abort=abort)
             self._close_ports()
+            crew.stop(abort=abort)
         else:
             for resolver in self._resolvers:
                 resolver.close()  # the start waits for it
@@ -412,7 +446,8 @@ class Proxy(Controls):
             return
         if self._crew:
             self._crew.close_after_fork()
-        self._close_ports()
+        for port in [*self._paths.values(), *(each.port for each in self._forwards if each.port)]:
+            port.forget()
         self._crew, self._resolvers = None, []
         if not self._started:
             return
@@ -454,8 +489,8 @@ class Proxy(Controls):
     # --- views ---
 
     @property
-    def address(self) -> tuple[str, int]:
-        """(host, port) to connect to, as `socket.create_connection` wants it.
+    def address(self) -> Any:
+        """(host, port) to connect to, as `socket.create_connection` wants it; of a UNIX socket its path.
 
         Raises:
             RuntimeError: it has not been started, or it has several forwards.
@@ -468,21 +503,28 @@ class Proxy(Controls):
     @property
     def forwards(self) -> tuple[Forward, ...]:
         """Each place to listen with its target, in the order of `forwards`; empty before the start."""
+        found = [(each, each.port.addresses[0]) for each in self._forwards if each.port and self.addresses]
         return tuple(
-            Forward(each.spec.text, each.port.addresses[0], each.port.addresses[0][1], each.target)
-            for each in self._forwards
-            if each.port and self.addresses
+            Forward(each.spec.text, place, 0 if isinstance(place, str) else place[1], each.target)
+            for each, place in found
         )
 
     @property
     def host(self) -> str:
         """The host of `address`; of a link-local IPv6 address with its interface."""
-        return self.address[0]
+        return self._tcp_address("host")[0]
 
     @property
     def port(self) -> int:
         """The port of `address`: the one it was given, or the free one that it got."""
-        return self.address[1]
+        return self._tcp_address("port")[1]
+
+    def _tcp_address(self, what: str) -> tuple[str, int]:
+        address = self.address
+        if isinstance(address, str):
+            raise RuntimeError(f"the proxy listens on a UNIX socket, which has no {what}: see `address`")
+        host, port = address
+        return host, port
 
     def stats(self) -> Stats:
         """Numbers since the start, from any thread at any time, also after the end."""

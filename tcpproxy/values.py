@@ -157,6 +157,15 @@ def parse_choice(what: str, value: str, words: tuple[str, ...], hidden: tuple[st
     return value
 
 
+def parse_mode(what: str, value: int | str) -> int:
+    """Rights of a file: `0600` in octal digits, or a number up to 0o777. UsageError otherwise."""
+    if isinstance(value, str) and re.fullmatch(r"(0o?)?[0-7]{3}", value, re.ASCII):
+        return int(value[-3:], 8)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
+        return value
+    raise UsageError(f"{what} {quoted(value)} is no mode of a file, expected octal digits from 0000 to 0777")
+
+
 def parse_size(what: str, value: int | str | None, least: int, most: int, *, off: bool = False) -> int:
     """Bytes, from a number or a text like `64KiB`, `100kB`, `1M`. UsageError outside `least` to `most`.
 

@@ -95,12 +95,12 @@ class Forward:
 
     Attributes:
         spec: as it was given: an item of `forwards`, or the remote.
-        address: (host, port) that it listens on; of several the first one.
-        port: its port.
+        address: (host, port) that it listens on, of several the first one; or the path of a UNIX socket.
+        port: its port; 0: a UNIX socket.
         target: where it forwards to, as it was given.
     """
 
     spec: str
-    address: tuple[str, int]
+    address: tuple[str, int] | str
     port: int
     target: str

@@ -23,7 +23,8 @@ HEAD = """\
 
 # Options
 
-`tcpproxy [OPTIONS] REMOTE` forwards TCP connections to REMOTE, which is `HOST:PORT` or `[IPv6]:PORT`. In a program,
+`tcpproxy [OPTIONS] REMOTE` forwards TCP connections to REMOTE, which is `HOST:PORT`, `[IPv6]:PORT`, or the path of a
+UNIX socket; [forwards.md](forwards.md) has all forms. In a program,
 `tcpproxy.Proxy(remote, ...)` takes the same options as keyword arguments ([library.md](library.md)).
 
 **Times** are seconds, or a number with `ms`, `s`, `m`, `h` or `d`: `250ms`, `10s`, `1.5m`. The longest is 365 days.

@@ -9,6 +9,8 @@ typedef struct {
     uint8_t bytes[28];
 } net_addr;
 
+#include "unix.h"
+
 /* Makes an address from a raw IPv4 (`size` 4) or IPv6 (`size` 16) address and a port in host order: 0, or -EINVAL. */
 static inline int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
 {
@@ -56,15 +58,22 @@ static inline int net_unpack(const net_addr *from, uint8_t ip[16], uint16_t *por
     return 0;
 }
 
-/* Writes "192.0.2.1:80" or "[2001:db8::1]:80", "" for no address. IPv4-mapped addresses (IPv4 clients of a dual-stack
+/* Writes "192.0.2.1:80" or "[2001:db8::1]:80", the first 79 bytes of a path, "unix:uid=1000,pid=4711" for the peer of a
+ * UNIX socket, and "" for no address. IPv4-mapped addresses (IPv4 clients of a dual-stack
  * listener) are written as IPv4. */
 static inline void net_format(const net_addr *from, char text[80])
 {
     char ip[INET6_ADDRSTRLEN] = "";
+    uint32_t size, user, process;
+    const char *path = net_path(from, &size);
     struct sockaddr_in v4;
     struct sockaddr_in6 v6;
     text[0] = 0;
-    if (from->length == sizeof v4) {
+    if (path) {
+        snprintf(text, 80, "%s%.*s", path[0] ? "" : "@", (int)(size - !path[0]), path + !path[0]);
+    } else if (net_peer(from, &user, &process) == 0) {
+        snprintf(text, 80, process ? "unix:uid=%u,pid=%u" : "unix:uid=%u", user, process);
+    } else if (from->length == sizeof v4) {
         memcpy(&v4, from->bytes, sizeof v4);
         inet_ntop(AF_INET, &v4.sin_addr, ip, sizeof ip);
         snprintf(text, 80, "%s:%u", ip, ntohs(v4.sin_port));
@@ -83,13 +92,17 @@ static inline void net_format(const net_addr *from, char text[80])
     }
 }
 
-/* Returns the source that a limit per source counts: IPv4 by address (IPv4-mapped ones too), IPv6 by /64. */
+/* Returns the source that a limit per source counts: IPv4 by address (IPv4-mapped ones too), IPv6 by /64, the peer of a UNIX
+ * socket by its user. */
 static inline uint64_t net_source(const net_addr *from)
 {
     struct sockaddr_in v4;
     struct sockaddr_in6 v6;
     uint64_t source = 0;
+    uint32_t user, process;
     int i, end;
+    if (net_peer(from, &user, &process) == 0)
+        return (uint64_t)0xfffe << 32 | user; /* no IPv6 network begins so */
     if (from->length == sizeof v4) {
         memcpy(&v4, from->bytes, sizeof v4);
         source = (uint64_t)0xffff << 32 | ntohl(v4.sin_addr.s_addr);

@@ -1,5 +1,5 @@
 /* The socket calls that the core may use, the same for every platform. Parts of this file: net_posix.h or
- * net_windows.h, which hold what the platforms do not have in common, address.h and sockopt.h.
+ * net_windows.h, which hold what the platforms do not have in common, address.h (with unix.h) and sockopt.h.
  *
  * Every function returns a value >= 0, or -errno, unless its comment says otherwise. Only net_poll returns -EINTR:
  * every other call that is interrupted is repeated here. Sockets made here are non-blocking and close-on-exec. Where socket() and accept4()
@@ -49,6 +49,13 @@ static inline int64_t net_accept(net_socket listener, net_addr *from, const net_
 #ifdef _WIN32
     net_tune(fd, tuning);
 #endif
+#ifdef NET_UNIX
+    if (peer.ss_family == AF_UNIX) { /* it inherits nothing */
+        net_tune_unix(fd, tuning);
+        net_ask_peer(fd, from);
+        return (int64_t)fd;
+    }
+#endif
     memset(from, 0, sizeof *from);
     if ((size_t)length <= sizeof from->bytes) {
         from->length = (uint32_t)length;
@@ -61,7 +68,7 @@ static inline int64_t net_accept(net_socket listener, net_addr *from, const net_
  * -errno. */
 static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
 {
-    int family = ((const struct sockaddr *)(const void *)to->bytes)->sa_family;
+    int family = net_family(to);
 #ifdef NET_ACCEPT4
     net_socket fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd == NET_NONE)
@@ -82,11 +89,18 @@ static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
     return (int64_t)fd;
 }
 
-/* 0: connected; -EINPROGRESS: in progress; else -errno. An interrupted connect continues in the kernel, and a second
+/* 0: connected; -EINPROGRESS: in progress; else -errno. -EAGAIN of a UNIX socket: the server's backlog is full, and no event
+ * will tell when it is not. An interrupted connect continues in the kernel, and a second
  * call would return EALREADY: it counts as in progress. */
 static inline int net_connect(net_socket fd, const net_addr *to)
 {
     int error;
+#ifdef NET_UNIX
+    uint32_t size;
+    const char *path = net_path(to, &size);
+    if (path)
+        return net_connect_path(fd, path, size) == 0 ? 0 : errno == EINTR ? -EAGAIN : -errno;
+#endif
     if (connect(fd, (const struct sockaddr *)(const void *)to->bytes, (socklen_t)to->length) == 0)
         return 0;
     error = net_errno();
@@ -142,7 +156,7 @@ static inline int net_met_itself(net_socket fd, const net_addr *to, const net_tu
     struct sockaddr_storage own;
     socklen_t length = sizeof own;
     int port = to->bytes[2] << 8 | to->bytes[3]; /* at the same place in both families */
-    if (port < tuning->ephemeral_first || port > tuning->ephemeral_last)
+    if (port < tuning->ephemeral_first || port > tuning->ephemeral_last || net_is_unix(to))
         return 0;
     if (getsockname(fd, (struct sockaddr *)&own, &length) != 0 || (uint32_t)length != to->length)
         return 0;
@@ -154,12 +168,14 @@ static inline int net_met_itself(net_socket fd, const net_addr *to, const net_tu
     return ntohs(v6->sin6_port) == port && memcmp(&v6->sin6_addr, to->bytes + 8, 16) == 0;
 }
 
-static inline void net_own_address(net_socket fd, net_addr *to) /* no address where the system does not know it */
+/* No address where the system does not know it, nor for a UNIX socket. */
+static inline void net_own_address(net_socket fd, net_addr *to)
 {
     struct sockaddr_storage own;
     socklen_t length = sizeof own;
     to->length = 0;
-    if (getsockname(fd, (struct sockaddr *)&own, &length) == 0 && (size_t)length <= sizeof to->bytes) {
+    if (getsockname(fd, (struct sockaddr *)&own, &length) == 0 && (size_t)length <= sizeof to->bytes
+        && (own.ss_family == AF_INET || own.ss_family == AF_INET6)) {
         memcpy(to->bytes, &own, (size_t)length);
         to->length = (uint32_t)length;
     }
@@ -181,12 +197,12 @@ static inline void net_reset(net_socket fd) /* closes with RST */
 
 /* Returns how many bytes are in the send queue that the kernel has not sent yet; a reset would destroy them. 0 where
  * the system has no such call. Not SIOCOUTQ: that counts unacknowledged bytes too, which a delayed ACK keeps there
- * for 40 ms. */
+ * for 40 ms. But a UNIX socket has only that: what its peer has not read yet, with the kernel's overhead. */
 static inline int net_unsent(net_socket fd)
 {
     int bytes = 0;
 #if defined(SIOCOUTQNSD) && !defined(NET_AS_ON_MACOS)
-    return ioctl(fd, SIOCOUTQNSD, &bytes) < 0 ? 0 : bytes;
+    return ioctl(fd, SIOCOUTQNSD, &bytes) < 0 && ioctl(fd, SIOCOUTQ, &bytes) < 0 ? 0 : bytes;
 #elif defined(SO_NWRITE) /* macOS; this and the next ones count unacknowledged bytes too: there is no better one */
     socklen_t length = sizeof bytes;
     return getsockopt(fd, SOL_SOCKET, SO_NWRITE, &bytes, &length) < 0 ? 0 : bytes;

@@ -18,7 +18,9 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <stddef.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <linux/sockios.h>
@@ -39,6 +41,8 @@
 #if defined(SOCK_NONBLOCK) && !defined(__APPLE__) && !defined(NET_AS_ON_MACOS)
 #define NET_ACCEPT4
 #endif
+
+#define NET_UNIX
 
 typedef int net_socket;
 #define NET_NONE (-1)

@@ -9,14 +9,14 @@ from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, 
 from tcpproxy._core.half cimport MODE_SPLICE, ZERO_COPY_ALWAYS, Side
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAM, Upstream, \
     loop_enqueue
-from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOMEM, ETIMEDOUT, NET_NONE, net_out_of_resources, \
-    net_peek, net_reset, net_send, net_would_block
+from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOENT, ENOMEM, ETIMEDOUT, NET_NONE, net_addr, net_is_unix, \
+    net_out_of_resources, net_peek, net_reset, net_send, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, poller_add
 from tcpproxy._core.reports cimport reports_accepted, reports_connected, reports_refused
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
-from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_KEEPALIVE, TIMER_STAGGER, timers_arm, timers_cancel
+from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_KEEPALIVE, TIMER_RETRY, TIMER_STAGGER, timers_arm, timers_cancel
 
 
 # --- a client ---
@@ -34,6 +34,7 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
         return
     relay.sides[CLIENT].ready = READY_OUT
     relay.sides[CLIENT].no_delay = True         # inherited from the listener
+    relay.sides[CLIENT].pacing_off = net_is_unix(&accepted.client)
     relay.sides[UPSTREAM].watch.fd = NET_NONE
     if loop.pump.zero_copy == ZERO_COPY_ALWAYS:
         relay.halves[CLIENT].mode = relay.halves[UPSTREAM].mode = MODE_SPLICE
@@ -112,7 +113,12 @@ cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil:
+    cdef const net_addr *first = &relay.connecting.list.addresses[0]
     if connecting_next(relay.connecting, loop.pump.poller, table_tag(relay)) == CONNECTING_FAILED:
+        if net_would_block(-relay.connecting.error) and net_is_unix(first):
+            relay.connecting.started = 0        # its backlog is full: again, until TIMER_CONNECT
+            timers_arm(&loop.timers, &relay.check, TIMER_RETRY, loop.now_ns)
+            return
         closing_connect_failed(loop, relay, _failure(relay.connecting.error), relay.connecting.error)
     elif connecting_has_more(relay.connecting):
         timers_arm(&loop.timers, &relay.check, TIMER_STAGGER, loop.now_ns)
@@ -122,7 +128,7 @@ cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil:
 
 cdef uint8_t _failure(int error) noexcept nogil:
     """The reason that goes with the errno of a failed connect."""
-    if error == ECONNREFUSED:
+    if error == ECONNREFUSED or error == ENOENT:        # the second: nobody has bound the path of a UNIX socket
         return REASON_REFUSED
     if error == ETIMEDOUT:
         return REASON_CONNECT_TIMEOUT
@@ -151,6 +157,7 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     cdef uint32_t bits = relay.connecting.ready[number]
     connecting_take(relay.connecting, loop.pump.poller, number, &upstream.watch)
     relay.upstream = relay.connecting.list.addresses[number]
+    upstream.no_delay = upstream.pacing_off = net_is_unix(&relay.upstream)
     relay.attempt = <uint8_t> (number + 1)
     upstream.error = relay.connecting.error
     upstream.ready = bits & (READY_IN | READY_OUT)

@@ -9,7 +9,7 @@ from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE,
     PUMP_WAIT, Half, Side, half_pump
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, RELAY_RESOLVING, \
     UPSTREAM, loop_enqueue, loop_stall
-from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
+from tcpproxy._core.net cimport ECONNRESET, net_is_unix, net_keep_alive, net_take_error, net_unacked
 from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_next_attempt, \
     opening_timed_out, opening_turn
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT
@@ -17,7 +17,7 @@ from tcpproxy._core.shaped cimport shaped_pump
 from tcpproxy._core.shaper cimport shaper_holds, shaper_waits
 from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
-    TIMER_LINGER, TIMER_NONE, TIMER_SHAPER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, timers_arm, timers_cancel
+    TIMER_LINGER, TIMER_NONE, TIMER_RETRY, TIMER_SHAPER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, timers_arm, timers_cancel
 
 cdef enum:
     # Bytes that one side sends in a turn: fewer are interactive, more are bulk. A choice, not a measurement, of the size of
@@ -50,7 +50,7 @@ cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) 
 
 
 cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
-    if kind == TIMER_STAGGER:
+    if kind == TIMER_STAGGER or kind == TIMER_RETRY:
         opening_next_attempt(loop, relay)
     elif kind == TIMER_CONNECT:
         opening_timed_out(loop, relay)
@@ -59,7 +59,7 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
     elif kind == TIMER_FLUSH or kind == TIMER_STUCK:
         closing_reset_when_sent(loop, relay)
     elif kind == TIMER_KEEPALIVE or kind == TIMER_UNACKED:
-        if kind == TIMER_KEEPALIVE:
+        if kind == TIMER_KEEPALIVE and not net_is_unix(&relay.upstream):
             net_keep_alive(relay.sides[UPSTREAM].watch.fd, &loop.tuning)
         _check_unacked(loop, relay)
     else:
@@ -102,6 +102,8 @@ cdef void _check_unacked(Loop *loop, Relay *relay) noexcept nogil:
     if relay.state != RELAY_RELAYING or _error_pending(relay) or not loop.timers.lists[TIMER_UNACKED].length_ns:
         return
     for side in range(2):
+        if net_is_unix(&relay.client if side == CLIENT else &relay.upstream):
+            continue                            # the kernel knows when that peer is gone
         rc = net_unacked(relay.sides[side].watch.fd, &loop.tuning, &relay.probes_at_ack[side])
         if rc < 0:
             relay.sides[side].error = -rc

@@ -16,7 +16,7 @@ from tcpproxy._core.splice cimport PIPE_BYTES, Pipe, pipes_free
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.tap cimport TAP_READ, TAP_SIZE, Tap, tap_free, tap_init
 from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
-    TIMER_LINGER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED
+    TIMER_LINGER, TIMER_RETRY, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED
 
 cdef enum:
     # Of a worker's ring; a power of two. A connection has three. A reader that sleeps for 20 ms loses none below
@@ -41,6 +41,7 @@ cdef enum:
     # A choice: time for several retransmissions. A receiver that has stopped is waited for no longer.
     LINGER_MS = 5000
     FLUSH_MS = 5                # a choice: a reset is passed on so late at most, for 200 calls a second while a queue shrinks
+    RETRY_MS = 50               # a choice: twenty calls a second for a client that waits
     STUCK_MS = 100              # a choice: ten calls a second for a receiver that takes nothing
 
 
@@ -89,6 +90,7 @@ cdef void _init_timers(Loop *loop, const Settings *settings) noexcept nogil:
     loop.timers.lists[TIMER_KEEPALIVE].length_ns = KEEPALIVE_AFTER_MS * <uint64_t> NS_PER_MS
     loop.timers.lists[TIMER_LINGER].length_ns = LINGER_MS * <uint64_t> NS_PER_MS
     loop.timers.lists[TIMER_FLUSH].length_ns = FLUSH_MS * <uint64_t> NS_PER_MS
+    loop.timers.lists[TIMER_RETRY].length_ns = RETRY_MS * <uint64_t> NS_PER_MS
     loop.timers.lists[TIMER_STUCK].length_ns = STUCK_MS * <uint64_t> NS_PER_MS
 
 

@@ -87,9 +87,18 @@ static inline void net_pacing_off(net_socket fd)
 #endif
 }
 
-/* Sets all options on a listener; accepted sockets inherit them. */
+/* Those of them that a UNIX socket has. Only its sender's buffer counts. */
+static inline void net_tune_unix(net_socket fd, const net_tuning *tuning)
+{
+    net_oob_inline(fd);
+    net_bound_buffers(fd, tuning);
+}
+
+/* Sets all options on a listener; accepted sockets inherit them, unless they are UNIX sockets. */
 static inline void net_tune(net_socket fd, const net_tuning *tuning)
 {
+    if (net_speaks_unix(fd))
+        return;
     net_no_delay(fd);
     net_oob_inline(fd);
     net_keep_alive(fd, tuning);

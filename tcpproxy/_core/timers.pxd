@@ -18,6 +18,7 @@ cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_LINGER            # only last bytes are left to send, and none has left the kernel for this long
     TIMER_FLUSH             # check whether the kernel has sent what a reset would destroy
     TIMER_STUCK             # the same, after a check that saw no progress
+    TIMER_RETRY             # connect again: a UNIX socket's backlog was full
     TIMER_KINDS             # so many lists
     TIMER_SHAPER = TIMER_KINDS      # of alarms: bytes that a shaper holds are due
 

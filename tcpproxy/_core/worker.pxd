@@ -13,10 +13,11 @@ cdef class Worker:
     cdef _Group together
     cdef uint64_t running           # 1: run() was called; it may have returned
     cdef bint abandoned             # in a forked child: its memory may be in any state
+    cdef dict paths                 # of UNIX sockets, to which addresses point for as long as the worker exists
     cdef object make_lock           # threading.Lock, or what makes real locks where that is replaced
     cdef object lock                # one at a time of the threads that wake, view or close
     cdef void _wake(self)
     cdef void _tell(self, Message *message)
     cdef bint _look(self, View *view) noexcept
 
-cdef object address_text(const net_addr *address)       # host:port; "": there is none
+cdef object address_text(const net_addr *address)       # host:port, a path, unix:uid=...; "": there is none

@@ -4,7 +4,7 @@ import sys
 
 from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.accepting cimport NewListeners
 from tcpproxy._core.bending cimport bending_change
@@ -18,7 +18,7 @@ from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_KILL, MESSAGE_LISTEN, 
     MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, \
     RUN, UPSTREAM, UPSTREAMS, WORKERS, Counters, Histogram, Loop
-from tcpproxy._core.net cimport net_addr, net_close, net_format, net_pack, net_socket, net_tune
+from tcpproxy._core.net cimport net_addr, net_close, net_format, net_pack, net_pack_path, net_path, net_socket, net_tune
 from tcpproxy._core.poller cimport poller_name, poller_wake
 from tcpproxy._core.reports cimport reports_bounds
 from tcpproxy._core.resources cimport NS_PER_SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
@@ -63,6 +63,10 @@ def wall():
 
 cdef object address_text(const net_addr *address):
     cdef char text[80]
+    cdef uint32_t size = 0
+    cdef const char *path = net_path(address, &size)
+    if path != NULL:
+        return os.fsdecode(path[:size]).replace("\0", "@", 1)
     if address.length == 0:
         return ""
     net_format(address, text)
@@ -102,6 +106,7 @@ cdef class Worker:
         cdef Settings numbers = settings
         cdef int rc
         self.make_lock, self.lock = make_lock, make_lock()
+        self.paths = {}
         self.loop = <Loop *> calloc(1, sizeof(Loop))
         rc = resources_init(self.loop, &numbers) if self.loop != NULL else -ENOMEM
         if rc == -ENOMEM:
@@ -178,7 +183,7 @@ cdef class Worker:
         return sync_swap(&self.loop.upstreams[target].asked, 0) != 0
 
     def set_addresses(self, int target, addresses, lifetime):
-        """Answers: (raw IP, port, scope id) in the order to try; none: the look-up failed.
+        """Answers: (raw IP, port, scope id) in the order to try; none: the look-up failed. (path, -1, 0) is a UNIX socket.
 
         The answer serves new connections for `lifetime` seconds (None: for ever), and those who wait for it in any case.
         At most 14 addresses are used.
@@ -189,7 +194,12 @@ cdef class Worker:
         answer.users = 1
         answer.expires_ns = <uint64_t> -1 if lifetime is None else clock_ns() + <uint64_t> (lifetime * NS_PER_SECOND)
         for ip, port, scope in addresses[:ADDRESSES]:
-            if net_pack(&answer.addresses[answer.count], PyBytes_AsString(ip), PyBytes_Size(ip), port, scope) < 0:
+            if port < 0:
+                ip = self.paths.setdefault(ip, ip)      # addresses point into it
+                if net_pack_path(&answer.addresses[answer.count], PyBytes_AsString(ip), PyBytes_Size(ip)) < 0:
+                    free(answer)
+                    raise ValueError(f"not the path of a UNIX socket: {ip!r}")
+            elif net_pack(&answer.addresses[answer.count], PyBytes_AsString(ip), PyBytes_Size(ip), port, scope) < 0:
                 free(answer)
                 raise ValueError(f"not a raw IP address: {ip!r}")
             answer.count += 1

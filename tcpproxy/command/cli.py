@@ -62,6 +62,7 @@ def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> Non
             if not seeing.capture_rotate:
                 check_place(proxy.capture.path)
             proxy.capture.open(lambda text: final_words("warning", text, json, stdout))
+        proxy._bind_paths()
         # Before there are threads, which inherit it.
         printer.suspicion = sandbox.enter(config, config.operating.sandbox)
         if serve_metrics:
@@ -81,6 +82,8 @@ def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> Non
                 continue
             text = f"fault {each.name} has acted on {count(each.fired, 'connection')}"
             final_words("faults", text, json, stdout, fault=each.name, connections=each.fired)
+    for text in proxy._left if output.debug else ():
+        final_words("warning", text if json else f"warning: {text}", json, stdout)
     if lost := printer.unwritten:
         final_words("lost", f"{count(lost, 'log line')} could not be written", json, stdout, lost=lost)
     if unshown := proxy._dumpable - printer.shown if seeing.shown else 0:

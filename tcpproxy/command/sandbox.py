@@ -20,13 +20,13 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers o
 _VERSION = 1
 _PATH_BENEATH, _NET_PORT = 1, 2
 _CONNECT_TCP = 1 << 1
-_SCOPE_SIGNAL = 1 << 1
+_SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 1 << 0, 1 << 1
 
 _EXECUTE, _WRITE_FILE = 1 << 0, 1 << 1
 _REMOVE_FILE, _MAKE_REG = 1 << 5, 1 << 8
 _CHANGES = sum(1 << bit for bit in range(4, 13))
 """Removing and making files and directories. Reading stays allowed: the C library loads resolver libraries late."""
-_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_REFER, _TRUNCATE, _IOCTL_DEV, _RESOLVE_UNIX = 1 << 13, 1 << 14, 1 << 15, 1 << 16
 
 NSSWITCH = "/etc/nsswitch.conf"
 DNS = 53
@@ -54,7 +54,7 @@ def enter(config: Config, mode: str) -> str:
     missing = _no_new_privileges() or _landlock(config)
     if missing and mode == "require":
         raise StartError.because("cannot enter the sandbox that is required", OSError(missing))
-    return "" if missing else _suspicion(ports_to_reach(config))
+    return "" if missing else _suspicion(ports_to_reach(config) or set())
 
 
 def _suspicion(ports: set[int]) -> str:
@@ -104,23 +104,31 @@ def _landlock(config: Config) -> str:
     for since, right in ((2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEV)):
         files |= right if version >= since else 0
     ports = ports_to_reach(config)
+    paths = paths_to_reach(config)
+    if version >= 9 and paths is not None:  # before, every path may be connected to
+        files |= _RESOLVE_UNIX
     words = [files]
     if version >= 4:
-        words.append(_CONNECT_TCP if ports else 0)
+        words.append(0 if ports is None else _CONNECT_TCP)
     if version >= 6:
-        words.append(_SCOPE_SIGNAL)
+        abstract = any(each.path.startswith("@") for forward in config.forwards for each in forward.targets)
+        words.append(_SCOPE_SIGNAL | (0 if abstract else _SCOPE_ABSTRACT_UNIX))
     attributes = b"".join(word.to_bytes(8, sys.byteorder) for word in words)
     ruleset = _call("syscall", _CREATE_RULESET, attributes, len(attributes), 0)
     if ruleset < 0:
         return "Landlock refuses"
     try:
-        for port in ports if version >= 4 else ():
+        for port in ports or () if version >= 4 else ():
             rule = _CONNECT_TCP.to_bytes(8, sys.byteorder) + port.to_bytes(8, sys.byteorder)
             if _call("syscall", _ADD_RULE, ruleset, _NET_PORT, rule, 0) < 0:
                 return "Landlock refuses"
         if config.seeing.capture and config.seeing.capture_rotate:
             rights = files & (_WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE)
             if not _allow_beneath(ruleset, os.path.dirname(config.seeing.capture) or ".", rights):
+                return "Landlock refuses"
+        for path in paths or () if files & _RESOLVE_UNIX else ():
+            # The folder: a server that starts again makes another file.
+            if not _allow_beneath(ruleset, os.path.dirname(path), _RESOLVE_UNIX):
                 return "Landlock refuses"
         if _call("syscall", _RESTRICT_SELF, ruleset, 0) < 0:
             return "Landlock refuses"
@@ -130,7 +138,7 @@ def _landlock(config: Config) -> str:
 
 
 def _allow_beneath(ruleset: int, folder: str, rights: int) -> bool:
-    """Allows what a rotation of capture files does, in their folder."""
+    """Allows something in a folder."""
     try:
         fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -142,9 +150,17 @@ def _allow_beneath(ruleset: int, folder: str, rights: int) -> bool:
         os.close(fd)
 
 
-def ports_to_reach(config: Config) -> set[int]:
-    """Returns the ports that TCP may connect to. Empty: any, because the lookup of a name may use other ports."""
+def paths_to_reach(config: Config) -> set[str] | None:
+    """Returns the paths of UNIX sockets to connect to. None: any, for the lookup of a name may use a local service."""
     targets = [each for forward in config.forwards for each in forward.targets]
+    if all(each.path or numeric(each.host.partition("%")[0], each.port) for each in targets):
+        return {each.path for each in targets if each.path and not each.path.startswith("@")}
+    return None
+
+
+def ports_to_reach(config: Config) -> set[int] | None:
+    """Returns the ports that TCP may connect to. None: any, because the lookup of a name may use other ports."""
+    targets = [each for forward in config.forwards for each in forward.targets if not each.path]
     ports = {each.port for each in targets}
     if all(numeric(each.host.partition("%")[0], each.port) for each in targets):
         return ports
@@ -154,7 +170,7 @@ def ports_to_reach(config: Config) -> set[int]:
     except OSError:
         lines = []  # without the file the C library uses files and dns
     sources = {word for line in lines if line[:1] == ["hosts:"] for word in line[1:] if not word.startswith("[")}
-    return ports | {DNS} if sources <= LOOKUPS else set()
+    return ports | {DNS} if sources <= LOOKUPS else None
 
 
 def _call(name: str, *args: int | bytes | None) -> int:

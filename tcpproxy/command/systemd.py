@@ -83,14 +83,15 @@ class Service:
                 label = config.labels["forwards"]
                 raise UsageError(f"systemd passes sockets to listen on and {label} is given, expected REMOTE")
             return _sockets(others)
-        if stored and config.listening.forwards:
+        keeps = not config.listening.forwards and not config.forwards[0].listener.path
+        if stored and not keeps:
             self._forget(stored)
         elif stored:
             wanted = [f"{prefix}{number + 1} of {len(stored)}" for number in range(len(stored))]
             if sorted(stored) == sorted(wanted):
                 return _sockets([stored[name] for name in wanted])
             self._forget(stored)
-        if len(prefix) < 240 and prefix.isascii() and not config.listening.forwards:
+        if len(prefix) < 240 and prefix.isascii() and keeps:
             self._prefix = prefix
         return None
 

@@ -25,7 +25,7 @@ TWO_COLUMNS = 70
 """From this terminal width on, descriptions stand beside their options."""
 
 INTRODUCTION = (
-    "Forwards TCP connections to REMOTE, which is HOST:PORT or [IPv6]:PORT.",
+    "Forwards TCP connections to REMOTE, which is HOST:PORT, [IPv6]:PORT, or the /PATH of a UNIX socket.",
     "Times are seconds or carry a unit (250ms, 10s, 5m), sizes are bytes or carry one (64KiB, 1MiB).",
 )
 

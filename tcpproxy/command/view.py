@@ -195,7 +195,8 @@ class View:
             picture.history += [_rate(old, stats, now - last)] * min(HISTORY, max(1, round(now - last)))
             del picture.history[:-HISTORY]
         self._looks.append((now, stats, connections))
-        picture.route = (", ".join(_address(*each) for each in self._proxy.addresses), picture.route[1])
+        names = [name for each in self._proxy._forwards if each.port for name in each.port.names]
+        picture.route = (", ".join(names), picture.route[1])
         picture.up, picture.stats, picture.connections = now - self._since, stats, connections
         picture.ended, picture.lines = self._proxy._over(FADE), self._kept.lines()
         picture.first = max(0, min(picture.first, len(connections) - self._page(picture, self._terminal.size[1])))
@@ -208,7 +209,3 @@ def _rate(old: Stats, new: Stats, apart: float) -> tuple[float, float]:
         (new.bytes_to_upstream - old.bytes_to_upstream) / apart,
         (new.bytes_to_client - old.bytes_to_client) / apart,
     )
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

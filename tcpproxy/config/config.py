@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
@@ -13,6 +14,7 @@ from .forwards import ForwardSpec
 from .groups import (
     GROUPS,
     ROWS,
+    UNIX_MODE,
     Bending,
     Clients,
     Listening,
@@ -25,6 +27,7 @@ from .groups import (
     Timeouts,
     every_row,
 )
+from .paths import is_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,8 @@ class Config:
     Times are in seconds and sizes in bytes; `off` is 0.
 
     Attributes:
-        forwards: each with its `listener` and `targets`, which have `host` and `port`; that of a remote is one, too.
-        listening: `bind` and `port` (0: a free one); `forwards`, as they were given.
+        forwards: each with its `listener` and `targets`, which have `host` and `port`, or `path`. A remote makes one.
+        listening: `bind` and `port` (0: a free one); `forwards`, as they were given; `unix_mode` (a number).
         clients: `max_connections` (None: from the limit of open files), `max_connections_per_source` (0: any number).
         timeouts: `connect_timeout`, `half_close_timeout`, `idle_timeout`, `keepalive`, `grace`.
         memory: `buffer_size`, `socket_buffer`.
@@ -95,7 +98,7 @@ class Config:
         values = {row.name: given.get(row.name, row.default_in_program) for row in every_row()}
         labels = {row.name: row.name for row in every_row()}
         named = [name for name in ("bind", "port") if name in given]
-        _check_forwards(None if remote is None else "remote", bool(values["forwards"]), named, labels)
+        _check_forwards(None if remote is None else "remote", values, named, labels)
         return cls._convert(None if remote is None else endpoint(remote), str(remote), values, labels)
 
     @classmethod
@@ -112,7 +115,7 @@ class Config:
         values = {row.name: row.default if given.get(row.name) is None else given[row.name] for row in every_row()}
         labels = {row.name: row.long for row in every_row()}
         named = [name for name in ("bind", "port") if given.get(name) is not None]
-        _check_forwards(None if remote is None else "REMOTE", bool(values["forwards"]), named, labels)
+        _check_forwards(None if remote is None else "REMOTE", values, named, labels)
         return cls._convert(None if remote is None else parse_endpoint(remote), remote or "", values, labels)
 
     @classmethod
@@ -128,27 +131,37 @@ class Config:
         forwards = listening.forwards
         if remote:
             forwards = (ForwardSpec(text, listen_endpoint(listening.bind, listening.port), (remote,)),)
+        paths = [each.listener.path for each in forwards if each.listener.path]
+        if len(set(paths)) < len(paths):
+            raise UsageError(f"{labels['forwards']} has {quoted(max(paths, key=paths.count))} twice to listen on")
         for each in forwards:
             if len(each.targets) > 1:
                 what = f"{labels['forwards']} {quoted(each.text)} has {len(each.targets)} targets"
                 raise UsageError(f"{what}, expected one: more are not supported yet")
+        if values["unix_mode"] != UNIX_MODE and not any(each.listener.path for each in forwards):
+            raise UsageError(f"{labels['unix_mode']} needs a UNIX socket to listen on")
         return cls(forwards=forwards, labels=labels, **groups)
 
 
-def _check_forwards(remote: str | None, has_forwards: bool, named: Sequence[str], labels: Mapping[str, str]) -> None:
+def _check_forwards(
+    remote: str | None, values: Mapping[str, Any], named: Sequence[str], labels: Mapping[str, str]
+) -> None:
     """UsageError: there is neither a remote nor a forward, or both.
 
     Args:
         remote: what the remote is called, if there is one.
-        has_forwards: are there any?
+        values: of all options.
         named: the options that are given and that forwards replace.
     """
-    forwards = labels["forwards"]
+    forwards, has_forwards = labels["forwards"], bool(values["forwards"])
     if not has_forwards and not remote:
         raise UsageError(f"remote is missing, {ANY_REMOTE}, or {forwards}")
     for other in [*([remote] if remote else []), *(labels[name] for name in named)]:
         if has_forwards:
             raise UsageError(f"{other} and {forwards} are both given: put it into the forward, [ADDR:]PORT:REMOTE")
+    bind = values["bind"]
+    if "port" in named and (isinstance(bind, os.PathLike) or (isinstance(bind, str) and is_path(bind))):
+        raise UsageError(f"{labels['port']} is given, and {labels['bind']} is a UNIX socket, which has none")
 
 
 def _check_seeing(seeing: Seeing, values: Mapping[str, Any], labels: Mapping[str, str]) -> None:

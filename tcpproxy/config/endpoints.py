@@ -27,7 +27,7 @@ _SHORT_LOOPBACK = re.compile(r"127(?:\.(?:0|[1-9]\d*)){1,2}", re.ASCII)
 EVERYWHERE = "::"
 """What `*` is: every address, of both families."""
 
-ANY_REMOTE = "expected HOST:PORT or [IPv6]:PORT"
+ANY_REMOTE = "expected HOST:PORT, [IPv6]:PORT or /PATH"
 _REMOTE, _REMOTE_V6 = "expected HOST:PORT", "expected [IPv6]:PORT"
 
 Remote = str | int | tuple[str, int] | tuple[str, int, int, int] | os.PathLike[str]
@@ -186,7 +186,7 @@ def parse_bind(what: str, text: str | os.PathLike[str]) -> str:
     Raises:
         UsageError: it is empty or no host.
     """
-    expected = "expected a name or an IP address"
+    expected = "expected a name, an IP address or /PATH"
     program = not what.startswith("-")
     if isinstance(text, os.PathLike):
         text = plain_path(os.fspath(text))

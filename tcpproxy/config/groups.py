@@ -1,5 +1,6 @@
 """The options: a group is a frozen dataclass, and each of its fields the row of one option."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -13,6 +14,7 @@ from .options import (
     choice,
     duration,
     faults,
+    file_mode,
     flag,
     forwards,
     local_port,
@@ -26,6 +28,9 @@ from .options import (
 )
 from .place import Place
 
+UNIX_MODE = "0600"
+"""The counterpart of the loopback address."""
+
 _WHOLE = 1024**2
 """Bytes: more than a read takes of a proxy whose bytes are looked at."""
 
@@ -37,8 +42,9 @@ class Listening:
     bind: str = address(
         "127.0.0.1",
         "Address or name to listen on.",
-        "A name, an IPv4 address, or an IPv6 address with or without brackets. `localhost` is both families on one "
-        "port, `*` or `::` is all addresses of both families, `0.0.0.0` is all IPv4 addresses.",
+        "A name, an IPv4 address, an IPv6 address with or without brackets, or the path of a UNIX socket "
+        "(`/run/db.sock`). `localhost` is both families on one port, `*` or `::` is all addresses of both families, "
+        "`0.0.0.0` is all IPv4 addresses.",
         short="-b",
         first=True,
     )
@@ -57,6 +63,13 @@ class Listening:
         flag="forward",
         short="-L",
         first=True,
+    )
+    unix_mode: int = file_mode(
+        UNIX_MODE,
+        "Rights of the file of a listening UNIX socket.",
+        "In octal: who may write to the file may connect. The file never has more rights than these. With `0666` every "
+        "user of the machine may connect, and a warning says so.",
+        minor=True,
     )
 
 
@@ -332,9 +345,10 @@ class Speed:
 class Options(TypedDict, total=False):
     """The arguments of `tcpproxy.Proxy` beside `remote` and `on_event`; `Proxy` describes each."""
 
-    bind: str
+    bind: str | os.PathLike[str]
     port: int | str
     forwards: Sequence[str]
+    unix_mode: int | str
     max_connections: int | str | None
     max_connections_per_source: int | str | None
     connect_timeout: float | str

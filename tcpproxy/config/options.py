@@ -16,7 +16,7 @@ from .._core.worker import LIMITS
 from ..errors import UsageError
 from ..processors import usable_cpus
 from ..text import quoted
-from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_number, parse_size
+from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_mode, parse_number, parse_size
 from .endpoints import parse_bind, parse_local_port
 from .forwards import ForwardSpec, parse_forward
 from .place import parse_place
@@ -201,6 +201,11 @@ def local_port(help: str, doc: str, **more: Any) -> Any:
 def place(help: str, doc: str, **more: Any) -> Any:
     """Where to serve something that is not relayed; without one None."""
     return _row(None, parse_place, "[ADDR:]PORT|unix:PATH", help, doc, shown="none", **more)
+
+
+def file_mode(default: str, help: str, doc: str, **more: Any) -> Any:
+    """Rights of a file, in octal digits; in a program also as a number."""
+    return _row(default, parse_mode, "MODE", help, doc, **more)
 
 
 def forwards(help: str, doc: str, **more: Any) -> Any:

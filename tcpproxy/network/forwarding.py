@@ -10,6 +10,7 @@ from ..config.forwards import ForwardSpec
 from ..errors import UsageError
 from .listening import Port
 from .resolver import Address, Resolver
+from .unix import UnixPort
 
 
 class Forwarding:
@@ -30,7 +31,7 @@ class Forwarding:
         self.target = str(spec.target)
         self.resolver: Resolver | None = None
         self.addresses: list[Address] = []
-        self.port: Port | None = None
+        self.port: Port | UnixPort | None = None
 
     @property
     def lookup_error(self) -> str:

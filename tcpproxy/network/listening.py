@@ -128,6 +128,10 @@ class Port:
         if self._closed:
             self.close()
 
+    def forget(self) -> None:
+        """In a forked child: closes its copies."""
+        self.close()
+
     def close(self) -> None:
         """Gives the port up."""
         self._closed = True
@@ -231,21 +235,19 @@ def where(listener: socket.socket) -> tuple[str, int]:
     return host, port
 
 
-def address(listener: socket.socket) -> str:
-    """Returns its address as `HOST:PORT` or `[IPv6]:PORT`."""
-    host, port = where(listener)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def is_public(listener: socket.socket) -> bool:
-    """Returns whether other machines may reach it."""
-    host = listener.getsockname()[0]
-    return not (host.startswith("127.") or host == "::1")
+def strangers(listener: socket.socket, unix_mode: int) -> str:
+    """Returns who else may connect to it, if that is more than one may expect; mostly nothing."""
+    name = listener.getsockname()
+    if not isinstance(name, tuple):  # bytes: an abstract name, which has no rights
+        return "every user of this machine" if isinstance(name, bytes) or unix_mode & 0o002 else ""
+    return "" if name[0].startswith("127.") or name[0] == "::1" else "other machines"
 
 
 def small_buffers(listener: socket.socket, config: Config) -> str:
     """Returns a warning if the system gave this socket smaller buffers than `socket_buffer`, or an empty text."""
     asked = config.memory.socket_buffer
+    if not isinstance(listener.getsockname(), tuple):  # a UNIX socket, from which clients' sockets inherit nothing
+        return ""
     scale = 2 if sys.platform == "linux" else 1  # Linux doubles the value, and returns the doubled one
     names = (("sending", socket.SO_SNDBUF, "wmem_max"), ("receiving", socket.SO_RCVBUF, "rmem_max"))
     for what, option, limit in names:

@@ -167,12 +167,12 @@ def test_a_library_restricts_nobody(echo: Echo) -> None:
         ("[fe80::1%eth0]:80", "nis", {80}),
         ("db.example:80", "files dns", {80, 53}),
         ("db.example:80", "files mdns4_minimal [NOTFOUND=return] dns myhostname", {80, 53}),
-        ("db.example:80", "files nis dns", set()),
+        ("db.example:80", "files nis dns", None),
         ("db.example:80", None, {80, 53}),
     ],
 )
 def test_ports(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, remote: str, hosts: str | None, ports: set[int]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, remote: str, hosts: str | None, ports: set[int] | None
 ) -> None:
     """Where names come from decides which ports their look-up may need."""
     switch = tmp_path / "nsswitch.conf"

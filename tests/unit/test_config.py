@@ -135,7 +135,7 @@ def test_bad_remote(text: str) -> None:
         v6 = text.startswith("[") or "IPv6" in BAD_REMOTES[text]
         expected = "[IPv6]:PORT" if v6 else "HOST:PORT"
         if not text or "which are for IPv6" in sentence:
-            expected = "HOST:PORT or [IPv6]:PORT"
+            expected = "HOST:PORT, [IPv6]:PORT or /PATH"
         assert one_sentence(caught.value, text).endswith(f"expected {expected}")
 
 
@@ -186,7 +186,7 @@ def test_bad_bind(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_bind("bind", text)
     assert BAD_BINDS[text] in one_sentence(caught.value, text)
-    assert str(caught.value).endswith("expected a name or an IP address")
+    assert str(caught.value).endswith("expected a name, an IP address or /PATH")
 
 
 # --- numbers, durations, sizes ---
@@ -366,7 +366,7 @@ def test_size_out_of_range(value: int | str) -> None:
 def test_defaults() -> None:
     """Row 95: what the documentation says."""
     config = Config.make("localhost:80")
-    assert config.listening == Listening(bind="127.0.0.1", port=0, forwards=())
+    assert config.listening == Listening(bind="127.0.0.1", port=0, forwards=(), unix_mode=0o600)
     assert config.clients == Clients(max_connections=None, max_connections_per_source=0)
     assert config.timeouts == Timeouts(connect_timeout=10, half_close_timeout=60, idle_timeout=0, keepalive=60, grace=0)
     assert config.memory == Memory(buffer_size=65536, socket_buffer=0)
@@ -526,7 +526,7 @@ GOOD = "127.0.0.1:9"
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        ([""], "remote '' is empty, expected HOST:PORT or [IPv6]:PORT"),
+        ([""], "remote '' is empty, expected HOST:PORT, [IPv6]:PORT or /PATH"),
         (["localhost"], "remote 'localhost' has no port, expected HOST:PORT"),
         (["localhost:http"], "port of remote 'localhost:http': 'http' is not a whole number from 1 to 65535"),
         (["local\x1b[31mhost:80"], "remote 'local\\x1b[31mhost:80' has 'local\\x1b[31mhost', which cannot be a host"),
@@ -622,10 +622,10 @@ def test_unknown_option(typed: str) -> None:
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        ([], "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT"),
+        ([], "REMOTE is missing, expected HOST:PORT, [IPv6]:PORT or /PATH"),
         (
             ["-l", "8080:db:5432"],
-            "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT; "
+            "REMOTE is missing, expected HOST:PORT, [IPv6]:PORT or /PATH; "
             "to listen on port 8080 and forward to db:5432: tcpproxy -l 8080 db:5432",
         ),
         (
@@ -637,11 +637,11 @@ def test_unknown_option(typed: str) -> None:
             ["db", "5432"],
             "argument '5432' is one too many, expected one REMOTE; to forward to db:5432: tcpproxy db:5432",
         ),
-        (["-d"], "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT"),
-        (["-l", "8080"], "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT"),
+        (["-d"], "REMOTE is missing, expected HOST:PORT, [IPv6]:PORT or /PATH"),
+        (["-l", "8080"], "REMOTE is missing, expected HOST:PORT, [IPv6]:PORT or /PATH"),
         (
             ["-x", "--capture", "db:5432"],
-            "REMOTE is missing, expected HOST:PORT or [IPv6]:PORT; 'db:5432' is the value of --capture",
+            "REMOTE is missing, expected HOST:PORT, [IPv6]:PORT or /PATH; 'db:5432' is the value of --capture",
         ),
         ([GOOD, "too-much"], "argument 'too-much' is one too many, expected one REMOTE"),
         ([GOOD, "too\x1b[31m-much"], "argument 'too\\x1b[31m-much' is one too many, expected one REMOTE"),

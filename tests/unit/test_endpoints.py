@@ -215,7 +215,7 @@ def test_service_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- where to listen ---
 
-PORT = "has a port, which is an option of its own, expected a name or an IP address; "
+PORT = "has a port, which is an option of its own, expected a name, an IP address or /PATH; "
 BINDS = {
     "127.0.0.1:8080": f"{PORT}to listen on 127.0.0.1 port 8080: -b 127.0.0.1 -l 8080",
     ":8080": f"{PORT}to listen on port 8080: -l 8080",
@@ -223,11 +223,12 @@ BINDS = {
     "[::1]:80": f"{PORT}to listen on ::1 port 80: -b ::1 -l 80",
     "*:80": f"{PORT}to listen on :: port 80: -b :: -l 80",
     "8080:db:5432": f"{PORT}to listen on port 8080 and forward to db:5432: tcpproxy -l 8080 db:5432",
-    "8080": "is a bare number, expected a name or an IP address; to listen on port 8080: -l 8080",
-    "0": "is a bare number (in full: 0.0.0.0), expected a name or an IP address",
-    "10.1": "is not an IPv4 address (in full: 10.0.0.1), expected a name or an IP address",
-    "tcp://0.0.0.0:80": "is a URL, expected a name or an IP address; to listen on 0.0.0.0 port 80: -b 0.0.0.0 -l 80",
-    "http://here": "is a URL, expected a name or an IP address",
+    "8080": "is a bare number, expected a name, an IP address or /PATH; to listen on port 8080: -l 8080",
+    "0": "is a bare number (in full: 0.0.0.0), expected a name, an IP address or /PATH",
+    "10.1": "is not an IPv4 address (in full: 10.0.0.1), expected a name, an IP address or /PATH",
+    "tcp://0.0.0.0:80": "is a URL, expected a name, an IP address or /PATH; to listen on 0.0.0.0 port 80: "
+    "-b 0.0.0.0 -l 80",
+    "http://here": "is a URL, expected a name, an IP address or /PATH",
     "run/x.sock": "is not how a UNIX socket is spelled here, expected /PATH; to listen on ./run/x.sock: "
     "-b ./run/x.sock",
     "UNIX-LISTEN:/x": "is not how a UNIX socket is spelled here, expected /PATH; to listen on /x: -b /x",
@@ -320,14 +321,14 @@ def test_address_of_a_socket() -> None:
             assert endpoint(server.getsockname()) == Endpoint(host, server.getsockname()[1])
 
 
-NO_ADDRESS = "is no address, expected HOST:PORT or [IPv6]:PORT, a port of localhost, or (host, port)"
+NO_ADDRESS = "is no address, expected HOST:PORT, [IPv6]:PORT or /PATH, a port of localhost, or (host, port)"
 
 
 @pytest.mark.parametrize(
     ("remote", "sentence"),
     [
         *((each, f"remote {each!r} {NO_ADDRESS}") for each in (True, b"db:80", 1.5, ("db",), (1, 2), ["db", 80])),
-        (None, "remote is missing, expected HOST:PORT or [IPv6]:PORT, or forwards"),
+        (None, "remote is missing, expected HOST:PORT, [IPv6]:PORT or /PATH, or forwards"),
         (0, "port 0 is not a whole number from 1 to 65535"),
         (65536, "port 65536 is not a whole number from 1 to 65535"),
         (("db", 0), "port of remote ('db', 0): 0 is not a whole number from 1 to 65535"),

@@ -1,0 +1,223 @@
+"""UNIX sockets that listen: made with their mode, taken over from a server that is gone, removed at the end.
+
+The file of a socket stays when its server is killed, and connects to it are refused. The next start takes it over. So
+that two starts do not take it from each other, each holds a lock on its folder from before it binds until it listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+from ..config.forwards import ForwardSpec
+from ..errors import StartError
+from ..native import Event, monotonic
+from ..text import quoted
+from .resolver import Address
+
+UNIX = -1
+"""In place of a port: the Address is the path of a UNIX socket, with a NUL in front of an abstract name."""
+
+BACKLOG = 4096
+
+LOCK_WAIT = 5.0
+"""Seconds that a start waits for another one in the same folder."""
+
+
+def unix_address(path: str) -> Address:
+    """The Address of a path as `Endpoint.path` has it."""
+    return (_kernel_name(path).encode("utf-8", "surrogateescape") if path[0] == "@" else os.fsencode(path)), UNIX, 0
+
+
+def _kernel_name(path: str) -> str:
+    return f"\0{path[1:]}" if path.startswith("@") else path
+
+
+class Folders:
+    """Locks on folders, which `close` gives up. Where there are no such locks it does nothing."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], int] = {}
+
+    def lock(self, path: str) -> None:
+        """Locks the folder of a path.
+
+        Raises:
+            OSError: there is no such folder, or another program keeps it locked.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            return
+        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        info = os.fstat(fd)
+        if (info.st_dev, info.st_ino) in self._held:
+            os.close(fd)
+            return
+        self._held[info.st_dev, info.st_ino] = fd
+        deadline = monotonic() + LOCK_WAIT
+        while True:
+            try:
+                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if monotonic() > deadline:
+                    raise
+                Event().wait(0.01)
+
+    def close(self) -> None:
+        """Gives all locks up."""
+        for fd in self._held.values():
+            os.close(fd)
+        self._held.clear()
+
+
+class UnixPort:
+    """A UNIX socket to listen on. What Port is for TCP.
+
+    Args:
+        spec: its path.
+        mode: of the file: who may connect.
+        folders: holds the lock of the file's folder until it listens.
+        several: the proxy has other forwards: errors say which one it is.
+
+    Raises:
+        StartError: the path cannot be bound.
+    """
+
+    def __init__(self, spec: ForwardSpec, mode: int, folders: Folders, several: bool = False) -> None:
+        self.path = spec.listener.path
+        self.addresses = [self.path]
+        self.names = [self.path]
+        self.left = ""
+        """Why the file is still there, after `close`."""
+        self._mode, self._which = mode, f" for {quoted(spec.text)}" if several else ""
+        self._inode: tuple[int, int] | None = None
+        self._bound: socket.socket | None = None
+        self._bind(folders)
+
+    def _bind(self, folders: Folders) -> None:
+        try:
+            if not self.path.startswith("@"):
+                folders.lock(self.path)
+            self._bound = _bound(self.path, self._mode)
+        except OSError as error:
+            raise StartError.because(f"cannot listen on {self.path}{self._which}", error) from error
+        if not self.path.startswith("@"):
+            self._inode = _inode(self.path)
+
+    def listen(self) -> list[socket.socket]:
+        """Returns a listening socket, which the caller closes.
+
+        Raises:
+            StartError: the path cannot be bound, or listened on.
+        """
+        with contextlib.closing(Folders()) as folders:
+            if not self._bound:  # again, after `keep`
+                self._bind(folders)
+            listener, self._bound = self._bound, None
+            assert listener  # _bind has made it
+            try:
+                listener.listen(BACKLOG)
+            except OSError as error:
+                listener.close()
+                raise StartError.because(f"cannot listen on {self.path}{self._which}", error) from error
+        return [listener]
+
+    def keep(self) -> None:
+        """Leaves the file, whose connects are refused while nobody listens."""
+
+    def close(self) -> None:
+        """Removes the file, unless it is another one by now."""
+        if self._bound:
+            self._bound.close()
+            self._bound = None
+        inode, self._inode = self._inode, None
+        try:
+            if inode and _inode(self.path) == inode:
+                os.unlink(self.path)
+        except OSError as error:
+            self.left = str(error.strerror)
+
+    def forget(self) -> None:
+        """In a forked child: the file is the parent's."""
+        self._inode = None
+        self.close()
+
+    def is_own(self, address: Address) -> bool:
+        """Does a connection to an address come here?"""
+        name, port, _ = address
+        if port != UNIX:
+            return False
+        if self.path.startswith("@"):
+            return address == unix_address(self.path)
+        with contextlib.suppress(OSError):
+            return name[:1] != b"\0" and _inode(os.fsdecode(name), os.stat) == (self._inode or _inode(self.path))
+        return False
+
+
+def _inode(path: str, look: Callable[[str], os.stat_result] = os.lstat) -> tuple[int, int] | None:
+    """Which file it is; None: there is none."""
+    try:
+        info = look(path)
+    except FileNotFoundError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+def _bound(path: str, mode: int) -> socket.socket:
+    """A socket that is bound to a path; one of a server that is gone is taken over."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if path.startswith("@"):
+            sock.bind(_kernel_name(path))
+            return sock
+        try:
+            _bind_with_mode(sock, path, mode)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_stale(path):
+                raise
+            os.unlink(path)
+            _bind_with_mode(sock, path, mode)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_with_mode(sock: socket.socket, path: str, mode: int) -> None:
+    """Binds; at no moment has the file more rights than `mode`."""
+    # Linux gives the file the rights of the socket, less the umask. Elsewhere a socket has none to set.
+    of_socket = -1
+    with contextlib.suppress(OSError):
+        os.fchmod(sock.fileno(), mode)
+        of_socket = stat.S_IMODE(os.fstat(sock.fileno()).st_mode)
+    if of_socket == mode:
+        sock.bind(path)
+        if stat.S_IMODE(os.lstat(path).st_mode) != mode:
+            os.chmod(path, mode)  # what the umask has taken away
+        return
+    umask = os.umask(0o777 & ~mode)  # of the whole process, for a moment
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(umask)
+
+
+def _is_stale(path: str) -> bool:
+    """Is the file a socket whose server is gone? OSError: it is none, or its server cannot be asked."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise OSError(errno.EEXIST, "it is a file that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:  # its backlog is full
+            return False
+    return False
