@@ -38,7 +38,8 @@ REFUSALS = ("limit", "shutdown")
 class Collector(_Collector):
     """What Prometheus asks for the metrics of one or more proxies. Nothing is done between two scrapes.
 
-    Each sample has the label `listener`, the first address of its proxy; a proxy that has not been started has none.
+    Each sample has the label `listener`, the address of its proxy; of several forwards the first address of each, with
+    commas between them. A proxy that has not been started has no samples.
 
     Args:
         proxies: of all, the names are the same, so that a registry takes one Collector for all of them.
@@ -50,7 +51,7 @@ class Collector(_Collector):
     def __init__(self, *proxies: Proxy) -> None:
         if not proxies:
             raise TypeError("Collector() needs a proxy")
-        self._proxies = [(proxy, str(proxy.config.remote)) for proxy in proxies]
+        self._proxies = [(proxy, ",".join(str(each.target) for each in proxy.config.forwards)) for proxy in proxies]
 
     def describe(self) -> Iterable[Metric]:
         """The metrics without samples: a registry wants their names."""
@@ -111,8 +112,7 @@ class _Families:
 
     def add(self, proxy: Proxy, crew: Crew, target: str) -> None:
         """Adds the samples of one proxy."""
-        host, port = proxy.address
-        listener = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        listener = ",".join(each.port.names[0] for each in proxy._forwards if each.port)
         stats = proxy.stats()
         for name, family in self._counters.items():
             family.add_metric([listener], getattr(stats, name))

@@ -16,6 +16,7 @@ from ..config.config import Config
 from ..config.groups import every_row
 from ..errors import TcpProxyError
 from ..network.limits import raise_descriptor_limit
+from ..network.listening import strangers
 from ..proxy import Proxy
 from ..report.color import wants_color
 from ..report.printer import Printer, final_line, final_words
@@ -136,8 +137,8 @@ def _metrics(config: Config) -> Callable[[Proxy], object] | None:
     listener, answers = monitor.open_monitor(config, place)
 
     def begin(proxy: Proxy) -> None:
-        if monitor.reachable(listener):
-            proxy._note("warning", f"serving metrics at {place}, which other machines may reach")
+        if who := strangers(listener, config.listening.unix_mode):
+            proxy._note("warning", f"serving metrics at {place}, which {who} may reach")
         webserver.WebServer(listener, answers(proxy)).start()
 
     return begin

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import socket
-import stat
 from collections.abc import Callable
 
 from ..config.config import Config
-from ..config.place import Place
+from ..config.endpoints import Endpoint
 from ..errors import StartError, UsageError
-from ..network.listening import is_public
+from ..network.unix import Folders, bind_path
 from ..proxy import Proxy
 from .pulse import Pulse
 from .webserver import MOST, Answer
@@ -21,7 +18,7 @@ PULSE_WITHIN = 1.0
 """Seconds for all workers to answer: one that has bytes to move does so in milliseconds."""
 
 
-def open_monitor(config: Config, place: Place) -> tuple[socket.socket, Callable[[Proxy], Answer]]:
+def open_monitor(config: Config, place: Endpoint) -> tuple[socket.socket, Callable[[Proxy], Answer]]:
     """Returns the listener, and what makes the answers for a proxy.
 
     Raises:
@@ -38,40 +35,29 @@ def open_monitor(config: Config, place: Place) -> tuple[socket.socket, Callable[
             f"{name} needs prometheus-client, which is not installed: pip install 'tcpproxy[metrics]'"
         ) from None
     try:
-        listener = _listen_unix(place.path) if place.path else _listen(place)
+        listener = _listen_unix(place.path, config.listening.unix_mode) if place.path else _listen(place)
     except (OSError, OverflowError) as error:
         raise StartError.because(f"cannot serve metrics at {place}", error) from error
     return listener, lambda proxy: _answers(proxy, exposition(proxy))
 
 
-def _listen(place: Place) -> socket.socket:
+def _listen(place: Endpoint) -> socket.socket:
     family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
     both = place.host == "::" and socket.has_dualstack_ipv6()
     return socket.create_server((place.host, place.port), family=family, backlog=MOST, dualstack_ipv6=both)
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, mode: int) -> socket.socket:
     """Takes the place of a socket that nobody listens at any more: its file stays when a process ends."""
-    if not hasattr(socket, "AF_UNIX"):
-        raise OSError("this Python has no UNIX sockets")
-    with contextlib.ExitStack() as undo:
-        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    with contextlib.closing(Folders()) as folders:
+        folders.lock(path)
+        listener = bind_path(path, mode)
         try:
-            listener.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not stat.S_ISSOCK(os.lstat(path).st_mode) or _answers_at(path):
-                raise
-            os.unlink(path)
-            listener.bind(path)
-        listener.listen(MOST)
-        undo.pop_all()
-        return listener
-
-
-def _answers_at(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(path) != errno.ECONNREFUSED
+            listener.listen(MOST)
+        except BaseException:
+            listener.close()
+            raise
+    return listener
 
 
 def _answers(proxy: Proxy, metrics: Callable[[str], tuple[bytes, str]]) -> Answer:
@@ -105,8 +91,3 @@ def _unready(proxy: Proxy) -> str:
         return state
     active = proxy.stats().active
     return f"{active} of {crew.limit} connections" if active >= crew.limit else ""
-
-
-def reachable(listener: socket.socket) -> bool:
-    """May other machines reach it?"""
-    return listener.family != getattr(socket, "AF_UNIX", None) and is_public(listener)

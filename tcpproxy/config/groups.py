@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from .._core.worker import LIMITS
+from .endpoints import Endpoint
 from .forwards import ForwardSpec
 from .options import (
     Option,
@@ -26,7 +27,6 @@ from .options import (
     size,
     workers,
 )
-from .place import Place
 
 UNIX_MODE = "0600"
 """The counterpart of the loopback address."""
@@ -314,7 +314,7 @@ class Operating:
         "6.7).",
         command_only=True,
     )
-    metrics: Place | None = place(  # noqa: RUF009  it returns a field
+    metrics: Endpoint | None = place(  # noqa: RUF009  it returns a field
         "Serve Prometheus metrics and health checks over HTTP.",
         "`/metrics` for Prometheus, `/healthz` and `/readyz` for probes: docs/metrics.md lists names and answers. A "
         "port alone is one of 127.0.0.1; other machines reach `0.0.0.0:9464`. Needs prometheus-client: `pip install "

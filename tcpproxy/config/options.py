@@ -200,7 +200,7 @@ def local_port(help: str, doc: str, **more: Any) -> Any:
 
 def place(help: str, doc: str, **more: Any) -> Any:
     """Where to serve something that is not relayed; without one None."""
-    return _row(None, parse_place, "[ADDR:]PORT|unix:PATH", help, doc, shown="none", **more)
+    return _row(None, parse_place, "[ADDR:]PORT|/PATH", help, doc, shown="none", **more)
 
 
 def file_mode(default: str, help: str, doc: str, **more: Any) -> Any:

@@ -44,7 +44,7 @@ class Folders:
         self._held: dict[tuple[int, int], int] = {}
 
     def lock(self, path: str) -> None:
-        """Locks the folder of a path.
+        """Locks the folder of a path; an abstract one has none.
 
         Raises:
             OSError: there is no such folder, or another program keeps it locked.
@@ -52,6 +52,8 @@ class Folders:
         try:
             import fcntl
         except ImportError:
+            return
+        if path.startswith("@"):
             return
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         info = os.fstat(fd)
@@ -101,9 +103,8 @@ class UnixPort:
 
     def _bind(self, folders: Folders) -> None:
         try:
-            if not self.path.startswith("@"):
-                folders.lock(self.path)
-            self._bound = _bound(self.path, self._mode)
+            folders.lock(self.path)
+            self._bound = bind_path(self.path, self._mode)
         except OSError as error:
             raise StartError.because(f"cannot listen on {self.path}{self._which}", error) from error
         if not self.path.startswith("@"):
@@ -168,7 +169,7 @@ def _inode(path: str, look: Callable[[str], os.stat_result] = os.lstat) -> tuple
     return info.st_dev, info.st_ino
 
 
-def _bound(path: str, mode: int) -> socket.socket:
+def bind_path(path: str, mode: int) -> socket.socket:
     """A socket that is bound to a path; one of a server that is gone is taken over."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
