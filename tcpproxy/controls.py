@@ -311,6 +311,11 @@ class Controls:
         """The seed of the dice of faults."""
         return (self._bent or self._bend()).seed
 
+    @property
+    def _seed_text(self) -> str:
+        """The seed as people are told it: with the dice that it is for."""
+        return (self._bent or self._bend()).seed_text
+
     def _bend(self, faults: Fault | str | Iterable[Fault | str] = ()) -> Faults:
         from .handles import Faults
 

@@ -149,7 +149,7 @@ class _Watched:
         proxy = self.proxy
         lines = [clean(repr(proxy)), summary(wall() - self._made, proxy.stats())]
         if faults := proxy._every_fault:
-            lines += [f"faults, with seed={proxy.seed}; again: {again}"]
+            lines += [f"faults, with seed={proxy._seed_text}; again: {again}"]
             lines += [f"  {it.name}: {it.fault}; {_acted(it)}" for it in faults]
         if known := proxy.connections(ended=True):
             lines += [f"  {line}" for line in table(known, measure([], known, 0), None)]

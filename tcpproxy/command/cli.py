@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from .._core.rulebook import DICE
 from .._core.worker import FEATURES, POLLER
 from ..config.config import Config
 from ..config.groups import every_row
@@ -104,8 +105,8 @@ def _say_faults(proxy: Proxy, json: bool) -> dict[str, object]:
     """Prints the faults and the seed that repeats them; JSON: returns them."""
     faults = [str(each.fault) for each in proxy.faults]
     if json:
-        return {"faults": faults, "seed": proxy.seed}
-    proxy._print([f"Faults: {', '.join(faults)}; seed {proxy.seed}"])
+        return {"faults": faults, "seed": proxy.seed, "dice": DICE}
+    proxy._print([f"Faults: {', '.join(faults)}; seed {proxy._seed_text}"])
     return {}
 
 

@@ -27,7 +27,7 @@ def test_faults_and_seed_are_printed(command: Callable[..., Command], echo: Echo
     proxy.process.send_signal(signal.SIGTERM)
     eventually(lambda: any("has acted on 2" in line for line in proxy.stderr))
     text = "".join(f"{line.rstrip()}\n" for line in proxy.stderr)
-    assert "Faults: limit_data=3,first=1, up:latency=1ms; seed 7\n" in text
+    assert "Faults: limit_data=3,first=1, up:latency=1ms; seed 7 (dice 1)\n" in text
     assert "Fault limit_data_downstream acts on " in text
     assert "after 5 bytes to upstream, 3 to the client #1\n" in text
     assert ": fault #1\n" in text
@@ -44,7 +44,8 @@ def test_json(command: Callable[..., Command], echo: Echo) -> None:
     eventually(lambda: any('"kind": "end"' in line for line in proxy.stdout))
     records = [json.loads(line) for line in proxy.stdout]
     listening, fault, end = [next(it for it in records if it["kind"] == kind) for kind in ("listening", "fault", "end")]
-    assert (listening["faults"], listening["seed"]) == (["both:latency=1ms,name=slow"], 8123)
+    assert listening["faults"] == ["both:latency=1ms,name=slow"]
+    assert (listening["seed"], listening["dice"]) == (8123, 1)
     assert (fault["text"], fault["id"], fault["level"]) == ("slow", 1, "info")
     assert end["faults"] == ["slow"]
 

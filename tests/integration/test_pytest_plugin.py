@@ -324,7 +324,7 @@ def test_seeds(run: Run) -> None:
     """The same in each run and process; others with another seed, and for the next proxy of a test."""
 
     def seeds(*options: str) -> list[str]:
-        return re.findall(r"seed=(\d+); again", section(run(CHANCE, *options)))
+        return re.findall(r"seed=(\d+) \(dice 1\); again", section(run(CHANCE, *options)))
 
     first = seeds()
     assert len(set(first)) == 2
