@@ -111,4 +111,16 @@ static inline int net_poll(struct pollfd *items, int count, int timeout_ms)
     return n < 0 ? -errno : n;
 }
 
+/* The same with a time-out in ns, of a day at most; it is rounded up to ms where there may be no ppoll (macOS). */
+static inline int net_poll_ns(struct pollfd *items, int count, int64_t timeout_ns)
+{
+#ifdef __linux__
+    struct timespec limit = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    int n = ppoll(items, (nfds_t)count, &limit, NULL);
+    return n < 0 ? -errno : n;
+#else
+    return net_poll(items, count, (int)((timeout_ns + 999999) / 1000000));
+#endif
+}
+
 #endif

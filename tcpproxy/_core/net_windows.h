@@ -149,4 +149,10 @@ static inline int net_poll(struct pollfd *items, int count, int timeout_ms)
     return found;
 }
 
+/* The same with a time-out in ns, of a day at most, which is rounded up to ms: the shortest that Windows has. */
+static inline int net_poll_ns(struct pollfd *items, int count, int64_t timeout_ns)
+{
+    return net_poll(items, count, (int)((timeout_ns + 999999) / 1000000));
+}
+
 #endif

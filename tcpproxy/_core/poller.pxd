@@ -25,7 +25,8 @@
 # Waiting. `poller_wait` fills `events` and returns their number, 0 after a time-out, or -errno (never -EINTR). A
 # wake-up is an event as well: its tag is tag_wake(), its bits are 0. It is reported once, so a caller that polls without
 # waiting must handle it too. `timeout_ns` < 0: waits without limit; 0: does not wait. Time-outs are rounded up: rounded
-# down, the wait would end before a timer is due, and the loop would spin until it is.
+# down, the wait would end before a timer is due, and the loop would spin until it is. By up to a millisecond; with `exact` only
+# by what the system needs, if it can do that.
 #
 # `poller_wake` may be called by any thread at any time. The wait in progress, or else the next one, ends early.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -68,6 +69,6 @@ cdef int poller_add(Poller *poller, Watch *watch, int kind) noexcept nogil     #
 cdef void poller_rearm(Poller *poller, Watch *watch, uint32_t bits) noexcept nogil
 cdef void poller_move(Poller *poller, Watch *watch, Watch *to) noexcept nogil  # `to` replaces `watch`
 cdef void poller_remove(Poller *poller, Watch *watch, int kind) noexcept nogil
-cdef int poller_wait(Poller *poller, Ready *events, int room, int64_t timeout_ns) noexcept nogil
+cdef int poller_wait(Poller *poller, Ready *events, int room, int64_t timeout_ns, bint exact) noexcept nogil
 cdef void poller_wake(Poller *poller) noexcept nogil
 cdef const char *poller_name() noexcept nogil

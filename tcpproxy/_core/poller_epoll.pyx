@@ -7,7 +7,7 @@
 # file removes the registration, which saves one epoll_ctl per socket. But a copy of the descriptor in a forked child
 # keeps it, and epoll goes on reporting under the old tag. The generation in the tag makes such events harmless, and
 # edges cannot make the loop spin. The child closes its copies in resources_close_after_fork.
-from libc.errno cimport errno, EINTR
+from libc.errno cimport EINTR, errno
 from libc.stdlib cimport calloc, free
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from tcpproxy._core.tag cimport tag_wake
@@ -24,6 +24,28 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
     int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
 
+cdef extern from * nogil:
+    """
+    #include <sys/prctl.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #ifndef SYS_epoll_pwait2        /* since Linux 5.11; the headers got it later */
+    #define SYS_epoll_pwait2 441
+    #endif
+    /* epoll_wait with a time-out in ns. It fails with ENOSYS if a seccomp filter is in force, which might kill the process
+     * for a call that it does not know. */
+    static int epoll_wait_ns(int epfd, struct epoll_event *events, int room, int64_t ns)
+    {
+        struct { int64_t seconds, ns; } limit = {ns / 1000000000, ns % 1000000000};
+        if (prctl(PR_GET_SECCOMP) > 0) {
+            errno = ENOSYS;
+            return -1;
+        }
+        return (int)syscall(SYS_epoll_pwait2, epfd, events, room, &limit, NULL, 0);
+    }
+    """
+    int epoll_wait_ns(int epfd, epoll_event *events, int room, int64_t ns)
+
 cdef extern from "<sys/eventfd.h>" nogil:
     int EFD_CLOEXEC, EFD_NONBLOCK
     int eventfd(unsigned int initval, int flags)
@@ -34,6 +56,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef struct Epoll:
     int epfd
+    bint inexact                    # the system has no epoll_pwait2
     int wakefd                      # eventfd, edge-triggered: written, never read
     epoll_event batch[POLLER_BATCH]
 
@@ -106,20 +129,31 @@ cdef inline uint32_t _bits(uint32_t events) noexcept nogil:
     return bits
 
 
-cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns) noexcept nogil:
-    cdef Epoll *poller = <Epoll *> handle
-    cdef int i, n, timeout_ms = -1
+cdef int _wait(Epoll *poller, int room, int64_t timeout_ns, bint exact) noexcept nogil:
+    cdef int timeout_ms = -1, n
     cdef int64_t ms
+    if exact and timeout_ns > 0 and not poller.inexact:
+        n = epoll_wait_ns(poller.epfd, poller.batch, room, timeout_ns)
+        if n >= 0 or errno == EINTR:
+            return n
+        poller.inexact = True
     if timeout_ns >= 0:
         ms = (timeout_ns + 999999) // 1000000
         timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
-    n = epoll_wait(poller.epfd, poller.batch, room if room < POLLER_BATCH else POLLER_BATCH, timeout_ms)
+    return epoll_wait(poller.epfd, poller.batch, room, timeout_ms)
+
+
+cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns, bint exact) noexcept nogil:
+    cdef Epoll *poller = <Epoll *> handle
+    cdef int i, n
+    room = min(room, POLLER_BATCH)
+    n = _wait(poller, room, timeout_ns, exact)
     while n < 0:
         if errno != EINTR:
             return -errno
         # Poll once more without waiting: after SIGSTOP and SIGCONT timers are due, but bytes that re-arm them may be
         # ready as well, and have to be handled first.
-        n = epoll_wait(poller.epfd, poller.batch, room if room < POLLER_BATCH else POLLER_BATCH, 0)
+        n = epoll_wait(poller.epfd, poller.batch, room, 0)
     for i in range(n):
         events[i].tag = poller.batch[i].data.u64
         events[i].bits = 0 if events[i].tag == tag_wake() else _bits(poller.batch[i].events)

@@ -124,7 +124,7 @@ cdef inline uint32_t _bits(const kevent_t *event) noexcept nogil:
     return READY_IN | READY_URGENT | (READY_EOF if event.flags & EV_EOF else 0)
 
 
-cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns) noexcept nogil:
+cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns, bint exact) noexcept nogil:
     cdef Kqueue *poller = <Kqueue *> handle
     cdef timespec timeout
     cdef timespec *limit = &timeout

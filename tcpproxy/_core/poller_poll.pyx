@@ -29,6 +29,7 @@ cdef extern from "net.h" nogil:
     bint NET_POLLHUP_STICKY
     const char *NET_POLL_NAME
     int net_poll(pollfd *items, int count, int timeout_ms)
+    int net_poll_ns(pollfd *items, int count, int64_t timeout_ns)
     int net_wake_pair(net_socket *reader, net_socket *writer)
     void net_wake(net_socket writer)
     void net_drain(net_socket reader)
@@ -39,6 +40,8 @@ cdef enum:
     # reset behind a peer's end is seen, and what watching for one costs: 16 calls a second. A choice, not a measurement.
     HUNG_POLL_MOST_MS = 64
     NO_MEMORY_NAP_US = 1000     # before the next try, when the kernel had no memory for the set. A choice
+
+cdef int64_t DAY_NS = 86400 * <int64_t> 1000000000
 
 cdef struct Entry:
     Watch *watch
@@ -213,7 +216,7 @@ cdef int _poll(Poll *poller, int timeout_ms) noexcept nogil:
         poller.hung_poll_ms = min(poller.hung_poll_ms * 2, HUNG_POLL_MOST_MS)
 
 
-cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns) noexcept nogil:
+cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns, bint exact) noexcept nogil:
     cdef Poll *poller = <Poll *> handle
     cdef int i, n, slot, count = 0, timeout_ms = -1
     cdef int64_t ms
@@ -221,7 +224,10 @@ cdef int poller_wait(Poller *handle, Ready *events, int room, int64_t timeout_ns
     if timeout_ns >= 0:
         ms = (timeout_ns + 999999) // 1000000
         timeout_ms = <int> ms if ms < 0x7fffffff else 0x7fffffff
-    n = _poll(poller, timeout_ms)
+    if exact and timeout_ns > 0 and poller.hung == 0:
+        n = net_poll_ns(poller.fds, poller.count, min(timeout_ns, DAY_NS))
+    else:
+        n = _poll(poller, timeout_ms)
     while n < 0:
         if net_out_of_resources(n) or n == -EAGAIN:        # no memory for the set (WSAPoll: ENOBUFS), for now
             thread_nap_us(NO_MEMORY_NAP_US)

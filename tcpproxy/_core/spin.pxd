@@ -22,5 +22,5 @@ cdef struct Spin:
 
 cdef void spin_init(Spin *spin, int64_t limit_ns) noexcept nogil       # 0: off; < 0: adaptive
 # Waits like poller_wait. `last_side`: the side of the last event, CLIENT or UPSTREAM; `now_ns` is set to the time of return
-cdef int spin_wait(Spin *spin, Poller *poller, Ready *events, int room, int64_t timeout_ns, int last_side,
-                   uint64_t *now_ns) noexcept nogil
+cdef int spin_wait(Spin *spin, Poller *poller, Ready *events, int room, int64_t timeout_ns, bint exact,
+                   int last_side, uint64_t *now_ns) noexcept nogil

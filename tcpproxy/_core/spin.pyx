@@ -56,7 +56,7 @@ cdef int _poll(Spin *spin, Poller *poller, Ready *events, int room, uint64_t lon
     cdef uint64_t begin = now_ns[0], before, doublings
     cdef int count
     while True:
-        count = poller_wait(poller, events, room, 0)
+        count = poller_wait(poller, events, room, 0, False)
         if count != 0:
             spin.slow_yields = 0
             return count
@@ -71,11 +71,11 @@ cdef int _poll(Spin *spin, Poller *poller, Ready *events, int room, uint64_t lon
             doublings = spin.slow_yields if spin.slow_yields < BACKOFF_DOUBLINGS else BACKOFF_DOUBLINGS
             spin.backoff_until_ns = now_ns[0] + (<uint64_t> BACKOFF_NS << doublings)
             spin.slow_yields += 1
-            return poller_wait(poller, events, room, 0)
+            return poller_wait(poller, events, room, 0, False)
 
 
-cdef int spin_wait(Spin *spin, Poller *poller, Ready *events, int room, int64_t timeout_ns, int last_side,
-                   uint64_t *now_ns) noexcept nogil:
+cdef int spin_wait(Spin *spin, Poller *poller, Ready *events, int room, int64_t timeout_ns, bint exact,
+                   int last_side, uint64_t *now_ns) noexcept nogil:
     cdef int count = 0
     cdef uint64_t begin = clock_ns()
     cdef bint worth = _worth(spin, last_side, begin)
@@ -87,7 +87,7 @@ cdef int spin_wait(Spin *spin, Poller *poller, Ready *events, int room, int64_t 
         count = _poll(spin, poller, events, room, longest_ns, now_ns)
         sync_bump(&spin.hits if count else &spin.misses, 1)
     if count == 0:
-        count = poller_wait(poller, events, room, timeout_ns)
+        count = poller_wait(poller, events, room, timeout_ns, exact)
     now_ns[0] = clock_ns()
     _learn(spin, last_side, begin, now_ns[0], worth, count)
     return count

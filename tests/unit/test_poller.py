@@ -611,6 +611,24 @@ def test_a_time_out_is_rounded_up_not_to_nothing(poller: object) -> None:
     assert time.monotonic_ns() - start >= 10 * 100_000
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="not every system can")
+@pytest.mark.parametrize("timeout_us", [100, 300, 1100])
+def test_an_exact_time_out_is_not_rounded_up(poller: object, timeout_us: int) -> None:
+    def late() -> int:
+        start = time.monotonic_ns()
+        assert poller.wait(timeout_us * 1000, exact=True) == []
+        return time.monotonic_ns() - start - timeout_us * 1000
+
+    assert min(at_best(late, 400_000)) >= 0
+
+
+@pytest.mark.parametrize("timeout_ns", [-1, 0, 1 << 40, (1 << 63) - 1_000_000])
+def test_an_exact_wait_for_an_event(poller: object, make_pair: MakePair, timeout_ns: int) -> None:
+    ours, _peer = make_pair()
+    poller.add(ours.fileno(), 1)
+    assert poller.wait(timeout_ns, exact=True) == [(1, OUT)]
+
+
 def test_an_entry_that_is_left_out_does_not_end_the_wait(poller: object, make_pair: MakePair) -> None:
     """A reset one has no more to report. WSAPoll marks what it is to leave out, which is no event, and hides none."""
     (gone, its_peer), (ours, peer) = make_pair(), make_pair()

@@ -47,7 +47,7 @@ cdef class HalfDoor:
         cdef Side *side
         cdef int count
         with nogil:
-            count = poller_wait(self.pump.poller, events, 8, timeout_ns)
+            count = poller_wait(self.pump.poller, events, 8, timeout_ns, False)
         for i in range(count):
             side = &self.sink if events[i].tag else &self.source
             side.ready |= events[i].bits & (READY_IN | READY_OUT)

@@ -58,12 +58,12 @@ cdef class PollerDoor:
         free(self._at(tag))
         del self.watches[tag]
 
-    def wait(self, int64_t timeout_ns=0, size_t room=64):
+    def wait(self, int64_t timeout_ns=0, size_t room=64, bint exact=False):
         """[(tag, bits)], or what was returned instead, if negative."""
         cdef Ready *events = <Ready *> malloc(room * sizeof(Ready))
         cdef int count
         with nogil:
-            count = poller_wait(self.it, events, <int> room, timeout_ns)
+            count = poller_wait(self.it, events, <int> room, timeout_ns, exact)
         found = [(events[i].tag, events[i].bits) for i in range(count)]
         free(events)
         return count if count < 0 else found
