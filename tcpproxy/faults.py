@@ -40,6 +40,7 @@ STREAMS = {"up": "upstream", "down": "downstream", "both": "both"}
 """Directions by their short names."""
 
 MOST_BYTES = 999_999_999_999
+MOST_BURST = 10**9
 MOST_NUMBER = 10**9
 
 PRESETS = {  # down and up in kbit/s, round trip in ms
@@ -61,7 +62,7 @@ webpagetest.org). WebPageTest limits packets, the proxy limits their content; it
 _SPEC = re.compile(r"(?:(?P<stream>\w+):)?(?P<kind>\w+)(?:=(?P<first>[^,]*))?(?P<more>(?:,[^,]*)*)", re.ASCII)
 _NAME = re.compile(r"[\w.#-]{1,64}", re.ASCII)
 _TIMES = ("latency", "jitter", "delay", "timeout", "after", "start", "for_", "repeat")
-_SIZES = ("bytes", "average_size", "size_variation", "burst", "after_bytes")
+_SIZES = ("bytes", "average_size", "size_variation", "after_bytes")
 _COUNTS = ("first", "nth", "every", "connection", "times")
 _WHICH = {"toxicity", "seed", "client", "live", *_COUNTS}
 _WHEN = {"after", "after_bytes"}
@@ -89,7 +90,7 @@ class Fault:
         after: begins so long after it has taken a connection.
         times: acts on so many connections at most.
         scope: "connection"; or "proxy": one rate or limit for all connections together.
-        start: begins so long after the proxy has.
+        start: begins so long after it was put in force, or else after the start of the proxy.
         for_: lasts so long; `for` on the command line.
         repeat: begins again so long after each beginning.
     """
@@ -142,6 +143,8 @@ class Fault:
             return None
         if name in _TIMES:
             return parse_time(key, value, other="us" if self.kind == "slicer" else "ms")
+        if name == "burst":
+            return parse_size(key, value, 1, MOST_BURST)
         if name in _SIZES:
             return parse_size(key, value, 0, MOST_BYTES)
         if name in _COUNTS:
@@ -312,7 +315,7 @@ class bandwidth(Fault):
 
     Attributes:
         rate: the rate.
-        burst: bytes that may pass at once after a pause; None: those of 10 ms.
+        burst: bytes that may pass at once after a pause, up to 10^9; None: those of 10 ms.
     """
 
     rate: str | Rate

@@ -1,7 +1,7 @@
 # What faults do to a relay: the model is in bending.pxd.
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from tcpproxy._core.closing cimport closing_cut, closing_out_of_memory
-from tcpproxy._core.half cimport Half
+from tcpproxy._core.half cimport HALF_SHUT, Half
 from tcpproxy._core.loop cimport CLIENT, RELAY_FREE, RELAY_RELAYING, UPSTREAM, loop_enqueue, relay_shaping
 from tcpproxy._core.net cimport net_unpack
 from tcpproxy._core.plan cimport plan_hold, plan_release, plan_takes
@@ -160,5 +160,6 @@ cdef void bending_alarm(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef inline bint _blocked(const Loop *loop, const Relay *relay, int side) noexcept nogil:
-    """Nothing can leave before an event: the sink is full, or there is none yet, or the direction is paused."""
-    return relay.state != RELAY_RELAYING or relay.halves[side].buffer.memory != NULL or loop.paused & (1 << side)
+    """Nothing can leave before an event: the sink is full, or there is none yet, or the direction is paused or over."""
+    return relay.state != RELAY_RELAYING or relay.halves[side].buffer.memory != NULL or loop.paused & (1 << side) \
+        or relay.halves[side].state >= HALF_SHUT

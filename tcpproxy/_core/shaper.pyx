@@ -181,6 +181,17 @@ cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil:
     return <uint32_t> (room if room < LINE_BYTES - used else LINE_BYTES - used)
 
 
+cdef bint _discard(Shaper *shaper, uint64_t now_ns) noexcept nogil:
+    """_discards, of something that is there to be discarded."""
+    cdef Grip *grip
+    cdef uint32_t i
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind == RULE_TIMEOUT and grip.start_ns <= now_ns:
+            _act(shaper, grip)
+    return _discards(shaper, now_ns)
+
+
 cdef bint _discards(Shaper *shaper, uint64_t now_ns) noexcept nogil:
     cdef Grip *grip
     cdef uint32_t i
@@ -194,14 +205,8 @@ cdef bint _discards(Shaper *shaper, uint64_t now_ns) noexcept nogil:
 
 cdef int shaper_put(Shaper *shaper, const char *data, uint32_t size, uint64_t now_ns) noexcept nogil:
     cdef Chunk *chunk
-    cdef Grip *grip
-    cdef uint32_t i
     shaper.heard_ns = now_ns
-    for i in range(shaper.count):
-        grip = &shaper.grips[i]
-        if not shaper.over and grip.rule.kind == RULE_TIMEOUT and grip.start_ns <= now_ns:
-            _act(shaper, grip)
-    if shaper.over or _discards(shaper, now_ns):
+    if shaper.over or _discard(shaper, now_ns):
         shaper.discarded += size
         return 0
     chunk = <Chunk *> calloc(1, sizeof(Chunk))
@@ -245,18 +250,20 @@ cdef void shaper_clear(Shaper *shaper) noexcept nogil:
 # --- when ---
 
 cdef uint64_t _latency_ns(Shaper *shaper, uint64_t position, uint64_t arrival_ns) noexcept nogil:
-    """The sum of all latencies for what arrived at that position."""
+    """The sum of all latencies for what is next, and arrived in a chunk that begins at `position`. The part behind a latency's
+    own position is as if it had been read apart.
+    """
     cdef uint64_t total = 0, number
     cdef int64_t delay
     cdef Grip *grip
     cdef uint32_t i
     for i in range(shaper.count):
         grip = &shaper.grips[i]
-        if grip.rule.kind != RULE_LATENCY or position < grip.start or arrival_ns < grip.start_ns:
+        if grip.rule.kind != RULE_LATENCY or shaper.passed < grip.start or arrival_ns < grip.start_ns:
             continue
         delay = <int64_t> grip.rule.delay_ns
         if grip.rule.jitter_ns:
-            number = dice(grip.rule.seed, grip.rule.fault, shaper.shaping.id, shaper.direction, position)
+            number = dice(grip.rule.seed, grip.rule.fault, shaper.shaping.id, shaper.direction, max(position, grip.start))
             if grip.rule.normal:
                 delay += dice_normal(number, grip.rule.jitter_ns)
             else:
@@ -374,6 +381,18 @@ cdef uint64_t _slice(Shaper *shaper, Grip *grip, uint64_t *size) noexcept nogil:
     return grip.slice_ns
 
 
+cdef uint64_t _before_latency(const Shaper *shaper) noexcept nogil:
+    """Bytes that may leave before the next position from which on a latency acts."""
+    cdef const Grip *grip
+    cdef uint64_t size = UINT64_MAX
+    cdef uint32_t i
+    for i in range(shaper.count):
+        grip = &shaper.grips[i]
+        if grip.rule.kind == RULE_LATENCY and shaper.passed < grip.start:
+            size = min(size, grip.start - shaper.passed)
+    return size
+
+
 cdef uint64_t *_bucket(Grip *grip) noexcept nogil:
     return &grip.tally.bucket if grip.rule.shared else &grip.bucket
 
@@ -385,8 +404,11 @@ cdef uint64_t _pace(Shaper *shaper, uint64_t due_ns, uint64_t *size, uint64_t no
     cdef uint32_t i
     for i in range(shaper.count):
         grip = &shaper.grips[i]
-        if grip.rule.kind == RULE_SLICER and _works(shaper, grip, size, now_ns):
-            due_ns = max(due_ns, _slice(shaper, grip, size))
+        if grip.rule.kind != RULE_SLICER or not _works(shaper, grip, size, now_ns):
+            continue
+        at_ns = _slice(shaper, grip, size)
+        if at_ns > now_ns and (due_ns > now_ns or _act(shaper, grip)):
+            due_ns = max(due_ns, at_ns)
     for i in range(shaper.count):
         grip = &shaper.grips[i]
         if grip.rule.kind != RULE_BANDWIDTH or not _works(shaper, grip, size, now_ns):
@@ -419,7 +441,7 @@ cdef void _next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
         return
     next.size = 0
     if shaper.first == NULL:
-        if _discards(shaper, now_ns) and shaper.ended == SOURCE_EOF:
+        if shaper.ended == SOURCE_EOF and _discard(shaper, now_ns):
             return
         if shaper.ended == SOURCE_EOF:
             for i in range(shaper.count):
@@ -430,7 +452,7 @@ cdef void _next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
         next.grip = cut
         _sooner(next, due_ns, CUT)
     else:
-        size = min(size, <uint64_t> (shaper.first.buffer.end - shaper.first.buffer.start))
+        size = min(_before_latency(shaper), min(size, <uint64_t> (shaper.first.buffer.end - shaper.first.buffer.start)))
         due_ns = _pace(shaper, due_ns, &size, now_ns)
         next.size = size
         _sooner(next, due_ns, TAKE_BYTES)
@@ -531,6 +553,5 @@ cdef int _take_bytes(Shaper *shaper, uint32_t size, Buffer *out, uint64_t now_ns
     shaper.passed += size
     shaper.held -= size
     shaper.left_ns = now_ns
-    if chunk == NULL:
-        _aim(shaper)
+    _aim(shaper)
     return TAKE_BYTES

@@ -171,7 +171,7 @@ KEYS = (
     ("client=NETWORK, connection=ID", "Those of a network, or one by its number."),
     ("after_bytes=SIZE, after=TIME", "Begin behind so many bytes, or so long after the connection."),
     ("times=N", "Act on so many connections at most."),
-    ("start=TIME, for=TIME, repeat=TIME", "Windows, by the clock of the proxy."),
+    ("start=TIME, for=TIME, repeat=TIME", "Windows, from the start of the proxy on."),
     ("name=NAME, seed=N", "A name for the log; a seed of its own."),
 )
 """What most kinds take besides."""

@@ -148,6 +148,8 @@ NO_PAIR = "is no KEY=VALUE of "
         ("stall,client=10.0.0.1/8", "client '10.0.0.1/8' has bits set behind its prefix, expected one like 10.0.0.0/8"),
         ("stall,client=db.example", "client 'db.example' is no network, expected one like 10.0.0.0/8"),
         ("stall,scope=proxy", "stall has no scope"),
+        ("bandwidth=1MB/s,burst=20GB", "burst '20GB' is out of range, expected 1 to 1000000000 bytes"),
+        ("bandwidth=1MB/s,burst=0", "burst '0' is out of range, expected 1 to 1000000000 bytes"),
         ("bandwidth=1MB/s,scope=all", "scope 'all' is unknown, expected connection or proxy"),
         ("limit_data=5,after_bytes=5", "limit_data has no after_bytes"),
         ("close,after=1s,after_bytes=1", "after and after_bytes are two beginnings, expected one of them"),

@@ -131,6 +131,23 @@ def test_latency_from_a_position_and_from_a_time(door: ModuleType) -> None:
         assert what(line.wait(1000)) == [(150, "c")]
 
 
+@pytest.mark.parametrize("jitter", [0, 50])
+def test_latency_from_a_position_in_a_read(door: ModuleType, jitter: int) -> None:
+    """However the bytes were read: those before it are not delayed, those behind it are."""
+    late = {"kind": door.LATENCY, "delay_ns": 100, "jitter_ns": jitter, "by_bytes": 1, "after_bytes": 3, "seed": 4}
+    found = []
+    for reads in (["ab", "c", "def"], ["abcdef"]):
+        line = Line(door, late)
+        for read in reads:
+            line.put(read.encode())
+        assert what(line.wait(0))[-1:] == [(0, reads[-1].replace("def", "") or "c")]
+        (end,) = what(line.wait(1000))
+        found.append(end)
+    assert found[0] == found[1]
+    assert found[0][1] == "def"
+    assert jitter or found[0][0] == 100
+
+
 @pytest.mark.parametrize(("delay", "expected"), [(10, 100), (150, 150), (500, 500)])
 def test_latency_that_changes(door: ModuleType, delay: int, expected: int) -> None:
     """What is held is due at its arrival plus the new delay, and not before the change."""
@@ -152,13 +169,16 @@ def test_latency_that_is_removed(door: ModuleType) -> None:
 
 
 def test_latency_is_that_of_the_whole_read(door: ModuleType) -> None:
-    """A change does not move the rest of a read, of which a part has left, behind the position."""
-    late = {"kind": door.LATENCY, "key": 5, "delay_ns": 100, "by_bytes": 1, "after_bytes": 2}
-    line = Line(door, {"kind": door.STALL, "by_bytes": 1, "after_bytes": 3}, late)
-    line.put(b"abcdef")
-    assert what(line.wait(10)) == [(0, "abc")]
-    line.adopt(late)
-    assert what(line.wait(0)) == [(10, "def")]
+    """The rest of a read, of which a part has left, gets no other jitter, whatever changes."""
+    for seed in range(10):
+        late = {"kind": door.LATENCY, "key": 5, "delay_ns": 100, "jitter_ns": 100, "seed": seed}
+        line = Line(door, {"kind": door.STALL, "by_bytes": 1, "after_bytes": 3}, late)
+        line.put(b"abcdef")
+        ((time, text),) = what(line.wait(200))
+        assert text == "abc"
+        assert time <= 200
+        line.adopt(late)
+        assert what(line.wait(0)) == [(200, "def")]
 
 
 # --- the line ---
@@ -323,8 +343,19 @@ def test_timeout_that_is_removed(door: ModuleType) -> None:
     line = Line(door, {"kind": door.TIMEOUT, "end": door.CLOSE, "delay_ns": 50})
     line.end()
     line.wait(20)
+    assert line.it.acted == {0}, "it holds the end of file"
     line.adopt()
     assert what(line.wait(100)) == [(20, "eof")]
+
+
+def test_timeout_whose_times_are_used_up(door: ModuleType) -> None:
+    """An end of file passes on those that it does not act on."""
+    plan = door.PlanDoor([{"kind": door.TIMEOUT, "end": door.CLOSE, "times": 1}])
+    lines = [door.ShaperDoor(plan, id=each) for each in (1, 2)]
+    for line in lines:
+        line.end(door.EOF, 0)
+    assert [line.take(0)[0] for line in lines] == ["nothing", "eof"]
+    assert plan.fired() == 1
 
 
 def test_timeout_that_is_put_off(door: ModuleType) -> None:
@@ -512,6 +543,16 @@ def test_slices_do_not_depend_on_reads(door: ModuleType) -> None:
 def test_slices_with_a_pause(door: ModuleType) -> None:
     times = [time for time, _ in slices(door, [65536], size=1024, delay_ns=100)]
     assert times == [100 * number for number in range(10)]
+
+
+def test_slicer_that_acts_between_reads(door: ModuleType) -> None:
+    """What it delays without cutting it."""
+    line = Line(door, {"kind": door.SLICER, "size": 5, "delay_ns": 100})
+    line.put(b"hello")
+    assert line.it.acted == set()
+    line.put(b"world")
+    assert what(line.wait(1000)) == [(0, "hello"), (100, "world")]
+    assert line.it.acted == {0}
 
 
 # --- which connections ---

@@ -20,7 +20,7 @@ class Model:
         self.door = door
         self.rules: dict[int, tuple[Rule, int, int]] = {}  # with the position and the time from which they act
         self.now = self.heard = self.left_at = self.passed = self.discarded = 0
-        self.line: list[tuple[int, int]] = []  # of each byte: when its read arrived, and its first position
+        self.line: list[int] = []  # of each byte: when it arrived
         self.ended = self.over = None
         self.ended_at = self.over_at = 0
         self.log: list[tuple[int, str]] = []
@@ -52,7 +52,7 @@ class Model:
         if self.over or self.discards():
             self.discarded += size
         else:
-            self.line += [(self.now, self.passed + len(self.line))] * size
+            self.line += [self.now] * size
 
     def end(self, how: int) -> None:
         self.ended, self.ended_at = how, self.now
@@ -92,7 +92,7 @@ class Model:
     def entry(self, of_bytes: str) -> tuple[int, str]:
         """The first one of the line."""
         if self.line:
-            return self.due(*self.line[0]), of_bytes
+            return self.due(self.line[0], self.passed), of_bytes
         if not self.ended or (self.discards() and self.ended != self.door.FAILED):
             return LATER, ""
         due = self.due(self.ended_at, self.passed)
