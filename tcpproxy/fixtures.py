@@ -23,6 +23,7 @@ from .report.sentences import sentence
 from .report.sink import LoggingSink
 from .report.table import measure, table
 from .report.totals import summary
+from .rules import NO_RULES
 from .tap.recording import Recording
 from .text import clean, count, quoted
 
@@ -141,7 +142,8 @@ class _Watched:
         self.proxy.stop(0)
         if self.proxy.failure:
             raise self.proxy.failure
-        if self._strict and (idle := [str(it.fault) for it in self.proxy._every_fault if not it.fired]):
+        counted = [it for it in self.proxy._every_fault if it.fault.kind not in NO_RULES]
+        if self._strict and (idle := [str(it.fault) for it in counted if not it.fired]):
             raise AssertionError(f"tcpproxy(..., strict=True): no connection met {' and '.join(idle)}")
 
     def describe(self, again: str) -> list[str]:
@@ -162,6 +164,8 @@ class _Watched:
 
 
 def _acted(handle: Handle) -> str:
+    if handle.fault.kind in NO_RULES:
+        return "whom it has met is not known"
     return f"acted on {count(handle.fired, 'connection')}" if handle.fired else "never acted"
 
 

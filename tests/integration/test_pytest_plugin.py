@@ -366,9 +366,12 @@ def test_not_met(tcpproxy, listener):
 
 def test_not_strict(tcpproxy, listener):
     tcpproxy(listener, faults=["reset_peer,first=2"])
+
+def test_what_cannot_be_counted(tcpproxy, listener):
+    tcpproxy(listener, strict=True, faults="refuse")
 """
     )
-    result.assert_outcomes(passed=3, errors=1)
+    result.assert_outcomes(passed=4, errors=1)
     result.stdout.fnmatch_lines(["*AssertionError: tcpproxy(..., strict=True): no connection met *reset_peer*first=2*"])
 
 
