@@ -20,7 +20,7 @@ from .network.forwarding import Forwarding, listen
 from .report.reporter import Reporter
 from .report.table import measure, table
 from .text import quoted
-from .values import parse_limit
+from .values import parse_limit, parse_number
 from .views import Connection, Stats
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Controls:
     _is_down: bool
     _refuses: bool
     _is_closed: bool
-    _bent: Faults | None
+    _bent: Faults | None = None  # made for the first fault: its import takes milliseconds
     _seed: int | None
 
     if TYPE_CHECKING:  # Proxy has them
@@ -106,7 +106,7 @@ class Controls:
             How many it has ended.
 
         Raises:
-            UsageError: `end` is neither.
+            UsageError: `end` is neither, or `only` neither an id nor a function.
         """
         if end not in ("reset", "close"):
             raise UsageError(f"end {quoted(end)} is unknown, expected reset or close")
@@ -119,6 +119,8 @@ class Controls:
             crew.accept_waiting()
             ids = [it.id for it in self.connections() if only(it)]
         elif only is not None:
+            if not isinstance(only, int) or isinstance(only, bool):
+                raise UsageError(f"only {quoted(only)} is no id, expected a whole number or a function of a Connection")
             ids = [only] if 0 < only < 2**64 else []
         killed = crew.kill(ids, self._flush, reset=end == "reset") if ids != [] else 0
         self._flush()
@@ -319,8 +321,10 @@ class Controls:
     def _bend(self, faults: Fault | str | Iterable[Fault | str] = ()) -> Faults:
         from .handles import Faults
 
-        self._bent = self._reporter.faults = Faults(self._held, self._refuse, faults, self._seed, self._given is None)
-        return self._bent
+        made = Faults(self._held, self._refuse, faults, self._seed, self._given is None)
+        found: Faults = vars(self).setdefault("_bent", made)  # another thread may be here, too
+        self._reporter.faults = found
+        return found
 
     # --- seeing ---
 
@@ -363,7 +367,7 @@ class Controls:
 
         Raises:
             WaitTimeout: not in this time, or the proxy has ended without it; the text shows numbers and connections.
-            UsageError: the timeout is no duration.
+            UsageError: the timeout is no duration, or a number is none.
         """
         wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
         limit = parse_limit("timeout", timeout)
@@ -419,14 +423,18 @@ class _Wanted:
         to_client: int | None,
         since: Stats | None,
     ) -> None:
-        totals = {
+        if since is not None and not isinstance(since, Stats):
+            raise UsageError(f"since {quoted(since)} is no Stats, expected what stats() returns")
+        given = {
             "accepted": accepted,
+            "active": active,
             "ended": ended,
-            "bytes_to_upstream": to_upstream,
-            "bytes_to_client": to_client,
+            "to_upstream": to_upstream,
+            "to_client": to_client,
         }
-        self._active = active
-        self._totals = {name: value for name, value in totals.items() if value is not None}
+        checked = {name: parse_number(name, value, 0, 2**64) for name, value in given.items() if value is not None}
+        self._active = checked.pop("active", None)
+        self._totals = {f"bytes_{name}" if name[:3] == "to_" else name: value for name, value in checked.items()}
         self._since = {name: getattr(since, name) if since else 0 for name in self._totals}
 
     def missing(self, stats: Stats) -> str:
@@ -441,7 +449,7 @@ class _Wanted:
 
 
 def _stream_bits(stream: Stream) -> int:
-    if stream not in STREAMS:
+    if not isinstance(stream, str) or stream not in STREAMS:
         raise UsageError(f"stream {quoted(stream)} is unknown, expected both, upstream or downstream")
     return STREAMS[stream]
 

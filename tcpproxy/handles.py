@@ -17,8 +17,9 @@ from ._core.rulebook import DICE, MOST_RULES, Rulebook
 from .errors import CANNOT_REFUSE, UsageError, WaitTimeout
 from .faults import Fault, named
 from .native import Event, Thread, make_thread, monotonic
-from .rules import NO_RULES, Installed, rule
-from .values import parse_limit
+from .rules import ALL, NO_RULES, Installed, rule
+from .text import quoted
+from .values import parse_limit, parse_number
 
 if TYPE_CHECKING:
     from .crew import Crew
@@ -41,6 +42,13 @@ class _Entry:
         self.connections: collections.deque[int] = collections.deque(maxlen=KNOWN)
         self.fired = 0
         """Once it is removed."""
+        self.begun = 0.0
+        """When it was put in force; 0: the proxy has not started."""
+
+    def window(self, now: float) -> tuple[bool, float]:
+        """Is it open, and when does that change?"""
+        is_open, change = window(self.installed.fault, now - self.begun if self.begun else 0.0)
+        return is_open, self.begun + change if self.begun else math.inf
 
 
 class _Now(NamedTuple):
@@ -57,6 +65,11 @@ class _Now(NamedTuple):
     def fired(self) -> Iterator[tuple[_Entry, int]]:
         """Each with a rule, and on how many connections it has acted."""
         return zip(_with_rules(self.entries), self.rulebook.fired(), strict=True)
+
+    def keep_fired(self) -> None:
+        """Remembers that of those which are removed."""
+        for it, fired in self.fired():
+            it.fired = fired
 
 
 def _with_rules(entries: dict[str, _Entry]) -> list[_Entry]:
@@ -91,8 +104,7 @@ class Faults:
         self._can_refuse = can_refuse
         self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
         self._held, self._refuse = held, refuse
-        self._begun = 0.0
-        self._change_at = math.inf  # since it began
+        self._change_at = math.inf
         self._changed, self._over = Event(), False
         self._thread: Thread | None = None
         self._keys = 0
@@ -111,20 +123,34 @@ class Faults:
 
     def _install(self, faults: Some, crew: Crew | None) -> Handle:
         new = {}
+        if crew:
+            crew.accept_waiting()  # those who have connected before are live
         since = crew.last_id() if crew else 0
+        if not isinstance(faults, Iterable) or isinstance(faults, bytes):
+            raise UsageError(f"faults {quoted(faults)} are no faults, expected them or texts like latency=100ms")
         for name, fault in named([faults] if isinstance(faults, str | Fault) else faults, self._now.faults()).items():
             if fault.kind == "refuse" and not self._can_refuse:
                 raise UsageError(CANNOT_REFUSE)
             self._keys += 1
             new[name] = _Entry(Installed(fault, name, self._keys, since))
         self._by_key |= {it.installed.key: it for it in new.values()}  # before there are events
+        for it in new.values():
+            it.begun = monotonic() if crew else 0.0
         self._set(self._now.entries | new, crew)
-        while len(self._by_key) > KNOWN + len(self._now.entries):  # those in force are the last ones, or few
-            self._by_key.pop(next(iter(self._by_key)))
+        self._forget_some()
         return Handle(self, tuple(new.values()))
+
+    def _forget_some(self) -> None:
+        """Forgets those that were removed long ago."""
+        in_force = {it.installed.key for it in self._now.entries.values()}
+        gone = [key for key in self._by_key if key not in in_force]
+        for key in gone[:-KNOWN]:
+            del self._by_key[key]
 
     def update(self, entry: _Entry, changes: dict[str, Any]) -> None:
         """Puts a fault in force with other values."""
+        if "name" in changes:
+            raise UsageError(f"fault {entry.installed.name} has a name of its own already, expected other attributes")
         with self._held() as crew:
             before = entry.installed
             if self._now.entries.get(before.name) is not entry:
@@ -146,38 +172,39 @@ class Faults:
             before = self._now
             left = {name: it for name, it in before.entries.items() if gone is not None and it not in gone}
             if len(left) < len(before.entries):
+                before.keep_fired()  # for who reads it meanwhile
                 self._set(left, crew)
-                for it, fired in before.fired():
-                    it.fired = fired
+                before.keep_fired()
 
     def _set(self, entries: dict[str, _Entry], crew: Crew | None) -> None:
         """Puts these in force in place of those before."""
         if len(entries) > MOST_RULES:
             raise UsageError(f"{len(entries)} faults are too many, expected {MOST_RULES} at most")
-        time = monotonic() - self._begun if self._begun else 0.0
-        rulebook = Rulebook([self._rule(it.installed, time) for it in _with_rules(entries)], self._now.rulebook)
+        now = monotonic()
+        rulebook = Rulebook([self._rule(it, now) for it in _with_rules(entries)], self._now.rulebook)
         if crew:
             crew.bend(rulebook)
         self._now = _Now(entries, rulebook)
-        windows = [window(it.installed.fault, time) for it in entries.values()]
+        windows = [it.window(now) for it in entries.values()]
         refusals = zip(entries.values(), windows, strict=True)
         self._refuse(crew, any(it.installed.fault.kind == "refuse" and is_open for it, (is_open, _) in refusals))
         self._change_at = min(change for _, change in windows) if windows else math.inf
-        if self._begun and self._change_at < math.inf and not self._thread:
+        if self._change_at < math.inf and not self._thread:
             self._thread = make_thread("tcpproxy-faults", self._open_and_close)
             self._thread.start()
         self._changed.set()
 
-    def _rule(self, installed: Installed, time: float) -> dict[str, int]:
+    def _rule(self, entry: _Entry, now: float) -> dict[str, int]:
         """Outside its window the rule takes no connection, and what it has done is remembered."""
-        found = rule(installed, self.seed)
-        return found if window(installed.fault, time)[0] else {**found, "share": 0}
+        found = rule(entry.installed, self.seed)
+        return found if entry.window(now)[0] else {**found, "share": 0}
 
     # --- windows ---
 
     def begin(self, crew: Crew) -> None:
-        """The proxy starts: its clock begins."""
-        self._begun = monotonic()
+        """The proxy starts."""
+        for it in self._now.entries.values():
+            it.begun = monotonic()
         self._set(self._now.entries, None)
         crew.begin_with(self._now.rulebook)
 
@@ -190,7 +217,7 @@ class Faults:
         """The thread that opens and closes windows, once there is one with an edge."""
         while not self._over:
             changed = self._changed = Event()  # before the look at what it is set for
-            wait = self._begun + self._change_at - monotonic()
+            wait = self._change_at - monotonic()
             if self._over:
                 return
             if wait > 0:
@@ -286,7 +313,7 @@ class Handle:
     @property
     def connections(self) -> tuple[int, ...]:
         """The ids of the connections on which they have acted: of each fault the last 1,000."""
-        return tuple(dict.fromkeys(number for it in self._entries for number in it.connections))
+        return tuple(dict.fromkeys(number for it in self._entries for number in it.connections.copy()))
 
     def update(self, **changes: Any) -> None:
         """Changes attributes of a fault. Both directions of all connections have them when it returns.
@@ -294,7 +321,7 @@ class Handle:
         Connections that the fault has taken keep it, with the position and time from which on it acts.
 
         Raises:
-            UsageError: a value is invalid, the fault was removed, or the handle is that of several.
+            UsageError: a value is invalid, or the name; the fault was removed; or the handle is that of several.
         """
         if len(self._entries) != 1:
             raise UsageError(f"{len(self._entries)} faults cannot be updated at once, expected handle[0] or the like")
@@ -313,7 +340,7 @@ class Handle:
 
         Raises:
             WaitTimeout: not in this time.
-            UsageError: the timeout is no duration.
+            UsageError: the timeout is no duration, or `n` no number.
         """
         awaiting.poll(self._looking(n, timeout))
 
@@ -323,6 +350,7 @@ class Handle:
 
     def _looking(self, n: int, timeout: float | str | None) -> Callable[[], int | None]:
         """What looks whether they have fired so often: on how many, or None; raises once the time is over."""
+        n = parse_number("n", n, 0, ALL)
         limit = parse_limit("timeout", timeout)
         deadline = monotonic() + limit
 
@@ -339,7 +367,7 @@ class Handle:
 
 
 def window(fault: Fault, time: float) -> tuple[bool, float]:
-    """Is a fault in force so many seconds after the proxy has begun, and when does that change? inf: never."""
+    """Is a fault in force so many seconds after it was put in force, and when does that change? inf: never."""
     start, length, every = map(_seconds, (fault.start, fault.for_, fault.repeat))
     since = time - (start or 0.0)
     if since < 0:

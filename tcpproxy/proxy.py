@@ -39,7 +39,6 @@ from .views import Connection, Forward, Stats
 
 if TYPE_CHECKING:
     from .faults import Fault
-    from .handles import Faults
 
 ONCE = "a Proxy starts once; make another one"
 
@@ -119,7 +118,6 @@ class Proxy(Controls):
         self._started = self._start_failed = False
         self._stopping = Signal()
         self._stopped = Signal()
-        self._bent: Faults | None = None  # imported only if there is a fault: it takes milliseconds
         self._seed = None if seed is None else parse_number("seed", seed, 0, 2**64 - 1)
         if faults:
             self._bend(faults)

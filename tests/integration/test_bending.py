@@ -21,6 +21,7 @@ from support.waiting import TIMEOUT, eventually, in_background, pause
 
 import tcpproxy
 from tcpproxy.faults import latency
+from tcpproxy.handles import KNOWN
 
 pytestmark = pytest.mark.skipif(not hasattr(termios, "TIOCOUTQ"), reason="asks the kernel what is not acknowledged")
 
@@ -628,6 +629,22 @@ def test_windows_open_and_close(make_proxy: Callable[..., tcpproxy.Proxy], echo:
         assert echoes(client)
 
 
+def test_windows_of_a_fault_that_comes_later(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """They count from when it is in force, however old the proxy is, and whether or not it had faults before."""
+    for before in ((), "up:latency=1us"):
+        proxy = make_proxy(echo.name, faults=before)
+        with connect(proxy.address) as client:
+            assert echoes(client)
+            pause(0.1)
+            begin = time.monotonic()
+            with proxy.fault("both:stall,start=50ms,for=50ms") as held:
+                while not held.fired:
+                    assert time.monotonic() - begin < TIMEOUT
+                    client.sendall(b"x")
+                    assert client.recv(1) == b"x"
+            assert time.monotonic() - begin >= 0.1
+
+
 def accepts(address: tuple[str, int]) -> bool:
     try:
         connect(address).close()
@@ -653,6 +670,9 @@ def test_handle(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: l
             held.wait_fired(2, timeout=0.01)
         with pytest.raises(tcpproxy.UsageError, match=r"^timeout nan "):
             held.wait_fired(2, timeout=float("nan"))
+        for wrong in ("x", None, True, 1.5, -1):
+            with pytest.raises(tcpproxy.UsageError, match=r"^n .* is not a whole number"):
+                held.wait_fired(wrong)  # type: ignore[arg-type]
         client.sendall(b"y")
     assert (proxy.faults, held.fired) == ((), 1)
     with pytest.raises(tcpproxy.UsageError, match="not in force any more"):
@@ -711,3 +731,65 @@ def test_wrong_faults_change_nothing(make_proxy: Callable[..., tcpproxy.Proxy], 
     with pytest.raises(tcpproxy.UsageError, match="expected 32 at most"):
         proxy.fault(*["latency=1ms"] * 32)
     assert [it.name for it in proxy.faults] == ["slicer_downstream"]
+    with pytest.raises(tcpproxy.UsageError, match="faults 5 are no faults, expected"):
+        tcpproxy.Proxy(1, faults=5)  # type: ignore[arg-type]
+    with pytest.raises(tcpproxy.UsageError, match="has a name of its own already"):
+        proxy.faults[0].update(name="other")
+
+
+def test_first_faults_of_several_threads(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """None is lost."""
+    for _ in range(20):
+        proxy = make_proxy(echo.name)
+        together = threading.Barrier(4)
+
+        def install(number: int, proxy: tcpproxy.Proxy = proxy, together: threading.Barrier = together) -> None:
+            together.wait(TIMEOUT)
+            proxy.fault(f"latency=1us,name=fault-{number}")
+
+        with contextlib.ExitStack() as stack:
+            for number in range(4):
+                stack.enter_context(in_background(install, number))
+        assert sorted(it.name for it in proxy.faults) == [f"fault-{number}" for number in range(4)]
+        proxy.abort()
+
+
+def test_a_client_that_waits_is_from_before(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """A connection that was made before the fault is live, also if no worker has accepted it yet."""
+    proxy = make_proxy(echo.name, workers=2)
+    for _ in range(200):
+        with connect(proxy.address) as client, proxy.fault("reset_peer,first=1", "close,live=false,after_bytes=0"):
+            assert echoes(client)
+
+
+def test_a_fault_is_known_for_as_long_as_it_is_in_force(
+    make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: list[tcpproxy.Event]
+) -> None:
+    """However many others have come and gone since."""
+    proxy = make_proxy(echo.name)
+    held = proxy.fault("latency=1us")
+    for _ in range(KNOWN + 10):
+        proxy.fault("up:latency=1us").remove()
+    with connect(proxy.address) as client:
+        assert echoes(client)
+    assert end_of(events).faults == ("latency_downstream",)
+    assert held.connections == (1,)
+    assert held in proxy._every_fault
+
+
+@pytest.mark.parametrize("text", ["limit_data=100", "limit_data=100,scope=proxy"])
+def test_a_limit_behind_the_end_of_a_direction(
+    make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream, text: str
+) -> None:
+    """It has nothing to cut any more: the other direction goes on, and the worker sleeps."""
+    proxy = make_proxy(upstream.name)
+    with connect(proxy.address) as client, upstream.accept() as server, proxy.fault(text) as limit:
+        server.sendall(bytes(50))
+        server.shutdown(socket.SHUT_WR)
+        assert read_all(client) == bytes(50)
+        limit.update(bytes=10)
+        client.sendall(b"x")
+        assert read_exactly(server, 1) == b"x"
+        before = proxy.stats().wakeups
+        pause(0.2)
+        assert proxy.stats().wakeups - before < 20

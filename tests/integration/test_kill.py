@@ -210,6 +210,9 @@ def test_those_that_a_function_wants(proxy: Proxy, upstream: Upstream, stack: co
     assert proxy.kill(only=lambda _: False) == 0
     with pytest.raises(ZeroDivisionError):
         proxy.kill(only=lambda it: 1 // 0)
+    for wrong in (True, "1", 1.0, [1]):
+        with pytest.raises(UsageError, match=r"^only .* is no id, expected "):
+            proxy.kill(only=wrong)  # type: ignore[arg-type]
     assert len(proxy.connections()) == 1
 
 

@@ -164,6 +164,18 @@ def test_what_is_no_time(proxy: Proxy, timeout: object) -> None:
         proxy.wait_for(accepted=1, timeout=timeout)
 
 
+@pytest.mark.parametrize("name", ["accepted", "active", "ended", "to_upstream", "to_client"])
+@pytest.mark.parametrize("value", ["x", float("nan"), 1.5, True, -1, [1]])
+def test_what_is_no_number(proxy: Proxy, name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=rf"^{name} .* is not a whole number"):
+        proxy.wait_for(**{name: value})  # type: ignore[arg-type]
+
+
+def test_since_what(proxy: Proxy) -> None:
+    with pytest.raises(UsageError, match=r"^since 5 is no Stats"):
+        proxy.wait_for(accepted=1, since=5)  # type: ignore[arg-type]
+
+
 def test_times_with_units(proxy: Proxy) -> None:
     with pytest.raises(WaitTimeout, match=r"^not within 0\.01 s"):
         proxy.wait_for(accepted=1, timeout="10ms")
