@@ -15,17 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import report
-from bench.cases import CASES, Bench
+from bench import report, seeing
+from bench.all_cases import CASES
+from bench.base import Bench, BenchError
 from bench.machine import describe
-from bench.peers import Peer, find
-from bench.process import BenchError
+from bench.peers import Peer
+from bench.programs import find
 from bench.targets import Case, medians
 
 RESULTS = Path(__file__).with_name("results")
 ROUNDS = 5
 TOOLS = {
-    "iperf3": ("bulk1", "bulk1-down", "bulk8", "bulk-bidir"),
+    "iperf3": ("bulk1", "bulk1-down", "bulk8", "bulk-bidir", "seeing-bulk"),
     "strace": ("syscalls",),
 }
 MOST_CONNECTIONS = 9000
@@ -35,12 +36,17 @@ def arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compare tcpproxy with its peers.")
     parser.add_argument("--quick", action="store_true", help="one short round: is it about right? (under two minutes)")
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], metavar="NAME")
+    parser.add_argument("--case", action="append", choices=case_names(), metavar="NAME", help="a case or a group")
     parser.add_argument("--peer", action="append", metavar="NAME", help="only this peer, beside ours; may be repeated")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of each case (default {ROUNDS}, quick 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--list", action="store_true", help="list the cases and the peers found, and end")
     return parser.parse_args()
+
+
+def case_names() -> list[str]:
+    """Returns what --case takes: the names of cases, and of their groups."""
+    return sorted({name for case in CASES for name in (case.name, case.name.partition("-")[0])})
 
 
 def say(text: str) -> None:
@@ -71,7 +77,7 @@ def connection_limit() -> int:
 
 def chosen_cases(names: list[str] | None, skipped: dict[str, str]) -> list[Case]:
     """Returns the cases asked for, without those whose tool is missing."""
-    cases = [case for case in CASES if not names or case.name in names]
+    cases = [case for case in CASES if not names or {case.name, case.name.partition("-")[0]} & set(names)]
     for tool, users in TOOLS.items():
         if not shutil.which(tool) and any(case.name in users for case in cases):
             skipped[", ".join(users)] = f"apt-get install {tool}"
@@ -81,7 +87,7 @@ def chosen_cases(names: list[str] | None, skipped: dict[str, str]) -> list[Case]
 
 def run_case(bench: Bench, case: Case, peers: list[Peer], rounds: int) -> dict[str, Any]:
     """Measures every peer once a round; each round begins with another one, so that none is always first."""
-    taking = [peer for peer in peers if (peer.name in case.only if case.only else peer.name != "click")]
+    taking = [peer for peer in peers if (peer.name in case.only if case.only else not peer.special)]
     done: list[dict[str, Any]] = []
     failed: list[str] = []
     for number in range(rounds):
@@ -117,10 +123,12 @@ def workplace() -> Iterator[Path]:
 def run(options: argparse.Namespace) -> int:
     """Runs what was asked for, and reports."""
     peers, skipped = find()
+    peers += seeing.variants(skipped)
     names = [peer.name for peer in peers]
     if unknown := [name for name in options.peer or [] if name not in names]:
         raise BenchError(f"no such peer here: {', '.join(unknown)}; found: {', '.join(names)}")
-    peers = [peer for peer in peers if not options.peer or peer.name in ("ours", *options.peer)]
+    if options.peer:
+        peers = [peer for peer in peers if peer.name.partition("-")[0] == "ours" or peer.name in options.peer]
     cases = chosen_cases(options.case, skipped)
     for name, how in skipped.items():
         say(f"skipped {name}; to get it: {how}")
@@ -133,10 +141,9 @@ def run(options: argparse.Namespace) -> int:
     with workplace() as scratch:
         bench = Bench(compile_load(scratch), scratch, options.quick, connection_limit())
         result = describe(peers, skipped) | {"quick": options.quick, "rounds": rounds, "cases": {}}
-        click = [Peer("click", "the same interpreter")]
         for case in cases:
             since = time.monotonic()
-            result["cases"][case.name] = run_case(bench, case, peers + click, rounds)
+            result["cases"][case.name] = run_case(bench, case, peers, rounds)
             result["cases"][case.name]["seconds"] = round(time.monotonic() - since, 1)
     result["seconds"] = round(time.monotonic() - begun)
     report.judge_all(result)

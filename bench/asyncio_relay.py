@@ -1,6 +1,7 @@
-"""A plain relay on asyncio protocols and uvloop, as one would write it in Python: `asyncio_relay.py PORT UPSTREAM`.
+"""A plain relay on asyncio protocols and uvloop, as one would write it in Python.
 
-Written to be fast, not to be beaten: protocols instead of streams, no copy of its own, back-pressure by pausing.
+`asyncio_relay.py HOST PORT HOST PORT`: where to listen, and the upstream. Written
+to be fast, not to be beaten: protocols instead of streams, no copy of its own, back-pressure by pausing.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Side(asyncio.Protocol):
 class Accepted(Side):
     """The client's side, which keeps what it receives until upstream is connected."""
 
-    port = 0
+    upstream = ("", 0)
     tasks: set[asyncio.Task[None]] = set()  # noqa: RUF012 - the loop keeps only weak references to its tasks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,7 +78,7 @@ class Accepted(Side):
         """Connects to upstream and let the bytes flow."""
         assert self.transport
         try:
-            _, upstream = await asyncio.get_running_loop().create_connection(lambda: Side(self), "127.0.0.1", self.port)
+            _, upstream = await asyncio.get_running_loop().create_connection(lambda: Side(self), *self.upstream)
         except OSError:
             self.transport.abort()
             return
@@ -91,12 +92,12 @@ class Accepted(Side):
             upstream.transport.close()
 
 
-async def main(port: int, upstream_port: int) -> None:
+async def main(address: str, port: int, upstream: str, upstream_port: int) -> None:
     """Relay until the process is ended."""
-    Accepted.port = upstream_port
-    server = await asyncio.get_running_loop().create_server(Accepted, "127.0.0.1", port, backlog=1024)
+    Accepted.upstream = (upstream, upstream_port)
+    server = await asyncio.get_running_loop().create_server(Accepted, address, port, backlog=1024)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    uvloop.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])))

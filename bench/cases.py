@@ -8,35 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.base import Bench, BenchError
 from bench.measure import WAITING, memory, settle, system_calls
-from bench.peers import Peer, Running, find_rust
-from bench.process import BenchError, Client, client, echo_server, iperf3_server, read_line, spawn
+from bench.peers import Peer, Running
+from bench.process import Client, client, echo_server, iperf3_server, read_line, spawn
+from bench.programs import find_rust
 from bench.targets import Case, Figures, Metric, Target
 
 FORKS_HELD, QUICK_HELD = 100, 2000
 BULK_TRIES = 5
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all cases need: the compiled load generator, a directory to write in, and how much time there is."""
-
-    load: Path
-    scratch: Path
-    quick: bool
-    connections: int
-
-    def seconds(self, full: float, quick: float) -> float:
-        """Returns how long a measurement takes."""
-        return quick if self.quick else full
-
-    def client(self, *arguments: object) -> list[str]:
-        """Returns the argv of a load client."""
-        return [str(self.load), *map(str, arguments)]
 
 
 def cost(work: Client, target: Running) -> tuple[Figures, float | None]:
@@ -53,9 +36,9 @@ def bulk(bench: Bench, peer: Peer, *options: str) -> Figures:
     With --bidir a run through a proxy now and then carries no byte one way, or never ends; probably iperf3 tells its
     two streams apart by their order of arrival. Such a try is made again, and the number of tries is kept.
     """
-    length = ("-t", "2")
-    if bench.quick:
-        length = ("-t", "1") if "--bidir" in options else ("-n", "250M")
+    length: tuple[str, ...] = ("-t", "2")
+    if bench.quick or "-t" in options:
+        length = () if "-t" in options else ("-t", "1") if "--bidir" in options else ("-n", "250M")
     for tries in range(1, BULK_TRIES + 1):
         try:
             return _iperf3_once(bench, peer, *length, *options) | {"tries": float(tries)}
@@ -66,10 +49,10 @@ def bulk(bench: Bench, peer: Peer, *options: str) -> Figures:
 
 
 def _iperf3_once(bench: Bench, peer: Peer, *options: str) -> Figures:
-    argv = ["iperf3", "-c", "127.0.0.1", "-J", *options]
-    with iperf3_server(bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+    with iperf3_server(bench) as port, peer.run(bench, port) as target:
+        argv = [*bench.place.client, "iperf3", "-c", target.host, "-p", str(target.port), "-J", *options]
         before = target.cpu()
-        done = subprocess.run([*argv, "-p", str(target.port)], capture_output=True, text=True, timeout=12, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=12, check=False)
         settle(target.pid)
         used = target.cpu() - before
     said = json.loads(done.stdout or "{}")
@@ -84,21 +67,22 @@ def _iperf3_once(bench: Bench, peer: Peer, *options: str) -> Figures:
 
 def ping(bench: Bench, peer: Peer, connections: int = 1) -> Figures:
     """Round trips of 64 bytes in a closed loop on every connection."""
-    argv = bench.client("ping", "{port}", connections, bench.seconds(2, 0.3))
-    return _round_trips(bench, peer, argv)
+    return _round_trips(bench, peer, [bench.load, "ping"], connections, bench.seconds(2, 0.3))
 
 
 def slow_ping(bench: Bench, peer: Peer) -> Figures:
     """Round trips of a client that works for 50 microseconds in between."""
     script = str(Path(__file__).with_name("slow_client.py"))
-    return _round_trips(bench, peer, [sys.executable, script, "{port}", str(bench.seconds(2, 0.3))])
+    return _round_trips(bench, peer, [sys.executable, script], bench.seconds(2, 0.3))
 
 
-def _round_trips(bench: Bench, peer: Peer, argv: list[str]) -> Figures:
-    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
-        argv = [argument.format(port=target.port) for argument in argv]
-        with client(argv, bench.scratch) as work:
-            figures, used = cost(work, target)
+def _round_trips(bench: Bench, peer: Peer, program: list[object], *arguments: object) -> Figures:
+    with (
+        echo_server(bench) as port,
+        peer.run(bench, port) as target,
+        client(bench, *program, target.host, target.port, *arguments) as work,
+    ):
+        figures, used = cost(work, target)
     kept = {key: figures[key] for key in ("p50", "p99", "rate", "max")}
     return kept if used is None else kept | {"cpu": used * 1e6 / figures["count"]}
 
@@ -107,11 +91,11 @@ def connections(bench: Bench, peer: Peer) -> Figures:
     """A connection for each request, eight at a time."""
     # Few enough that a round does not run out of local ports, which stay in TIME_WAIT.
     count = 1000 if bench.quick or peer.forks else 5000
-    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
-        with client(bench.client("conn", target.port, 200, 8), bench.scratch) as warm_up:
+    with echo_server(bench) as port, peer.run(bench, port) as target:
+        with client(bench, bench.load, "conn", target.host, target.port, 200, 8) as warm_up:
             warm_up.go()
         settle(target.pid)
-        with client(bench.client("conn", target.port, count, 8), bench.scratch) as work:
+        with client(bench, bench.load, "conn", target.host, target.port, count, 8) as work:
             figures, used = cost(work, target)
     kept = {key: figures[key] for key in ("rate", "p50", "p99")}
     return kept if used is None else {"cpu": used * 1e6 / count} | kept
@@ -123,10 +107,10 @@ def syscalls(bench: Bench, peer: Peer) -> Figures:
 
 
 def _traced_round_trips(bench: Bench, peer: Peer) -> Figures:
-    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+    with echo_server(bench) as port, peer.run(bench, port) as target:
         assert target.pid
-        argv = bench.client("ping", target.port, 50, bench.seconds(1, 0.3))
-        with client(argv, bench.scratch) as work, system_calls(target.pid, bench.scratch) as counts:
+        argv = [bench.load, "ping", target.host, target.port, 50, bench.seconds(1, 0.3)]
+        with client(bench, *argv) as work, system_calls(target.pid, bench.scratch) as counts:
             done = work.go()["count"]
     waits = sum(counts.get(name, 0) for name in WAITING)
     calls = sum(counts.values())
@@ -137,23 +121,24 @@ def _traced_round_trips(bench: Bench, peer: Peer) -> Figures:
 
 def _traced_connections(bench: Bench, peer: Peer) -> Figures:
     count = 200 if peer.forks else 1000
-    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+    with echo_server(bench) as port, peer.run(bench, port) as target:
         assert target.pid
-        argv = bench.client("conn", target.port, count, 8)
-        with client(argv, bench.scratch) as work, system_calls(target.pid, bench.scratch) as counts:
+        argv = [bench.load, "conn", target.host, target.port, count, 8]
+        with client(bench, *argv) as work, system_calls(target.pid, bench.scratch) as counts:
             work.go()
             settle(target.pid, quiet=0.1)
     waits = sum(counts.get(name, 0) for name in WAITING)
     return {"conn_calls": sum(counts.values()) / count, "conn_wait": waits / count}
 
 
-def idle(bench: Bench, peer: Peer) -> Figures:
-    """Memory and CPU time for connections over which nothing moves."""
-    held = min(bench.connections, FORKS_HELD if peer.forks else QUICK_HELD if bench.quick else bench.connections)
-    with echo_server(bench.load, bench.scratch) as port, peer.run(port, bench.connections, bench.scratch) as target:
+def idle(bench: Bench, peer: Peer, most: int | None = None) -> Figures:
+    """Memory and CPU time for connections over which nothing moves; `most` of them at most."""
+    most = most or (FORKS_HELD if peer.forks else QUICK_HELD if bench.quick else bench.connections)
+    held = min(bench.connections, most)
+    with echo_server(bench) as port, peer.run(bench, port) as target:
         assert target.pid
         private, _ = memory(target.pid)
-        with client(bench.client("hold", target.port, held), bench.scratch):
+        with client(bench, bench.load, "hold", target.host, target.port, held):
             # A line for each new connection may still be in the writing; ours sets keepalive after a second of life.
             settle(target.pid, quiet=1.1, patience=5.0)
             more, resident = memory(target.pid)
@@ -166,12 +151,12 @@ def idle(bench: Bench, peer: Peer) -> Figures:
 def beside_bulk(bench: Bench, peer: Peer) -> Figures:
     """A ping-pong while four bulk streams go through the same proxy."""
     with (
-        echo_server(bench.load, bench.scratch) as port,
-        peer.run(port, bench.connections, bench.scratch) as target,
-        client(bench.client("push", target.port, 4), bench.scratch) as streams,
+        echo_server(bench) as port,
+        peer.run(bench, port) as target,
+        client(bench, bench.load, "push", target.host, target.port, 4) as streams,
     ):
         before = streams.go()
-        with client(bench.client("ping", target.port, 1, bench.seconds(4, 0.6)), bench.scratch) as work:
+        with client(bench, bench.load, "ping", target.host, target.port, 1, bench.seconds(4, 0.6)) as work:
             figures = work.go()
         after = streams.go()
     bulk_gbps = (after["bytes"] - before["bytes"]) * 8e-3 / (after["us"] - before["us"])
@@ -197,12 +182,12 @@ def start(bench: Bench, peer: Peer) -> Figures:
 def in_process(bench: Bench, peer: Peer) -> Figures:
     """Round trips through a Proxy in a program whose main thread is busy in pure Python."""
     errors = bench.scratch / "program.err"
-    with echo_server(bench.load, bench.scratch) as upstream:
+    with echo_server(bench) as upstream:
         argv = [sys.executable, str(Path(__file__).with_name("busy_program.py")), str(upstream)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with spawn(argv, errors, stdout=subprocess.PIPE, env=environment) as program:
             port = upstream if peer.name == "direct" else int(read_line(program, errors))
-            with client(bench.client("ping", port, 1, bench.seconds(2, 0.3)), bench.scratch) as work:
+            with client(bench, bench.load, "ping", "127.0.0.1", port, 1, bench.seconds(2, 0.3)) as work:
                 figures = work.go()
     return {key: figures[key] for key in ("p99", "p50", "max", "rate")}
 

@@ -1,10 +1,10 @@
 /* The load generator of the bench: what iperf3 and its like do not measure.
  *
- *   load serve                        echo server; prints {"port": N}, ends with its standard input
- *   load ping PORT CONNS SECONDS      closed loop of 64-byte round trips on CONNS connections
- *   load conn PORT COUNT CONCURRENCY  a new connection for each 64-byte request and answer
- *   load hold PORT CONNS              opens CONNS connections, proves each with one round trip, then keeps them idle
- *   load push PORT STREAMS            bulk for the server to discard; prints the bytes so far at each line that it reads
+ *   load serve HOST                        echo server; prints {"port": N}, ends with its standard input
+ *   load ping HOST PORT CONNS SECONDS      closed loop of 64-byte round trips on CONNS connections
+ *   load conn HOST PORT COUNT CONCURRENCY  a new connection for each 64-byte request and answer
+ *   load hold HOST PORT CONNS              opens CONNS connections, proves each with one round trip, then keeps them idle
+ *   load push HOST PORT STREAMS            bulk for the server to discard; prints the bytes so far at each line that it reads
  *
  * A client prints "ready" when its connections stand and are warm, waits for a line on standard input, does its work, prints
  * one JSON object (times in microseconds), and keeps its connections until standard input ends: so the caller can read
@@ -151,10 +151,10 @@ static void serve_one(int poller, int fd, char *begun)
     if (n <= 0 || send(fd, bytes, n, MSG_NOSIGNAL) != n) close(fd);
 }
 
-static void serve(void)
+static void serve(const char *host)
 {
     static char begun[MAX_FD];
-    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = inet_addr(host)};
     socklen_t size = sizeof here;
     int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), poller = epoll_create1(0);
     if (listener < 0 || bind(listener, (struct sockaddr *)&here, size) < 0 || listen(listener, 4096) < 0) die("listen");
@@ -334,12 +334,12 @@ static void push(int streams)
 int main(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "";
-    if (!strcmp(mode, "serve")) { serve(); return 0; }
-    if (argc < 4) { fprintf(stderr, "usage: see the top of load.c\n"); return 2; }
-    target.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    target.sin_port = htons(atoi(argv[2]));
-    int first = atoi(argv[3]);
-    double second = argc > 4 ? atof(argv[4]) : 0;
+    if (!strcmp(mode, "serve") && argc == 3) { serve(argv[2]); return 0; }
+    if (argc < 5) { fprintf(stderr, "usage: see the top of load.c\n"); return 2; }
+    target.sin_addr.s_addr = inet_addr(argv[2]);
+    target.sin_port = htons(atoi(argv[3]));
+    int first = atoi(argv[4]);
+    double second = argc > 5 ? atof(argv[5]) : 0;
     alarm(120);
     if (!strcmp(mode, "ping") && first == 1) ping_one(second);
     else if (!strcmp(mode, "ping")) ping_many(first, second);

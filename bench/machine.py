@@ -49,7 +49,7 @@ def describe(peers: list[Peer], skipped: dict[str, str]) -> dict[str, Any]:
         "kernel": platform.release(),
         "congestion_control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "python": sys.version.split()[0],
-        "versions": {peer.name: peer.version for peer in peers},
+        "versions": {peer.name: peer.version for peer in peers if peer.version},
         "tools": {
             "iperf3": _output("iperf3", "--version"),
             "strace": _output("strace", "-V"),

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.process import BenchError, end
+from bench.base import BenchError
+from bench.process import end
 
 TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 WAITING = {"epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6"}

@@ -14,11 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.base import Bench, BenchError
+
 PATIENCE = 15.0
-
-
-class BenchError(Exception):
-    """A measurement that could not be made; the run goes on without it."""
 
 
 @contextlib.contextmanager
@@ -68,23 +66,24 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def is_listening(port: int) -> bool:
-    """Tell whether somebody listens on the port, without connecting.
+def is_listening(pid: int, port: int) -> bool:
+    """Tell whether somebody listens on the port in the network namespace of the process, without connecting.
 
     A connection would be passed on to the upstream; iperf3 would take it for the beginning of a test.
     """
-    wanted = f"0100007F:{port:04X}"
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1] == wanted and fields[3] == "0A":
-            return True
+    with contextlib.suppress(OSError):
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[1].endswith(f":{port:04X}") and fields[3] == "0A":
+                    return True
     return False
 
 
 def wait_listening(process: subprocess.Popen[str], port: int, errors: Path) -> None:
     """Returns when `port` is listened on; raises BenchError when the process ends before, or takes too long."""
     deadline = time.monotonic() + PATIENCE
-    while not is_listening(port):
+    while not is_listening(process.pid, port):
         if process.poll() is not None or time.monotonic() > deadline:
             raise BenchError(f"did not start: {errors.read_text()[-400:].strip()}")
         time.sleep(0.005)
@@ -108,26 +107,27 @@ class Client:
 
 
 @contextlib.contextmanager
-def client(argv: list[str], scratch: Path) -> Iterator[Client]:
+def client(bench: Bench, *argv: object) -> Iterator[Client]:
     """Runs a load client (see load.c for what is said between the two)."""
-    errors = scratch / "client.err"
-    with spawn(argv, errors, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    errors, command = bench.scratch / "client.err", [*bench.place.client, *map(str, argv)]
+    with spawn(command, errors, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield Client(process, errors)
 
 
 @contextlib.contextmanager
-def echo_server(load: Path, scratch: Path) -> Iterator[int]:
+def echo_server(bench: Bench) -> Iterator[int]:
     """Runs the echo server of load.c on a port of its own choice, and yields the port."""
-    errors = scratch / "server.err"
-    with spawn([str(load), "serve"], errors, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    errors, place = bench.scratch / "server.err", bench.place
+    argv = [*place.upstream, str(bench.load), "serve", place.upstream_address]
+    with spawn(argv, errors, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield int(json.loads(read_line(process, errors))["port"])
 
 
 @contextlib.contextmanager
-def iperf3_server(scratch: Path) -> Iterator[int]:
+def iperf3_server(bench: Bench) -> Iterator[int]:
     """Runs an iperf3 server and yields its port."""
-    port, errors = free_port(), scratch / "iperf3.err"
-    argv = ["iperf3", "-s", "-B", "127.0.0.1", "-p", str(port)]
+    port, errors, place = free_port(), bench.scratch / "iperf3.err", bench.place
+    argv = [*place.upstream, "iperf3", "-s", "-B", place.upstream_address, "-p", str(port)]
     with spawn(argv, errors, stdout=subprocess.DEVNULL) as process:
         wait_listening(process, port, errors)
         yield port

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.cases import CASES
+from bench.all_cases import CASES
 from bench.svg import picture
 from bench.targets import Case, Medians, best_peer, judge, ratio
 
@@ -55,10 +55,11 @@ def _table(case: Case, outcome: dict[str, Any]) -> list[str]:
     lines = [f"### {case.name}: {case.title}", ""]
     lines += [_row("case", ["peer", *(metric.label for metric in case.metrics)])]
     lines += ["|---|---|" + "--:|" * len(case.metrics)]
-    missed = any(target["met"] is False for target in outcome["targets"])
+    missed = {target["of"] for target in outcome["targets"] if target["met"] is False}
     for peer, figures in outcome["medians"].items():
         cells = [f"{figures[m.key]:,.{m.digits}f}" if m.key in figures else "-" for m in case.metrics]
-        lines.append(_row(case.name, [f"**ours**{' (!)' if missed else ''}" if peer == "ours" else peer, *cells]))
+        name = ("**ours**" if peer == "ours" else peer) + (" (!)" if peer in missed else "")
+        lines.append(_row(case.name, [name, *cells]))
     lines += [*_ratio_rows(case, outcome["medians"]), ""]
     for target in outcome["targets"]:
         value = "-" if target["value"] is None else f"{target['value']:.3g}"

@@ -1,4 +1,4 @@
-"""A client that thinks between two requests: `slow_client.py PORT SECONDS`. It speaks with the bench like load.c.
+"""A client that thinks between two requests: `slow_client.py HOST PORT SECONDS`. It speaks with the bench like load.c.
 
 A turn is one round trip of 64 bytes, timed, then 50 microseconds of pure Python work. To a proxy that is a gap long
 enough to fall asleep in, and short enough for the waking to be most of what it costs.
@@ -31,9 +31,9 @@ def turn(connection: socket.socket) -> int:
     return end - start
 
 
-def main(port: int, seconds: float) -> None:
+def main(host: str, port: int, seconds: float) -> None:
     """Warm up, wait for the word, do turns for `seconds`, print the figures."""
-    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+    with socket.create_connection((host, port), 10) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(None)  # a timeout would put a poll(2) before each recv
         for _ in range(1000):
@@ -53,4 +53,4 @@ def main(port: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -9,7 +9,8 @@ from typing import Any
 
 Figures = dict[str, float]
 Medians = dict[str, Figures]
-NOT_PROXIES = ("direct", "ours", "click")
+NO_RIVALS = ("direct", "click", "ours")
+"""What is no other proxy; nor is ours with an option, as in ours-capture."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class Target:
-    """Ours is at most (if more is better: at least) `limit`; `against` makes that a ratio to a peer or to the best."""
+    """Ours is at most (if more is better: at least) `limit`; `against` makes that a ratio to a peer or to the best.
+
+    `of` is another one to be judged than ours.
+    """
 
     key: str
     limit: float
     against: str | None = None
+    of: str = "ours"
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,15 @@ class Verdict:
     text: str
     value: float | None
     met: bool | None
+    of: str = "ours"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. `measure(bench, peer)` makes one round; `only` restricts the peers; the first metric is drawn."""
+    """One comparison. `measure(bench, peer)` makes one round; `only` restricts the peers; the first metric is drawn.
+
+    The word of the name before a dash is that of a group of cases.
+    """
 
     name: str
     title: str
@@ -67,18 +76,22 @@ def medians(rounds: list[dict[str, Any]]) -> Medians:
     }
 
 
+def _is_rival(peer: str) -> bool:
+    return peer not in NO_RIVALS and not peer.startswith("ours-")
+
+
 def best_peer(metric: Metric, results: Medians) -> str | None:
     """Returns the name of the peer with the best figure: of all proxies but ours."""
-    having = [peer for peer in results if peer not in NOT_PROXIES and metric.key in results[peer]]
+    having = [peer for peer in results if _is_rival(peer) and metric.key in results[peer]]
     choose = max if metric.more_is_better else min
     return choose(having, key=lambda peer: results[peer][metric.key], default=None)
 
 
-def ratio(metric: Metric, results: Medians, peer: str | None) -> float | None:
-    """Returns ours divided by the peer's figure, or None when one of the two is not there or is zero."""
-    if peer is None or not results.get(peer, {}).get(metric.key) or metric.key not in results.get("ours", {}):
+def ratio(metric: Metric, results: Medians, peer: str | None, of: str = "ours") -> float | None:
+    """Returns the figure of `of` divided by the peer's, or None when one of the two is not there or is zero."""
+    if peer is None or not results.get(peer, {}).get(metric.key) or metric.key not in results.get(of, {}):
         return None
-    return results["ours"][metric.key] / results[peer][metric.key]
+    return results[of][metric.key] / results[peer][metric.key]
 
 
 def judge(case: Case, results: Medians) -> list[Verdict]:
@@ -88,13 +101,15 @@ def judge(case: Case, results: Medians) -> list[Verdict]:
         metric = case.metric(target.key)
         sign = ">=" if metric.more_is_better else "<="
         if target.against is None:
-            value = results.get("ours", {}).get(target.key)
+            value = results.get(target.of, {}).get(target.key)
             text = f"{metric.label} {sign} {target.limit:g}"
         else:
             peer = best_peer(metric, results) if target.against == "best" else target.against
-            value = ratio(metric, results, peer)
+            value = ratio(metric, results, peer, target.of)
             of = f"best peer's ({peer})" if target.against == "best" else f"{target.against}'s"
             text = f"{metric.label} {sign} {target.limit:g} x {of}"
+        if target.of != "ours":
+            text = f"{target.of}: {text}"
         met = None if value is None else value >= target.limit if metric.more_is_better else value <= target.limit
-        verdicts.append(Verdict(text, value, met))
+        verdicts.append(Verdict(text, value, met, target.of))
     return verdicts
