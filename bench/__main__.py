@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import report, seeing
+from bench import getting, report, seeing, toxiproxy
 from bench.all_cases import CASES
 from bench.base import Bench, BenchError
 from bench.machine import describe
@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer", action="append", metavar="NAME", help="only this peer, beside ours; may be repeated")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of each case (default {ROUNDS}, quick 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--get", action="store_true", help="get the peers that can be had into build/peers, and end")
     parser.add_argument("--list", action="store_true", help="list the cases and the peers found, and end")
     return parser.parse_args()
 
@@ -122,8 +123,11 @@ def workplace() -> Iterator[Path]:
 
 def run(options: argparse.Namespace) -> int:
     """Runs what was asked for, and reports."""
+    if options.get:
+        print(*getting.get(), sep="\n")
+        return 0
     peers, skipped = find()
-    peers += seeing.variants(skipped)
+    peers += seeing.variants(skipped) + toxiproxy.find(skipped)
     names = [peer.name for peer in peers]
     if unknown := [name for name in options.peer or [] if name not in names]:
         raise BenchError(f"no such peer here: {', '.join(unknown)}; found: {', '.join(names)}")

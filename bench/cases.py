@@ -65,9 +65,9 @@ def _iperf3_once(bench: Bench, peer: Peer, *options: str) -> Figures:
     return figures | {"cpu_gb": used * 1e9 / sum(one["bytes"] for one in sums)} if target.pid else figures
 
 
-def ping(bench: Bench, peer: Peer, connections: int = 1) -> Figures:
+def ping(bench: Bench, peer: Peer, connections: int = 1, seconds: float | None = None) -> Figures:
     """Round trips of 64 bytes in a closed loop on every connection."""
-    return _round_trips(bench, peer, [bench.load, "ping"], connections, bench.seconds(2, 0.3))
+    return _round_trips(bench, peer, [bench.load, "ping"], connections, seconds or bench.seconds(2, 0.3))
 
 
 def slow_ping(bench: Bench, peer: Peer) -> Figures:

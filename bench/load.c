@@ -4,6 +4,7 @@
  *   load ping HOST PORT CONNS SECONDS      closed loop of 64-byte round trips on CONNS connections
  *   load conn HOST PORT COUNT CONCURRENCY  a new connection for each 64-byte request and answer
  *   load hold HOST PORT CONNS              opens CONNS connections, proves each with one round trip, then keeps them idle
+ *   load pull HOST PORT SECONDS            bulk from the server; prints how long its first bytes took, and how many came
  *   load push HOST PORT STREAMS            bulk for the server to discard; prints the bytes so far at each line that it reads
  *
  * A client prints "ready" when its connections stand and are warm, waits for a line on standard input, does its work, prints
@@ -128,13 +129,25 @@ static void *discard(void *arg)
     return NULL;
 }
 
-/* A connection that begins with 'b' is bulk: its own thread swallows it, so that the echo of others does not wait for it. */
+static void *supply(void *arg)
+{
+    int fd = (int)(long)arg;
+    char *bytes = calloc(1, BULK);
+    while (bytes && send(fd, bytes, BULK, MSG_NOSIGNAL) > 0) { }
+    free(bytes);
+    close(fd);
+    return NULL;
+}
+
+/* A connection that begins with 'b' or 'd' is bulk, up or down: it has a thread of its own, so that the echo of others
+ * does not wait for it. */
 static int is_bulk(int poller, int fd, const char *seen)
 {
     pthread_t thread;
-    if (seen[0] != 'b') return 0;
+    void *(*work)(void *) = seen[0] == 'b' ? discard : seen[0] == 'd' ? supply : NULL;
+    if (!work) return 0;
     epoll_ctl(poller, EPOLL_CTL_DEL, fd, NULL);
-    if (pthread_create(&thread, NULL, discard, (void *)(long)fd)) die("pthread_create");
+    if (pthread_create(&thread, NULL, work, (void *)(long)fd)) die("pthread_create");
     pthread_detach(thread);
     return 1;
 }
@@ -294,13 +307,33 @@ static void conn(int count, int concurrency)
     report(now_us() - start);
 }
 
-/* ---- hold, push ---- */
+/* ---- hold, pull, push ---- */
 
 static void hold(int conns)
 {
     for (int i = 0; i < conns; i++) round_trip(connected());
     ready_and_wait();
     printf("{\"count\": %d}\n", conns);
+    fflush(stdout);
+}
+
+static void pull(double seconds)
+{
+    char *into = malloc(BULK);
+    int fd = connected();
+    long long got = 0;
+    if (!into) die("malloc");
+    ready_and_wait();
+    double start = now_us(), first = 0, now = start;
+    if (send(fd, "d", 1, MSG_NOSIGNAL) != 1) die("send");
+    while (now < start + seconds * 1e6) {
+        ssize_t n = recv(fd, into, BULK, 0);
+        if (n <= 0) { if (!n) errno = 0; die("recv"); }
+        now = now_us();
+        if (!got) first = now - start;
+        got += n;
+    }
+    printf("{\"first\": %.1f, \"bytes\": %lld, \"seconds\": %.6f}\n", first, got, (now - start) / 1e6);
     fflush(stdout);
 }
 
@@ -345,6 +378,7 @@ int main(int argc, char **argv)
     else if (!strcmp(mode, "ping")) ping_many(first, second);
     else if (!strcmp(mode, "conn")) conn(first, (int)second);
     else if (!strcmp(mode, "hold")) hold(first);
+    else if (!strcmp(mode, "pull")) pull(atof(argv[4]));
     else if (!strcmp(mode, "push")) push(first);
     wait_for_end_of_input();
     return 0;
