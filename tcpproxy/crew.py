@@ -352,8 +352,11 @@ class Crew:
     def connections(self) -> list[Connection]:
         """The live connections of all workers."""
         targets = [each.target for each in self._forwards]
+        faults = self._reporter.faults
         return [
-            Connection(*item[:-1], "", targets[item[-1]]) for worker in self._workers for item in worker.connections()
+            Connection(*item, "", targets[target], faults.acted(item[0], keys) if faults else (), held)
+            for worker in self._workers
+            for *item, target, held, keys in worker.connections()
         ]
 
     # --- what the threads do ---

@@ -260,6 +260,16 @@ class Faults:
             self._acted.pop(next(iter(self._acted)))
         return entry.installed.name
 
+    def acted(self, number: int, keys: Iterable[int]) -> tuple[str, ...]:
+        """The names of the faults that have acted on a live connection.
+
+        Args:
+            number: its id.
+            keys: of those in force that have, perhaps a moment ago: the log thread may not have heard of that yet.
+        """
+        now = [it.installed.name for key in keys if (it := self._by_key.get(key))]
+        return tuple(dict.fromkeys([*self._acted.get(number, ()), *now]))
+
     def forget(self, number: int) -> tuple[str, ...]:
         """A connection is over. Returns the names of the faults that have acted on it."""
         return tuple(self._acted.pop(number, ()))

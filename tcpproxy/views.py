@@ -71,6 +71,9 @@ class Connection:
         outgoing: the proxy's own address toward upstream, `host:port`; empty until it is connected.
         reason: why it ended: a Reason; empty while it lives.
         target: where its listener forwards to, as it was given.
+        faults: the names of the faults that have acted on it: held, cut or discarded something.
+        held: bytes that faults hold now, to upstream and to the client. `waiting_for_upstream` and `waiting_for_client`
+            have them, too.
     """
 
     id: int
@@ -87,6 +90,8 @@ class Connection:
     outgoing: str
     reason: str = ""
     target: str = ""
+    faults: tuple[str, ...] = ()
+    held: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

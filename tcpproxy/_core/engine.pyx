@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.accepting cimport NewListeners, accepting_close, accepting_event, accepting_freed, accepting_replace, \
     accepting_take_all, accepting_watch
-from tcpproxy._core.bending cimport bending_change
+from tcpproxy._core.bending cimport bending_change, bending_has
 from tcpproxy._core.bulk cimport BULK_OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
 from tcpproxy._core.connecting cimport AddressList, addresses_release
@@ -11,12 +11,13 @@ from tcpproxy._core.events cimport REASON_SHUTDOWN
 from tcpproxy._core.half cimport half_waiting
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_CONNECTION, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, \
     MESSAGE_PLAN, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
-from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, loop_resume, relay_alive
+from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, loop_resume, relay_alive, relay_shaping
 from tcpproxy._core.net cimport NET_NONE, net_own_address
 from tcpproxy._core.opening cimport opening_resolved, opening_start, opening_turn_away
-from tcpproxy._core.plan cimport Plan
+from tcpproxy._core.plan cimport Plan, plan_bit
 from tcpproxy._core.poller cimport POLLER_BATCH, poller_wait, poller_wake
 from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
+from tcpproxy._core.shaper cimport Shaping
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
 from tcpproxy._core.splice cimport PIPE_BYTES
@@ -300,6 +301,8 @@ cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
     cdef ViewItem *item
     cdef Relay *relay
     cdef uint32_t i
+    for i in range(loop.plan.count if loop.plan != NULL else 0):
+        view.keys[i] = loop.plan.rules[i].key
     for i in range(loop.table.size):
         relay = table_at(&loop.table, i)
         if not relay_alive(relay) or relay.killed:
@@ -316,12 +319,25 @@ cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
             item.idle_ns = loop.now_ns - (relay.moved_ns or relay.connected_ns or relay.accepted_ns)
             item.waiting[CLIENT] = half_waiting(&relay.halves[CLIENT])
             item.waiting[UPSTREAM] = half_waiting(&relay.halves[UPSTREAM])
+            item.held[CLIENT] = item.held[UPSTREAM] = item.acted = 0
+            if bending_has(relay):
+                _fill_faults(loop, item, relay)
             item.outgoing.length = 0
             if relay.connected_ns and relay.sides[UPSTREAM].watch.fd != NET_NONE:
                 net_own_address(relay.sides[UPSTREAM].watch.fd, &item.outgoing)
             item.state = relay.state
             item.target = relay.target
         view.count += 1
+
+
+cdef void _fill_faults(const Loop *loop, ViewItem *item, const Relay *relay) noexcept nogil:
+    cdef const Shaping *shaping = relay_shaping(relay)
+    cdef uint32_t i
+    item.held[CLIENT] = shaping.halves[CLIENT].held
+    item.held[UPSTREAM] = shaping.halves[UPSTREAM].held
+    for i in range(shaping.plan.count):                 # not always loop.plan: one that is closing keeps its own
+        if shaping.acted & <uint32_t> 1 << i:
+            item.acted |= plan_bit(loop.plan, shaping.plan.rules[i].key)
 
 
 cdef void engine_ask(Loop *loop, Message *message) noexcept nogil:

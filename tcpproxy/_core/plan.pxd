@@ -79,6 +79,7 @@ cdef struct Plan:           # rules that are in force together. Read-only once o
 
 cdef Plan *plan_new() noexcept nogil                                # without rules, one user; NULL: no memory
 cdef int plan_add(Plan *plan, const Rule *rule, Plan *before) noexcept nogil    # `before`: the plan it replaces, or NULL. 0 or -1
+cdef uint32_t plan_bit(const Plan *plan, uint64_t key) noexcept nogil           # of the rule with this key; 0: there is none
 cdef void plan_hold(Plan *plan) noexcept nogil
 cdef void plan_release(Plan *plan) noexcept nogil
 cdef bint plan_takes(const Plan *plan, uint64_t id, uint64_t client_high, uint64_t client_low) noexcept nogil

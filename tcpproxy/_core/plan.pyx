@@ -35,6 +35,14 @@ cdef int plan_add(Plan *plan, const Rule *rule, Plan *before) noexcept nogil:
     return 0
 
 
+cdef uint32_t plan_bit(const Plan *plan, uint64_t key) noexcept nogil:
+    cdef uint32_t i
+    for i in range(plan.count):
+        if plan.rules[i].key == key:
+            return <uint32_t> 1 << i
+    return 0
+
+
 cdef void plan_hold(Plan *plan) noexcept nogil:
     sync_add(&plan.users, 1)
 

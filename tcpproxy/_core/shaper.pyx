@@ -5,7 +5,7 @@ from tcpproxy._core.bucket cimport bucket_charge, bucket_due_ns, bucket_room, bu
 from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_fill
 from tcpproxy._core.dice cimport dice, dice_below, dice_normal, dice_uniform
 from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, RULE_BANDWIDTH, RULE_CUT, RULE_DIAL, RULE_IDLE, RULE_LATENCY, \
-    RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_hold, plan_release, rule_takes
+    RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_bit, plan_hold, plan_release, rule_takes
 from tcpproxy._core.sync cimport sync_add, sync_claim, sync_load, sync_sub
 
 cdef enum:
@@ -52,7 +52,7 @@ cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept n
         free(grips[1])
         return -1
     for i in range(before.count if before != NULL else 0):
-        bit = _bit(plan, before.rules[i].key)
+        bit = plan_bit(plan, before.rules[i].key)
         acted |= bit if shaping.acted & <uint32_t> 1 << i else 0
         told |= bit if shaping.told & <uint32_t> 1 << i else 0
         spent |= bit if shaping.spent & <uint32_t> 1 << i else 0
@@ -66,15 +66,6 @@ cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept n
     for j in range(2):
         _aim(&shaping.halves[j])
     plan_release(before)
-    return 0
-
-
-cdef uint32_t _bit(const Plan *plan, uint64_t key) noexcept nogil:
-    """The bit of the rule with this key; 0: there is none."""
-    cdef uint32_t i
-    for i in range(plan.count):
-        if plan.rules[i].key == key:
-            return <uint32_t> 1 << i
     return 0
 
 

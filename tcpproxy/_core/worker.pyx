@@ -19,6 +19,7 @@ from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_KILL, MESSAGE_LISTEN, 
 from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, \
     RUN, UPSTREAM, UPSTREAMS, WORKERS, Counters, Histogram, Loop
 from tcpproxy._core.net cimport net_addr, net_close, net_format, net_pack, net_pack_path, net_path, net_socket, net_tune
+from tcpproxy._core.plan cimport PLAN_RULES
 from tcpproxy._core.poller cimport poller_name, poller_wake
 from tcpproxy._core.reports cimport reports_bounds
 from tcpproxy._core.resources cimport NS_PER_SECOND, Settings, resources_close, resources_close_after_fork, resources_free, \
@@ -365,7 +366,8 @@ cdef class Worker:
 
     def connections(self):
         """Live relays: (id, client, upstream, state, to_upstream, to_client, age, connect_time, idle, waiting_for_upstream,
-        waiting_for_client, outgoing, target). Empty when the worker does not run.
+        waiting_for_client, outgoing, target, held in each direction, keys of faults that have acted). Empty when the worker
+        does not run.
         """
         cdef View view
         cdef uint64_t i
@@ -380,7 +382,8 @@ cdef class Worker:
                      _state(view.items[i].state), view.items[i].to_upstream, view.items[i].to_client,
                      view.items[i].age_ns / 1e9, view.items[i].connect_ns / 1e9, view.items[i].idle_ns / 1e9,
                      view.items[i].waiting[CLIENT], view.items[i].waiting[UPSTREAM], address_text(&view.items[i].outgoing),
-                     view.items[i].target)
+                     view.items[i].target, (view.items[i].held[CLIENT], view.items[i].held[UPSTREAM]),
+                     _keys(&view, view.items[i].acted) if view.items[i].acted else ())
                     for i in range(view.count)]
         finally:
             free(view.items)
@@ -417,6 +420,10 @@ cdef class Worker:
 cdef object _times(const Histogram *histogram):
     cdef int i
     return [*[sync_peek(&histogram.counts[i]) for i in range(BUCKETS)], sync_peek(&histogram.sum_ns) / 1e9]
+
+
+cdef object _keys(const View *view, uint32_t bits):
+    return tuple([view.keys[i] for i in range(PLAN_RULES) if bits & <uint32_t> 1 << i])
 
 
 cdef object _state(int state):

@@ -38,4 +38,5 @@ class Over:
 def _connection(it: Event) -> Connection:
     moved = (it.to_upstream, it.to_client)
     times = (it.duration, it.connect_time, 0.0)
-    return Connection(it.id, it.client, it.upstream, "ended", *moved, *times, 0, 0, it.outgoing, it.reason, it.target)
+    known = (it.outgoing, it.reason, it.target, it.faults)
+    return Connection(it.id, it.client, it.upstream, "ended", *moved, *times, 0, 0, *known)

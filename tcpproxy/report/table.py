@@ -69,14 +69,27 @@ def record(connection: Connection, rate_up: float, rate_down: float) -> dict[str
         "waiting_for_upstream": it.waiting_for_upstream,
         "waiting_for_client": it.waiting_for_client,
         "target": it.target,
+        **_bent(it),
     }
+
+
+def _bent(it: Connection) -> dict[str, object]:
+    """What faults have done, if they have."""
+    if not it.faults:
+        return {}
+    return {"faults": list(it.faults), "held_for_upstream": it.held[0], "held_for_client": it.held[1]}
 
 
 def waits_for(connection: Connection) -> str:
     """Whom it waits for, and how many bytes wait; empty: for nobody."""
     if connection.state in ("resolving", "connecting"):
         return "name server" if connection.state == "resolving" else "upstream"
-    sides = {"upstream": connection.waiting_for_upstream, "client": connection.waiting_for_client}
+    to_upstream, to_client = connection.held
+    sides = {
+        "upstream": connection.waiting_for_upstream - to_upstream,
+        "client": connection.waiting_for_client - to_client,
+        "fault": to_upstream + to_client,
+    }
     return ", ".join(f"{side} ({bytes_text(size)})" for side, size in sides.items() if size)
 
 

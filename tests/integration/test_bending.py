@@ -682,6 +682,61 @@ def test_handle(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: l
     assert end.faults == ("latency_downstream",)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_connections_say(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream, workers: int) -> None:
+    """Which faults have acted, as soon as they have, and what they hold; nothing of a connection without faults."""
+    chosen = "connection=1"
+    faults = [f"up:stall,{chosen}", f"down:latency=1h,{chosen}", "down:latency=1ms,name=unused,connection=7"]
+    proxy = make_proxy(upstream.name, workers=workers, faults=faults)
+    with contextlib.ExitStack() as stack:
+        (client, server), (other, its_server) = [
+            (stack.enter_context(connect(proxy.address)), stack.enter_context(upstream.accept())) for _ in range(2)
+        ]
+        assert [(it.faults, it.held) for it in proxy.connections()] == [((), (0, 0))] * 2
+        client.sendall(b"12345")
+        proxy.faults[0].wait_fired()
+        assert [(it.faults, it.held) for it in proxy.connections()] == [(("stall_upstream",), (5, 0)), ((), (0, 0))]
+        server.sendall(b"123")
+        other.sendall(b"12")
+        assert read_exactly(its_server, 2) == b"12"
+        proxy.faults[1].wait_fired()
+        both = ("stall_upstream", "latency_downstream")
+        first, second = proxy.connections()
+        assert (set(first.faults), first.held, second.faults) == ({*both}, (5, 3), ())
+        assert (first.waiting_for_upstream, first.waiting_for_client) == (5, 3)
+        proxy.restore()
+        assert read_exactly(client, 3) == b"123"
+        assert read_exactly(server, 5) == b"12345"
+        eventually(lambda: [{*it.faults} for it in proxy.connections()] == [{*both}, set()])
+        assert [it.held for it in proxy.connections()] == [(0, 0)] * 2
+    first, second = sorted(eventually_over(proxy, 2), key=lambda it: it.id)
+    assert ({*first.faults}, second.faults) == ({*both}, ())
+
+
+def eventually_over(proxy: tcpproxy.Proxy, count: int) -> list[tcpproxy.Connection]:
+    proxy.wait_for(ended=count)
+    return proxy.connections(ended=True)
+
+
+def test_connections_while_faults_change(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """A look beside changes gives names of faults that have acted, and no other."""
+    proxy = make_proxy(echo.name, workers=2, faults="both:latency=1us,name=always")
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            with proxy.fault("down:latency=1s,connection=99,name=never", "stall,connection=99"):
+                pass
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(proxy.address)) for _ in range(4)]
+        assert all(echoes(client) for client in clients)
+        stack.enter_context(in_background(change))
+        stack.callback(stop.set)
+        for _ in range(200):
+            assert [it.faults for it in proxy.connections()] == [("always",)] * 4
+
+
 def test_event_and_end(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: list[tcpproxy.Event]) -> None:
     """A cut says where; the end says by what."""
     proxy = make_proxy(echo.name, faults="limit_data=3,end=reset,name=cut")

@@ -66,6 +66,8 @@ def test_table_of_nobody() -> None:
         ({"state": "resolving"}, "name server"),
         ({"state": "connecting"}, "upstream"),
         ({"state": "closing", "waiting_for_client": 1}, "client (1 B)"),
+        ({"held": (0, 65536)}, "fault (64.0 KiB)"),
+        ({"waiting_for_upstream": 17, "held": (16, 65530)}, "upstream (1 B), client (6 B), fault (64.0 KiB)"),
     ],
 )
 def test_whom_it_waits_for(changes: dict[str, Any], text: str) -> None:
@@ -84,10 +86,12 @@ def test_rates() -> None:
 
 def test_record_has_every_field() -> None:
     found = record(ONE, 0.4, 12_900_000.2)
-    live = {*Connection.__slots__} - {"reason"}
+    live = {*Connection.__slots__} - {"reason", "faults", "held"}
     assert found.keys() == {*live, "rate_to_upstream", "rate_to_client"}
     assert (found["rate_to_upstream"], found["rate_to_client"]) == (0, 12_900_000)
     json.dumps(found)
+    bent = record(dataclasses.replace(ONE, faults=("slow",), held=(5, 6)), 0.4, 12_900_000.2)
+    assert bent == {**found, "faults": ["slow"], "held_for_upstream": 5, "held_for_client": 6}
 
 
 def stats(**values: int) -> Stats:

@@ -24,10 +24,10 @@ def test_the_last_ones() -> None:
 
 def test_what_is_known() -> None:
     over = Over()
-    over.add([Event("end", "killed", 0, "a:1", "b:2", 3, 4, 5.5, 0.25, id=6, outgoing="c:7")])
+    over.add([Event("end", "killed", 0, "a:1", "b:2", 3, 4, 5.5, 0.25, id=6, outgoing="c:7", faults=("slow",))])
     assert over.connections() == [
         Connection(
             id=6, client="a:1", upstream="b:2", state="ended", to_upstream=3, to_client=4, age=5.5, connect_time=0.25,
-            idle=0.0, waiting_for_upstream=0, waiting_for_client=0, outgoing="c:7", reason="killed",
+            idle=0.0, waiting_for_upstream=0, waiting_for_client=0, outgoing="c:7", reason="killed", faults=("slow",),
         )
     ]  # fmt: skip
