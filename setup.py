@@ -7,10 +7,10 @@ import sysconfig
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["accepting", "bending", "bulk", "capture", "closing", "connecting", "control", "engine", "events", "half"]
-MODULES += ["inbox", "opening", "packets", "pcapng", "pieces", "plan", "reader", "recorded", "recordings", "relay"]
-MODULES += ["reports", "resources", "rulebook", "savefile", "shaped", "shaper", "sources", "spin", "table", "tap"]
-MODULES += ["timers", "trial", "worker"]
+MODULES = ["accepting", "admission", "bending", "bulk", "capture", "closing", "connecting", "control", "engine"]
+MODULES += ["events", "half", "inbox", "opening", "packets", "pcapng", "pieces", "plan", "reader", "recorded"]
+MODULES += ["recordings", "relay", "reports", "resources", "rulebook", "savefile", "shaped", "shaper", "sources"]
+MODULES += ["spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

@@ -105,7 +105,7 @@ class Crew:
                     worker.set_addresses(target, forward.addresses, TTL if forward.resolver else None)
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         per_source = self._config.clients.max_connections_per_source
-        Worker.link(self._workers, limit=limit, per_source=per_source)
+        Worker.link(self._workers, limit=limit, per_source=per_source, admitted=self._admitted())
         shown = self._config.seeing.shown
         reporting = self._threads.copy()
         if self._taps:
@@ -120,6 +120,15 @@ class Crew:
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
         if any(each.resolver for each in self._forwards):
             self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, lookup_wakeup)
+
+    def _admitted(self) -> bytes | None:
+        """Where clients may come from, as workers are told; None: anywhere."""
+        clients = self._config.clients
+        if clients.allow is None and clients.deny is None:
+            return None
+        from .network.networks import admitted  # its imports take milliseconds
+
+        return admitted(clients.allow, clients.deny or ())
 
     def _settings(self, log_wakeup: Wakeup, lookup_wakeup: Wakeup) -> _Settings:
         """What each worker is told."""

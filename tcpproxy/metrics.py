@@ -31,7 +31,7 @@ ENDS = tuple(reason for reason in REASONS if reason)
 FAILURES = ("connect-refused", "connect-timeout", "unreachable", "dns", "limit")
 """Reasons for which an upstream is not reached."""
 
-REFUSALS = ("limit", "shutdown")
+REFUSALS = ("denied", "limit", "shutdown")
 """Reasons for which a client is turned away at once."""
 
 

@@ -298,10 +298,14 @@ class Proxy(Controls):
         for each, own in zip(forwards, listeners, strict=True):
             for name, listener in zip(each.port.names if each.port else [], own, strict=False):
                 self._reporter.note("listening", name, each.target)
-                if who := strangers(listener, self._mode):
+                if (who := strangers(listener, self._mode)) and not self._chooses(listener):
                     self._reporter.note("warning", f"listening on {name}, which {who} may reach")
                 if warning := small_buffers(listener, self.config):
                     self._reporter.note("warning", warning)
+
+    def _chooses(self, listener: socket.socket) -> bool:
+        """Is it said who may connect to this listener? UNIX sockets are exempt."""
+        return self.config.clients.allow is not None and isinstance(listener.getsockname(), tuple)
 
     def _undo(self, crew: Crew) -> None:
         """Gives back what a start had when it failed."""

@@ -23,8 +23,8 @@ class Stats:
         active: connections alive now: `accepted` less `ended`.
         ended: connections that are over, for whatever reason.
         failed: connections among `ended` whose upstream was not reached.
-        refused: clients that were reset at once, not among `accepted`: too many of their source, no memory for
-            another one, or their worker has failed.
+        refused: clients that were reset at once, not among `accepted`: their address is not allowed, too many of
+            their source, no memory for another one, or their worker has failed.
         bytes_to_upstream: bytes delivered to upstream.
         bytes_to_client: bytes delivered to clients.
         bytes_spliced: bytes among these that never left the kernel.

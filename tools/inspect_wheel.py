@@ -19,6 +19,7 @@ from elftools.elf.sections import SymbolTableSection
 
 MODULES = [
     "accepting",
+    "admission",
     "bending",
     "bulk",
     "capture",

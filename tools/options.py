@@ -37,8 +37,8 @@ In a program times and sizes may be numbers, in seconds and bytes.
 **`off` and `0`** are the same for `--idle-timeout`, `--keepalive`, `--socket-buffer`, `--dump-limit`,
 `--capture-rotate` and `--busy-poll`; in a program `None` is so too, except for `busy_poll`. Three others accept `0`,
 with a meaning of its own, and no `off`: `--half-close-timeout 0` closes both directions at the first end, `--grace 0`
-resets connections at once, `-l 0` picks a free port. For `max_connections` and `max_connections_per_source` `None` is
-the default.
+resets connections at once, `-l 0` picks a free port. For `max_connections`, `max_connections_per_source`,
+`allow` and `deny` `None` is the default.
 
 Options come from the command line only. There is no environment variable and no configuration file for them. A value
 may be given once: `-l 1 -l 2` is an error.

@@ -32,6 +32,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     pieces     what a dump shows, from the reader of the tap to the log thread
     tap        ring of what passes, from a worker to the reader
     sources    connections of each source address
+    admission  which clients are served, by their addresses
     inbox      commands to a worker from other threads
     events     ring of event records, from a worker to Python
     poller     the contract of the pollers: epoll, kqueue, poll

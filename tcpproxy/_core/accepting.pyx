@@ -1,6 +1,7 @@
 # The listeners of a worker: the model is in accepting.pxd.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT, REASON_LIMIT
+from tcpproxy._core.admission cimport admission_admits
+from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT, REASON_DENIED, REASON_LIMIT
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_push
 from tcpproxy._core.loop cimport Group, Listener
 from tcpproxy._core.net cimport net_accept, net_accept_transient, net_close, net_out_of_resources, net_socket, \
@@ -152,7 +153,9 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
         accepted.fd = <net_socket> fd
         accepted.target = listener.target
         accepted.body = accepted.done = NULL
-        if sources_enter(&loop.group.sources, &accepted.client):
+        if loop.group.admission != NULL and not admission_admits(loop.group.admission, &accepted.client):
+            opening_turn_away(loop, &accepted, REASON_DENIED, 0)
+        elif sources_enter(&loop.group.sources, &accepted.client):
             _choose_worker(loop, &accepted)
         else:
             opening_turn_away(loop, &accepted, REASON_LIMIT, 0)

@@ -33,6 +33,7 @@ cdef enum:                  # why a relay ended; names in events_reason_name
     REASON_SHUTDOWN
     REASON_KILLED           # by the program (Proxy.kill, Proxy.down)
     REASON_FAULT            # by a fault
+    REASON_DENIED           # the address of the client is not admitted
     REASONS
 
 cdef struct EventRecord:

@@ -12,7 +12,7 @@ cdef extern from * nogil:
                                               "fault"};
     static const char *const REASON_NAMES[] = {
         "", "client-eof", "upstream-eof", "client-reset", "upstream-reset", "idle", "half-close-timeout", "connect-refused",
-        "connect-timeout", "unreachable", "dns", "limit", "shutdown", "killed", "fault",
+        "connect-timeout", "unreachable", "dns", "limit", "shutdown", "killed", "fault", "denied",
     };
     """
     const char **KIND_NAMES         # in the order of EVENT_, from 0

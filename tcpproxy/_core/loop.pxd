@@ -3,6 +3,7 @@
 # Loop is the one context: everything that the relays of a worker share. One thread owns a Loop. What other threads access
 # is listed in sync.h.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from tcpproxy._core.admission cimport Admission
 from tcpproxy._core.bulk cimport Bulk
 from tcpproxy._core.connecting cimport AddressList, Connecting
 from tcpproxy._core.events cimport REASONS, EventRing
@@ -94,7 +95,7 @@ cdef struct Counters:       # written by the worker, except `active`; read by an
     uint64_t accepted
     uint64_t ended          # relays that are over, for whatever reason
     uint64_t failed         # those whose upstream was not reached
-    uint64_t refused        # turned away at once: no memory, or too many connections of that source
+    uint64_t refused        # turned away at once: not admitted, no memory, or too many connections of that source
     uint64_t to_upstream    # bytes delivered
     uint64_t to_client
     uint64_t wakeups        # batches: returns of the engine's _wait
@@ -125,6 +126,7 @@ cdef struct Group:          # what the workers of one proxy share
     uint64_t limit          # connections at a time, all workers together
     uint64_t last_id        # of the connection that was accepted last, by any worker; the first one has 1
     uint64_t interactive_ns     # when one of them last saw interactive traffic
+    Admission *admission    # NULL: clients may come from anywhere
     Sources sources
     Loop *members[WORKERS]
 

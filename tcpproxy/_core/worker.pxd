@@ -1,5 +1,6 @@
 # What the other doors, capture.pyx and recorded.pyx, need of a worker.
 from libc.stdint cimport uint64_t
+from tcpproxy._core.admission cimport Admission
 from tcpproxy._core.engine cimport View
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Group, Loop
@@ -7,6 +8,8 @@ from tcpproxy._core.net cimport net_addr
 
 cdef class _Group:
     cdef Group group
+    cdef Admission admission
+    cdef admit(self, bytes admitted)
 
 cdef class Worker:
     cdef Loop *loop

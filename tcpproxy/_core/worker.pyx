@@ -4,14 +4,15 @@ import sys
 
 from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.accepting cimport NewListeners
+from tcpproxy._core.admission cimport BOUND_BYTES, admission_free, networks_init
 from tcpproxy._core.bending cimport bending_change
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
 from tcpproxy._core.control cimport Kill
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, REASON_FAULT, EventRecord, events_empty, \
+from tcpproxy._core.events cimport EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, REASON_DENIED, EventRecord, events_empty, \
     events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_PLAN, MESSAGE_SYNC, \
@@ -38,7 +39,7 @@ FEATURES = ("splice",) if splice_here() else ()
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
 LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "forwards": UPSTREAMS, "connections": CONNECTIONS}
 KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_FAULT + 1)])
-REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_FAULT + 1)])
+REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_DENIED + 1)])
 STATES = ("resolving", "connecting", "relaying", "closing")
 
 
@@ -94,6 +95,13 @@ cdef class _Group:
 
     def __dealloc__(self):
         sources_free(&self.group.sources)
+        admission_free(&self.admission)
+
+    cdef admit(self, bytes admitted):
+        cdef const uint8_t *bounds = <const uint8_t *> PyBytes_AsString(admitted)
+        if networks_init(&self.admission.admitted, bounds, len(admitted) // BOUND_BYTES) < 0:
+            raise MemoryError
+        self.group.admission = &self.admission
 
 
 cdef class Worker:
@@ -121,10 +129,11 @@ cdef class Worker:
             free(self.loop)
 
     @staticmethod
-    def link(workers, *, limit, per_source):
+    def link(workers, *, limit, per_source, bytes admitted=None):
         """Makes these workers share their connections, at most `limit` at a time. Before any of them runs.
 
-        A source (an IPv4 address, the /64 of an IPv6 address) may have `per_source` of them; 0: any number.
+        A source (an IPv4 address, the /64 of an IPv6 address) may have `per_source` of them; 0: any number. `admitted`: bounds
+        of networks, as admission.pxd has them; a client from elsewhere is reset. None: clients may come from anywhere.
         """
         cdef _Group together = _Group()
         cdef Worker worker
@@ -134,6 +143,8 @@ cdef class Worker:
         secret = int.from_bytes(os.urandom(8), "little")
         if per_source and sources_init(&together.group.sources, limit, per_source, secret) < 0:
             raise MemoryError
+        if admitted is not None:
+            together.admit(admitted)
         for worker in workers:
             together.group.members[together.group.count] = worker.loop
             together.group.count += 1

@@ -39,7 +39,8 @@ class Config:
     Attributes:
         forwards: each with its `listener` and `targets`, which have `host` and `port`, or `path`. A remote makes one.
         listening: `bind` and `port` (0: a free one); `forwards`, as they were given; `unix_mode` (a number).
-        clients: `max_connections` (None: from the limit of open files), `max_connections_per_source` (0: any number).
+        clients: `max_connections` (None: from the limit of open files), `max_connections_per_source` (0: any number),
+            `allow` and `deny` (None: none).
         timeouts: `connect_timeout`, `half_close_timeout`, `idle_timeout`, `keepalive`, `grace`.
         memory: `buffer_size`, `socket_buffer`.
         output: `debug`, `quiet`, `log_format`: of the command only.
@@ -112,9 +113,9 @@ class Config:
         Raises:
             UsageError: the first value that is invalid.
         """
-        values = {row.name: row.default if given.get(row.name) is None else given[row.name] for row in every_row()}
+        values = {row.name: given[row.name] if _is_given(row.name, given) else row.default for row in every_row()}
         labels = {row.name: row.long for row in every_row()}
-        named = [name for name in ("bind", "port") if given.get(name) is not None]
+        named = [name for name in ("bind", "port") if _is_given(name, given)]
         _check_forwards(None if remote is None else "REMOTE", values, named, labels)
         return cls._convert(None if remote is None else parse_endpoint(remote), remote or "", values, labels)
 
@@ -141,6 +142,11 @@ class Config:
         if values["unix_mode"] != UNIX_MODE and not any(each.listener.path for each in forwards):
             raise UsageError(f"{labels['unix_mode']} needs a UNIX socket to listen on")
         return cls(forwards=forwards, labels=labels, **groups)
+
+
+def _is_given(name: str, given: Mapping[str, Any]) -> bool:
+    """Is it on the command line? Of an option that may be repeated click makes an empty tuple if it is not."""
+    return given.get(name) not in (None, ())
 
 
 def _check_forwards(

@@ -19,6 +19,7 @@ from .options import (
     flag,
     forwards,
     local_port,
+    networks,
     number,
     path,
     place,
@@ -94,6 +95,19 @@ class Clients:
         most=LIMITS["connections"],
         unset=0,
         shown="any number",
+    )
+    allow: tuple[Any, ...] | None = networks(
+        "Networks that clients may come from; others are reset.",
+        "Addresses, and networks like `10.0.0.0/8` or `2001:db8::/32`; may be repeated. With any of them everybody "
+        "else is reset, of both families: `10.0.0.0/8` shuts all IPv6 out, and `::/0` lets in no IPv4. An IPv4 client "
+        "of a listener for both families counts as IPv4. Clients of UNIX sockets always may. There are no names: "
+        "nothing is looked up.",
+    )
+    deny: tuple[Any, ...] | None = networks(
+        "Networks whose clients are reset, whatever --allow says.",
+        "As `--allow`; the order of the two does not matter. Such a client is logged with the reason `denied`, before "
+        "anything is done for it. A firewall would spare the handshake, which the kernel has made by then.",
+        minor=True,
     )
 
 
@@ -293,6 +307,7 @@ class Bending:
         most=2**64 - 1,
         shown="random",
         command_only=True,
+        minor=True,
     )
 
 
@@ -351,6 +366,8 @@ class Options(TypedDict, total=False):
     unix_mode: int | str
     max_connections: int | str | None
     max_connections_per_source: int | str | None
+    allow: str | Sequence[str] | None
+    deny: str | Sequence[str] | None
     connect_timeout: float | str
     half_close_timeout: float | str
     idle_timeout: float | str | None

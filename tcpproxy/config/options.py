@@ -19,6 +19,7 @@ from ..text import quoted
 from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_mode, parse_number, parse_size
 from .endpoints import parse_bind, parse_local_port
 from .forwards import ForwardSpec, parse_forward
+from .networks import parse_networks
 from .place import parse_place
 
 _KEY = "option"
@@ -219,6 +220,11 @@ def forwards(help: str, doc: str, **more: Any) -> Any:
         return tuple(parse_forward(what, each) for each in value)
 
     return _row((), parse, "[ADDR:]PORT:REMOTE", help, doc, shown="none", multiple=True, **more)
+
+
+def networks(help: str, doc: str, **more: Any) -> Any:
+    """Networks, by their addresses; without any None."""
+    return _row(None, parse_networks, "NETWORK,...", help, doc, shown="none", multiple=True, **more)
 
 
 def busy_poll(help: str, doc: str) -> Any:

@@ -26,8 +26,8 @@ EventKind = Literal[
 new: a client was accepted.
 connected: its upstream is connected.
 end: a connection that was connected has ended; `reason` says why.
-failed: upstream was not reached, or the client was turned away (`reason` is `limit` or `shutdown`); the client
-    was reset.
+failed: upstream was not reached, or the client was turned away (`reason` is `denied`, `limit` or
+    `shutdown`); the client was reset.
 accept-error: accepting pauses, because the system has no descriptor or memory.
 limit: accepting pauses, because there are `max_connections` connections.
 fault: a fault has acted on a connection for the first time: `text` is its name, and `to_upstream` and `to_client`
@@ -55,6 +55,7 @@ Reason = Literal[
     "shutdown",
     "killed",
     "fault",
+    "denied",
 ]
 """Why a connection ended or failed.
 
@@ -70,6 +71,7 @@ limit: the client's source has `max_connections_per_source`, or the system has n
 shutdown: the proxy was stopped, or has failed.
 killed: the program has ended it (`Proxy.kill`, `Proxy.down`).
 fault: a fault has ended it.
+denied: the client's address is not among those that `allow` and `deny` leave.
 """
 
 

@@ -25,6 +25,8 @@ def sentences(event: Event, *, numbered: bool, several: bool) -> list[str]:
             return [f"Connected {event.client} to {event.upstream}{source} {took}{number}"]
         case "failed" if event.reason == "limit" and not event.error:
             return [f"Refused {event.client}: its source has as many connections as it may{number}"]
+        case "failed" if event.reason == "denied":
+            return [f"Refused {event.client}: its address is not allowed{number}"]
         case "failed":
             where = f" ({event.upstream or event.target or 'upstream'} for client {event.client})"
             return [f"Error establishing upstream connection: {event.text or event.reason}{where}{number}"]

@@ -367,7 +367,7 @@ def test_defaults() -> None:
     """Row 95: what the documentation says."""
     config = Config.make("localhost:80")
     assert config.listening == Listening(bind="127.0.0.1", port=0, forwards=(), unix_mode=0o600)
-    assert config.clients == Clients(max_connections=None, max_connections_per_source=0)
+    assert config.clients == Clients(max_connections=None, max_connections_per_source=0, allow=None, deny=None)
     assert config.timeouts == Timeouts(connect_timeout=10, half_close_timeout=60, idle_timeout=0, keepalive=60, grace=0)
     assert config.memory == Memory(buffer_size=65536, socket_buffer=0)
     assert config.operating == Operating(workers=1, sandbox="auto", metrics=None)

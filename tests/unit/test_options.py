@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_origin
+from typing import get_args, get_origin
 
 import pytest
 from options import PAGE, README, pages, typed
@@ -31,7 +31,12 @@ def test_arguments() -> None:
     assert list(Options.__annotations__) == [row.name for row in IN_A_PROGRAM]
     for row in IN_A_PROGRAM:
         kind = Options.__annotations__[row.name]
-        assert isinstance(row.default_in_program, Sequence if get_origin(kind) is Sequence else kind)
+        kinds = (
+            [get_origin(each) or each for each in get_args(kind) or (kind,)]
+            if get_origin(kind) is not Sequence
+            else [Sequence]
+        )
+        assert isinstance(row.default_in_program, tuple(kinds))
 
 
 def test_names() -> None:

@@ -13,7 +13,6 @@ import pytest
 LAST = 112
 
 NOT_TESTED = {
-    60: "denied by an allow-list, a peer is closed, its descriptor too: there is no allow-list",
     **dict.fromkeys(range(107, 112), "a PROXY protocol header is read right, or refused: none is read"),
     112: "a PROXY protocol header is sent with the exact bytes: none is sent",
 }

@@ -1,0 +1,60 @@
+"""Networks, as people write them. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..text import quoted
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+EXPECTED = "expected addresses and networks like 10.0.0.0/8, ::1 or 2001:db8::/32"
+
+
+def parse_networks(what: str, value: Any) -> tuple[IPv4Network | IPv6Network, ...] | None:
+    """Networks from texts with commas between, or from objects of `ipaddress`; None stays None.
+
+    IPv4-mapped networks become IPv4 ones.
+
+    Raises:
+        UsageError: there is none, or one that is malformed: a list that is wrong must not let everybody in.
+    """
+    if value is None:
+        return None
+    given = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    texts = [text.strip() for each in given for text in str(each).split(",")]
+    if not texts:
+        raise UsageError(f"{what} is empty, {EXPECTED}")
+    return tuple(_network(what, text) for text in texts)
+
+
+def _network(what: str, text: str) -> IPv4Network | IPv6Network:
+    import ipaddress  # it takes milliseconds
+
+    try:
+        if not re.fullmatch(r"[0-9A-Fa-f:.]+(/\d+)?", text, re.ASCII):
+            raise ValueError
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise UsageError(f"{what} {quoted(text)} is no network, {EXPECTED}{_hint(text)}") from None
+    if network.network_address != ipaddress.ip_address(text.partition("/")[0]):
+        raise UsageError(f"{what} {quoted(text)} has bits behind its prefix, expected {network} or a single address")
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped and network.prefixlen >= 96:
+        return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+def _hint(text: str) -> str:
+    """What somebody with the habits of another program may have meant."""
+    if text in ("*", "all", "any"):
+        return "; for everybody: 0.0.0.0/0,::/0"
+    if "%" in text:
+        return "; an interface has no place in it"
+    if re.fullmatch(r"\[[0-9A-Fa-f:.]+\](/\d+)?", text):
+        return "; without brackets"
+    return "; names are not looked up" if re.search(r"[g-zG-Z]", text) else ""

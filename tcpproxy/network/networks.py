@@ -1,0 +1,60 @@
+"""Networks as the core wants them: one sorted table of bounds, see _core/admission.pxd. Pure functions."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+
+Network = IPv4Network | IPv6Network
+
+_END = 1 << 128
+_MAPPED = 0xFFFF << 32
+"""IPv4 addresses are from here on, as IPv4-mapped IPv6 addresses."""
+
+_MAPPED_END = _MAPPED + (1 << 32)
+
+
+def admitted(allow: Iterable[Network] | None, deny: Iterable[Network]) -> bytes:
+    """The bounds of who may connect: those in `allow` (None: everybody) but for those in `deny`."""
+    allowed = [0] if allow is None else _bounds(allow)
+    denied = _bounds(deny)
+    found: list[int] = []
+    for point in sorted({*allowed, *denied}):
+        if (_has(allowed, point) and not _has(denied, point)) != (len(found) % 2 == 1):
+            found.append(point)
+    return _packed(found)
+
+
+def _packed(bounds: Iterable[int]) -> bytes:
+    """Bounds in network order. One behind the last address bounds nothing."""
+    return b"".join(bound.to_bytes(16, "big") for bound in bounds if bound < _END)
+
+
+def _bounds(networks: Iterable[Network]) -> list[int]:
+    """Where the addresses of these networks begin and end, in turn and in order. No IPv6 network has IPv4 addresses."""
+    depth: dict[int, int] = {}
+    for network in networks:
+        for first, end in _ranges(network):
+            depth[first] = depth.get(first, 0) + 1
+            depth[end] = depth.get(end, 0) - 1
+    bounds, level = [], 0
+    for point in sorted(depth):
+        before, level = level, level + depth[point]
+        if (before > 0) != (level > 0):
+            bounds.append(point)
+    return bounds
+
+
+def _ranges(network: Network) -> Iterable[tuple[int, int]]:
+    first = int(network.network_address)
+    if network.version == 4:
+        return [(_MAPPED + first, _MAPPED + first + network.num_addresses)]
+    end = first + network.num_addresses
+    if first <= _MAPPED < end:
+        return [each for each in ((first, _MAPPED), (_MAPPED_END, end)) if each[0] < each[1]]
+    return [(first, end)]
+
+
+def _has(bounds: list[int], point: int) -> bool:
+    return bisect.bisect_right(bounds, point) % 2 == 1
