@@ -363,9 +363,9 @@ class Crew:
         targets = [each.target for each in self._forwards]
         faults = self._reporter.faults
         return [
-            Connection(*item, "", targets[target], faults.acted(item[0], keys) if faults else (), held)
+            Connection(*item, target=targets[target], faults=faults.acted(item[0], keys) if faults else (), held=held)
             for worker in self._workers
-            for *item, target, held, keys in worker.connections()
+            for item, target, held, keys in worker.connections()
         ]
 
     # --- what the threads do ---

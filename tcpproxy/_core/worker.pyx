@@ -376,9 +376,9 @@ cdef class Worker:
         }
 
     def connections(self):
-        """Live relays: (id, client, upstream, state, to_upstream, to_client, age, connect_time, idle, waiting_for_upstream,
-        waiting_for_client, outgoing, target, held in each direction, keys of faults that have acted). Empty when the worker
-        does not run.
+        """Live relays: (numbers, target, held in each direction, keys of faults that have acted). The numbers are (id, client,
+        upstream, state, to_upstream, to_client, age, connect_time, idle, waiting_for_upstream, waiting_for_client, outgoing).
+        Empty when the worker does not run.
         """
         cdef View view
         cdef uint64_t i
@@ -389,10 +389,10 @@ cdef class Worker:
         try:
             if not looked:
                 raise MemoryError
-            return [(view.items[i].id, address_text(&view.items[i].client), address_text(&view.items[i].upstream),
+            return [((view.items[i].id, address_text(&view.items[i].client), address_text(&view.items[i].upstream),
                      _state(view.items[i].state), view.items[i].to_upstream, view.items[i].to_client,
                      view.items[i].age_ns / 1e9, view.items[i].connect_ns / 1e9, view.items[i].idle_ns / 1e9,
-                     view.items[i].waiting[CLIENT], view.items[i].waiting[UPSTREAM], address_text(&view.items[i].outgoing),
+                     view.items[i].waiting[CLIENT], view.items[i].waiting[UPSTREAM], address_text(&view.items[i].outgoing)),
                      view.items[i].target, (view.items[i].held[CLIENT], view.items[i].held[UPSTREAM]),
                      _keys(&view, view.items[i].acted) if view.items[i].acted else ())
                     for i in range(view.count)]

@@ -36,7 +36,20 @@ class Over:
 
 
 def _connection(it: Event) -> Connection:
-    moved = (it.to_upstream, it.to_client)
-    times = (it.duration, it.connect_time, 0.0)
-    known = (it.outgoing, it.reason, it.target, it.faults)
-    return Connection(it.id, it.client, it.upstream, "ended", *moved, *times, 0, 0, *known)
+    return Connection(
+        it.id,
+        it.client,
+        it.upstream,
+        "ended",
+        it.to_upstream,
+        it.to_client,
+        age=it.duration,
+        connect_time=it.connect_time,
+        idle=0.0,
+        waiting_for_upstream=0,
+        waiting_for_client=0,
+        outgoing=it.outgoing,
+        reason=it.reason,
+        target=it.target,
+        faults=it.faults,
+    )
