@@ -124,9 +124,8 @@ class _Run(threading.Thread):
         try:
             if not self._told:
                 self._proxy.start()
-                if self._told:  # before the start could know
-                    self._proxy.abort()
-                else:
+                # Told during the start: clients may have been served already, by the workers, which then run.
+                if not self._told:
                     if self._service:
                         self._service.started(self._proxy)
                     self._when_started()
@@ -138,7 +137,7 @@ class _Run(threading.Thread):
             self._writer.send(b"\0")
 
     def stop(self, again: bool) -> None:
-        """The first call lets connections end, if it has started; a second one, or one during the start, does not.
+        """The first call lets connections end, and ends a start that has not got so far; a second one does not.
 
         Args:
             again: a call that is not the first one has an effect.

@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
 from support.command import Command
@@ -15,8 +17,10 @@ from support.load import Load
 from support.manager import Manager, passing
 from support.peers import Echo, connect, free_port
 from support.streams import echoes
+from support.waiting import TIMEOUT
 
 from tcpproxy import Proxy
+from tcpproxy.command.signals import _Run
 
 if os.name == "nt":
     pytest.skip("no descriptors are passed here, and no UNIX sockets exist", allow_module_level=True)
@@ -99,3 +103,37 @@ def test_proxies_of_a_program(echo: Echo, listener: socket.socket, workers: int)
             proxy.stop("30s")
             proxy = following
     proxy.stop()
+
+
+class SlowStart(Proxy):
+    """Listens, and returns from `start` when it may."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type, misc]
+        self.listens, self.may_return = threading.Event(), threading.Event()
+
+    def start(self) -> Self:
+        super().start()
+        self.listens.set()
+        assert self.may_return.wait(TIMEOUT)
+        return self
+
+
+def test_a_signal_before_the_start_has_returned(echo: Echo, listener: socket.socket) -> None:
+    """Clients that came meanwhile have the grace, as those that come later: workers run before a start returns."""
+    proxy = SlowStart(echo.name, sockets=[listener], on_event=lambda _event: None, grace="30s")
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        run = _Run(proxy, writer, None, lambda: None)
+        run.start()
+        assert proxy.listens.wait(TIMEOUT)
+        with connect(listener.getsockname()) as client:
+            assert echoes(client)
+            run.stop(again=True)
+            proxy.may_return.set()
+            proxy.wait()
+            assert echoes(client)
+        reader.settimeout(TIMEOUT)
+        assert reader.recv(1) == b"\0"
+        run.join(TIMEOUT)
+        assert run.error is None
