@@ -23,7 +23,7 @@ from .crew import LOG_DRAIN, Crew
 from .errors import StartError, TcpProxyError, UsageError, WorkerError
 from .native import Event as Signal
 from .native import Lock, monotonic
-from .network.forwarding import Forwarding, leave_out_circles, listen
+from .network.forwarding import Forwarding, leave_out_circles, listen, places_of
 from .network.given import GivenPort, check_given
 from .network.limits import check_room, connection_limit
 from .network.listening import Port, known_places, no_place, small_buffers, strangers
@@ -221,7 +221,7 @@ class Proxy(Controls):
                 self._bent.begin(crew)
             check_room([each for own in listeners for each in own])
             if self.capture and crew.tap:
-                own = ", ".join(name for each in forwards if each.port for name in each.port.names)
+                own = places_of(forwards)
                 names = [(each.spec.target.host, each.addresses) for each in forwards if each.resolver]
                 self.capture.begin(crew.tap, own, self.config.targets, names)
             if self._on_open:

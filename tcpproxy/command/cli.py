@@ -39,20 +39,9 @@ def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> Non
     service = Service(os.environ)
     try:
         config = Config.for_command(remote, given)
-        output = config.output
-        seeing = config.seeing
-        dump = Dump(text=seeing.text, color=wants_color(seeing.color, stdout)) if seeing.shown else None
         live = _live(config)
         about: dict[str, object] = {"pid": os.getpid(), "version": __version__}
-        printer = (live.KeptLines if live else Printer)(
-            debug=output.debug,
-            quiet=output.quiet,
-            json=json,
-            several=len(config.forwards) > 1,
-            about=about,
-            stdout=stdout,
-            dump=dump,
-        )
+        printer = _printer(config, live.KeptLines if live else Printer, about, stdout)
         serve_metrics = _metrics(config)
         faults = (*config.bending.preset, *config.bending.fault)
         options = {"on_event": printer, "faults": faults, "seed": config.bending.seed}
@@ -61,7 +50,7 @@ def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> Non
         if faults:
             about |= _say_faults(proxy, json)
         if proxy.capture:
-            if not seeing.capture_rotate:
+            if not config.seeing.capture_rotate:
                 check_place(proxy.capture.path)
             proxy.capture.open(lambda text: final_words("warning", text, json, stdout))
         proxy._bind_paths()
@@ -71,34 +60,58 @@ def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> Non
             serve_metrics(proxy)
         display = Display(proxy, json=json, stdout=stdout)
         view = live.show(proxy, printer) if live else None
-        serve(proxy, display, greets=not json and not output.quiet, service=service, view=view)
+        serve(proxy, display, greets=not json and not config.output.quiet, service=service, view=view)
     except TcpProxyError as error:
         service.failed(error)
         _final_error(error, json, stdout)
         sys.exit(error.exit_code)
     service.close()
-    if json or output.debug or (os.isatty(2) and not output.quiet):
+    if json or config.output.debug or (os.isatty(2) and not config.output.quiet):
         display.sum_up()
-        for each in proxy.faults:
-            if each.fault.kind == "refuse":  # the system does not tell of clients that it refuses
-                continue
-            text = f"fault {each.name} has acted on {count(each.fired, 'connection')}"
-            final_words("faults", text, json, stdout, fault=each.name, connections=each.fired)
-    for text in proxy._left if output.debug else ():
-        final_words("warning", text if json else f"warning: {text}", json, stdout)
-    if lost := printer.unwritten:
-        final_words("lost", f"{count(lost, 'log line')} could not be written", json, stdout, lost=lost)
-    if unshown := proxy._dumpable - printer.shown if seeing.shown else 0:
-        why = printer.failure.strerror if printer.failure else "output is too slow"
-        text = f"{unshown:,} bytes that passed are not shown: {why}"
-        final_words("lost", text, json, stdout, lost=unshown)
-    if proxy.capture:
-        final_words("capture", str(proxy.capture), json, stdout)
+        _sum_up_faults(proxy, json, stdout)
+    _last_words(proxy, printer, json, stdout)
     if proxy.failure:
         _final_error(proxy.failure, json, stdout)
         sys.exit(proxy.failure.exit_code)
     if proxy.capture and proxy.capture.failure and proxy.capture.failure.errno != errno.EPIPE:
         sys.exit(1)
+
+
+def _printer(config: Config, kind: type[Printer], about: dict[str, object], stdout: int) -> Printer:
+    """What prints the events; `about` is what the first record in JSON has besides."""
+    seeing, output = config.seeing, config.output
+    return kind(
+        debug=output.debug,
+        quiet=output.quiet,
+        json=output.log_format == "json",
+        several=len(config.forwards) > 1,
+        about=about,
+        stdout=stdout,
+        dump=Dump(text=seeing.text, color=wants_color(seeing.color, stdout)) if seeing.shown else None,
+    )
+
+
+def _sum_up_faults(proxy: Proxy, json: bool, stdout: int) -> None:
+    """Says on how many connections each fault has acted."""
+    for each in proxy.faults:
+        if each.fault.kind == "refuse":  # the system does not tell of clients that it refuses
+            continue
+        text = f"fault {each.name} has acted on {count(each.fired, 'connection')}"
+        final_words("faults", text, json, stdout, fault=each.name, connections=each.fired)
+
+
+def _last_words(proxy: Proxy, printer: Printer, json: bool, stdout: int) -> None:
+    """Says what has been left, lost, and captured."""
+    for text in proxy._left if proxy.config.output.debug else ():
+        final_words("warning", text if json else f"warning: {text}", json, stdout)
+    if lost := printer.unwritten:
+        final_words("lost", f"{count(lost, 'log line')} could not be written", json, stdout, lost=lost)
+    if unshown := proxy._dumpable - printer.shown if proxy.config.seeing.shown else 0:
+        why = printer.failure.strerror if printer.failure else "output is too slow"
+        text = f"{unshown:,} bytes that passed are not shown: {why}"
+        final_words("lost", text, json, stdout, lost=unshown)
+    if proxy.capture:
+        final_words("capture", str(proxy.capture), json, stdout)
 
 
 def _say_faults(proxy: Proxy, json: bool) -> dict[str, object]:

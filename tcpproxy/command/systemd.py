@@ -17,6 +17,7 @@ from collections.abc import Mapping, MutableMapping
 from ..config.config import Config
 from ..errors import StartError, TcpProxyError, UsageError
 from ..native import monotonic
+from ..network.forwarding import places_of
 from ..network.given import check_given
 from ..proxy import Proxy
 from ..text import count
@@ -129,8 +130,8 @@ class Service:
     def started(self, proxy: Proxy) -> None:
         """The proxy listens, and its workers run."""
         if self._socket:
-            addresses = ", ".join(name for each in proxy._forwards if each.port for name in each.port.names)
-            self.tell("READY=1", f"STATUS=Listening on {addresses}, forwarding to {proxy.config.targets}")
+            places = places_of(proxy._forwards)
+            self.tell("READY=1", f"STATUS=Listening on {places}, forwarding to {proxy.config.targets}")
             self._thread = threading.Thread(target=self._run, args=(proxy,), name="tcpproxy-service", daemon=True)
             try:
                 self._thread.start()

@@ -60,6 +60,11 @@ def listen(forward: Forwarding, stack: contextlib.ExitStack) -> list[socket.sock
     return listeners
 
 
+def places_of(forwards: Sequence[Forwarding]) -> str:
+    """Where they listen, as one text; empty: nowhere."""
+    return ", ".join(name for each in forwards if each.port for name in each.port.names)
+
+
 def leave_out_circles(forwards: Sequence[Forwarding], label: str, note: Callable[[str], None]) -> None:
     """Takes from the targets' addresses those from which a connection would come back to its own forward.
 
@@ -86,7 +91,7 @@ def leave_out_circles(forwards: Sequence[Forwarding], label: str, note: Callable
             if each.resolver:
                 each.resolver.leave_out(_among(back))
             if len(others) < len(each.addresses):
-                own = ", ".join(name for it in back if it.port for name in it.port.names)
+                own = places_of(back)
                 note(f"{each.target} is this proxy itself ({own}) and others; only the others are used")
             each.addresses = others
 

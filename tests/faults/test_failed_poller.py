@@ -29,14 +29,14 @@ def tracer(thread: int) -> bool:
 def test_every_connection_has_an_end(
     command: Callable[..., Command], server: Server, stack: contextlib.ExitStack
 ) -> None:
-    """The second worker's wait takes 2 s and fails then. What it was handed meanwhile is reset, and said to be."""
+    """The second worker's wait takes 5 s and fails then. What it was handed meanwhile is reset, and said to be."""
     needs("strace")
     port = free_port()
     proxy = command("-d", "--workers=2", "--log-format=json", f"--local-port={port}", server.name)
     eventually(lambda: proxy.stdout, TIMEOUT)
     tasks = sorted(map(int, os.listdir(f"/proc/{proxy.process.pid}/task")))
     second = tasks[3]  # the main thread, the one that starts the proxy, the workers
-    inject = "inject=epoll_wait,epoll_pwait,epoll_pwait2:error=EBADF:delay_enter=2000000"
+    inject = "inject=epoll_wait,epoll_pwait,epoll_pwait2:error=EBADF:delay_enter=5000000"
     argv = ["strace", "-qq", "-o", os.devnull, "-e", inject, "-p", str(second)]
     strace = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
     stack.callback(strace.wait, TIMEOUT)
