@@ -88,7 +88,7 @@ def chosen_cases(names: list[str] | None, skipped: dict[str, str]) -> list[Case]
 
 def run_case(bench: Bench, case: Case, peers: list[Peer], rounds: int) -> dict[str, Any]:
     """Measures every peer once a round; each round begins with another one, so that none is always first."""
-    taking = [peer for peer in peers if (peer.name in case.only if case.only else not peer.special)]
+    taking = [peer for peer in peers if case.takes(peer.name, peer.special)]
     done: list[dict[str, Any]] = []
     failed: list[str] = []
     for number in range(rounds):

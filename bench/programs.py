@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.base import BenchError
+from bench.getting import BIN, RUST, VENV
 from bench.peers import Command, Peer, Way
 
-RUST = "0.4.1"
+GET = "python -m bench --get"
 
 
 def said(argv: list[str]) -> str:
@@ -26,8 +28,15 @@ def said(argv: list[str]) -> str:
 
 
 def which(name: str) -> str | None:
-    """Find a program also where a plain user's PATH does not look for servers."""
-    return shutil.which(name) or shutil.which(name, path="/usr/local/sbin:/usr/sbin:/sbin")
+    """Find a program: what --get has got comes first; also where a plain user's PATH does not look for servers."""
+    places = (str(BIN), None, "/usr/local/sbin:/usr/sbin:/sbin")
+    return next(filter(None, (shutil.which(name, path=place) for place in places)), None)
+
+
+def go_module(program: str, name: str) -> str | None:
+    """Returns the version of a module in a program of Go's."""
+    match = re.search(rf"\s(?:mod|dep)\s+\S*{name}\S*\s+v?(\d\S*)", said(["go", "version", "-m", program]))
+    return match[1] if match else None
 
 
 def first(pattern: str, text: str) -> str:
@@ -48,7 +57,13 @@ def ours(*options: str) -> Command:
 
 def find_rust() -> str | None:
     """Returns the path of the Rust tcpproxy; the name is ours too, so only a program of machine code counts."""
-    names = [os.environ.get("TCPPROXY_RUST"), "tcpproxy-rust", "tcpproxy", "~/.cargo/bin/tcpproxy"]
+    names = [
+        os.environ.get("TCPPROXY_RUST"),
+        str(BIN / "tcpproxy"),
+        "tcpproxy-rust",
+        "tcpproxy",
+        "~/.cargo/bin/tcpproxy",
+    ]
     directories = os.environ.get("PATH", "").split(os.pathsep)
     for name in filter(None, names):
         for path in [Path(name).expanduser(), *(Path(d) / name for d in directories if d)]:
@@ -77,12 +92,17 @@ def _haproxy(program: str, splice: bool) -> Command:
     return command
 
 
-def _nginx_module(told: str) -> str | None:
+def _nginx_module(program: str, told: str) -> str | None:
     """Returns the directive that gives nginx its stream module: empty if it is built in, None if there is none."""
     if "--with-stream=dynamic" not in told:
         return "" if "--with-stream" in told else None
     paths = re.findall(r"--modules-path=(\S+)", told)
-    for directory in [*paths, "/usr/lib/nginx/modules", "/usr/lib64/nginx/modules"]:
+    for directory in [
+        *([BIN / "nginx-modules"] if Path(program).parent == BIN else []),
+        *paths,
+        "/usr/lib/nginx/modules",
+        "/usr/lib64/nginx/modules",
+    ]:
         module = Path(directory) / "ngx_stream_module.so"
         if module.exists():
             return f"load_module {module};\n"
@@ -113,9 +133,85 @@ def socat(program: str, *options: str) -> Command:
     ]
 
 
-def _uvloop(way: Way) -> list[str]:
+def _portrelay(program: str, *options: str) -> Command:
+    def command(way: Way) -> list[str]:
+        most = str(way.connections + 50)
+        limits = ["--max-connections", most, "--max-connecting", most]
+        return [program, "serve", "--listen", f"{way.host}:{way.port}", "--target", way.upstream, *limits, *options]
+
+    return command
+
+
+def _uvloop(python: str) -> Command:
     script = str(Path(__file__).with_name("asyncio_relay.py"))
-    return [sys.executable, script, way.host, str(way.port), way.upstream_host, str(way.upstream_port)]
+    return lambda way: [python, script, way.host, str(way.port), way.upstream_host, str(way.upstream_port)]
+
+
+def _find_rust() -> list[Peer]:
+    program = find_rust()
+    return [Peer("rust", RUST, _rust(program))] if program else []
+
+
+def _find_haproxy() -> list[Peer]:
+    if not (program := which("haproxy")):
+        return []
+    version = first(r"version (\S+)", said([program, "-v"]))
+    ways = {"haproxy": False, "haproxy-splice": True}
+    return [Peer(name, version, _haproxy(program, splice)) for name, splice in ways.items()]
+
+
+def _find_nginx() -> list[Peer]:
+    program = which("nginx")
+    told = said([program, "-V"]) if program else ""
+    module = _nginx_module(program, told) if program else None
+    if not program or module is None:
+        return []
+    return [Peer("nginx", first(r"nginx/(\S+)", told), _nginx(program, module))]
+
+
+def _find_go_tcpproxy() -> list[Peer]:
+    if not (program := which("go-tcpproxy")):
+        return []
+    command: Command = lambda way: [program, f"{way.host}:{way.port}", way.upstream]  # noqa: E731
+    return [Peer("go-tcpproxy", go_module(program, "tcpproxy") or "unknown", command)]
+
+
+def _find_portrelay() -> list[Peer]:
+    if not (program := which("portrelay") or shutil.which("portrelay", path=VENV / "bin")):
+        return []
+    version = first(r"portrelay (\S+)", said([program, "--version"]))
+    ways: dict[str, list[str]] = {"portrelay": [], "portrelay-splice": ["--forward-mode", "splice"]}
+    return [Peer(name, version, _portrelay(program, *options)) for name, options in ways.items()]
+
+
+def _find_socat() -> list[Peer]:
+    if not (program := which("socat")):
+        return []
+    version = first(r"version (\S+)", said([program, "-V"]))
+    return [
+        Peer("socat", version, socat(program), forks=True),
+        Peer("socat-x", "", socat(program, "-x"), forks=True, special=True),
+    ]
+
+
+def _find_uvloop() -> list[Peer]:
+    for python in (sys.executable, str(VENV / "bin" / "python")):
+        version = said([python, "-c", "import uvloop; print(uvloop.__version__)"]).strip()
+        if version and "Error" not in version:
+            return [Peer("asyncio-uvloop", version, _uvloop(python))]
+    return []
+
+
+FINDERS: dict[str, tuple[Callable[[], list[Peer]], str]] = {
+    "rust": (_find_rust, f"{GET} (needs cargo)"),
+    "haproxy": (_find_haproxy, f"{GET}, or apt-get install haproxy"),
+    "nginx": (_find_nginx, f"{GET}, or apt-get install nginx-light libnginx-mod-stream"),
+    "go-tcpproxy": (_find_go_tcpproxy, f"{GET} (needs Go)"),
+    "portrelay": (_find_portrelay, GET),
+    "socat": (_find_socat, "apt-get install socat"),
+    "asyncio-uvloop": (_find_uvloop, f"{GET}, or {sys.executable} -m pip install uvloop"),
+}
+"""How each peer is found, and what gets it."""
 
 
 def find() -> tuple[list[Peer], dict[str, str]]:
@@ -123,35 +219,9 @@ def find() -> tuple[list[Peer], dict[str, str]]:
     version = said([sys.executable, "-m", "tcpproxy", "--version"])
     if not version.startswith("tcpproxy "):
         raise BenchError(f"tcpproxy does not run with {sys.executable}: {version.strip()[-300:]}")
-    peers = [Peer("direct", "no proxy"), Peer("ours", version.split()[1], ours())]
-    missing = {}
-    if rust := find_rust():
-        peers.append(Peer("rust", RUST, _rust(rust)))
-    else:
-        missing["rust"] = f"cargo install tcpproxy --version {RUST} --root DIR; TCPPROXY_RUST=DIR/bin/tcpproxy"
-    if haproxy := which("haproxy"):
-        number = first(r"version (\S+)", said([haproxy, "-v"]))
-        peers.append(Peer("haproxy", number, _haproxy(haproxy, splice=False)))
-        peers.append(Peer("haproxy-splice", number, _haproxy(haproxy, splice=True)))
-    else:
-        missing["haproxy"] = "apt-get install haproxy"
-    nginx = which("nginx")
-    told = said([nginx, "-V"]) if nginx else ""
-    module = _nginx_module(told)
-    if nginx and module is not None:
-        peers.append(Peer("nginx", first(r"nginx/(\S+)", told), _nginx(nginx, module)))
-    else:
-        missing["nginx"] = "apt-get install nginx-light libnginx-mod-stream"
-    if program := which("socat"):
-        number = first(r"version (\S+)", said([program, "-V"]))
-        peers.append(Peer("socat", number, socat(program), forks=True))
-        peers.append(Peer("socat-x", "", socat(program, "-x"), forks=True, special=True))
-    else:
-        missing["socat"] = "apt-get install socat"
-    number = said([sys.executable, "-c", "import uvloop; print(uvloop.__version__)"]).strip()
-    if number and "Error" not in number:
-        peers.append(Peer("asyncio-uvloop", number, _uvloop))
-    else:
-        missing["asyncio-uvloop"] = f"{sys.executable} -m pip install uvloop"
-    peers.append(Peer("click", "", special=True))
-    return peers, missing
+    peers, missing = [Peer("direct", "no proxy"), Peer("ours", version.split()[1], ours())], {}
+    for name, (finder, how) in FINDERS.items():
+        if not (found := finder()):
+            missing[name] = how
+        peers += found
+    return [*peers, Peer("click", "", special=True)], missing

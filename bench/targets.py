@@ -48,9 +48,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. `measure(bench, peer)` makes one round; `only` restricts the peers; the first metric is drawn.
+    """One comparison. `measure(bench, peer)` makes one round; the first metric is drawn.
 
-    The word of the name before a dash is that of a group of cases.
+    `only` names the peers that take part, `without` those that do not. The word of the name before a dash is that of a
+    group of cases.
     """
 
     name: str
@@ -59,6 +60,11 @@ class Case:
     metrics: tuple[Metric, ...]
     targets: tuple[Target, ...] = ()
     only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def takes(self, name: str, special: bool) -> bool:
+        """Whether a peer takes part; special ones do where they are named."""
+        return (name in self.only if self.only else not special) and name not in self.without
 
     def metric(self, key: str) -> Metric:
         """Returns the metric of that key."""

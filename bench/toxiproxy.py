@@ -5,25 +5,21 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from bench.getting import BIN
 from bench.peers import Peer, Way
 from bench.process import free_port
-from bench.programs import said, which
+from bench.programs import GET, go_module, said, which
 
-HOW = "python -m bench --get (needs Go)"
 NAME = "relay"
 
 
 def find(skipped: dict[str, str]) -> list[Peer]:
     """Returns the peer, or adds to `skipped` how to get it."""
-    own = BIN / "toxiproxy-server"
-    program = str(own) if own.exists() else which("toxiproxy-server")
+    program = which("toxiproxy-server")
     if not program:
-        skipped["toxiproxy"] = HOW
+        skipped["toxiproxy"] = f"{GET} (needs Go)"
         return []
 
     def command(way: Way) -> list[str]:
@@ -34,9 +30,8 @@ def find(skipped: dict[str, str]) -> list[Peer]:
         file = str(way.directory / "toxiproxy.json")
         return [program, "-host", "127.0.0.1", "-port", str(api), "-config", file]
 
-    # As a Go module it does not know its own version.
-    module = re.search(r"\smod\s+\S*toxiproxy\S*\s+v?(\S+)", said(["go", "version", "-m", program]))
-    version = module[1] if module else said([program, "-version"]).split()[-1]
+    # Installed as a Go module, it does not know its own version.
+    version = go_module(program, "toxiproxy") or said([program, "-version"]).split()[-1]
     return [Peer("toxiproxy", version, command, special=True)]
 
 

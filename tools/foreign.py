@@ -95,30 +95,33 @@ class Apt:
         _call(self.log, "apt-get", "-q", "-y", *self._options, *argv, folder=self.folder)
 
 
-def _unpacked(name: str, package: str, architecture: str, suite: str = "") -> Path:
-    """A folder with a package and all that it depends on."""
+def unpacked(name: str, *packages: str, architecture: str, suite: str = "") -> Path:
+    """A folder with packages and all that they depend on."""
     home, root = HOME / name, HOME / name / "root"
     if not (root / "done").exists():
         shutil.rmtree(home, ignore_errors=True)
-        Apt(home, architecture, suite)("--download-only", "--no-install-recommends", "install", package)
+        Apt(home, architecture, suite)("--download-only", "--no-install-recommends", "install", *packages)
         for file in sorted((home / "cache" / "archives").glob("*.deb")):
             _call(home / "apt.log", "dpkg-deb", "-x", file, root)
         (root / "done").touch()
     return root
 
 
+def by_own_loader(root: Path, program: str) -> list[str]:
+    """The command of a program by the loader of its own glibc, as this machine's may be older than it needs."""
+    libraries = root / "usr" / "lib" / "x86_64-linux-gnu"
+    return [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries), str(root / program)]
+
+
 def aarch64() -> list[str]:
     _needs("qemu-aarch64-static")
-    root = _unpacked("aarch64", "python3", "arm64")
+    root = unpacked("aarch64", "python3", architecture="arm64")
     return ["qemu-aarch64-static", "-L", str(root), str(root / "usr" / "bin" / "python3")]
 
 
 def debian(version: str) -> list[str]:
-    """By the loader that belongs to its glibc, as this machine's may be older than what it was linked with."""
-    root = _unpacked(f"debian-{version}", f"python{version}", "amd64", "sid") / "usr"
-    libraries = root / "lib" / "x86_64-linux-gnu"
-    loader = libraries / "ld-linux-x86-64.so.2"
-    return [str(loader), "--library-path", str(libraries), str(root / "bin" / f"python{version}")]
+    root = unpacked(f"debian-{version}", f"python{version}", architecture="amd64", suite="sid")
+    return by_own_loader(root, f"usr/bin/python{version}")
 
 
 def musl() -> list[str]:
