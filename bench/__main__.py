@@ -55,14 +55,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def compile_load(scratch: Path) -> Path:
-    """Compile the load generator; it is never installed."""
+def compile_programs(scratch: Path) -> None:
+    """Compile the programs of C; they are never installed."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler:
         raise BenchError("needs a C compiler for its load generator (apt-get install gcc)")
-    source, program = Path(__file__).with_name("load.c"), scratch / "load"
-    subprocess.run([compiler, "-O2", "-pthread", str(source), "-o", str(program)], check=True)
-    return program
+    for name in ("load", "bare"):
+        source = Path(__file__).with_name(f"{name}.c")
+        subprocess.run([compiler, "-O2", "-pthread", str(source), "-o", str(scratch / name)], check=True)
 
 
 def connection_limit() -> int:
@@ -143,7 +143,8 @@ def run(options: argparse.Namespace) -> int:
     rounds = options.rounds or (1 if options.quick else ROUNDS)
     begun = time.monotonic()
     with workplace() as scratch:
-        bench = Bench(compile_load(scratch), scratch, options.quick, connection_limit())
+        compile_programs(scratch)
+        bench = Bench(scratch, scratch, options.quick, connection_limit())
         result = describe(peers, skipped) | {"quick": options.quick, "rounds": rounds, "cases": {}}
         for case in cases:
             since = time.monotonic()

@@ -29,13 +29,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cases need: the load generator, a directory to write in, how much time there is, and the place."""
+    """What all cases need: the compiled programs, a directory to write in, how much time there is, and the place."""
 
-    load: Path
+    programs: Path
     scratch: Path
     quick: bool
     connections: int
     place: Place = Place()
+
+    @property
+    def load(self) -> Path:
+        """The load generator."""
+        return self.programs / "load"
 
     def seconds(self, full: float, quick: float) -> float:
         """Returns how long a measurement takes."""

@@ -16,7 +16,7 @@ from bench.measure import WAITING, memory, settle, system_calls
 from bench.peers import Peer, Running
 from bench.process import Client, client, echo_server, iperf3_server, read_line, spawn
 from bench.programs import find_rust
-from bench.targets import Case, Figures, Metric, Target
+from bench.targets import BARE, SAME_WAY, Case, Figures, Metric, Target
 
 FORKS_HELD, QUICK_HELD = 100, 2000
 BULK_TRIES = 5
@@ -26,7 +26,7 @@ def cost(work: Client, target: Running) -> tuple[Figures, float | None]:
     """Let the client work; return its figures and the proxy's CPU seconds, with those for tidying up after the work."""
     before = target.cpu()
     figures = work.go()
-    settle(target.pid)
+    target.settle()
     return figures, target.cpu() - before if target.pid else None
 
 
@@ -53,7 +53,7 @@ def _iperf3_once(bench: Bench, peer: Peer, *options: str) -> Figures:
         argv = [*bench.place.client, "iperf3", "-c", target.host, "-p", str(target.port), "-J", *options]
         before = target.cpu()
         done = subprocess.run(argv, capture_output=True, text=True, timeout=12, check=False)
-        settle(target.pid)
+        target.settle()
         used = target.cpu() - before
     said = json.loads(done.stdout or "{}")
     if "end" not in said or "sum_received" not in said["end"]:
@@ -94,7 +94,7 @@ def connections(bench: Bench, peer: Peer) -> Figures:
     with echo_server(bench) as port, peer.run(bench, port) as target:
         with client(bench, bench.load, "conn", target.host, target.port, 200, 8) as warm_up:
             warm_up.go()
-        settle(target.pid)
+        target.settle()
         with client(bench, bench.load, "conn", target.host, target.port, count, 8) as work:
             figures, used = cost(work, target)
     kept = {key: figures[key] for key in ("rate", "p50", "p99")}
@@ -206,7 +206,14 @@ BESIDE = (*IN_PROCESS, Metric("gbps", "bulk Gbit/s", more_is_better=True, digits
 RTT50 = (CPU_TRIP, RATE, P50, P99, MAX)
 CONNECTIONS = (CPU_CONNECTION, RATE, P50, P99)
 RTT = (P50, P99, CPU_TRIP, RATE, MAX)
-RTT_TARGETS = (Target("p50", 0.6, "best"), Target("p99", 0.6, "best"))
+BARE_TARGETS = tuple(Target(key, 1.05, SAME_WAY) for key in ("p50", "p99", "cpu"))
+RTT_TARGETS = (*BARE_TARGETS, Target("p50", 1.0, "best"), Target("p99", 1.0, "best"))
+ONE_WORKER = "ours-1-worker"
+CONNECTION_TARGETS = (
+    *RTT_TARGETS,
+    *(Target("cpu", 0.9, "best", of=of) for of in ("ours", ONE_WORKER)),
+    Target("cpu", 1.05, "bare", of=ONE_WORKER),
+)
 SYSCALLS = (
     Metric("rt_calls", "calls/round trip but waits", digits=3),
     Metric("rt_wait", "waits/round trip", digits=3),
@@ -237,23 +244,17 @@ CASES = (
     Case("bulk1-down", "one iperf3 stream, upstream to client", _iperf3("-R"), BULK, BULK_TARGETS),
     Case("bulk8", "eight iperf3 streams", _iperf3("-P", "8"), BULK, BULK_TARGETS),
     Case("bulk-bidir", "an iperf3 stream each way", _iperf3("--bidir"), BULK, BULK_TARGETS),
-    Case("rtt", "64 bytes there and back, one connection", ping, RTT, (*RTT_TARGETS, Target("cpu", 1.0, "best"))),
-    Case(
-        "rtt-slow",
-        "the same, 50 us of work a turn",
-        slow_ping,
-        RTT,
-        (*RTT_TARGETS, Target("cpu", 1.3, "best")),
-        without=CORKED,
-    ),
-    Case("rtt50", "the same, 50 busy connections", partial(ping, connections=50), RTT50, (Target("cpu", 1.0, "best"),)),
+    Case("rtt", "64 bytes there and back, one connection", ping, RTT, RTT_TARGETS, also=BARE),
+    Case("rtt-slow", "the same, 50 us of work a turn", slow_ping, RTT, RTT_TARGETS, without=CORKED, also=BARE),
+    Case("rtt50", "the same, 50 busy connections", partial(ping, connections=50), RTT50, RTT_TARGETS, also=BARE),
     Case(
         "connections",
         "a connection each request",
         connections,
         CONNECTIONS,
-        (Target("cpu", 0.95, "best"),),
+        CONNECTION_TARGETS,
         without=CORKED,
+        also=(*BARE, ONE_WORKER),
     ),
     Case("syscalls", "system calls", syscalls, SYSCALLS, SYSCALL_TARGETS, PROXIES),
     Case("idle", "idle connections", idle, IDLE, IDLE_TARGETS, PROXIES),

@@ -28,15 +28,23 @@ class Running:
     host: str
     port: int
     pid: int | None = None
+    asking: bool = False
 
     def cpu(self) -> float:
         """Returns the CPU seconds used so far."""
         return cpu_seconds(self.pid) if self.pid else 0.0
 
+    def settle(self) -> None:
+        """Returns when it has done what it had to do; at once if it never rests."""
+        settle(None if self.asking else self.pid)
+
 
 @dataclass(frozen=True)
 class Way:
-    """What a peer is started for: where to listen and to connect, how many connections, a directory of its own."""
+    """What a peer is started for: where to listen and to connect, and how many connections.
+
+    `directory` is for what it writes, `programs` where what the bench has compiled is.
+    """
 
     host: str
     port: int
@@ -44,6 +52,7 @@ class Way:
     upstream_port: int
     connections: int
     directory: Path
+    programs: Path
 
     @property
     def upstream(self) -> str:
@@ -61,6 +70,7 @@ class Peer:
     Attributes:
         command: gives the argv; None: there is no proxy between the two.
         forks: it has a process for each connection.
+        asking: it never sleeps.
         special: only cases that name it measure it.
         terminal: it writes to a terminal, which somebody reads.
         prepare: called when it listens, and before anybody connects.
@@ -70,6 +80,7 @@ class Peer:
     version: str
     command: Command | None = None
     forks: bool = False
+    asking: bool = False
     special: bool = False
     terminal: bool = False
     prepare: Callable[[Way], None] | None = None
@@ -89,7 +100,7 @@ class Peer:
         errors, place = bench.scratch / "peer.err", bench.place
         for attempt in range(STARTS):
             host, port = place.proxy_address, free_port()
-            way = Way(host, port, place.upstream_address, upstream, bench.connections, bench.scratch)
+            way = Way(host, port, place.upstream_address, upstream, bench.connections, bench.scratch, bench.programs)
             argv = [*place.proxy, *self.command(way)]
             output = stack.enter_context(_terminal()) if self.terminal else subprocess.DEVNULL
             process = stack.enter_context(spawn(argv, errors, stdin=subprocess.DEVNULL, stdout=output))
@@ -102,8 +113,9 @@ class Peer:
                 continue
             if self.prepare:
                 self.prepare(way)
-            settle(process.pid)
-            return Running(host, port, process.pid)
+            running = Running(host, port, process.pid, self.asking)
+            running.settle()
+            return running
         raise BenchError("not reached")
 
 

@@ -123,6 +123,16 @@ def _nginx(program: str, load_module: str) -> Command:
     return command
 
 
+def _bare(*options: str) -> Command:
+    """The relay of bare.c."""
+
+    def command(way: Way) -> list[str]:
+        words = [way.host, str(way.port), way.upstream_host, str(way.upstream_port)]
+        return [str(way.programs / "bare"), *words, *options]
+
+    return command
+
+
 def socat(program: str, *options: str) -> Command:
     """A socat with these options, which forks for each connection."""
     return lambda way: [
@@ -214,6 +224,15 @@ FINDERS: dict[str, tuple[Callable[[], list[Peer]], str]] = {
 """How each peer is found, and what gets it."""
 
 
+SPECIAL = (
+    Peer("bare", "", _bare(), special=True),
+    Peer("bare-poll", "", _bare("asking"), special=True, asking=True),
+    Peer("ours-1-worker", "", ours("--workers", "1"), special=True),
+    Peer("click", "", special=True),
+)
+"""What there always is, for the cases that name it."""
+
+
 def find() -> tuple[list[Peer], dict[str, str]]:
     """Returns the peers that are installed, direct and ours first, and for each that is not, how to get it."""
     version = said([sys.executable, "-m", "tcpproxy", "--version"])
@@ -224,4 +243,4 @@ def find() -> tuple[list[Peer], dict[str, str]]:
         if not (found := finder()):
             missing[name] = how
         peers += found
-    return [*peers, Peer("click", "", special=True)], missing
+    return [*peers, *SPECIAL], missing

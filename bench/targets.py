@@ -12,6 +12,11 @@ Medians = dict[str, Figures]
 NO_RIVALS = ("direct", "click", "ours")
 """What is no other proxy; nor is ours with an option, as in ours-capture."""
 
+BARE = ("bare", "bare-poll")
+"""The least that a relay can do, asleep and asking: no proxy either."""
+
+SAME_WAY = "that of bare going the same way"
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -27,7 +32,7 @@ class Metric:
 class Target:
     """Ours is at most (if more is better: at least) `limit`; `against` makes that a ratio to a peer or to the best.
 
-    `of` is another one to be judged than ours.
+    `of` is another one to be judged than ours; against SAME_WAY is against that of BARE which waits as ours does.
     """
 
     key: str
@@ -50,8 +55,8 @@ class Verdict:
 class Case:
     """One comparison. `measure(bench, peer)` makes one round; the first metric is drawn.
 
-    `only` names the peers that take part, `without` those that do not. The word of the name before a dash is that of a
-    group of cases.
+    `only` names the peers that take part, `without` those that do not, `also` special ones that do. The word of the
+    name before a dash is that of a group of cases.
     """
 
     name: str
@@ -61,10 +66,12 @@ class Case:
     targets: tuple[Target, ...] = ()
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     def takes(self, name: str, special: bool) -> bool:
         """Whether a peer takes part; special ones do where they are named."""
-        return (name in self.only if self.only else not special) and name not in self.without
+        usual = name in self.only if self.only else not special
+        return (usual or name in self.also) and name not in self.without
 
     def metric(self, key: str) -> Metric:
         """Returns the metric of that key."""
@@ -83,7 +90,7 @@ def medians(rounds: list[dict[str, Any]]) -> Medians:
 
 
 def _is_rival(peer: str) -> bool:
-    return peer not in NO_RIVALS and not peer.startswith("ours-")
+    return peer not in (*NO_RIVALS, *BARE) and not peer.startswith("ours-")
 
 
 def best_peer(metric: Metric, results: Medians) -> str | None:
@@ -91,6 +98,15 @@ def best_peer(metric: Metric, results: Medians) -> str | None:
     having = [peer for peer in results if _is_rival(peer) and metric.key in results[peer]]
     choose = max if metric.more_is_better else min
     return choose(having, key=lambda peer: results[peer][metric.key], default=None)
+
+
+def _same_way(results: Medians, of: str) -> str | None:
+    """Returns that of BARE whose CPU time is nearer: to ask all the time and to sleep each time differ in it most."""
+    mine = results.get(of, {}).get("cpu")
+    having = {name: results[name]["cpu"] for name in BARE if results.get(name, {}).get("cpu")}
+    if not mine or len(having) < len(BARE):
+        return None
+    return min(having, key=lambda name: max(having[name] / mine, mine / having[name]))
 
 
 def ratio(metric: Metric, results: Medians, peer: str | None, of: str = "ours") -> float | None:
@@ -110,9 +126,13 @@ def judge(case: Case, results: Medians) -> list[Verdict]:
             value = results.get(target.of, {}).get(target.key)
             text = f"{metric.label} {sign} {target.limit:g}"
         else:
-            peer = best_peer(metric, results) if target.against == "best" else target.against
+            peer: str | None = target.against
+            if target.against == "best":
+                peer = best_peer(metric, results)
+            elif target.against == SAME_WAY:
+                peer = _same_way(results, target.of)
             value = ratio(metric, results, peer, target.of)
-            of = f"best peer's ({peer})" if target.against == "best" else f"{target.against}'s"
+            of = {"best": f"best peer's ({peer})", SAME_WAY: f"{SAME_WAY} ({peer})"}.get(target.against, f"{peer}'s")
             text = f"{metric.label} {sign} {target.limit:g} x {of}"
         if target.of != "ours":
             text = f"{target.of}: {text}"
