@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
+import os
 import re
 import shlex
 import zlib
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 EVENTS = 20
 """The last events of a proxy that a report shows."""
 
+MOST_NAME = 200
+"""Characters of a test's name that are in that of its capture."""
+
 DUMP_LINES = 40
 """Lines of a recording that a report shows: the first half of them, and the last."""
 
@@ -44,12 +49,17 @@ class ProxyFactory:
         nodeid: pytest's name of the test; empty for the session.
         seed: from which each proxy's own seed follows, with `nodeid` and the number of proxies before it.
         captures: the folder for a capture of each proxy; None: no captures.
+
+    Attributes:
+        is_over: the test has failed or was skipped, so that `strict` asks for nothing more.
     """
 
     def __init__(self, nodeid: str, *, seed: int = 0, captures: str | None = None) -> None:
         self._nodeid = nodeid
         self._seed = seed
         self._captures = captures
+        self.is_over = False
+        self._numbers = itertools.count()
         self._watched: list[_Watched] = []
         self._stack = contextlib.ExitStack()
 
@@ -67,7 +77,7 @@ class ProxyFactory:
             target: what to forward to: `HOST:PORT`, a URL, (host, port), a port of localhost, a socket, a server of
                 asyncio, anyio, trio or socketserver, or an object with `server_address`, or with `port` and perhaps
                 `host`. It need not listen yet.
-            strict: after the test, a fault that has acted on no connection is an error.
+            strict: after a test that has passed, a fault that has acted on no connection is an error.
             on_event: as for Proxy.
             **options: those of Proxy.
 
@@ -76,12 +86,13 @@ class ProxyFactory:
             StartError: the proxy cannot be started.
         """
         remote = target_of(target)
+        number = next(self._numbers)
         if self._captures:
-            options.setdefault("capture", self._capture_file())
-        options.setdefault("seed", seed_of(self._seed, self._nodeid, len(self._watched)))
-        watched = _Watched(remote, on_event, options, strict)
+            options.setdefault("capture", self._capture_file(number))
+        options.setdefault("seed", seed_of(self._seed, self._nodeid, number))
+        watched = _Watched(remote, on_event, options)
         proxy = watched.proxy.start()
-        self._stack.callback(watched.stop)
+        self._stack.callback(lambda: watched.stop(strict=strict and not self.is_over))
         self._watched.append(watched)
         return proxy
 
@@ -91,11 +102,15 @@ class ProxyFactory:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def _capture_file(self) -> str:
+    def _capture_file(self, number: int) -> str:
         folder = Path(self._captures or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^\w.\[\]=-]+", "-", self._nodeid or "session")[-200:]
-        return str(folder / f"{name}-{len(self._watched) + 1}.pcapng")
+        worker = os.environ.get("PYTEST_XDIST_WORKER")  # each process of xdist has a session
+        file, _, test = (self._nodeid or (f"session-{worker}" if worker else "session")).partition("::")
+        name = re.sub(r"[^\w.\[\]=-]+", "-", self._nodeid or file)
+        if len(name) > MOST_NAME or re.sub(r"[\w.\[\]=-]|::", "", test):  # others may differ in what is left out
+            name = f"{name[:MOST_NAME]}-{zlib.crc32(test.encode(errors='surrogatepass')):08x}"
+        return str(folder / f"{name}-{number + 1}.pcapng")
 
     def describe(self) -> str:
         """The proxies, their faults, connections and last events, and what was recorded; empty: there are none."""
@@ -110,7 +125,7 @@ def seed_of(base: int, nodeid: str, number: int) -> int:
     Args:
         base: that of the run.
         nodeid: pytest's name of the test.
-        number: how many proxies the test has made before.
+        number: how many the test has asked for before.
     """
     return zlib.crc32(f"{base}\0{nodeid}\0{number}".encode(errors="surrogatepass"))
 
@@ -118,10 +133,7 @@ def seed_of(base: int, nodeid: str, number: int) -> int:
 class _Watched:
     """A proxy whose last events are kept."""
 
-    def __init__(
-        self, remote: Remote, on_event: Callable[[Event], None] | None, options: dict[str, Any], strict: bool
-    ) -> None:
-        self._strict = strict
+    def __init__(self, remote: Remote, on_event: Callable[[Event], None] | None, options: dict[str, Any]) -> None:
         self._events: collections.deque[Event] = collections.deque(maxlen=EVENTS)
         self._made = wall()
         check_callback(on_event)
@@ -132,18 +144,18 @@ class _Watched:
         self._events.append(event)
         self._deliver(event)
 
-    def stop(self) -> None:
+    def stop(self, *, strict: bool) -> None:
         """Resets what is left, and waits for the proxy's threads.
 
         Raises:
             WorkerError: what has ended the proxy before.
-            AssertionError: it is strict, and a fault has acted on no connection.
+            AssertionError: `strict`, and a fault has acted on no connection.
         """
         self.proxy.stop(0)
         if self.proxy.failure:
             raise self.proxy.failure
         counted = [it for it in self.proxy._every_fault if it.fault.kind not in NO_RULES]
-        if self._strict and (idle := [str(it.fault) for it in counted if not it.fired]):
+        if strict and (idle := [str(it.fault) for it in counted if not it.fired]):
             raise AssertionError(f"tcpproxy(..., strict=True): no connection met {' and '.join(idle)}")
 
     def describe(self, again: str) -> list[str]:

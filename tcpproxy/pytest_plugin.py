@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_SEED] = drawn
     elif text == "random":
         config.stash[_SEED] = int.from_bytes(os.urandom(4), "big")
-    elif text.isascii() and text.isdecimal() and int(text) < 2**64:
+    elif text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < 2**64:
         config.stash[_SEED] = int(text)
     else:
         what = "tcpproxy_seed" if told is None else "--tcpproxy-seed"
@@ -90,8 +90,10 @@ def _factory(owner: pytest.Item | pytest.Session, config: pytest.Config) -> Iter
     with ProxyFactory(
         owner.nodeid, seed=config.stash[_SEED], captures=config.getoption("--tcpproxy-capture")
     ) as factory:
-        owner.stash.setdefault(_FACTORIES, []).append(factory)
+        factories = owner.stash.setdefault(_FACTORIES, [])
+        factories.append(factory)
         yield factory
+        factories.remove(factory)  # the same test may run again
 
 
 def _made_by(owner: pytest.Item | pytest.Session) -> list[ProxyFactory]:
@@ -103,6 +105,9 @@ def _made_by(owner: pytest.Item | pytest.Session) -> list[ProxyFactory]:
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Adds the section to the report of a test that failed: before the teardown, while the proxies live."""
     report = yield
+    if not report.passed:
+        for factory in _made_by(item):
+            factory.is_over = True
     if report.failed and call.when != "teardown":
         shared = "tcpproxy_factory" in getattr(item, "fixturenames", ())
         factories = _made_by(item) + (_made_by(item.session) if shared else [])

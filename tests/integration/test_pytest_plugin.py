@@ -345,7 +345,7 @@ def test_a_drawn_seed_can_be_repeated(run: Run) -> None:
     assert section(again).split("again")[0].split("seed=")[1] == section(result).split("again")[0].split("seed=")[1]
 
 
-@pytest.mark.parametrize("seed", ["", "-1", "x", "1.5", "18446744073709551616"])
+@pytest.mark.parametrize("seed", ["", "-1", "x", "1.5", "18446744073709551616", "9" * 5000])
 def test_what_is_no_seed(run: Run, seed: str) -> None:
     result = run("def test_it(): pass", f"--tcpproxy-seed={seed}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -369,9 +369,18 @@ def test_not_strict(tcpproxy, listener):
 
 def test_what_cannot_be_counted(tcpproxy, listener):
     tcpproxy(listener, strict=True, faults="refuse")
+
+def test_skipped_inside(tcpproxy, listener):
+    import pytest
+    tcpproxy(listener, strict=True, faults="stall")
+    pytest.skip("no server")
+
+def test_failed(tcpproxy, listener):
+    tcpproxy(listener, strict=True, faults="stall")
+    assert False
 """
     )
-    result.assert_outcomes(passed=4, errors=1)
+    result.assert_outcomes(passed=4, errors=1, skipped=1, failed=1)
     result.stdout.fnmatch_lines(["*AssertionError: tcpproxy(..., strict=True): no connection met *reset_peer*first=2*"])
 
 
@@ -389,7 +398,7 @@ def test_captures(run: Run, pytester: pytest.Pytester) -> None:
         """
 import pytest
 
-@pytest.mark.parametrize("case", ["a/b"])
+@pytest.mark.parametrize("case", ["a-b"])
 def test_it(tcpproxy, listener, case):
     talk(tcpproxy(listener), listener)
     talk(tcpproxy(listener), listener)
@@ -402,6 +411,57 @@ def test_it(tcpproxy, listener, case):
     assert names == ["test_captures.py-test_it[a-b]-1.pcapng", "test_captures.py-test_it[a-b]-2.pcapng"]
     assert all(b"ping" in (pytester.path / "seen/now" / name).read_bytes() for name in names)
     assert (pytester.path / "own.pcapng").exists()
+
+
+def test_captures_of_their_own(run: Run, pytester: pytest.Pytester) -> None:
+    """No capture is written over another one: of names that differ in characters that files have not, of threads."""
+    source = """
+import pytest, threading
+
+@pytest.mark.parametrize("case", ["a/b", "a-b", "a b", "x" * 300 + "1", "x" * 300 + "2"])
+def test_it(tcpproxy, listener, case): talk(tcpproxy(listener), listener)
+
+def test_threads(tcpproxy, listener):
+    threads = [threading.Thread(target=tcpproxy, args=(listener,)) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+    run(source, "--tcpproxy-capture=captures").assert_outcomes(passed=6)
+    names = [path.name for path in (pytester.path / "captures").iterdir()]
+    assert len(names) == 5 + 8
+    assert max(map(len, names)) <= 255
+
+
+def test_captures_of_the_session_in_parallel(run: Run, pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    source = """
+import pytest
+
+@pytest.mark.parametrize("case", range(4))
+def test_it(tcpproxy_factory, listener, case): talk(tcpproxy_factory(listener), listener)
+"""
+    run(source, "--tcpproxy-capture=captures", "-n2", "--dist=loadfile").assert_outcomes(passed=4)
+    run(source, "--tcpproxy-capture=captures", "-n2", "--dist=each").assert_outcomes(passed=8)
+    assert sum(path.stat().st_size > 0 for path in (pytester.path / "captures").iterdir()) == 8
+
+
+def test_a_test_that_runs_again(run: Run, pytester: pytest.Pytester) -> None:
+    """As pytest-rerunfailures does it: the section has the proxies of the last run alone, with the same seeds."""
+    pytester.makepyfile(
+        again="""
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):
+    runtestprotocol(item, nextitem=nextitem, log=False)
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    runtestprotocol(item, nextitem=nextitem)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+"""
+    )
+    result = run("def test_it(tcpproxy, listener): assert not talk(tcpproxy(listener), listener)", "-p", "again")
+    result.assert_outcomes(failed=1)
+    assert section(result).count("<Proxy ") == 1
 
 
 def test_the_plugin_is_light(run: Run) -> None:
