@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import awaiting, lifetime
@@ -52,6 +53,7 @@ class Controls:
     _paused: int
     _is_down: bool
     _refuses: bool
+    _hangs: bool
     _is_closed: bool
     _bent: Faults | None = None  # made for the first fault: its import takes milliseconds
     _seed: int | None
@@ -208,10 +210,26 @@ class Controls:
                 raise
         return was_down
 
-    def _refuse(self, crew: Crew | None, on: bool) -> None:
-        """A fault makes the ports refuse clients, or does not any more."""
-        self._refuses = on
+    def _shut(self, crew: Crew | None, kinds: Collection[str]) -> None:
+        """Faults make the ports refuse clients or let them hang, or do not any more."""
+        self._refuses = "refuse" in kinds
+        if self._hangs != ("hang" in kinds):
+            self._hangs = not self._hangs
+            for each in self._forwards:  # for listeners to come
+                each.hang(self._hangs)
+            if crew:
+                crew.hang(self._hangs)
         self._open_or_close(crew)
+
+    def _impossible(self) -> dict[str, str]:
+        """Why the proxy cannot have faults of these kinds."""
+        if self._given:
+            return {"refuse": CANNOT_REFUSE, "hang": CANNOT_REFUSE.replace("refuse clients", "let clients hang")}
+        if not sys.platform.startswith("linux"):
+            return {"hang": "this system cannot let clients hang, expected Linux; blackhole accepts, and does no more"}
+        if any(it.listener.path for it in self.config.forwards):
+            return {"hang": "clients of UNIX sockets cannot hang, expected a proxy that listens on TCP ports only"}
+        return {}
 
     def _open_or_close(self, crew: Crew | None) -> None:
         """Listens, or refuses clients, as the program and the faults want it."""
@@ -321,7 +339,7 @@ class Controls:
     def _bend(self, faults: Fault | str | Iterable[Fault | str] = ()) -> Faults:
         from .handles import Faults
 
-        made = Faults(self._held, self._refuse, faults, self._seed, self._given is None)
+        made = Faults(self._held, self._shut, faults, self._seed, self._impossible())
         found: Faults = vars(self).setdefault("_bent", made)  # another thread may be here, too
         self._reporter.faults = found
         return found

@@ -16,7 +16,7 @@ from . import lifetime
 from ._core.capture import TapReader
 from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
-from .errors import WorkerError, describe
+from .errors import StartError, WorkerError, describe
 from .native import Event, Lock, Thread, allocate_lock, make_thread, monotonic, this_thread
 from .network.forwarding import Forwarding
 from .network.limits import ephemeral_ports
@@ -224,6 +224,18 @@ class Crew:
         """Accepts the clients that wait to be accepted."""
         for worker in self._workers:
             worker.accept_waiting()
+
+    def hang(self, on: bool) -> None:
+        """Lets clients hang in their connect(), or no longer. After `start`.
+
+        Raises:
+            StartError: the system refuses that.
+        """
+        for worker in self._workers:  # they share the listeners, but one may have ended
+            try:
+                worker.hang(on)
+            except OSError as error:
+                raise StartError.because("cannot let clients hang", error) from error
 
     def pause(self, directions: int) -> None:
         """Neither reads nor delivers in these directions, on all connections: 1 to upstream, 2 to the client."""

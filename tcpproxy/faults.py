@@ -4,7 +4,7 @@
     Fault.parse("up:latency=100ms,jitter=20ms")     # the same, in the form of the command line and of str()
 
 Kinds and attributes are toxiproxy's, with `close` and `stall` besides, and those that act when a client is accepted:
-`refuse`, `blackhole`, `connect_delay`. A fault is checked when it is made, and is compared by value.
+`refuse`, `hang`, `blackhole`, `connect_delay`. A fault is checked when it is made, and is compared by value.
 
 A time is a text with a unit, like "100ms", a timedelta, or 0; it is kept as a timedelta. A rate is a text with a unit,
 like "100kB/s" or "10Mbit/s"; it is kept as a Rate, in bytes per second. A size is a number of bytes, or a text like
@@ -356,6 +356,14 @@ class refuse(Fault, lacks={"stream", "scope", *_WHICH, *_WHEN}):
 
     def instead(self, name: str) -> str:
         return ", because the system refuses all connections or none; reset_peer takes single ones"
+
+
+@dataclass(frozen=True, repr=False)
+class hang(Fault, lacks={"stream", "scope", *_WHICH, *_WHEN}):
+    """Connecting does not complete, as to a machine that is gone; connections that are open go on. Linux."""
+
+    def instead(self, name: str) -> str:
+        return ", because the system lets all clients hang or none; blackhole and stall take single ones"
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,14 +7,14 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import timedelta
 from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import awaiting
 from ._core.rulebook import DICE, MOST_RULES, Rulebook
-from .errors import CANNOT_REFUSE, UsageError, WaitTimeout
+from .errors import UsageError, WaitTimeout
 from .faults import Fault, named
 from .native import Event, Thread, make_thread, monotonic
 from .rules import ALL, NO_RULES, Installed, rule
@@ -81,10 +81,10 @@ class Faults:
 
     Args:
         held: holds the proxy's lock, and gives its crew; None: it has none (yet).
-        refuse: makes the port refuse clients, or not; with the crew.
+        shut: is told the crew and which kinds of NO_RULES are in force: ports refuse clients then, or let them hang.
         faults: those that are in force from the start.
         seed: of the dice; None: a random one.
-        can_refuse: whether the port is the proxy's own.
+        impossible: why the proxy cannot have faults of these kinds.
 
     Raises:
         UsageError: a fault is invalid, or two contradict each other.
@@ -96,14 +96,14 @@ class Faults:
     def __init__(
         self,
         held: Held = lambda: contextlib.nullcontext(None),
-        refuse: Callable[[Crew | None, bool], None] = lambda crew, on: None,
+        shut: Callable[[Crew | None, Collection[str]], None] = lambda crew, kinds: None,
         faults: Some = (),
         seed: int | None = None,
-        can_refuse: bool = True,
+        impossible: Mapping[str, str] = {},
     ) -> None:
-        self._can_refuse = can_refuse
+        self._impossible = impossible
         self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
-        self._held, self._refuse = held, refuse
+        self._held, self._shut = held, shut
         self._change_at = math.inf
         self._changed, self._over = Event(), False
         self._thread: Thread | None = None
@@ -129,8 +129,8 @@ class Faults:
         if not isinstance(faults, Iterable) or isinstance(faults, bytes):
             raise UsageError(f"faults {quoted(faults)} are no faults, expected them or texts like latency=100ms")
         for name, fault in named([faults] if isinstance(faults, str | Fault) else faults, self._now.faults()).items():
-            if fault.kind == "refuse" and not self._can_refuse:
-                raise UsageError(CANNOT_REFUSE)
+            if why := self._impossible.get(fault.kind):
+                raise UsageError(why)
             self._keys += 1
             new[name] = _Entry(Installed(fault, name, self._keys, since))
         self._by_key |= {it.installed.key: it for it in new.values()}  # before there are events
@@ -186,8 +186,8 @@ class Faults:
             crew.bend(rulebook)
         self._now = _Now(entries, rulebook)
         windows = [it.window(now) for it in entries.values()]
-        refusals = zip(entries.values(), windows, strict=True)
-        self._refuse(crew, any(it.installed.fault.kind == "refuse" and is_open for it, (is_open, _) in refusals))
+        kinds = {it.installed.fault.kind for it in entries.values() if it.window(now)[0]}
+        self._shut(crew, kinds.intersection(NO_RULES))
         self._change_at = min(change for _, change in windows) if windows else math.inf
         if self._change_at < math.inf and not self._thread:
             self._thread = make_thread("tcpproxy-faults", self._open_and_close)

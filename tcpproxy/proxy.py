@@ -111,7 +111,7 @@ class Proxy(Controls):
         self._paths: dict[str, UnixPort] = {}  # bound before the start, by their paths
         self._folders = Folders()
         self._paused, self._is_down = 0, False
-        self._refuses = self._is_closed = False  # by a fault; whatever the cause
+        self._refuses = self._hangs = self._is_closed = False  # by a fault; by a fault; whatever the cause
         self._lock = Lock()
         self._closing = Lock()
         self._busy: set[int] = set()  # idents of threads in a start, a stop or a verb
@@ -209,6 +209,7 @@ class Proxy(Controls):
                 each.port = self._paths.pop(path)
             else:
                 each.port = Port(each.spec, found, len(forwards) > 1)
+                each.hang(self._hangs)
         self._leave_out_circles(forwards)
         with contextlib.ExitStack() as stack:
             listeners = [[] if self._is_closed else listen(each, stack) for each in forwards]

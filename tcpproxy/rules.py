@@ -17,7 +17,7 @@ ENDS = ("close", "reset", "stall")
 
 ALL = 2**64 - 1
 
-NO_RULES = ("refuse",)
+NO_RULES = ("refuse", "hang")
 """Kinds that are no rules of the core: the proxy itself does what they say."""
 
 

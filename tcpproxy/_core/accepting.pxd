@@ -2,7 +2,7 @@
 #
 # All workers share each listening socket, and each has its own descriptor of it. A listener is level-triggered: while
 # connections cannot be accepted (EMFILE and the like, or Group.limit) it is not registered, or the loop would spin.
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tcpproxy._core.loop cimport LISTENERS, Loop
 from tcpproxy._core.net cimport net_socket
 
@@ -16,6 +16,7 @@ cdef void accepting_watch(Loop *loop) noexcept nogil                # registers 
 cdef void accepting_take_all(Loop *loop) noexcept nogil             # accepts the clients that wait
 # Accepts the clients that wait, then closes the listeners and takes these instead, or closes them if the proxy stops
 cdef void accepting_replace(Loop *loop, NewListeners *listeners) noexcept nogil
+cdef int64_t accepting_hang(Loop *loop, bint on) noexcept nogil     # net_hang for all listeners: 0, or -errno of one
 cdef void accepting_close(Loop *loop) noexcept nogil                # unregisters and closes the listeners
 cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil
 cdef void accepting_freed(Loop *loop) noexcept nogil                # relays have ended: there is room for others

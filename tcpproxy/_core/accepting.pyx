@@ -4,7 +4,7 @@ from tcpproxy._core.admission cimport admission_admits
 from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT, REASON_DENIED, REASON_LIMIT
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_push
 from tcpproxy._core.loop cimport Group, Listener
-from tcpproxy._core.net cimport net_accept, net_accept_transient, net_close, net_out_of_resources, net_socket, \
+from tcpproxy._core.net cimport net_accept, net_accept_transient, net_close, net_hang, net_out_of_resources, net_socket, \
     net_would_block
 from tcpproxy._core.opening cimport opening_start, opening_turn_away
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wake
@@ -87,6 +87,14 @@ cdef void accepting_replace(Loop *loop, NewListeners *listeners) noexcept nogil:
     if not ends:
         loop.accepting.count = listeners.count
         accepting_watch(loop)
+
+
+cdef int64_t accepting_hang(Loop *loop, bint on) noexcept nogil:
+    cdef int64_t rc = 0
+    cdef int i
+    for i in range(loop.accepting.count):
+        rc = min(rc, net_hang(loop.accepting.listeners[i].watch.fd, on))
+    return rc
 
 
 cdef void accepting_freed(Loop *loop) noexcept nogil:

@@ -1,7 +1,7 @@
 # What a worker runs: the model is in engine.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from tcpproxy._core.accepting cimport NewListeners, accepting_close, accepting_event, accepting_freed, accepting_replace, \
-    accepting_take_all, accepting_watch
+from tcpproxy._core.accepting cimport NewListeners, accepting_close, accepting_event, accepting_freed, accepting_hang, \
+    accepting_replace, accepting_take_all, accepting_watch
 from tcpproxy._core.bending cimport bending_change, bending_has
 from tcpproxy._core.bulk cimport BULK_OVER_NS, bulk_count, bulk_judge
 from tcpproxy._core.closing cimport closing_abort
@@ -9,7 +9,7 @@ from tcpproxy._core.connecting cimport AddressList, addresses_release
 from tcpproxy._core.control cimport Kill, control_kill, control_pause
 from tcpproxy._core.events cimport REASON_SHUTDOWN
 from tcpproxy._core.half cimport half_waiting
-from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_CONNECTION, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, \
+from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_CONNECTION, MESSAGE_HANG, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, \
     MESSAGE_PLAN, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
 from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, loop_resume, relay_alive, relay_shaping
 from tcpproxy._core.net cimport NET_NONE, net_own_address
@@ -287,6 +287,8 @@ cdef void _carry_out(Loop *loop, const Message *message) noexcept nogil:
         accepting_take_all(loop)
     elif message.kind == MESSAGE_LISTEN:
         accepting_replace(loop, <NewListeners *> message.body)
+    elif message.kind == MESSAGE_HANG:
+        (<int64_t *> message.body)[0] = accepting_hang(loop, message.id != 0)
     elif message.kind == MESSAGE_PAUSE:
         control_pause(loop, <uint8_t> message.id)
     elif message.kind == MESSAGE_KILL:

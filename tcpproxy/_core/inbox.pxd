@@ -20,6 +20,7 @@ cdef enum:                      # Message.kind
     MESSAGE_SYNC                # obey Loop.stop, so that the sender knows when that is done
     MESSAGE_ACCEPT              # accept the clients that wait
     MESSAGE_LISTEN              # the NewListeners in `body` replace the listeners
+    MESSAGE_HANG                # clients of the listeners hang, or (`id` 0) no longer; the int64_t in `body` is the result
     MESSAGE_PAUSE               # `id` becomes Loop.paused
     MESSAGE_KILL                # end connections: the Kill in `body` says which
 

@@ -38,6 +38,7 @@ cdef extern from "net.h" nogil:
     int64_t net_send(net_socket fd, const void *data, size_t size)
     int net_shut_write(net_socket fd)                           # sends FIN behind what is queued
     void net_close(net_socket fd)
+    int net_hang(net_socket fd, int on)
     void net_reset(net_socket fd)                               # closes with RST
 
     void net_no_delay(net_socket fd)

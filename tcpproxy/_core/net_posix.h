@@ -23,6 +23,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 #ifdef __linux__
+#include <linux/filter.h>
 #include <linux/sockios.h>
 #endif
 #ifdef __APPLE__ /* new SDKs have MSG_NOSIGNAL, older systems do not: SO_NOSIGPIPE is set on each socket instead */

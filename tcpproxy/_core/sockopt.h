@@ -87,6 +87,23 @@ static inline void net_pacing_off(net_socket fd)
 #endif
 }
 
+/* Makes the clients of a TCP listener hang (`on`), or no longer: a filter drops each packet that comes for the listener, so
+ * their kernels send the first one again and again, and connect() does not return. Connections that are established are
+ * other sockets. 0, or -errno; only Linux can do this. */
+static inline int net_hang(net_socket fd, int on)
+{
+#ifdef __linux__
+    struct sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
+    struct sock_fprog program = {1, &drop};
+    if (setsockopt(fd, SOL_SOCKET, on ? SO_ATTACH_FILTER : SO_DETACH_FILTER, &program, sizeof program) < 0)
+        return !on && errno == ENOENT ? 0 : -errno; /* there was no filter */
+    return 0;
+#else
+    (void)fd, (void)on;
+    return -EOPNOTSUPP;
+#endif
+}
+
 /* Those of them that a UNIX socket has. Only its sender's buffer counts. */
 static inline void net_tune_unix(net_socket fd, const net_tuning *tuning)
 {

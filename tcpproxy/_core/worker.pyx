@@ -15,11 +15,11 @@ from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
 from tcpproxy._core.events cimport EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, REASON_DENIED, EventRecord, events_empty, \
     events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
-from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_PLAN, MESSAGE_SYNC, \
-    MESSAGE_VIEW, Message
+from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_HANG, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_PLAN, \
+    MESSAGE_SYNC, MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, \
     RUN, UPSTREAM, UPSTREAMS, WORKERS, Counters, Histogram, Loop
-from tcpproxy._core.net cimport net_addr, net_close, net_format, net_pack, net_pack_path, net_path, net_socket, net_tune
+from tcpproxy._core.net cimport net_addr, net_close, net_format, net_hang, net_pack, net_pack_path, net_path, net_socket, net_tune
 from tcpproxy._core.plan cimport PLAN_RULES
 from tcpproxy._core.poller cimport poller_name, poller_wake
 from tcpproxy._core.reports cimport reports_bounds
@@ -61,6 +61,13 @@ def monotonic():
 def wall():
     """Seconds since 1970, likewise."""
     return wall_ns() / 1e9
+
+
+def hang(net_socket fd, bint on):
+    """Makes connecting to a TCP listener hang, or no longer; it need not listen yet. OSError: refused, or not on Linux."""
+    cdef int rc = net_hang(fd, on)
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
 
 
 cdef object address_text(const net_addr *address):
@@ -281,6 +288,17 @@ cdef class Worker:
         if not listeners.taken:
             for i in range(listeners.count):
                 net_close(listeners.fds[i])
+
+    def hang(self, bint on):
+        """Makes the clients of its listeners hang, or no longer, also for workers that share them. OSError: refused."""
+        cdef int64_t rc = 0
+        cdef Message message
+        message.kind = MESSAGE_HANG
+        message.id = on
+        message.body = &rc
+        self._tell(&message)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
 
     def pause(self, int directions):
         """Neither reads nor delivers in these directions: 1 to upstream, 2 to the client, 3 both, 0 none."""

@@ -21,6 +21,7 @@ from ..network.listening import strangers
 from ..proxy import Proxy
 from ..report.color import wants_color
 from ..report.printer import Printer, final_line, final_words
+from ..rules import NO_RULES
 from ..tap.capture import check_place
 from ..tap.dump import Dump
 from ..text import count
@@ -94,7 +95,7 @@ def _printer(config: Config, kind: type[Printer], about: dict[str, object], stdo
 def _sum_up_faults(proxy: Proxy, json: bool, stdout: int) -> None:
     """Says on how many connections each fault has acted."""
     for each in proxy.faults:
-        if each.fault.kind == "refuse":  # the system does not tell of clients that it refuses
+        if each.fault.kind in NO_RULES:  # the system does not tell of clients that it refuses
             continue
         text = f"fault {each.name} has acted on {count(each.fired, 'connection')}"
         final_words("faults", text, json, stdout, fault=each.name, connections=each.fired)

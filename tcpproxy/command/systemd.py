@@ -11,9 +11,11 @@ import math
 import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Mapping, MutableMapping
 
+from .._core.worker import hang
 from ..config.config import Config
 from ..errors import StartError, TcpProxyError, UsageError
 from ..native import monotonic
@@ -90,6 +92,8 @@ class Service:
         elif stored:
             wanted = [f"{prefix}{number + 1} of {len(stored)}" for number in range(len(stored))]
             if sorted(stored) == sorted(wanted):
+                for descriptor in stored.values() if sys.platform.startswith("linux") else ():
+                    hang(descriptor, False)  # a fault of the process before is over
                 return _sockets([stored[name] for name in wanted])
             self._forget(stored)
         if len(prefix) < 240 and prefix.isascii() and keeps:

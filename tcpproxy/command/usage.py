@@ -160,6 +160,7 @@ FAULTS = (
     ("reset_peer[=TIME]", "Reset both peers: at accept, or later."),
     ("close[=TIME]", "The same with an end of file."),
     ("refuse", "Refuse connections; the others go on."),
+    ("hang", "Connecting does not complete; the others go on. Linux."),
     ("blackhole", "Accept, and do nothing more."),
     ("connect_delay=TIME", "Connect to REMOTE later."),
 )

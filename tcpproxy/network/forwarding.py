@@ -42,6 +42,11 @@ class Forwarding:
         """Does a connection to this address come to this forward?"""
         return self.port is not None and self.port.is_own(address)
 
+    def hang(self, on: bool) -> None:
+        """Makes the clients of listeners to come hang: a Port alone can do that."""
+        if isinstance(self.port, Port):
+            self.port.hangs = on
+
     def keep(self) -> None:
         """Keeps the port, once its listeners have been closed: see `Port.keep`."""
         if self.port:

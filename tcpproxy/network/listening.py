@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from .._core.worker import LIMITS
+from .._core.worker import LIMITS, hang
 from ..config.config import Config
 from ..config.endpoints import Endpoint
 from ..config.forwards import ForwardSpec
@@ -65,6 +65,8 @@ class Port:
             raise StartError.because(f"cannot listen on {self._host}{self._which}", why)
         self._places = [_place(each) for each in found]
         self._closed = False
+        self.hangs = False
+        """Are clients of the next listeners to hang in their connect()?"""
         self._keepers: list[socket.socket] = []
         for attempt in range(8):
             try:
@@ -109,6 +111,8 @@ class Port:
             sockets, self._keepers = self._keepers or self._bind_all(), []
         try:
             for listener in sockets:
+                if self.hangs:
+                    hang(listener.fileno(), True)
                 listener.listen(BACKLOG)
         except OSError as error:
             _close_all(sockets)

@@ -7,9 +7,11 @@ import errno
 import hashlib
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -608,6 +610,86 @@ def test_refuse_from_the_start(make_proxy: Callable[..., tcpproxy.Proxy], echo: 
     proxy.faults[0].remove()
     with connect(proxy.address) as client:
         assert echoes(client)
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems cannot let clients hang")
+
+
+def hangs(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=0.3).close()
+    except TimeoutError:
+        return True
+    return False
+
+
+@linux
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("bind", ["127.0.0.1", "::1", "localhost"])
+def test_hang(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, bind: str, workers: int) -> None:
+    """Connecting does not complete; who is connected notices nothing, and who still tries gets through in the end."""
+    proxy = make_proxy(echo.name, workers=workers, bind=bind)
+    with connect(proxy.address) as client:
+        with proxy.fault("hang"):
+            assert all(hangs(address[:2]) for address in proxy.addresses)
+            assert echoes(client)
+            with socket.socket(socket.AF_INET6 if ":" in proxy.address[0] else socket.AF_INET) as late:
+                late.setblocking(False)
+                late.connect_ex(proxy.address)
+                pause(0.1)
+                assert proxy.stats().accepted == 1
+                proxy.restore()
+                late.settimeout(TIMEOUT)
+                assert echoes(late)
+        assert echoes(client)
+        with connect(proxy.address) as other:
+            assert echoes(other)
+
+
+@linux
+def test_hang_from_the_start_and_beside_others(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """A port that refuses does so; when it listens again, its clients hang."""
+    proxy = make_proxy(echo.name, faults="hang", workers=2)
+    assert hangs(proxy.address)
+    with proxy.down(), pytest.raises(ConnectionRefusedError):
+        connect(proxy.address)
+    assert hangs(proxy.address)
+    with proxy.fault("refuse"):
+        proxy.faults[0].remove()
+        proxy.fault("hang")
+    assert hangs(proxy.address)
+    with proxy.fault("refuse"):
+        proxy.faults[0].remove()
+    assert is_accepted(proxy.address)
+
+
+def is_accepted(address: tuple[str, int]) -> bool:
+    with connect(address) as client:
+        return echoes(client)
+
+
+@linux
+def test_clients_that_wait_are_no_clients_that_hang(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """Who has connected before, and was not accepted, is accepted."""
+    proxy = make_proxy(echo.name, max_connections=1)
+    with connect(proxy.address) as first:
+        assert echoes(first)
+        with connect(proxy.address) as second:
+            second.sendall(b"hello")
+            with proxy.fault("hang"):
+                first.close()
+                assert read_exactly(second, 5) == b"hello"
+
+
+def test_hang_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One sentence, whichever way it is given."""
+    words = "^clients of UNIX sockets cannot hang, expected a proxy that listens on TCP ports only$"
+    if sys.platform.startswith("linux"):
+        with pytest.raises(tcpproxy.UsageError, match=words):
+            tcpproxy.Proxy(forwards=[f"{tmp_path}/socket:127.0.0.1:1"], faults="hang")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(tcpproxy.UsageError, match=r"^this system cannot let clients hang, expected Linux; blackhole"):
+        tcpproxy.Proxy("127.0.0.1:1", faults=["latency=1ms", "hang,start=1h"])
 
 
 # --- windows ---

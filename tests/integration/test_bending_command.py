@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,26 @@ def test_windows(command: Callable[..., Command], echo: Echo) -> None:
     assert answers(proxy.address)
     eventually(lambda: not answers(proxy.address))
     eventually(lambda: answers(proxy.address))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems cannot let clients hang")
+def test_clients_that_hang(command: Callable[..., Command], echo: Echo) -> None:
+    """For a while, also of a process that has given rights up; of those who hang it says nothing."""
+    proxy = command("-d", "--fault", "hang,start=300ms,for=2s", echo.name)
+    assert answers(proxy.address)
+    eventually(lambda: not connects(proxy.address))
+    eventually(lambda: answers(proxy.address))
+    proxy.process.send_signal(signal.SIGTERM)
+    assert proxy.wait() == 0
+    assert not any("has acted" in line for line in proxy.stderr)
+
+
+def connects(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=0.2).close()
+    except TimeoutError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

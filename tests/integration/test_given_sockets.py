@@ -150,9 +150,10 @@ def test_it_cannot_refuse_clients(make_proxy: MakeProxy, echo: Echo, listener: s
     proxy = make_proxy(echo.name, sockets=[listener])
     with pytest.raises(UsageError, match="cannot refuse clients"):
         proxy.down()
-    for fault in ("refuse", "refuse,start=1h"):
-        with pytest.raises(UsageError, match="cannot refuse clients"):
+    for fault in ("refuse", "refuse,start=1h", "hang"):
+        words = "let clients hang" if fault == "hang" else "refuse clients"
+        with pytest.raises(UsageError, match=f"^a proxy that was given sockets cannot {words}, expected"):
             proxy.fault(fault)
-        with pytest.raises(UsageError, match="cannot refuse clients"):
+        with pytest.raises(UsageError, match=f"^a proxy that was given sockets cannot {words}, expected"):
             Proxy(echo.name, sockets=[listener], faults=fault)
     assert relays(proxy.address)

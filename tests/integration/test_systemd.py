@@ -351,6 +351,17 @@ def test_the_store_keeps_listeners_for_the_next_start(command: Start, echo: Echo
     assert manager.count("FDSTORE") == addresses, "what is in the store is not stored again"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems cannot let clients hang")
+def test_a_fault_does_not_outlive_its_process_in_the_store(command: Start, echo: Echo, manager: Manager) -> None:
+    options = ("-l", str(free_port()), echo.name)
+    process = command("--fault", "hang", *options, env=environment(manager, FDSTORE="16"))
+    manager.told("READY")
+    process.process.kill()
+    process.wait()
+    process = command(*options, **passing(manager.store, **manager.environ, FDSTORE="16"))
+    assert relays(process.address)
+
+
 @pytest.mark.parametrize("change", ["port", "bind", "part"])
 def test_what_is_in_the_store_and_not_wanted_is_taken_out(
     command: Start, echo: Echo, manager: Manager, change: str
