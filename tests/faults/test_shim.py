@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import mmap
-import os
 import re
-import shutil
 import signal
-import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,42 +12,8 @@ import pytest
 from campaigns import Holdings, campaign, nobody_hung
 from support import captures
 from support.command import Command
-from support.machine import needs_proc
+from support.preloaded import SEED, Shim
 from traffic import Server, Traffic
-
-CALLS = ["accept4", "socket", "connect", "recv", "send", "splice", "pipe2", "fcntl", "read", "epoll_ctl"]
-CALLS += ["epoll_wait/poll", "setsockopt", "getsockopt", "shutdown", "close", "ioctl", "memory", "write"]
-"""As in shim.c; so are the kinds of fault."""
-
-KINDS = ("short", "interrupted", "refused", "broken")
-HEAD = struct.Struct("IIQQ")
-SEED = int(os.environ.get("FAULTS_SEED", "1"))
-
-
-class Shim:
-    """The library, and the page through which it is told what to do and says what it did."""
-
-    def __init__(self, folder: Path) -> None:
-        needs_proc()  # it knows the calls of Linux
-        compiler = shutil.which("gcc") or shutil.which("cc")
-        if not compiler:
-            pytest.skip("needs a C compiler")
-        self.path, page = folder / "shim.so", folder / "page"
-        source = Path(__file__).with_name("shim.c")
-        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", self.path, source, "-ldl"], check=True)
-        page.write_bytes(bytes(mmap.PAGESIZE))
-        with page.open("r+b") as file:
-            self._page = mmap.mmap(file.fileno(), 0)
-        self.environment = {**os.environ, "LD_PRELOAD": str(self.path), "FAULTS": str(page)}
-
-    def set(self, one_in: int, fatal_one_in: int = 0, only: str = "") -> None:
-        calls = 1 << CALLS.index(only) if only else 0
-        HEAD.pack_into(self._page, 0, one_in, fatal_one_in, SEED, calls)
-
-    def counts(self) -> dict[str, int]:
-        values = struct.iter_unpack("Q", self._page[HEAD.size : HEAD.size + 8 * len(CALLS) * len(KINDS)])
-        names = (f"{call} {kind}" for call, kind in itertools.product(CALLS, KINDS))
-        return {name: value for name, (value,) in zip(names, values, strict=True) if value}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
