@@ -21,7 +21,6 @@ from ..network.listening import strangers
 from ..proxy import Proxy
 from ..report.color import wants_color
 from ..report.printer import Printer, final_line, final_words
-from ..rules import NO_RULES
 from ..tap.capture import check_place
 from ..tap.dump import Dump
 from ..text import count
@@ -94,6 +93,10 @@ def _printer(config: Config, kind: type[Printer], about: dict[str, object], stdo
 
 def _sum_up_faults(proxy: Proxy, json: bool, stdout: int) -> None:
     """Says on how many connections each fault has acted."""
+    if not proxy.faults:
+        return
+    from ..rules import NO_RULES  # its imports take milliseconds
+
     for each in proxy.faults:
         if each.fault.kind in NO_RULES:  # the system does not tell of clients that it refuses
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import threading
 import time
@@ -21,7 +20,11 @@ APART = 0.5
 
 def _resolved(forward: Forwarding) -> str:
     """The target, with what its name meant at the start."""
-    known = [str(ipaddress.ip_address(raw)) for raw, _, _ in forward.addresses] if forward.resolver else []
+    if not forward.resolver:
+        return forward.target
+    import ipaddress  # it takes milliseconds
+
+    known = [str(ipaddress.ip_address(raw)) for raw, _, _ in forward.addresses]
     more = f" and {len(known) - 1} more" if len(known) > 1 else ""
     return f"{forward.target} ({known[0]}{more})" if known else forward.target
 

@@ -6,6 +6,8 @@ import contextlib
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -270,3 +272,12 @@ def test_ten_thousand_mixed_connections(command: Start, upstream: Upstream, opti
             return shown + sum(map(int, dropped))
 
         eventually(lambda: told() == 24_000, 3 * TIMEOUT, "beginnings or ends are missing")
+
+
+def test_the_start_imports_nothing_that_it_does_not_need() -> None:
+    """What only some options need takes milliseconds of every start."""
+    program = "import sys, tcpproxy.command.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True, check=True)
+    heavy = {"asyncio", "email", "http.server", "ipaddress", "logging", "prometheus_client", "rich"}
+    own = {f"tcpproxy.{name}" for name in ("faults", "rules", "handles", "fixtures", "metrics", "network.networks")}
+    assert {*done.stdout.split()} & (heavy | own) == set()
