@@ -336,10 +336,13 @@ class Controls:
         """The seed as people are told it: with the dice that it is for."""
         return (self._bent or self._bend()).seed_text
 
+    def _warn(self, text: str) -> None:
+        self._reporter.note("warning", text)
+
     def _bend(self, faults: Fault | str | Iterable[Fault | str] = ()) -> Faults:
         from .handles import Faults
 
-        made = Faults(self._held, self._shut, faults, self._seed, self._impossible())
+        made = Faults(self._held, self._shut, faults, self._seed, self._impossible(), self._warn)
         found: Faults = vars(self).setdefault("_bent", made)  # another thread may be here, too
         self._reporter.faults = found
         return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from . import awaiting
 from ._core.rulebook import DICE, MOST_RULES, Rulebook
-from .errors import UsageError, WaitTimeout
+from .errors import StartError, UsageError, WaitTimeout
 from .faults import Fault, named
 from .native import Event, Thread, make_thread, monotonic
 from .rules import ALL, NO_RULES, Installed, rule
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Some = Fault | str | Iterable[Fault | str]
 Held = Callable[[], contextlib.AbstractContextManager["Crew | None"]]
+
+TRY_AGAIN = 0.1
+"""Seconds between two tries to open or close a window, when there are no descriptors or no memory."""
 
 KNOWN = 1000
 """Connections that a handle knows by their ids: the last ones."""
@@ -85,6 +88,7 @@ class Faults:
         faults: those that are in force from the start.
         seed: of the dice; None: a random one.
         impossible: why the proxy cannot have faults of these kinds.
+        warn: called with a sentence when a window cannot open or close.
 
     Raises:
         UsageError: a fault is invalid, or two contradict each other.
@@ -100,8 +104,9 @@ class Faults:
         faults: Some = (),
         seed: int | None = None,
         impossible: Mapping[str, str] = {},
+        warn: Callable[[str], object] = str,
     ) -> None:
-        self._impossible = impossible
+        self._impossible, self._warn = impossible, warn
         self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
         self._held, self._shut = held, shut
         self._change_at = math.inf
@@ -215,6 +220,7 @@ class Faults:
 
     def _open_and_close(self) -> None:
         """The thread that opens and closes windows, once there is one with an edge."""
+        warned = False
         while not self._over:
             changed = self._changed = Event()  # before the look at what it is set for
             wait = self._change_at - monotonic()
@@ -226,7 +232,15 @@ class Faults:
             with self._held() as crew:
                 if not crew:  # the start has failed
                     return
-                self._set(self._now.entries, crew)
+                try:
+                    self._set(self._now.entries, crew)
+                    warned = False
+                    continue
+                except (StartError, OSError, MemoryError) as error:
+                    if not warned:
+                        self._warn(f"{error}; it is tried again")
+                    warned = True
+            changed.wait(TRY_AGAIN)
 
     # --- seeing ---
 
@@ -338,7 +352,11 @@ class Handle:
         self._faults.update(self._entries[0], changes)
 
     def remove(self) -> None:
-        """Removes the faults. What they hold goes on, in order. To repeat it does no harm."""
+        """Removes the faults. What they hold goes on, in order. To repeat it does no harm.
+
+        Raises:
+            StartError: behind `refuse`, nobody can listen again: `Proxy.up` tries once more.
+        """
         self._faults.remove(self._entries)
 
     def wait_fired(self, n: int = 1, timeout: float | str | None = 5.0) -> None:

@@ -102,8 +102,16 @@ class Port:
         """Returns listening sockets, which the caller closes.
 
         Raises:
-            StartError: an address cannot be listened on.
+            StartError: an address cannot be listened on; the port is kept all the same.
         """
+        try:
+            return self._listen()
+        except StartError:
+            if KEEPS_BESIDE:
+                _share(self._keepers, False)
+            raise
+
+    def _listen(self) -> list[socket.socket]:
         if KEEPS_BESIDE:
             _share(self._keepers, True)
             sockets = self._bind_all()

@@ -24,6 +24,7 @@ from support.waiting import TIMEOUT, eventually, in_background, pause
 import tcpproxy
 from tcpproxy.faults import latency
 from tcpproxy.handles import KNOWN
+from tcpproxy.network import listening
 
 pytestmark = pytest.mark.skipif(not hasattr(termios, "TIOCOUTQ"), reason="asks the kernel what is not acknowledged")
 
@@ -725,6 +726,27 @@ def test_windows_of_a_fault_that_comes_later(make_proxy: Callable[..., tcpproxy.
                     client.sendall(b"x")
                     assert client.recv(1) == b"x"
             assert time.monotonic() - begin >= 0.1
+
+
+def test_a_window_that_cannot_close(
+    make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: list[tcpproxy.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can listen again, for want of descriptors: it is said once, and tried until it can be done."""
+    proxy = make_proxy(echo.name, faults="refuse,for=100ms")
+    tries = []
+
+    def fail(*_: object) -> None:
+        tries.append(1)
+        raise tcpproxy.StartError(errno.EMFILE, "cannot listen")
+
+    monkeypatch.setattr(listening.Port, "listen", fail)
+    eventually(lambda: len(tries) > 1)
+    assert not accepts(proxy.address)
+    monkeypatch.undo()
+    eventually(lambda: accepts(proxy.address))
+    assert [it.text for it in events if it.kind == "warning"] == ["cannot listen; it is tried again"]
+    with connect(proxy.address) as client:
+        assert echoes(client)
 
 
 def accepts(address: tuple[str, int]) -> bool:

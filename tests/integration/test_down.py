@@ -169,7 +169,7 @@ def test_up_without_descriptors(make_proxy: MakeProxy, echo: Echo, monkeypatch: 
     proxy = make_proxy(echo.name, workers=2)
     proxy.down()
 
-    def fail(_self: socket.socket) -> socket.socket:
+    def fail(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patch:
@@ -177,6 +177,14 @@ def test_up_without_descriptors(make_proxy: MakeProxy, echo: Echo, monkeypatch: 
         with pytest.raises(StartError, match="cannot listen again"):
             proxy.up()
     assert refuses(proxy.address)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "listen", fail)
+        with pytest.raises(StartError, match="cannot listen on"):
+            proxy.up()
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            thief.bind(proxy.address)
     proxy.up()
     assert relays(proxy.address)
 
