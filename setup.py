@@ -8,7 +8,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["accepting", "admission", "bending", "bulk", "capture", "closing", "connecting", "control", "engine"]
-MODULES += ["events", "half", "inbox", "opening", "packets", "pcapng", "pieces", "plan", "reader", "recorded"]
+MODULES += ["events", "half", "header", "inbox", "opening", "packets", "pcapng", "pieces", "plan", "reader", "recorded"]
 MODULES += ["recordings", "relay", "reports", "resources", "rulebook", "savefile", "shaped", "shaper", "sources"]
 MODULES += ["spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {

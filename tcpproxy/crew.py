@@ -153,6 +153,7 @@ class Crew:
             "tap": self._taps,
             "paused": self._paused,
             "upstreams": len(self._forwards),
+            "send_header": int((config.proxy_protocol.send_proxy or "v0")[1:]),
         }
 
     @property

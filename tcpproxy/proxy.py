@@ -301,6 +301,8 @@ class Proxy(Controls):
                 self._reporter.note("listening", name, each.target)
                 if (who := strangers(listener, self._mode)) and not self._chooses(listener):
                     self._reporter.note("warning", f"listening on {name}, which {who} may reach")
+                if self.config.proxy_protocol.send_proxy and not isinstance(listener.getsockname(), tuple):
+                    self._reporter.note("warning", f"clients of {name} have no address that upstream could be told")
                 if warning := small_buffers(listener, self.config):
                     self._reporter.note("warning", warning)
 

@@ -29,6 +29,7 @@ MODULES = [
     "engine",
     "events",
     "half",
+    "header",
     "inbox",
     "opening",
     "packets",

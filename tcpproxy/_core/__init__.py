@@ -31,6 +31,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     recordings the first bytes of each connection, in memory
     pieces     what a dump shows, from the reader of the tap to the log thread
     tap        ring of what passes, from a worker to the reader
+    header     the header of the PROXY protocol, read and written
     sources    connections of each source address
     admission  which clients are served, by their addresses
     inbox      commands to a worker from other threads

@@ -12,6 +12,8 @@ cdef struct NewListeners:       # from another thread
     int count                   # 0: nobody listens any more
     bint taken                  # set by the worker, which owns the descriptors from then on
 
+# Adds a listener, which it owns from now on: before the loop runs
+cdef void accepting_add(Loop *loop, net_socket fd, int target) noexcept nogil
 cdef void accepting_watch(Loop *loop) noexcept nogil                # registers the listeners, unless the proxy stops
 cdef void accepting_take_all(Loop *loop) noexcept nogil             # accepts the clients that wait
 # Accepts the clients that wait, then closes the listeners and takes these instead, or closes them if the proxy stops

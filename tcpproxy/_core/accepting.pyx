@@ -1,11 +1,12 @@
 # The listeners of a worker: the model is in accepting.pxd.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 from tcpproxy._core.admission cimport admission_admits
 from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT, REASON_DENIED, REASON_LIMIT
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_push
-from tcpproxy._core.loop cimport Group, Listener
-from tcpproxy._core.net cimport net_accept, net_accept_transient, net_close, net_hang, net_out_of_resources, net_socket, \
-    net_would_block
+from tcpproxy._core.loop cimport Group, Listener, Upstream
+from tcpproxy._core.net cimport net_accept, net_accept_transient, net_addr, net_close, net_hang, net_out_of_resources, \
+    net_own_address, net_socket, net_speaks_v6, net_unpack, net_would_block
 from tcpproxy._core.opening cimport opening_start, opening_turn_away
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wake
 from tcpproxy._core.reports cimport reports_paused
@@ -27,6 +28,34 @@ cdef enum:
     LIMIT_PAUSE_LEAST_NS = 5000000
     # Accepts at most when a command asks for all clients that wait: as many as the queue of a listener has room for.
     ACCEPTS_AT_MOST = 4096
+
+
+cdef void accepting_add(Loop *loop, net_socket fd, int target) noexcept nogil:
+    cdef Listener *listener = &loop.accepting.listeners[loop.accepting.count]
+    listener.watch.fd = fd
+    listener.target = target
+    loop.accepting.count += 1
+    if loop.send_header:
+        _note_place(&loop.upstreams[target], fd)
+
+
+cdef void _note_place(Upstream *upstream, net_socket fd) noexcept nogil:
+    """Notes what clients of a listener connect to: its address, unless that stands for all of them."""
+    cdef net_addr own
+    cdef uint8_t ip[16]
+    cdef uint16_t port
+    cdef bint family
+    cdef int i
+    net_own_address(fd, &own)
+    if not net_unpack(&own, ip, &port):
+        return
+    family = net_speaks_v6(&own)
+    upstream.place_counts[family] = min(upstream.place_counts[family] + 1, 2)
+    upstream.places[family].length = 0
+    for i in range(16 if family else 4):
+        if ip[15 - i] and upstream.place_counts[family] == 1:
+            upstream.places[family] = own
+            return
 
 
 cdef void accepting_watch(Loop *loop) noexcept nogil:
@@ -77,15 +106,15 @@ cdef void accepting_replace(Loop *loop, NewListeners *listeners) noexcept nogil:
     cdef bint ends = sync_load(&loop.stop) or sync_load(&loop.finished)
     accepting_take_all(loop)
     accepting_close(loop)
+    for i in range(loop.upstream_count):
+        memset(loop.upstreams[i].place_counts, 0, sizeof(loop.upstreams[i].place_counts))
     for i in range(listeners.count):
         if ends:
             net_close(listeners.fds[i])
         else:
-            loop.accepting.listeners[i].watch.fd = listeners.fds[i]
-            loop.accepting.listeners[i].target = listeners.targets[i]
+            accepting_add(loop, listeners.fds[i], listeners.targets[i])
     listeners.taken = True
     if not ends:
-        loop.accepting.count = listeners.count
         accepting_watch(loop)
 
 

@@ -36,6 +36,9 @@ static inline int net_pack(net_addr *to, const void *ip, size_t size, int port, 
     return 0;
 }
 
+/* Is it the address of an IPv6 socket? */
+static inline int net_speaks_v6(const net_addr *addr) { return addr->length == sizeof(struct sockaddr_in6); }
+
 /* Splits an address: its IP, IPv4 as IPv4-mapped IPv6, and its port in host order. Returns False if it is no IP address. */
 static inline int net_unpack(const net_addr *from, uint8_t ip[16], uint16_t *port)
 {

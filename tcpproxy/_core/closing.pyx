@@ -6,7 +6,7 @@ from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_FAULT, REASON_KIL
 from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break, half_holds
 from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_LINGERING, RELAY_RESETTING, RELAY_RELAYING, UPSTREAM, \
     loop_enqueue, relay_shaping
-from tcpproxy._core.net cimport ENOMEM, NET_NONE, net_close, net_is_unix, net_recv, net_reset, net_shut_write, net_socket, \
+from tcpproxy._core.net cimport ENOMEM, NET_NONE, net_close, net_recv, net_reset, net_shut_write, net_socket, \
     net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_IN, WATCH_STREAM, poller_rearm, poller_remove
 from tcpproxy._core.reports cimport reports_ended, reports_failed
@@ -106,14 +106,10 @@ cdef void _reset_peer_when_sent(Loop *loop, Relay *relay, int side) noexcept nog
     closing_reset_when_sent(loop, relay)
 
 
-cdef bint _is_unix(const Relay *relay, int side) noexcept nogil:
-    """Is it a UNIX socket? What was sent to its peer is the peer's already, and a close destroys none of it."""
-    return net_is_unix(&relay.client if side == CLIENT else &relay.upstream)
-
-
 cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
     """Resets the side that is left once its send queue is empty: RST destroys what the kernel has not sent yet.
 
+    Not for a UNIX socket: what was sent to its peer is the peer's already, and a close destroys none of it.
     No event says "send queue flushed": this checks every TIMER_FLUSH while the queue shrinks, every TIMER_STUCK while it
     does not. Nor while what the failed side sends is paused, its reset included.
     """
@@ -121,7 +117,7 @@ cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
     cdef bint progress = False
     if loop.paused & (1 << (1 - peer)):
         timers_arm(&loop.timers, &relay.check, TIMER_STUCK, loop.now_ns)
-    elif relay.sides[peer].error_pending or _is_unix(relay, peer) or _unsent(relay, peer, &progress) <= 0:
+    elif relay.sides[peer].error_pending or relay.sides[peer].is_unix or _unsent(relay, peer, &progress) <= 0:
         closing_close(loop, relay, True)
     elif progress:
         timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)

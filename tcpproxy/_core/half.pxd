@@ -70,6 +70,7 @@ cdef struct Side:               # one socket of a relay and its state
     uint8_t fin_sent            # the other side's EOF was passed on to it
     uint8_t no_delay            # TCP_NODELAY is set. Set late: it costs a call, and Nagle does not delay the first send
     uint8_t pacing_off          # it has taken bulk, and net_pacing_off was called
+    uint8_t is_unix             # a UNIX socket, which has nothing that only TCP has
 
 cdef struct Half:
     Buffer buffer

@@ -25,6 +25,7 @@ cdef enum:                  # Relay.state, in the order of a relay's life
     RELAY_FREE = 0
     RELAY_RESOLVING         # waits for the addresses of upstream
     RELAY_CONNECTING
+    RELAY_GREETING          # is connected; upstream has not taken all of the PROXY header yet
     RELAY_RELAYING
     RELAY_RESETTING         # one side was reset; the other is reset once the kernel has sent what it was given
     RELAY_LINGERING         # both FINs were passed on, but a peer still sends: read on, or close() would send RST
@@ -81,6 +82,8 @@ cdef struct Table:          # relays by index; see table.pxd
 cdef struct Upstream:
     AddressList *list       # the latest answer, or NULL
     void *incoming          # AddressList that another thread left here; the latest one wins
+    net_addr places[2]      # what its clients of IPv4 and of IPv6 connect to, if that is one address; none: ask the kernel
+    uint8_t place_counts[2]     # listeners of each family
     uint64_t asked          # set by the worker, taken by the lookup thread
     bint waiting            # asked, and no answer yet
 
@@ -156,6 +159,7 @@ cdef struct Loop:
     Relay *closed           # in this batch
     Spin spin
     Bulk bulk
+    int send_header         # version of the PROXY protocol that upstream is sent a header of; 0: none
     int last_side           # of the last event: CLIENT or UPSTREAM
     uint64_t stop
     uint64_t asking         # threads that send a question or wait for its answer; the loop does not end before it is 0

@@ -119,11 +119,11 @@ static inline int64_t net_receive(net_socket fd, void *to, size_t size, int flag
 static inline int64_t net_recv(net_socket fd, void *to, size_t size) { return net_receive(fd, to, size, 0); }
 static inline int64_t net_peek(net_socket fd, void *to, size_t size) { return net_receive(fd, to, size, MSG_PEEK); }
 
-static inline int64_t net_send(net_socket fd, const void *from, size_t size)
+static inline int64_t net_transmit(net_socket fd, const void *from, size_t size, int flags)
 {
     int64_t n;
     do
-        n = send(fd, (const char *)from, NET_LENGTH(size), MSG_NOSIGNAL);
+        n = send(fd, (const char *)from, NET_LENGTH(size), flags);
     while (n < 0 && net_errno() == EINTR);
 #ifdef __APPLE__
     if (n < 0 && errno == EPROTOTYPE) /* macOS, while a reset is processed; a retry would spin */
@@ -131,6 +131,19 @@ static inline int64_t net_send(net_socket fd, const void *from, size_t size)
 #endif
     return n < 0 ? -net_errno() : n;
 }
+
+static inline int64_t net_send(net_socket fd, const void *from, size_t size) { return net_transmit(fd, from, size, MSG_NOSIGNAL); }
+
+#ifdef MSG_MORE
+#define NET_HOLDS 1
+static inline int64_t net_send_held(net_socket fd, const void *from, size_t size)
+{
+    return net_transmit(fd, from, size, MSG_NOSIGNAL | MSG_MORE);
+}
+#else
+#define NET_HOLDS 0
+#define net_send_held net_send
+#endif
 
 /* Returns the pending error of a socket (SO_ERROR) and clears it: a positive errno, 0 if there is none. */
 static inline int net_take_error(net_socket fd)

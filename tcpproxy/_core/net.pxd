@@ -25,6 +25,7 @@ cdef extern from "net.h" nogil:
     bint net_unpack(const net_addr *addr, uint8_t *ip, uint16_t *port)     # ip: 16 bytes. False: no IP address
     void net_format(const net_addr *addr, char *text)           # text: 80 bytes
     uint64_t net_source(const net_addr *addr)
+    bint net_speaks_v6(const net_addr *addr)                    # the address of an IPv6 socket, IPv4-mapped ones too
 
     int64_t net_accept(net_socket listener, net_addr *peer, const net_tuning *tuning)       # a net_socket, or -errno
     int64_t net_open(const net_addr *to, const net_tuning *tuning)                          # the same
@@ -36,6 +37,8 @@ cdef extern from "net.h" nogil:
     int64_t net_recv(net_socket fd, void *to, size_t size)
     int64_t net_peek(net_socket fd, void *to, size_t size)
     int64_t net_send(net_socket fd, const void *data, size_t size)
+    bint NET_HOLDS                                              # net_send_held does hold
+    int64_t net_send_held(net_socket fd, const void *data, size_t size)     # with the next send, or 0.2 s later
     int net_shut_write(net_socket fd)                           # sends FIN behind what is queued
     void net_close(net_socket fd)
     int net_hang(net_socket fd, int on)

@@ -1,8 +1,9 @@
 # The beginning of a relay: from an accepted socket to two connected ones.
 #
-#   resolving --addresses--> connecting --an attempt wins--> relaying
+#   resolving --addresses--> connecting --an attempt wins--> (greeting --> ) relaying
 #
-# A failure resets the client. What the client sends meanwhile waits in the kernel.
+# A failure resets the client. What the client sends meanwhile waits in the kernel. With --send-proxy the first bytes for upstream
+# are a header; almost always its kernel takes all of it at once, and no relay is ever greeting.
 from libc.stdint cimport uint8_t, uint32_t
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay
@@ -16,5 +17,6 @@ cdef void opening_turn(Loop *loop, Relay *relay) noexcept nogil
 cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed
 cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil       # TIMER_CONNECT
+cdef void opening_greet(Loop *loop, Relay *relay) noexcept nogil           # an event of upstream in RELAY_GREETING
 cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil
 cdef void opening_attempt_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil

@@ -1,17 +1,21 @@
 # The beginning of a relay: the model is in opening.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tcpproxy._core.bending cimport bending_begin, bending_go_on, bending_has, bending_may_dial, bending_waits
+from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_drop, buffer_fill
 from tcpproxy._core.closing cimport closing_close, closing_connect_failed, closing_forget_attempts
 from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_has_more, connecting_new, \
     connecting_next, connecting_take
 from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, REASON_DNS, REASON_LIMIT, \
     REASON_REFUSED, REASON_UNREACHABLE
 from tcpproxy._core.half cimport MODE_SPLICE, ZERO_COPY_ALWAYS, Side
-from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAM, Upstream, \
-    loop_enqueue
-from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOENT, ENOMEM, ETIMEDOUT, NET_NONE, net_addr, net_is_unix, \
-    net_out_of_resources, net_peek, net_reset, net_send, net_would_block
-from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, poller_add
+from tcpproxy._core.header cimport HEADER_ROOM, header_write
+from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAM, \
+    Upstream, loop_enqueue
+from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOENT, ENOMEM, ETIMEDOUT, NET_HOLDS, NET_NONE, net_addr, \
+    net_is_unix, net_no_delay, net_out_of_resources, net_own_address, net_peek, net_reset, net_send, net_send_held, \
+    net_speaks_v6, net_would_block
+from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, poller_add, \
+    poller_rearm
 from tcpproxy._core.reports cimport reports_accepted, reports_connected, reports_refused
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_store, sync_sub
@@ -34,7 +38,7 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
         return
     relay.sides[CLIENT].ready = READY_OUT
     relay.sides[CLIENT].no_delay = True         # inherited from the listener
-    relay.sides[CLIENT].pacing_off = net_is_unix(&accepted.client)
+    relay.sides[CLIENT].is_unix = relay.sides[CLIENT].pacing_off = net_is_unix(&accepted.client)
     relay.sides[UPSTREAM].watch.fd = NET_NONE
     if loop.pump.zero_copy == ZERO_COPY_ALWAYS:
         relay.halves[CLIENT].mode = relay.halves[UPSTREAM].mode = MODE_SPLICE
@@ -157,15 +161,96 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     cdef uint32_t bits = relay.connecting.ready[number]
     connecting_take(relay.connecting, loop.pump.poller, number, &upstream.watch)
     relay.upstream = relay.connecting.list.addresses[number]
-    upstream.no_delay = upstream.pacing_off = net_is_unix(&relay.upstream)
+    upstream.is_unix = upstream.no_delay = upstream.pacing_off = net_is_unix(&relay.upstream)
     relay.attempt = <uint8_t> (number + 1)
     upstream.error = relay.connecting.error
     upstream.ready = bits & (READY_IN | READY_OUT)
     upstream.read_to_eagain = bits & (READY_EOF | READY_URGENT) != 0
     closing_forget_attempts(loop, relay)
+    if not loop.send_header or _greets(loop, relay):
+        _relay(loop, relay)
+
+
+cdef void _relay(Loop *loop, Relay *relay) noexcept nogil:
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
     reports_connected(loop, relay)
     timers_arm(&loop.timers, &relay.check, TIMER_KEEPALIVE, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)
     loop_enqueue(loop, relay)
+
+
+# --- the PROXY header for upstream ---
+
+cdef bint _greets(Loop *loop, Relay *relay) noexcept nogil:
+    """Sends the header. False: not all of it, so that the relay has to wait.
+
+    If bytes of the client are there, its turn, which is next, sends them behind the header in the same segment. Else Nagle's
+    algorithm would hold them back, when they come, until upstream has acknowledged the header.
+    """
+    cdef Side *upstream = &relay.sides[UPSTREAM]
+    cdef bint held = NET_HOLDS and _has_bytes(loop, relay)
+    cdef uint8_t header[HEADER_ROOM]
+    cdef net_addr destination
+    cdef int size
+    cdef int64_t sent
+    _find_destination(loop, relay, &destination)
+    size = header_write(loop.send_header, &relay.client, &destination, header)
+    if not held and not upstream.no_delay:
+        net_no_delay(upstream.watch.fd)
+        upstream.no_delay = True
+    sent = net_send_held(upstream.watch.fd, header, size) if held else net_send(upstream.watch.fd, header, size)
+    if sent == size:
+        return True
+    if sent >= 0 or net_would_block(sent):
+        sent = max(sent, 0)
+        if buffer_fill(&relay.halves[CLIENT].buffer, <const char *> header + sent, <uint32_t> (size - sent)) == 0:
+            relay.state = RELAY_GREETING
+            timers_cancel(&loop.timers, &relay.check)
+            _await_room(loop, upstream)
+            return False
+        sent = -ENOMEM
+    upstream.error = <int> -sent                # relay.pyx passes it on, behind what upstream has sent
+    return True
+
+
+cdef bint _has_bytes(Loop *loop, const Relay *relay) noexcept nogil:
+    """Has the client sent bytes that its first turn will deliver?"""
+    cdef const Side *client = &relay.sides[CLIENT]
+    return client.ready & READY_IN != 0 and not client.read_to_eagain and not client.error_pending \
+        and loop.pump.tap == NULL and not loop.paused and relay.halves[CLIENT].shaper == NULL
+
+
+cdef void opening_greet(Loop *loop, Relay *relay) noexcept nogil:
+    cdef Side *upstream = &relay.sides[UPSTREAM]
+    cdef Buffer *rest = &relay.halves[CLIENT].buffer
+    cdef int64_t sent
+    if not upstream.ready & READY_OUT:
+        return
+    sent = net_send(upstream.watch.fd, rest.memory + rest.start, rest.end - rest.start)
+    if sent == 0 or net_would_block(sent):
+        _await_room(loop, upstream)
+    elif sent > 0:
+        buffer_drop(rest, <uint32_t> sent)
+        if rest.memory != NULL:
+            _await_room(loop, upstream)
+        else:
+            _relay(loop, relay)
+    else:
+        buffer_clear(rest)
+        upstream.error = <int> -sent
+        _relay(loop, relay)
+
+
+cdef void _await_room(Loop *loop, Side *upstream) noexcept nogil:
+    upstream.ready &= ~READY_OUT
+    poller_rearm(loop.pump.poller, &upstream.watch, READY_OUT)
+
+
+cdef void _find_destination(Loop *loop, const Relay *relay, net_addr *destination) noexcept nogil:
+    """Sets what the client connected to; it costs a call only where the listener does not say it."""
+    cdef const net_addr *place = &loop.upstreams[relay.target].places[net_speaks_v6(&relay.client)]
+    if place.length and place.length == relay.client.length:
+        destination[0] = place[0]
+    else:
+        net_own_address(relay.sides[CLIENT].watch.fd, destination)

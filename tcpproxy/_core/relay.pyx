@@ -7,10 +7,10 @@ from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASO
     REASON_NONE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_SHAPED, PUMP_STALLED, \
     PUMP_WAIT, Half, Side, half_pump
-from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, RELAY_RESOLVING, \
-    UPSTREAM, loop_enqueue, loop_stall
-from tcpproxy._core.net cimport ECONNRESET, net_is_unix, net_keep_alive, net_take_error, net_unacked
-from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_next_attempt, \
+from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, \
+    RELAY_RESOLVING, UPSTREAM, loop_enqueue, loop_stall
+from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
+from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_greet, opening_next_attempt, \
     opening_timed_out, opening_turn
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT
 from tcpproxy._core.shaped cimport shaped_pump
@@ -41,7 +41,10 @@ cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) 
     if bits & (READY_EOF | READY_URGENT):
         side.read_to_eagain = True
     if relay.state < RELAY_RELAYING:
-        opening_client_event(loop, relay, bits)
+        if number == 0:
+            opening_client_event(loop, relay, bits)
+        else:
+            opening_greet(loop, relay)
         return
     if bits & READY_ERROR:
         side.error_pending = True
@@ -59,7 +62,7 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
     elif kind == TIMER_FLUSH or kind == TIMER_STUCK:
         closing_reset_when_sent(loop, relay)
     elif kind == TIMER_KEEPALIVE or kind == TIMER_UNACKED:
-        if kind == TIMER_KEEPALIVE and not net_is_unix(&relay.upstream):
+        if kind == TIMER_KEEPALIVE and not relay.sides[UPSTREAM].is_unix:
             net_keep_alive(relay.sides[UPSTREAM].watch.fd, &loop.tuning)
         _check_unacked(loop, relay)
     else:
@@ -102,7 +105,7 @@ cdef void _check_unacked(Loop *loop, Relay *relay) noexcept nogil:
     if relay.state != RELAY_RELAYING or _error_pending(relay) or not loop.timers.lists[TIMER_UNACKED].length_ns:
         return
     for side in range(2):
-        if net_is_unix(&relay.client if side == CLIENT else &relay.upstream):
+        if relay.sides[side].is_unix:
             continue                            # the kernel knows when that peer is gone
         rc = net_unacked(relay.sides[side].watch.fd, &loop.tuning, &relay.probes_at_ack[side])
         if rc < 0:
@@ -155,7 +158,7 @@ cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
             _rearm_deadline(loop, relay, moved & PUMP_MOVED != 0)
     elif relay.state == RELAY_RESETTING:
         closing_reset_when_sent(loop, relay)
-    elif relay.state == RELAY_RESOLVING or relay.state == RELAY_CONNECTING:
+    elif RELAY_RESOLVING <= relay.state <= RELAY_GREETING:
         opening_turn(loop, relay)
     elif relay.state == RELAY_LINGERING:
         closing_drain_input(loop, relay)

@@ -21,6 +21,7 @@ cdef struct Settings:       # of one worker
     int tap                     # 1: records what passes, for a TapReader (capture.pyx)
     int paused                  # Loop.paused at the start
     int upstreams               # how many there are
+    int send_header             # version of the PROXY protocol that upstream is sent a header of; 0: none
 
 cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil       # `loop` is zeroed: 0, -ENOMEM or -EMFILE
 cdef void resources_close(Loop *loop) noexcept nogil            # every descriptor; no worker of the group runs any more

@@ -56,6 +56,7 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
     loop.pump.size = settings.buffer_size
     loop.paused = <uint8_t> settings.paused
     loop.upstream_count = settings.upstreams
+    loop.send_header = settings.send_header
     loop.pump.budget = max(TURN_LEAST_BYTES, TURN_LEAST_READS * settings.buffer_size)
     loop.pump.splice_size = PIPE_BYTES
     loop.pump.now_ns = &loop.now_ns

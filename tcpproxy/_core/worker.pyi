@@ -34,6 +34,7 @@ class _Settings(TypedDict):
     tap: int
     paused: int
     upstreams: int
+    send_header: int
 
 _Numbers = tuple[int, str, str, Any, int, int, float, float, float, int, int, str]
 

@@ -6,7 +6,7 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_Size
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from tcpproxy._core.accepting cimport NewListeners
+from tcpproxy._core.accepting cimport NewListeners, accepting_add
 from tcpproxy._core.admission cimport BOUND_BYTES, admission_free, networks_init
 from tcpproxy._core.bending cimport bending_change
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
@@ -17,8 +17,8 @@ from tcpproxy._core.events cimport EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, REAS
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_HANG, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_PLAN, \
     MESSAGE_SYNC, MESSAGE_VIEW, Message
-from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_RESETTING, RELAY_RESOLVING, \
-    RUN, UPSTREAM, UPSTREAMS, WORKERS, Counters, Histogram, Loop
+from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_GREETING, RELAY_RELAYING, \
+    RELAY_RESOLVING, RUN, UPSTREAM, UPSTREAMS, WORKERS, Counters, Histogram, Loop
 from tcpproxy._core.net cimport net_addr, net_close, net_format, net_hang, net_pack, net_pack_path, net_path, net_socket, net_tune
 from tcpproxy._core.plan cimport PLAN_RULES
 from tcpproxy._core.poller cimport poller_name, poller_wake
@@ -163,9 +163,7 @@ cdef class Worker:
         if self.loop.accepting.count == LISTENERS:
             raise ValueError(f"at most {LISTENERS} listeners")
         net_tune(fd, &self.loop.tuning)              # accepted sockets inherit it
-        self.loop.accepting.listeners[self.loop.accepting.count].watch.fd = fd
-        self.loop.accepting.listeners[self.loop.accepting.count].target = target
-        self.loop.accepting.count += 1
+        accepting_add(self.loop, fd, target)
 
     def run(self):
         """Runs the loop in the calling thread until the worker is stopped. OSError: the poller has failed."""
@@ -456,4 +454,5 @@ cdef object _keys(const View *view, uint32_t bits):
 
 
 cdef object _state(int state):
-    return STATES[min(state, RELAY_RESETTING) - RELAY_RESOLVING]        # resetting and lingering are both "closing"
+    """Greeting is a part of connecting; resetting and lingering are both "closing"."""
+    return STATES[(state > RELAY_RESOLVING) + (state > RELAY_GREETING) + (state > RELAY_RELAYING)]

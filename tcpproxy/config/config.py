@@ -22,6 +22,7 @@ from .groups import (
     Operating,
     Options,
     Output,
+    ProxyProtocol,
     Seeing,
     Speed,
     Timeouts,
@@ -41,6 +42,7 @@ class Config:
         listening: `bind` and `port` (0: a free one); `forwards`, as they were given; `unix_mode` (a number).
         clients: `max_connections` (None: from the limit of open files), `max_connections_per_source` (0: any number),
             `allow` and `deny` (None: none).
+        proxy_protocol: `send_proxy` (None: off).
         timeouts: `connect_timeout`, `half_close_timeout`, `idle_timeout`, `keepalive`, `grace`.
         memory: `buffer_size`, `socket_buffer`.
         output: `debug`, `quiet`, `log_format`: of the command only.
@@ -55,6 +57,7 @@ class Config:
     forwards: tuple[ForwardSpec, ...]
     listening: Listening
     clients: Clients
+    proxy_protocol: ProxyProtocol
     timeouts: Timeouts
     memory: Memory
     output: Output

@@ -26,6 +26,7 @@ from .options import (
     preset,
     rows,
     size,
+    version,
     workers,
 )
 
@@ -112,6 +113,18 @@ class Clients:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProxyProtocol:
+    """Who the client is, told from proxy to proxy."""
+
+    send_proxy: str | None = version(
+        "Tell upstream each client's address, by the PROXY protocol.",
+        "The first bytes that upstream gets are a header, `v1` (a line of text) or `v2` (binary), with the client's "
+        "address and the one that it has connected to. Upstream must be told to expect it. It is sent at once, also if "
+        "the client sends nothing. A client of a UNIX socket has no address: the header says that.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timeouts:
     """How long things may take."""
 
@@ -174,6 +187,7 @@ class Memory:
         least=4096,
         most=1024**3,
         off=True,
+        minor=True,
     )
 
 
@@ -368,6 +382,7 @@ class Options(TypedDict, total=False):
     max_connections_per_source: int | str | None
     allow: str | Sequence[str] | None
     deny: str | Sequence[str] | None
+    send_proxy: str | None
     connect_timeout: float | str
     half_close_timeout: float | str
     idle_timeout: float | str | None
@@ -386,6 +401,7 @@ class Options(TypedDict, total=False):
 GROUPS: dict[str, type[Any]] = {
     "listening": Listening,
     "clients": Clients,
+    "proxy_protocol": ProxyProtocol,
     "timeouts": Timeouts,
     "memory": Memory,
     "output": Output,
@@ -402,6 +418,7 @@ ROWS: dict[str, list[Option]] = {name: rows(group) for name, group in GROUPS.ite
 HEADINGS = {
     "listening": "Listening",
     "clients": "Clients",
+    "proxy_protocol": "PROXY protocol",
     "timeouts": "Time-outs",
     "memory": "Memory",
     "output": "Output",

@@ -147,6 +147,15 @@ def choice(words: tuple[str, ...], help: str, doc: str, *, hidden: tuple[str, ..
     return _row(words[0], parse, "|".join(words), help, doc, **more)
 
 
+def version(help: str, doc: str, **more: Any) -> Any:
+    """A version of the PROXY protocol; without one None."""
+
+    def parse(what: str, value: Any) -> str | None:
+        return None if value is None else parse_choice(what, value, ("v1", "v2"))
+
+    return _row(None, parse, "v1|v2", help, doc, shown="none", **more)
+
+
 def path(help: str, doc: str, **more: Any) -> Any:
     """A file; without one None."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ import pytest
 from campaigns import Holdings, campaign, nobody_hung
 from support.command import Command
 from support.machine import needs
+from support.peers import Upstream, connect
+from support.streams import read_exactly
 from support.waiting import TIMEOUT, eventually
 from traffic import Server, Traffic
 
@@ -64,10 +67,10 @@ worker gets ENOSYS from it, and ends. So traffic goes on until all of these are 
 class Tracer:
     """strace, attached to the worker threads of a running command."""
 
-    def __init__(self, process: Command, inject: str, record: Path) -> None:
+    def __init__(self, process: Command, inject: str, record: Path, workers: int = WORKERS) -> None:
         pid = process.process.pid
         # In the order of their start: the main thread, the one that starts the proxy, the workers, others.
-        self.threads = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))[2 : 2 + WORKERS]
+        self.threads = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))[2 : 2 + workers]
         attach = [option for thread in self.threads for option in ("-p", str(thread))]
         calls = inject.partition(":")[0]
         argv = [
@@ -166,6 +169,49 @@ def test_calls_that_fail(
     nobody_hung(traffic)
     if "?" not in calls:
         assert injected
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_header_that_waits(version: str, command: Callable[..., Command], tmp_path: Path) -> None:
+    """Upstream's kernel has no room for the PROXY header: it is sent when it has, and the client's bytes behind it."""
+    needs("strace")
+    with contextlib.closing(Upstream()) as upstream:
+        proxy = command("--quiet", "--workers=1", "--send-proxy", version, upstream.name)
+        address = proxy.address  # its threads run
+        with Tracer(proxy, "sendto:error=EAGAIN:when=1..2", tmp_path / "record", 1) as tracer:
+            client = connect(address)
+            client.sendall(b"hello")
+            server = upstream.accept()
+            pushes = 0
+            while not select.select([server], [], [], 0.1)[0]:
+                server.sendall(b"x")  # makes the poller say that there is room
+                pushes += 1
+            header = 28
+            if version == "v1":
+                (_, port), (_, own) = client.getsockname(), client.getpeername()
+                header = len(f"PROXY TCP4 127.0.0.1 127.0.0.1 {port} {own}\r\n")
+            assert read_exactly(server, header + 5)[header:] == b"hello"
+            assert read_exactly(client, pushes) == b"x" * pushes
+        assert tracer.injected() == 2
+        client.close()
+        server.close()
+
+
+def test_header_that_waits_in_vain(command: Callable[..., Command], tmp_path: Path) -> None:
+    """It counts as a part of connecting."""
+    needs("strace")
+    with contextlib.closing(Upstream()) as upstream:
+        options = ["-d", "--workers=1", "--send-proxy", "v1", "--connect-timeout", "500ms"]
+        proxy = command(*options, upstream.name)
+        address = proxy.address
+        with Tracer(proxy, "sendto:error=EAGAIN:when=1+1", tmp_path / "record", 1), connect(address) as client:
+            server = upstream.accept()
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b"?"
+            server.close()
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+        assert [("timed out" in line, "upstream" in line) for line in proxy.complaints] == [(True, True)]
 
 
 def test_getsockopt_fails(command: Callable[..., Command], tmp_path: Path, rounds: int) -> None:

@@ -580,6 +580,7 @@ class Two:
                     "ephemeral_last": 0,
                     "zero_copy": ZERO_COPY["auto"],
                     "busy_poll_us": 0,
+                    "send_header": 0,
                     "tap": 0,
                     "paused": 0,
                     "upstreams": 1,

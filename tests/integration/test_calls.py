@@ -79,6 +79,28 @@ def test_a_connection(traced: Callable[..., collections.Counter[str]], options: 
     assert calls.total() <= (15.2 + names) * connections, calls
 
 
+def test_a_connection_with_a_header(traced: Callable[..., collections.Counter[str]]) -> None:
+    """--send-proxy costs one send more; and a setsockopt, sooner than else, where the client has sent nothing yet."""
+    connections, header = 50, 28
+
+    def one_by_one(address: tuple[str, int]) -> None:
+        for number in range(connections):
+            with connect(address) as client:
+                if number % 2:
+                    assert len(read_exactly(client, header)) == header  # which the server sends back
+                    client.sendall(MESSAGE)
+                    assert read_exactly(client, len(MESSAGE)) == MESSAGE
+                else:
+                    client.sendall(MESSAGE)
+                    assert read_exactly(client, header + len(MESSAGE)).endswith(MESSAGE)
+
+    calls = traced(one_by_one, "-q", "--send-proxy", "v2")
+    assert calls["sendto"] >= 3 * connections, "the trace does not show what it should"
+    assert calls["getsockname"] == 0
+    silent = connections // 2  # its header comes back alone: two calls to move it, and one to move the message later
+    assert calls.total() <= 16.2 * connections + 4 * silent, calls
+
+
 def test_a_round_trip(traced: Callable[..., collections.Counter[str]]) -> None:
     """On busy connections a round trip costs four calls, and never one to change what is watched.
 

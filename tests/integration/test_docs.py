@@ -19,7 +19,7 @@ import pytest
 from support.command import Command
 from support.machine import tells_resets
 from support.peers import Echo, connect, free_port
-from support.streams import echoes
+from support.streams import echoes, read_exactly
 from support.waiting import TIMEOUT, eventually
 
 import tcpproxy
@@ -146,7 +146,11 @@ def test_commands(arguments: list[str], command: Callable[..., Command], echo: E
     listening = json.loads(process.stdout[0])["listener"] if "json" in arguments else process.stdout[0].split()[2]
     host, _, port = listening.rpartition(":")
     with connect((EVERYWHERE.get(host.strip("[]"), host), int(port))) as client:
-        assert echoes(client)
+        if "--send-proxy" in arguments:
+            client.sendall(b"hello")
+            assert read_exactly(client, 33)[28:] == b"hello"  # behind a header of version 2
+        else:
+            assert echoes(client)
 
 
 def has_ipv6() -> bool:

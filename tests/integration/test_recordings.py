@@ -413,6 +413,7 @@ class Untended:
             "ephemeral_first": 0,
             "ephemeral_last": 0,
             "busy_poll_us": 0,
+            "send_header": 0,
             "tap": 1,
             "paused": 0,
             "upstreams": 1,
