@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from . import awaiting, lifetime
 from .config.config import Config
-from .config.endpoints import Remote, endpoint
+from .config.endpoints import Remote
 from .config.urls import with_address
 from .crew import LOG_DRAIN, Crew
 from .errors import CANNOT_REFUSE, StartError, UsageError, WaitTimeout
@@ -262,15 +262,17 @@ class Controls:
         Raises:
             UsageError: on setting, no such address can exist, or it is the proxy's own.
             StartError: on setting, the system refuses memory, or a thread for the look-ups.
-            RuntimeError: the proxy has several forwards.
+            RuntimeError: the proxy has several forwards; on setting, also if there are several targets.
         """
         self._check_single("upstream")
-        return str(self.config.remote)
+        return self.config.remote
 
     @upstream.setter
     def upstream(self, remote: Remote) -> None:
         self._check_single("upstream")
-        config = self.config.with_remote(endpoint(remote))
+        config = self.config.with_remote(remote)
+        if len(self.config.forwards[0].targets) > 1 or len(config.forwards[0].targets) > 1:
+            raise RuntimeError("a proxy with several targets keeps them: upstream can be set where there is one")
         with self._held() as crew:
             if not crew:
                 self.config = config

@@ -1,7 +1,7 @@
 """Crew: the threads of a proxy. One per worker, one for the log, one that serves lookups of names, and with a tap one
 that reads it.
 
-Each query has a further thread (see network/resolver.py), and with several forwards each lookup that it serves.
+Each query has a further thread (see network/resolver.py), and with several targets each lookup that it serves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
 from .errors import StartError, WorkerError, describe
 from .native import Event, Lock, Thread, allocate_lock, make_thread, monotonic, this_thread
-from .network.forwarding import Forwarding
+from .network.forwarding import Forwarding, all_targets
 from .network.limits import ephemeral_ports
 from .network.resolver import TTL, Address, Resolver
 from .processors import cpu_quota
@@ -45,7 +45,7 @@ class Crew:
     Args:
         config: what the proxy was told.
         reporter: what the log thread runs.
-        forwards: what it forwards; their numbers in workers are their places in this list.
+        forwards: what it forwards.
         failed: called once, by a worker's thread, if a worker ends by itself.
         record: bytes to record of each direction of each connection; 0: none.
         capture: what is written to a file; `close` closes it.
@@ -63,6 +63,7 @@ class Crew:
         paused: int = 0,
     ) -> None:
         self._config, self._reporter, self._forwards, self._failed = config, reporter, forwards, failed
+        self._targets = all_targets(forwards)
         self._record, self._capture, self._paused = record, capture, paused
         self._naming = Lock()  # over resolvers, and the addresses that workers have from them
         self._lookup_wakeup: Wakeup | None = None
@@ -96,13 +97,15 @@ class Crew:
         for number in range(self._config.operating.workers):
             worker = Worker(settings, allocate_lock)
             self._workers.append(worker)
-            for target, forward in enumerate(self._forwards):
-                for listener in listeners[target]:
+            for first, forward, own in zip(self._firsts, self._forwards, listeners, strict=True):
+                worker.fall_back(first, len(forward.targets))
+                for listener in own:
                     with listener.dup() as duplicate:
-                        worker.listen(duplicate.fileno(), target)
+                        worker.listen(duplicate.fileno(), first)
                         duplicate.detach()  # from here on the worker owns and closes it
-                if forward.addresses:
-                    worker.set_addresses(target, forward.addresses, TTL if forward.resolver else None)
+            for number, target in enumerate(self._targets):
+                if target.addresses:
+                    worker.set_addresses(number, target.addresses, TTL if target.resolver else None)
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         per_source = self._config.clients.max_connections_per_source
         Worker.link(self._workers, limit=limit, per_source=per_source, admitted=self._admitted())
@@ -118,7 +121,7 @@ class Crew:
         for worker in self._workers:
             worker.want_events(self._reporter.kinds, self._reporter.wants_outgoing)
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
-        if any(each.resolver for each in self._forwards):
+        if any(each.resolver for each in self._targets):
             self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, lookup_wakeup)
 
     def _admitted(self) -> bytes | None:
@@ -129,6 +132,12 @@ class Crew:
         from .network.networks import admitted  # its imports take milliseconds
 
         return admitted(clients.allow, clients.deny or ())
+
+    @property
+    def _firsts(self) -> list[int]:
+        """The number of each forward's first target."""
+        counts = [len(each.targets) for each in self._forwards]
+        return [sum(counts[:place]) for place in range(len(counts))]
 
     def _settings(self, log_wakeup: Wakeup, lookup_wakeup: Wakeup) -> _Settings:
         """What each worker is told."""
@@ -152,7 +161,7 @@ class Crew:
             "busy_poll_us": busy_poll,
             "tap": self._taps,
             "paused": self._paused,
-            "upstreams": len(self._forwards),
+            "upstreams": len(self._targets),
             "send_header": int((config.proxy_protocol.send_proxy or "v0")[1:]),
         }
 
@@ -214,7 +223,11 @@ class Crew:
         """
         with contextlib.ExitStack() as stack:
             new = [
-                [(stack.enter_context(each.dup()), target) for target, own in enumerate(listeners) for each in own]
+                [
+                    (stack.enter_context(each.dup()), first)
+                    for first, own in zip(self._firsts, listeners, strict=False)
+                    for each in own
+                ]
                 for _ in self._workers
             ]
             for worker, own in zip(self._workers, new, strict=True):
@@ -270,12 +283,13 @@ class Crew:
         """Makes connections that do not connect yet go to another upstream. When it returns, they do.
 
         Args:
-            new: takes the place of the only forward.
+            new: takes the place of the only forward; both have one target.
 
         Raises:
             MemoryError, RuntimeError: there is no memory or no thread.
         """
-        if new.resolver and not self._lookup_thread:
+        (target,) = new.targets
+        if target.resolver and not self._lookup_thread:
             thread = self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._lookup_wakeup)
             try:
                 thread.start()
@@ -283,11 +297,11 @@ class Crew:
                 self._lookup_thread = None
                 raise
         with self._naming:
-            (forward,) = self._forwards
-            old, forward.resolver = forward.resolver, new.resolver
-            forward.target, forward.addresses = new.target, new.addresses
+            (known,) = self._targets
+            old, known.resolver = known.resolver, target.resolver
+            known.place, known.name, known.addresses = target.place, target.name, target.addresses
             for worker in self._workers:
-                worker.set_addresses(0, new.addresses, TTL if new.resolver else None)
+                worker.set_addresses(0, target.addresses, TTL if target.resolver else None)
         if old:
             old.close()
         self.sync()
@@ -309,7 +323,7 @@ class Crew:
                 worker.close()
             if self.tap:
                 self.tap.close()
-        for each in self._forwards:
+        for each in self._targets:
             if each.resolver:
                 each.resolver.close()
         for wakeup in self._wakeups:
@@ -373,7 +387,7 @@ class Crew:
 
     def connections(self) -> list[Connection]:
         """The live connections of all workers."""
-        targets = [each.target for each in self._forwards]
+        targets = [each.name for each in self._targets]
         faults = self._reporter.faults
         return [
             Connection(*item, target=targets[target], faults=faults.acted(item[0], keys) if faults else (), held=held)
@@ -405,7 +419,7 @@ class Crew:
         """Looks a target's name up whenever a worker asks."""
         while self.running or not self._stopping.is_set():
             wakeup.wait()
-            for number in range(len(self._forwards)):
+            for number in range(len(self._targets)):
                 asked = [
                     each.wants_addresses(number) for each in self._workers
                 ]  # of each one: the call clears its flag
@@ -413,14 +427,14 @@ class Crew:
                     self._begin_lookup(number)
 
     def _begin_lookup(self, number: int) -> None:
-        """Looks the name of a forward up; with several forwards in a thread of its own: a name server may hang."""
-        if len(self._forwards) > 1:
+        """Looks the name of a target up; with several targets in a thread of its own: a name server may hang."""
+        if len(self._targets) > 1:
             with contextlib.suppress(RuntimeError, MemoryError):
                 return make_thread("tcpproxy-name", self._look_up, number).start()
         self._look_up(number)
 
     def _look_up(self, number: int) -> None:
-        if resolver := self._forwards[number].resolver:
+        if resolver := self._targets[number].resolver:
             addresses, lifetime = resolver.lookup()
             for worker in self._workers:
                 self._publish_addresses(worker, number, resolver, addresses, lifetime)
@@ -431,7 +445,7 @@ class Crew:
         """Gives a worker the answer that it waits for. Retries after a MemoryError: the worker does not ask again."""
         while True:
             with contextlib.suppress(MemoryError), self._naming:
-                if resolver is self._forwards[number].resolver:  # else it has addresses of another upstream by now
+                if resolver is self._targets[number].resolver:  # else it has addresses of another upstream by now
                     worker.set_addresses(number, addresses, lifetime)
                 return
             if self._stopping.wait(0.1):

@@ -51,7 +51,7 @@ class Collector(_Collector):
     def __init__(self, *proxies: Proxy) -> None:
         if not proxies:
             raise TypeError("Collector() needs a proxy")
-        self._proxies = [(proxy, ",".join(str(each.target) for each in proxy.config.forwards)) for proxy in proxies]
+        self._proxies = [(proxy, ",".join(each.remote for each in proxy.config.forwards)) for proxy in proxies]
 
     def describe(self) -> Iterable[Metric]:
         """The metrics without samples: a registry wants their names."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Never, Self, Unpack
 
 from . import awaiting, lifetime
 from .config.config import Config
-from .config.endpoints import Endpoint, Remote
+from .config.endpoints import Endpoint, Remotes
 from .config.groups import Options
 from .config.reference import documented
 from .controls import Controls
@@ -23,7 +23,7 @@ from .crew import LOG_DRAIN, Crew
 from .errors import StartError, TcpProxyError, UsageError, WorkerError
 from .native import Event as Signal
 from .native import Lock, monotonic
-from .network.forwarding import Forwarding, leave_out_circles, listen, places_of
+from .network.forwarding import Forwarding, Target, all_targets, leave_out_circles, listen, places_of
 from .network.given import GivenPort, check_given
 from .network.limits import check_room, connection_limit
 from .network.listening import Port, known_places, no_place, small_buffers, strangers
@@ -55,7 +55,8 @@ class Proxy(Controls):
     Durations are seconds or texts like `250ms`, `5m`; sizes are bytes or texts like `64KiB`.
 
     Args:
-        remote: `HOST:PORT` or `[IPv6]:PORT`; an int is a port of localhost; a tuple is an address as
+        remote: `HOST:PORT` or `[IPv6]:PORT`, several with commas or in a list, of which the first that is reached
+            counts; an int is a port of localhost; a tuple is an address as
             `getsockname` returns it; a text that begins with `/`, or a `Path`, is a UNIX socket. None: `forwards`
             has the targets.
         on_event: called with each `Event`, in a thread of the proxy's own: a function, not a coroutine function;
@@ -83,7 +84,7 @@ class Proxy(Controls):
 
     def __init__(
         self,
-        remote: Remote | None = None,
+        remote: Remotes | None = None,
         *,
         on_event: Callable[[Event], None] | None = None,
         record: bool | int | str = False,
@@ -130,7 +131,7 @@ class Proxy(Controls):
             listeners = [each.listener for each in self.config.forwards]
             places = ["sockets" if self._given else it.path or it.host for it in listeners]
         routes = zip(places, self.config.forwards, strict=True)
-        text = "; ".join(f"{place} -> {each.target}" for place, each in routes)
+        text = "; ".join(f"{place} -> {each.remote}" for place, each in routes)
         return f"<Proxy {text}{';' if several else ','} {self._state}>"
 
     @property
@@ -223,7 +224,7 @@ class Proxy(Controls):
             check_room([each for own in listeners for each in own])
             if self.capture and crew.tap:
                 own = places_of(forwards)
-                names = [(each.spec.target.host, each.addresses) for each in forwards if each.resolver]
+                names = [(each.place.host, each.addresses) for each in all_targets(forwards) if each.resolver]
                 self.capture.begin(crew.tap, own, self.config.targets, names)
             if self._on_open:
                 self._on_open([each for own in listeners for each in own])
@@ -238,19 +239,19 @@ class Proxy(Controls):
 
     def _find_targets(self, forwards: list[Forwarding]) -> None:
         """Finds the targets' addresses: none (and a warning) of a name that does not resolve soon enough."""
-        asked: list[tuple[Forwarding, Resolver, int]] = []
-        for each in forwards:
-            target = each.spec.target
-            each.addresses = [unix_address(target.path)] if target.path else numeric(target.host, target.port) or []
+        asked: list[tuple[Target, Resolver, int]] = []
+        for each in all_targets(forwards):
+            place = each.place
+            each.addresses = [unix_address(place.path)] if place.path else numeric(place.host, place.port) or []
             if not each.addresses:
-                each.resolver = self._resolver_of(target.host, target.port)
+                each.resolver = self._resolver_of(place.host, place.port)
                 asked.append((each, each.resolver, each.resolver.ask()))
         deadline = monotonic() + START_LOOKUP
         for each, resolver, number in asked:
             each.addresses = resolver.lookup(max(0.0, deadline - monotonic()), number)[0]
             if not each.addresses and not self._stopping.is_set():
                 why = resolver.lookup_error or f"no answer within {START_LOOKUP:g} s"
-                text = f"cannot resolve {each.spec.target.host} ({why}); it is looked up again for each connection"
+                text = f"cannot resolve {each.place.host} ({why}); it is looked up again for each connection"
                 self._reporter.note("warning", text)
 
     def _bind_paths(self) -> None:

@@ -70,7 +70,7 @@ class Connection:
         waiting_for_client: the same in the other direction.
         outgoing: the proxy's own address toward upstream, `host:port`; empty until it is connected.
         reason: why it ended: a Reason; empty while it lives.
-        target: where its listener forwards to, as it was given.
+        target: what it goes to, or tries, as it was given.
         faults: the names of the faults that have acted on it: held, cut or discarded something.
         held: bytes that faults hold now, to upstream and to the client. `waiting_for_upstream` and `waiting_for_client`
             have them, too.
@@ -102,7 +102,7 @@ class Forward:
         spec: as it was given: an item of `forwards`, or the remote.
         address: (host, port) that it listens on, of several the first one; or the path of a UNIX socket.
         port: its port; 0: a UNIX socket.
-        target: where it forwards to, as it was given.
+        target: where it forwards to, as it was given; of several with commas between them.
     """
 
     spec: str

@@ -28,6 +28,7 @@ MODULES = [
     "control",
     "engine",
     "events",
+    "fallback",
     "half",
     "header",
     "inbox",

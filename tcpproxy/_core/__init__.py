@@ -12,6 +12,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     accepting  listeners, pauses, which worker serves a client
     relay      events, timers and turns of one connection
     opening    from an accepted socket to two connected ones
+    fallback   which target of a forward a connection tries, and what is remembered of each
     bending    what faults do to a connection: they take hold of it, and end it
     closing    resets passed on, last bytes drained, sockets closed
     reports    event records, and the tap's records of begins and ends: the only place that writes facts

@@ -181,7 +181,7 @@ cdef void _discard(Loop *loop, Side *side) noexcept nogil:
 cdef void closing_connect_failed(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil:
     relay.reason = reason
     relay.error = error
-    if relay.connecting != NULL:
+    if relay.connecting != NULL and relay.connecting.list != NULL:
         relay.upstream = relay.connecting.list.addresses[relay.connecting.last]
     _release(loop, relay, True, True)
     reports_failed(loop, relay)
@@ -260,6 +260,8 @@ cdef void _send_fin(Loop *loop, Relay *relay, int number) noexcept nogil:
 cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil:
     cdef Connecting *connecting = relay.connecting
     relay.connecting = NULL                     # before it is freed: see resources_close_after_fork
+    if connecting.share.owner != NULL:
+        alarms_cancel(&loop.timers, &connecting.share)
     connecting_free(connecting, loop.pump.poller)
 
 

@@ -1,6 +1,6 @@
 # Connecting to upstream: the model is in connecting.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.net cimport ECONNREFUSED, EINPROGRESS, NET_NONE, net_connect, net_met_itself, net_open, \
     net_reset, net_socket, net_take_error, net_unconnected, net_was_connected
 from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
@@ -14,17 +14,30 @@ cdef Connecting *connecting_new(AddressList *list, const net_tuning *tuning) noe
         return NULL
     for i in range(<uint32_t> ADDRESSES):
         connecting.attempts[i].fd = NET_NONE
-    addresses_keep(list)
-    connecting.list = list
+    if list != NULL:
+        connecting_use(connecting, list)
     connecting.tuning = tuning
     return connecting
 
 
-cdef void connecting_free(Connecting *connecting, Poller *poller) noexcept nogil:
+cdef void connecting_use(Connecting *connecting, AddressList *list) noexcept nogil:
+    addresses_keep(list)
+    connecting.list = list
+
+
+cdef void connecting_restart(Connecting *connecting, Poller *poller) noexcept nogil:
     cdef uint32_t i
     for i in range(connecting.started):
         _give_up(connecting, poller, i)
+        connecting.ready[i] = 0
     addresses_release(connecting.list)
+    connecting.list = NULL
+    connecting.started = connecting.last = 0
+    connecting.error = 0
+
+
+cdef void connecting_free(Connecting *connecting, Poller *poller) noexcept nogil:
+    connecting_restart(connecting, poller)
     free(connecting)
 
 
@@ -113,6 +126,35 @@ cdef int _failed(Connecting *connecting, Poller *poller, uint32_t number, int er
 cdef void connecting_take(Connecting *connecting, Poller *poller, uint32_t number, Watch *to) noexcept nogil:
     poller_move(poller, &connecting.attempts[number], to)
     connecting.attempts[number].fd = NET_NONE
+
+
+cdef enum:
+    AVOIDED_NS = 600000000000           # 10 minutes
+
+
+cdef uint64_t connecting_avoids(const Connecting *connecting, uint32_t winner, uint64_t now_ns) noexcept nogil:
+    cdef uint32_t silent = connecting.list.addresses[0].length
+    if connecting.attempts[0].fd == NET_NONE or connecting.list.addresses[winner].length == silent:
+        return 0
+    return (now_ns + AVOIDED_NS) & ~<uint64_t> 0xff | silent
+
+
+cdef AddressList *addresses_avoid(AddressList *list, uint64_t avoided) noexcept nogil:
+    cdef AddressList *ordered = <AddressList *> malloc(sizeof(AddressList))
+    cdef uint32_t i, last, count = 0
+    if ordered == NULL:
+        return list                     # an order of less use
+    ordered.users = 1
+    ordered.expires_ns = list.expires_ns
+    ordered.avoided = avoided
+    for last in range(2):
+        for i in range(list.count):
+            if (list.addresses[i].length == avoided & 0xff) == last:
+                ordered.addresses[count] = list.addresses[i]
+                count += 1
+    ordered.count = count
+    addresses_release(list)
+    return ordered
 
 
 cdef void addresses_keep(AddressList *list) noexcept nogil:

@@ -12,6 +12,8 @@ cdef enum:                  # EventRecord.kind; names in events_kind_name
     EVENT_ACCEPT_ERROR      # accepting pauses: out of descriptors or memory (EMFILE and the like)
     EVENT_ACCEPT_LIMIT      # accepting pauses: as many connections as allowed (Group.limit). No relay ends with it
     EVENT_FAULT             # `fault` has acted on a connection, the first time; to_upstream, to_client: how far these were
+    EVENT_UPSTREAM_DOWN     # `target`, one of several of a forward, was not reached, and had been; `fault`: the one tried instead
+    EVENT_UPSTREAM_UP       # `target` was not reached, and is again
     KINDS
 
 cdef enum:
@@ -47,7 +49,7 @@ cdef struct EventRecord:
     uint64_t to_client      # bytes delivered
     uint64_t duration_ns    # since accept
     uint64_t connect_ns     # from accept to connected
-    uint64_t fault          # Rule.key of plan.pxd
+    uint64_t fault          # EVENT_FAULT: Rule.key of plan.pxd; EVENT_UPSTREAM_DOWN: an upstream, `target` itself if none is left
     net_addr client
     net_addr upstream       # the address that was connected, or the one tried last
     net_addr outgoing       # the proxy's own address toward upstream; only if EVENTS_OUTGOING is wanted

@@ -9,7 +9,7 @@ from tcpproxy._core.sync cimport sync_bump, sync_check, sync_load, sync_peek, sy
 cdef extern from * nogil:
     """
     static const char *const KIND_NAMES[] = {"", "new", "connected", "end", "failed", "accept-error", "limit",
-                                              "fault"};
+                                              "fault", "upstream-down", "upstream-up"};
     static const char *const REASON_NAMES[] = {
         "", "client-eof", "upstream-eof", "client-reset", "upstream-reset", "idle", "half-close-timeout", "connect-refused",
         "connect-timeout", "unreachable", "dns", "limit", "shutdown", "killed", "fault", "denied",

@@ -37,7 +37,9 @@ cdef enum:                  # Loop.stop
     ABORT = 2               # reset every relay and end
 
 cdef enum:                  # limits of one proxy
-    UPSTREAMS = 64          # forwards: a listener names its upstream by number
+    FORWARDS = 64
+    TARGETS = 16            # of one forward
+    UPSTREAMS = 255         # targets of all forwards: a listener names the first of its own by number
     LISTENERS = 1024        # a name to listen on may have several addresses
     WORKERS = 64
     TABLE_CHUNKS = 16384
@@ -68,7 +70,7 @@ cdef struct Relay:          # one proxied connection; its two sockets are `sides
     uint8_t state
     uint8_t reason          # REASON_ of events.pxd
     uint8_t attempt         # upstream's socket in the tag: the number of the attempt that won, plus 1
-    uint8_t target          # index of its upstream
+    uint8_t target          # index of its upstream; while it connects, of the one that is tried
     uint8_t queued          # on the run queue, or stalled
     uint8_t stalled         # waits for room in the tap
     uint8_t last_sender     # the side whose bytes were delivered last
@@ -79,13 +81,15 @@ cdef struct Table:          # relays by index; see table.pxd
     uint32_t size           # slots that exist
     Relay *free
 
-cdef struct Upstream:
+cdef struct Upstream:           # one target of a forward; those that follow it are numbered on
     AddressList *list       # the latest answer, or NULL
     void *incoming          # AddressList that another thread left here; the latest one wins
     net_addr places[2]      # what its clients of IPv4 and of IPv6 connect to, if that is one address; none: ask the kernel
     uint8_t place_counts[2]     # listeners of each family
     uint64_t asked          # set by the worker, taken by the lookup thread
     bint waiting            # asked, and no answer yet
+    int targets             # of the forward's first: how many it has
+    int first               # the forward's first
 
 cdef enum:
     BUCKETS = 10            # of a Histogram: one more than its bounds
@@ -112,7 +116,7 @@ cdef struct Counters:       # written by the worker, except `active`; read by an
 
 cdef struct Listener:
     Watch watch
-    int target              # the upstream of its clients
+    int target              # the first upstream of its clients
 
 cdef struct Accepting:      # see accepting.pxd
     Listener listeners[LISTENERS]
@@ -131,6 +135,8 @@ cdef struct Group:          # what the workers of one proxy share
     uint64_t interactive_ns     # when one of them last saw interactive traffic
     Admission *admission    # NULL: clients may come from anywhere
     Sources sources
+    uint64_t down[UPSTREAMS]    # see fallback.pxd
+    uint64_t avoided[UPSTREAMS]     # see addresses_avoid of connecting.pxd
     Loop *members[WORKERS]
 
 cdef struct Loop:

@@ -1,6 +1,8 @@
 # The beginning of a relay: from an accepted socket to two connected ones.
 #
 #   resolving --addresses--> connecting --an attempt wins--> (greeting --> ) relaying
+#       ^                        |
+#       `--- the next target <---'   of a forward with several (fallback.pxd)
 #
 # A failure resets the client. What the client sends meanwhile waits in the kernel. With --send-proxy the first bytes for upstream
 # are a header; almost always its kernel takes all of it at once, and no relay is ever greeting.
@@ -12,11 +14,12 @@ from tcpproxy._core.loop cimport Loop, Relay
 cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil
 # Resets an accepted socket. REASON_LIMIT with errno 0: too many of its source; REASON_SHUTDOWN: the worker has failed
 cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil
-# A turn of a relay that is not connected yet: what faults do
+# A turn of a relay that is not connected yet: what faults do, and the next target
 cdef void opening_turn(Loop *loop, Relay *relay) noexcept nogil
 cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed
 cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil       # TIMER_CONNECT
 cdef void opening_greet(Loop *loop, Relay *relay) noexcept nogil           # an event of upstream in RELAY_GREETING
+cdef void opening_share_over(Loop *loop, Relay *relay) noexcept nogil      # TIMER_SHARE
 cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil
 cdef void opening_attempt_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil

@@ -1,12 +1,13 @@
 # The beginning of a relay: the model is in opening.pxd.
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.bending cimport bending_begin, bending_go_on, bending_has, bending_may_dial, bending_waits
 from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_drop, buffer_fill
 from tcpproxy._core.closing cimport closing_close, closing_connect_failed, closing_forget_attempts
-from tcpproxy._core.connecting cimport CONNECTING_FAILED, connecting_event, connecting_has_more, connecting_new, \
-    connecting_next, connecting_take
+from tcpproxy._core.connecting cimport CONNECTING_FAILED, addresses_avoid, connecting_avoids, connecting_event, \
+    connecting_has_more, connecting_new, connecting_next, connecting_take, connecting_use
 from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, REASON_DNS, REASON_LIMIT, \
     REASON_REFUSED, REASON_UNREACHABLE
+from tcpproxy._core.fallback cimport fallback_begin, fallback_has, fallback_next, fallback_reached
 from tcpproxy._core.half cimport MODE_SPLICE, ZERO_COPY_ALWAYS, Side
 from tcpproxy._core.header cimport HEADER_ROOM, header_write
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAM, \
@@ -18,7 +19,7 @@ from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, 
     poller_rearm
 from tcpproxy._core.reports cimport reports_accepted, reports_connected, reports_refused
 from tcpproxy._core.sources cimport sources_leave
-from tcpproxy._core.sync cimport sync_store, sync_sub
+from tcpproxy._core.sync cimport sync_claim, sync_peek, sync_set, sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
 from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_KEEPALIVE, TIMER_RETRY, TIMER_STAGGER, timers_arm, timers_cancel
 
@@ -51,7 +52,7 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
     reports_accepted(loop, relay)
     timers_arm(&loop.timers, &relay.deadline, TIMER_CONNECT, loop.now_ns)
     if loop.plan == NULL or bending_begin(loop, relay):
-        _resolve(loop, relay)
+        _dial(loop, relay)
 
 
 cdef void opening_turn(Loop *loop, Relay *relay) noexcept nogil:
@@ -59,7 +60,9 @@ cdef void opening_turn(Loop *loop, Relay *relay) noexcept nogil:
         return
     if bending_waits(relay) and bending_may_dial(loop, relay):
         timers_arm(&loop.timers, &relay.deadline, TIMER_CONNECT, loop.now_ns)
-        _resolve(loop, relay)
+        _dial(loop, relay)
+    elif fallback_has(relay) and relay.connecting.reason:
+        _next_target(loop, relay, relay.connecting.reason, relay.connecting.error)
 
 
 cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil:
@@ -83,6 +86,40 @@ cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept
         closing_close(loop, relay, True)
 
 
+# --- targets ---
+
+cdef void _dial(Loop *loop, Relay *relay) noexcept nogil:
+    if loop.upstreams[relay.target].targets > 1 and not fallback_begin(loop, relay):
+        closing_connect_failed(loop, relay, REASON_LIMIT, ENOMEM)
+    else:
+        _resolve(loop, relay)
+
+
+cdef void _failed(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil:
+    """The present target was not reached.
+
+    The next one follows in a turn: this batch may have another event of the attempts that have failed, whose tags those of
+    the next target have, too.
+    """
+    if reason == REASON_LIMIT or not fallback_has(relay):
+        closing_connect_failed(loop, relay, reason, error)
+        return
+    relay.connecting.reason = reason
+    relay.connecting.error = error
+    loop_enqueue(loop, relay)
+
+
+cdef void _next_target(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil:
+    if fallback_next(loop, relay, reason, error):
+        _resolve(loop, relay)
+    else:
+        closing_connect_failed(loop, relay, reason, error)
+
+
+cdef void opening_share_over(Loop *loop, Relay *relay) noexcept nogil:
+    _next_target(loop, relay, _too_late(relay), ETIMEDOUT)
+
+
 # --- addresses ---
 
 cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
@@ -102,13 +139,28 @@ cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil:
         if loop.upstreams[relay.target].list.count:
             _connect(loop, relay)
         else:
-            closing_connect_failed(loop, relay, REASON_DNS, 0)
+            _failed(loop, relay, REASON_DNS, 0)
 
 
 # --- attempts to connect ---
 
+cdef void _avoid_family(Loop *loop, int target) noexcept nogil:
+    """Puts the addresses of a family that did not answer last."""
+    cdef Upstream *upstream = &loop.upstreams[target]
+    cdef uint64_t avoided = sync_peek(&loop.group.avoided[target])
+    if avoided > loop.now_ns:
+        if avoided != upstream.list.avoided:
+            upstream.list = addresses_avoid(upstream.list, avoided)
+    elif avoided:
+        sync_claim(&loop.group.avoided[target], avoided, 0)     # the next lookup has the order of the system again
+
+
 cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
-    relay.connecting = connecting_new(loop.upstreams[relay.target].list, &loop.tuning)
+    _avoid_family(loop, relay.target)
+    if fallback_has(relay):
+        connecting_use(relay.connecting, loop.upstreams[relay.target].list)
+    else:
+        relay.connecting = connecting_new(loop.upstreams[relay.target].list, &loop.tuning)
     if relay.connecting == NULL:
         closing_connect_failed(loop, relay, REASON_LIMIT, ENOMEM)
         return
@@ -123,7 +175,7 @@ cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil:
             relay.connecting.started = 0        # its backlog is full: again, until TIMER_CONNECT
             timers_arm(&loop.timers, &relay.check, TIMER_RETRY, loop.now_ns)
             return
-        closing_connect_failed(loop, relay, _failure(relay.connecting.error), relay.connecting.error)
+        _failed(loop, relay, _failure(relay.connecting.error), relay.connecting.error)
     elif connecting_has_more(relay.connecting):
         timers_arm(&loop.timers, &relay.check, TIMER_STAGGER, loop.now_ns)
     else:
@@ -141,10 +193,21 @@ cdef uint8_t _failure(int error) noexcept nogil:
     return REASON_UNREACHABLE
 
 
-cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil:
-    if relay.state == RELAY_CONNECTING and relay.connecting.started:
+cdef uint8_t _too_late(Relay *relay) noexcept nogil:
+    """The reason of a time-out."""
+    if relay.state == RELAY_RESOLVING:
+        return REASON_DNS
+    if relay.connecting.started:
         relay.connecting.last = relay.connecting.started - 1
-    closing_connect_failed(loop, relay, REASON_DNS if relay.state == RELAY_RESOLVING else REASON_CONNECT_TIMEOUT, ETIMEDOUT)
+    return REASON_CONNECT_TIMEOUT
+
+
+cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil:
+    cdef uint8_t reason = _too_late(relay)
+    if fallback_has(relay):
+        relay.connecting.tried = <uint32_t> -1      # no time is left for others
+        fallback_next(loop, relay, reason, ETIMEDOUT)
+    closing_connect_failed(loop, relay, reason, ETIMEDOUT)
 
 
 cdef void opening_attempt_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil:
@@ -159,13 +222,20 @@ cdef void opening_attempt_event(Loop *loop, Relay *relay, uint32_t number, uint3
 cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
     cdef Side *upstream = &relay.sides[UPSTREAM]
     cdef uint32_t bits = relay.connecting.ready[number]
+    cdef uint64_t avoided
     connecting_take(relay.connecting, loop.pump.poller, number, &upstream.watch)
+    if number:
+        avoided = connecting_avoids(relay.connecting, number, loop.now_ns)
+        if avoided:
+            sync_set(&loop.group.avoided[relay.target], avoided)
     relay.upstream = relay.connecting.list.addresses[number]
     upstream.is_unix = upstream.no_delay = upstream.pacing_off = net_is_unix(&relay.upstream)
     relay.attempt = <uint8_t> (number + 1)
     upstream.error = relay.connecting.error
     upstream.ready = bits & (READY_IN | READY_OUT)
     upstream.read_to_eagain = bits & (READY_EOF | READY_URGENT) != 0
+    if fallback_has(relay):
+        fallback_reached(loop, relay)
     closing_forget_attempts(loop, relay)
     if not loop.send_header or _greets(loop, relay):
         _relay(loop, relay)
@@ -249,7 +319,8 @@ cdef void _await_room(Loop *loop, Side *upstream) noexcept nogil:
 
 cdef void _find_destination(Loop *loop, const Relay *relay, net_addr *destination) noexcept nogil:
     """Sets what the client connected to; it costs a call only where the listener does not say it."""
-    cdef const net_addr *place = &loop.upstreams[relay.target].places[net_speaks_v6(&relay.client)]
+    cdef const Upstream *first = &loop.upstreams[loop.upstreams[relay.target].first]
+    cdef const net_addr *place = &first.places[net_speaks_v6(&relay.client)]
     if place.length and place.length == relay.client.length:
         destination[0] = place[0]
     else:

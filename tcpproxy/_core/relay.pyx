@@ -11,13 +11,14 @@ from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY
     RELAY_RESOLVING, UPSTREAM, loop_enqueue, loop_stall
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
 from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_greet, opening_next_attempt, \
-    opening_timed_out, opening_turn
+    opening_share_over, opening_timed_out, opening_turn
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT
 from tcpproxy._core.shaped cimport shaped_pump
 from tcpproxy._core.shaper cimport shaper_holds, shaper_waits
 from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
-    TIMER_LINGER, TIMER_NONE, TIMER_RETRY, TIMER_SHAPER, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, timers_arm, timers_cancel
+    TIMER_LINGER, TIMER_NONE, TIMER_RETRY, TIMER_SHAPER, TIMER_SHARE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, \
+    timers_arm, timers_cancel
 
 cdef enum:
     # Bytes that one side sends in a turn: fewer are interactive, more are bulk. A choice, not a measurement, of the size of
@@ -57,6 +58,8 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         opening_next_attempt(loop, relay)
     elif kind == TIMER_CONNECT:
         opening_timed_out(loop, relay)
+    elif kind == TIMER_SHARE:
+        opening_share_over(loop, relay)
     elif kind == TIMER_SHAPER:
         bending_alarm(loop, relay)
     elif kind == TIMER_FLUSH or kind == TIMER_STUCK:

@@ -12,4 +12,6 @@ cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil      # its ups
 cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil
 # A fault acts on it, the first time; `up`, `down`: how far its directions are
 cdef void reports_fault(Loop *loop, Relay *relay, uint64_t key, uint64_t up, uint64_t down) noexcept nogil
+# EVENT_UPSTREAM_DOWN or EVENT_UPSTREAM_UP of a target; `instead`: what is tried in its place
+cdef void reports_target(Loop *loop, int kind, uint8_t target, uint8_t reason, int error, uint8_t instead) noexcept nogil
 cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil       # EVENT_ACCEPT_ERROR or EVENT_ACCEPT_LIMIT

@@ -172,6 +172,16 @@ cdef void reports_fault(Loop *loop, Relay *relay, uint64_t key, uint64_t up, uin
         events_publish(&loop.events)
 
 
+cdef void reports_target(Loop *loop, int kind, uint8_t target, uint8_t reason, int error, uint8_t instead) noexcept nogil:
+    cdef EventRecord *record = _claim(loop, kind)
+    if record != NULL:
+        record.target = target
+        record.reason = reason
+        record.error = error
+        record.fault = instead
+        events_publish(&loop.events)
+
+
 cdef void reports_paused(Loop *loop, int kind, int error) noexcept nogil:
     cdef EventRecord *record = _claim(loop, kind)
     if record != NULL:

@@ -12,13 +12,13 @@ from tcpproxy._core.bending cimport bending_change
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
 from tcpproxy._core.control cimport Kill
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, REASON_DENIED, EventRecord, events_empty, \
+from tcpproxy._core.events cimport EVENT_NEW, EVENT_UPSTREAM_UP, EVENTS_OUTGOING, REASON_DENIED, EventRecord, events_empty, \
     events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_HANG, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_PLAN, \
     MESSAGE_SYNC, MESSAGE_VIEW, Message
-from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, LISTENERS, RELAY_GREETING, RELAY_RELAYING, \
-    RELAY_RESOLVING, RUN, UPSTREAM, UPSTREAMS, WORKERS, Counters, Histogram, Loop
+from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, FORWARDS, LISTENERS, RELAY_GREETING, \
+    RELAY_RELAYING, RELAY_RESOLVING, RUN, TARGETS, UPSTREAM, UPSTREAMS, WORKERS, Counters, Histogram, Loop
 from tcpproxy._core.net cimport net_addr, net_close, net_format, net_hang, net_pack, net_pack_path, net_path, net_socket, net_tune
 from tcpproxy._core.plan cimport PLAN_RULES
 from tcpproxy._core.poller cimport poller_name, poller_wake
@@ -37,8 +37,11 @@ import threading
 POLLER = poller_name().decode()
 FEATURES = ("splice",) if splice_here() else ()
 ZERO_COPY = {"off": ZERO_COPY_OFF, "auto": ZERO_COPY_AUTO, "always": ZERO_COPY_ALWAYS}
-LIMITS = {"workers": WORKERS, "listeners": LISTENERS, "forwards": UPSTREAMS, "connections": CONNECTIONS}
-KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_FAULT + 1)])
+LIMITS = {
+    "workers": WORKERS, "listeners": LISTENERS, "forwards": FORWARDS, "targets": TARGETS, "all_targets": UPSTREAMS,
+    "connections": CONNECTIONS,
+}
+KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_UPSTREAM_UP + 1)])
 REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_DENIED + 1)])
 STATES = ("resolving", "connecting", "relaying", "closing")
 
@@ -159,11 +162,21 @@ cdef class Worker:
             worker.loop.group = &together.group
 
     def listen(self, net_socket fd, int target):
-        """Accepts from this listening, non-blocking socket and connects to upstream `target`. The worker owns it from now on."""
+        """Accepts from this listening, non-blocking socket and connects to upstream `target`, of several in a row the first.
+
+        The worker owns it from now on.
+        """
         if self.loop.accepting.count == LISTENERS:
             raise ValueError(f"at most {LISTENERS} listeners")
         net_tune(fd, &self.loop.tuning)              # accepted sockets inherit it
         accepting_add(self.loop, fd, target)
+
+    def fall_back(self, int first, int targets):
+        """Makes upstream `first` and those that follow it, `targets` in all, the targets of one forward. Before it runs."""
+        cdef int i
+        self.loop.upstreams[first].targets = targets
+        for i in range(first, first + targets):
+            self.loop.upstreams[i].first = first
 
     def run(self):
         """Runs the loop in the calling thread until the worker is stopped. OSError: the poller has failed."""

@@ -7,7 +7,7 @@ import threading
 import time
 
 from ..native import monotonic, wall
-from ..network.forwarding import Forwarding
+from ..network.forwarding import Forwarding, Target
 from ..proxy import Proxy
 from ..report.fields import json_line
 from ..report.printer import final_words
@@ -18,15 +18,19 @@ APART = 0.5
 """Seconds between the two looks from which rates follow."""
 
 
-def _resolved(forward: Forwarding) -> str:
+def _resolved(target: Target) -> str:
     """The target, with what its name meant at the start."""
-    if not forward.resolver:
-        return forward.target
+    if not target.resolver:
+        return target.name
     import ipaddress  # it takes milliseconds
 
-    known = [str(ipaddress.ip_address(raw)) for raw, _, _ in forward.addresses]
+    known = [str(ipaddress.ip_address(raw)) for raw, _, _ in target.addresses]
     more = f" and {len(known) - 1} more" if len(known) > 1 else ""
-    return f"{forward.target} ({known[0]}{more})" if known else forward.target
+    return f"{target.name} ({known[0]}{more})" if known else target.name
+
+
+def _where(forward: Forwarding) -> str:
+    return ", else ".join(map(_resolved, forward.targets))
 
 
 class Display:
@@ -47,7 +51,7 @@ class Display:
         """On a terminal: where it forwards to, and how to stop it."""
         if not os.isatty(2):
             return
-        where = ", ".join(map(_resolved, self._proxy._forwards))
+        where = ", ".join(map(_where, self._proxy._forwards))
         self._proxy._note("forwarding", f"{where}; Ctrl-C stops")
 
     def show(self) -> None:

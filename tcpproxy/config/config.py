@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
+from .._core.worker import LIMITS
 from ..errors import UsageError
 from ..text import quoted
-from .endpoints import ANY_REMOTE, Endpoint, Remote, endpoint, listen_endpoint, parse_endpoint
+from .endpoints import ANY_REMOTE, Endpoint, Remotes, endpoints, listen_endpoint, parse_endpoints
 from .forwards import ForwardSpec
 from .groups import (
     GROUPS,
@@ -68,27 +69,33 @@ class Config:
     labels: Mapping[str, str] = field(repr=False, compare=False)
 
     @property
-    def remote(self) -> Endpoint:
-        """The target of a proxy with one forward.
+    def remote(self) -> str:
+        """The target of a proxy with one forward, or all of it.
 
         Raises:
             RuntimeError: there are several.
         """
         if len(self.forwards) > 1:
             raise RuntimeError(f"the proxy has {len(self.forwards)} forwards, expected one")
-        return self.forwards[0].target
+        return self.forwards[0].remote
 
     @property
     def targets(self) -> str:
         """All targets, for people."""
-        return ", ".join(str(each.target) for each in self.forwards)
+        return ", ".join(each.remote for each in self.forwards)
 
-    def with_remote(self, remote: Endpoint) -> Config:
-        """The same with another target, for a proxy with one forward."""
-        return replace(self, forwards=(replace(self.forwards[0], targets=(remote,)),))
+    def with_remote(self, remote: Remotes) -> Config:
+        """The same with other targets, for a proxy with one forward.
+
+        Raises:
+            UsageError: as `make`.
+        """
+        forward = replace(self.forwards[0], targets=endpoints(remote))
+        _check_targets((forward,), {"forwards": "forwards"})
+        return replace(self, forwards=(forward,))
 
     @classmethod
-    def make(cls, remote: Remote | Config | None, **given: Unpack[Options]) -> Config:
+    def make(cls, remote: Remotes | Config | None, **given: Unpack[Options]) -> Config:
         """Checks and converts the arguments of `tcpproxy.Proxy`. A Config is returned unchanged.
 
         Raises:
@@ -103,7 +110,7 @@ class Config:
         labels = {row.name: row.name for row in every_row()}
         named = [name for name in ("bind", "port") if name in given]
         _check_forwards(None if remote is None else "remote", values, named, labels)
-        return cls._convert(None if remote is None else endpoint(remote), str(remote), values, labels)
+        return cls._convert(() if remote is None else endpoints(remote), str(remote), values, labels)
 
     @classmethod
     def for_command(cls, remote: str | None, given: Mapping[str, Any]) -> Config:
@@ -120,11 +127,11 @@ class Config:
         labels = {row.name: row.long for row in every_row()}
         named = [name for name in ("bind", "port") if _is_given(name, given)]
         _check_forwards(None if remote is None else "REMOTE", values, named, labels)
-        return cls._convert(None if remote is None else parse_endpoint(remote), remote or "", values, labels)
+        return cls._convert(() if remote is None else parse_endpoints(remote), remote or "", values, labels)
 
     @classmethod
     def _convert(
-        cls, remote: Endpoint | None, text: str, values: Mapping[str, Any], labels: Mapping[str, str]
+        cls, remote: tuple[Endpoint, ...], text: str, values: Mapping[str, Any], labels: Mapping[str, str]
     ) -> Config:
         groups = {
             name: group(**{row.name: row.parse(labels[row.name], values[row.name]) for row in ROWS[name]})
@@ -134,14 +141,11 @@ class Config:
         listening = groups["listening"]
         forwards = listening.forwards
         if remote:
-            forwards = (ForwardSpec(text, listen_endpoint(listening.bind, listening.port), (remote,)),)
+            forwards = (ForwardSpec(text, listen_endpoint(listening.bind, listening.port), remote),)
         paths = [each.listener.path for each in forwards if each.listener.path]
         if len(set(paths)) < len(paths):
             raise UsageError(f"{labels['forwards']} has {quoted(max(paths, key=paths.count))} twice to listen on")
-        for each in forwards:
-            if len(each.targets) > 1:
-                what = f"{labels['forwards']} {quoted(each.text)} has {len(each.targets)} targets"
-                raise UsageError(f"{what}, expected one: more are not supported yet")
+        _check_targets(forwards, labels)
         if values["unix_mode"] != UNIX_MODE and not any(each.listener.path for each in forwards):
             raise UsageError(f"{labels['unix_mode']} needs a UNIX socket to listen on")
         return cls(forwards=forwards, labels=labels, **groups)
@@ -171,6 +175,20 @@ def _check_forwards(
     bind = values["bind"]
     if "port" in named and (isinstance(bind, os.PathLike) or (isinstance(bind, str) and is_path(bind))):
         raise UsageError(f"{labels['port']} is given, and {labels['bind']} is a UNIX socket, which has none")
+
+
+def _check_targets(forwards: Sequence[ForwardSpec], labels: Mapping[str, str]) -> None:
+    """UsageError: a forward has a target twice, or there are too many."""
+    for each in forwards:
+        what = f"remote {quoted(each.text)}" if len(forwards) == 1 else f"{labels['forwards']} {quoted(each.text)}"
+        if len(each.targets) > LIMITS["targets"]:
+            raise UsageError(f"{what} has {len(each.targets)} targets, expected at most {LIMITS['targets']}")
+        names = list(map(str, each.targets))
+        if len(set(names)) < len(names):
+            raise UsageError(f"{what} has the target {max(names, key=names.count)} twice")
+    count = sum(len(each.targets) for each in forwards)
+    if count > LIMITS["all_targets"]:
+        raise UsageError(f"{labels['forwards']}: {count} targets in all, expected at most {LIMITS['all_targets']}")
 
 
 def _check_seeing(seeing: Seeing, values: Mapping[str, Any], labels: Mapping[str, str]) -> None:

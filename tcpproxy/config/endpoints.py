@@ -33,6 +33,9 @@ _REMOTE, _REMOTE_V6 = "expected HOST:PORT", "expected [IPv6]:PORT"
 Remote = str | int | tuple[str, int] | tuple[str, int, int, int] | os.PathLike[str]
 """What a program may say: a text, a port of this machine, an address as `socket.getsockname` returns it, or a path."""
 
+Remotes = Remote | list[Remote]
+"""Several in a list are tried in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -52,6 +55,26 @@ class Endpoint:
         if self.path:
             return self.path
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def endpoints(remote: Remotes) -> tuple[Endpoint, ...]:
+    """The targets that a program names: `HOST:PORT,HOST:PORT`, a list of what `endpoint` takes, or one of it.
+
+    Raises:
+        UsageError: as `endpoint`; or there is none.
+    """
+    if isinstance(remote, str):
+        return parse_endpoints(remote, program=True)
+    if not isinstance(remote, list):
+        return (endpoint(remote),)
+    if not remote:
+        raise UsageError(f"remote [] is empty, {ANY_REMOTE}")
+    return tuple(map(endpoint, remote))
+
+
+def parse_endpoints(text: str, *, program: bool = False) -> tuple[Endpoint, ...]:
+    """Targets with commas between them, each as `parse_endpoint` takes it."""
+    return tuple(parse_endpoint(each, program=program) for each in text.split(","))
 
 
 def endpoint(remote: Remote) -> Endpoint:

@@ -28,7 +28,7 @@ class ForwardSpec:
     Attributes:
         text: what was written: of a forward, or the remote of a proxy that has one.
         listener: where to listen; port 0: a free one.
-        targets: where to connect, in the order to try.
+        targets: where to connect: the first one that is reached.
     """
 
     text: str
@@ -39,6 +39,11 @@ class ForwardSpec:
     def target(self) -> Endpoint:
         """The first of the targets."""
         return self.targets[0]
+
+    @property
+    def remote(self) -> str:
+        """All targets, as they are written."""
+        return ",".join(map(str, self.targets))
 
 
 def parse_forward(what: str, text: str) -> ForwardSpec:

@@ -6,11 +6,36 @@ import contextlib
 import socket
 from collections.abc import Callable, Sequence
 
+from ..config.endpoints import Endpoint
 from ..config.forwards import ForwardSpec
 from ..errors import UsageError
 from .listening import Port
 from .resolver import Address, Resolver
 from .unix import UnixPort
+
+
+class Target:
+    """Where a forward connects to; of several the first one that is reached.
+
+    Args:
+        place: as it was given.
+
+    Attributes:
+        name: the same, as it is written.
+        resolver: looks the name of the place up; None: it has a numeric address.
+        addresses: its own, as far as they are known.
+    """
+
+    def __init__(self, place: Endpoint) -> None:
+        self.place = place
+        self.name = str(place)
+        self.resolver: Resolver | None = None
+        self.addresses: list[Address] = []
+
+    @property
+    def lookup_error(self) -> str:
+        """Why the last look-up failed; empty: it did not, or there was none."""
+        return self.resolver.lookup_error if self.resolver else ""
 
 
 class Forwarding:
@@ -20,23 +45,24 @@ class Forwarding:
         spec: as it was given.
 
     Attributes:
-        target: where it connects to, as it was given.
-        resolver: looks the target's name up; None: it has a numeric address.
-        addresses: the target's, as far as they are known.
+        targets: where it connects to, in the order to try.
         port: where it listens; None: not yet.
     """
 
     def __init__(self, spec: ForwardSpec) -> None:
         self.spec = spec
-        self.target = str(spec.target)
-        self.resolver: Resolver | None = None
-        self.addresses: list[Address] = []
+        self.targets = [Target(each) for each in spec.targets]
         self.port: Port | UnixPort | None = None
 
     @property
-    def lookup_error(self) -> str:
-        """Why the last look-up failed; empty: it did not, or there was none."""
-        return self.resolver.lookup_error if self.resolver else ""
+    def target(self) -> str:
+        """All targets, as they are written."""
+        return ",".join(each.name for each in self.targets)
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Those of all targets."""
+        return [address for each in self.targets for address in each.addresses]
 
     def is_own(self, address: Address) -> bool:
         """Does a connection to this address come to this forward?"""
@@ -86,19 +112,20 @@ def leave_out_circles(forwards: Sequence[Forwarding], label: str, note: Callable
     """
     # First those that have a choice: without their way back, another one's may be no circle any more.
     for needed in True, False:
-        for each in forwards:
-            back = _leading_to(each, forwards)
-            others = [address for address in each.addresses if not _comes_to(back, address)]
-            if needed and each.addresses and not others:
-                continue
-            if each.addresses and not others:
-                raise _circle(each, back, len(forwards), label)
-            if each.resolver:
-                each.resolver.leave_out(_among(back))
-            if len(others) < len(each.addresses):
-                own = places_of(back)
-                note(f"{each.target} is this proxy itself ({own}) and others; only the others are used")
-            each.addresses = others
+        for forward in forwards:
+            for each in forward.targets:
+                back = _leading_to(forward, forwards)
+                others = [address for address in each.addresses if not _comes_to(back, address)]
+                if needed and each.addresses and not others:
+                    continue
+                if each.addresses and not others:
+                    raise _circle(forward, each, back, len(forwards), label)
+                if each.resolver:
+                    each.resolver.leave_out(_among(back))
+                if len(others) < len(each.addresses):
+                    own = places_of(back)
+                    note(f"{each.name} is this proxy itself ({own}) and others; only the others are used")
+                each.addresses = others
 
 
 def _leading_to(goal: Forwarding, forwards: Sequence[Forwarding]) -> list[Forwarding]:
@@ -119,9 +146,14 @@ def _among(forwards: Sequence[Forwarding]) -> Callable[[Address], bool]:
     return lambda address: _comes_to(forwards, address)
 
 
-def _circle(each: Forwarding, back: Sequence[Forwarding], count: int, label: str) -> UsageError:
+def _circle(forward: Forwarding, target: Target, back: Sequence[Forwarding], count: int, label: str) -> UsageError:
     if count == 1:
-        return UsageError(f"remote {each.target!r} is this proxy's own address, expected another one")
-    first = next(it for it in back if _comes_to([it], each.addresses[0]))
-    way = "" if first is each else f", by way of {first.spec.text!r}"
-    return UsageError(f"{label} {each.spec.text!r} leads back to itself{way}, expected another target")
+        return UsageError(f"remote {target.name!r} is this proxy's own address, expected another one")
+    first = next(it for it in back if _comes_to([it], target.addresses[0]))
+    way = "" if first is forward else f", by way of {first.spec.text!r}"
+    return UsageError(f"{label} {forward.spec.text!r} leads back to itself{way}, expected another target")
+
+
+def all_targets(forwards: Sequence[Forwarding]) -> list[Target]:
+    """The targets of all forwards, in order: their places are the numbers by which workers know them."""
+    return [target for each in forwards for target in each.targets]

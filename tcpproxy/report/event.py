@@ -15,6 +15,8 @@ EventKind = Literal[
     "accept-error",
     "limit",
     "fault",
+    "upstream-down",
+    "upstream-up",
     "listening",
     "warning",
     "lost",
@@ -32,6 +34,9 @@ accept-error: accepting pauses, because the system has no descriptor or memory.
 limit: accepting pauses, because there are `max_connections` connections.
 fault: a fault has acted on a connection for the first time: `text` is its name, and `to_upstream` and `to_client`
     say how far the directions of the connection were.
+upstream-down: `target`, one of several of a forward, was not reached and had been; `upstream` is the one that is tried
+    instead. Connections go on as they can, and this is said once.
+upstream-up: `target` is reached again.
 listening: the proxy listens on the address in `text`.
 warning: a sentence for the operator, in `text`.
 lost: records or lines were left out, and `text` says how many; or a capture has ended, and it says why.
@@ -83,7 +88,8 @@ class Event(NamedTuple):
         reason: why the connection ended or failed: a Reason; empty for other kinds.
         error: the errno behind it; 0: none.
         client: the client's address, `host:port`; empty where the event is about no connection.
-        upstream: the address that was connected, or tried last; empty if there was none.
+        upstream: the address that was connected, or tried last; empty if there was none. `upstream-down`: the target
+            that is tried instead.
         to_upstream: bytes delivered from client to upstream.
         to_client: bytes delivered from upstream to client.
         duration: seconds since the client was accepted.
@@ -95,8 +101,8 @@ class Event(NamedTuple):
         time: when it happened, in seconds since 1970.
         lost: of the kind `lost`: how many; with a `reason`: of the `failed` with that reason.
         faults: of `end` and `failed`: the names of the faults that have acted on the connection.
-        target: where the listener or the connection's listener forwards to, as it was given; empty where the event is
-            about neither.
+        target: what the connection goes to, or has tried last, as it was given; of `listening` and `new` all that it
+            may go to; empty where the event is about neither a listener nor a connection nor a target.
     """
 
     kind: EventKind
@@ -122,12 +128,16 @@ Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, floa
 duration, connect_time, time, fault, number of the forward)."""
 
 
+OF_TARGETS: tuple[EventKind, ...] = ("upstream-down", "upstream-up")
+"""Kinds of events about a target, and not about a connection."""
+
+
 def is_new(record: Record) -> bool:
     """Is it about a new connection?"""
     return record[0] == "new"
 
 
-def decode(record: Record, target: str, lookup_error: str, faults: "Faults | None" = None) -> Event:
+def decode(record: Record, target: str, lookup_error: str, faults: "Faults | None" = None, instead: str = "") -> Event:
     """Makes an Event from a record of the core.
 
     Args:
@@ -135,6 +145,7 @@ def decode(record: Record, target: str, lookup_error: str, faults: "Faults | Non
         target: of its forward.
         lookup_error: why the last lookup of the target's name failed.
         faults: knows their names, and is told what they have done; None: there are none.
+        instead: `upstream-down`: the target that is tried in place of this one; empty: none is left.
     """
     kind, reason, error, number, client, upstream, outgoing, to_upstream, to_client = record[:9]
     duration, connect_time, time, key, _ = record[9:]
@@ -153,7 +164,7 @@ def decode(record: Record, target: str, lookup_error: str, faults: "Faults | Non
         reason,
         error,
         client,
-        upstream,
+        instead or upstream,
         to_upstream,
         to_client,
         duration,
@@ -163,5 +174,5 @@ def decode(record: Record, target: str, lookup_error: str, faults: "Faults | Non
         outgoing,
         time,
         faults=acted,
-        target=target if number else "",
+        target=target if number or kind in OF_TARGETS else "",
     )

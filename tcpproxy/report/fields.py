@@ -9,11 +9,11 @@ import errno
 from collections.abc import Mapping
 
 from .. import text
-from .event import Event
+from .event import OF_TARGETS, Event
 
 LEVELS = {
     **dict.fromkeys(("listening", "new", "connected", "connection", "end", "stopping", "summary"), "info"),
-    **dict.fromkeys(("fault", "faults"), "info"),
+    **dict.fromkeys(("fault", "faults", "upstream-up"), "info"),
     **dict.fromkeys(("data", "end-of-stream", "reset", "gap", "capture"), "info"),
     "fatal": "error",
 }
@@ -41,6 +41,9 @@ def fields(event: Event) -> dict[str, object]:
     """What an event says, by the names of JSON lines, but for `time`, `level` and `kind`."""
     if event.kind == "listening":
         return {"listener": event.text, "target": event.target}
+    if event.kind in OF_TARGETS:
+        names = ("upstream", "reason", "error", "text") if event.kind == "upstream-down" else ()
+        return {"target": event.target, **{name: _value(event, name) for name in names}}
     if event.kind not in OF_CONNECTIONS:
         return {name: value for name in OF_OTHERS if (value := _value(event, name))}
     found = {name: _value(event, name) for name in OF_CONNECTIONS[event.kind]}

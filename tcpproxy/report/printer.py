@@ -12,7 +12,7 @@ from ..native import wall
 from ..tap.dump import JSON_KINDS, Dump, Piece, lost
 from ..tap.dump import fields as piece_fields
 from ..text import clean
-from .event import Event, EventKind, Record, decode
+from .event import OF_TARGETS, Event, EventKind, Record, decode
 from .fields import fields, json_line
 from .ratelimit import RateLimit
 from .sentences import sentences
@@ -72,7 +72,7 @@ class Printer:
     @property
     def kinds(self) -> tuple[EventKind, ...]:
         """The kinds of event that it wants from the core."""
-        kinds: list[EventKind] = ["failed", "accept-error", "limit"]
+        kinds: list[EventKind] = ["failed", "accept-error", "limit", *OF_TARGETS]
         if not self._quiet:
             kinds += ["new", "connected"] if self._json else ["new"]
         if self._debug or self._json:
@@ -108,7 +108,7 @@ class Printer:
 
         Args:
             records: of the kind `new`.
-            targets: of all forwards.
+            targets: by the number of the forward's first target, what it has.
         """
         if self._json:
             self.many([decode(record, targets[record[-1]], "") for record in records])

@@ -12,7 +12,7 @@ from .._core.capture import TapReader
 from .._core.worker import KINDS, Worker
 from ..native import Event as Signal
 from ..native import Thread, monotonic, wall
-from ..network.forwarding import Forwarding
+from ..network.forwarding import Forwarding, Target, all_targets
 from ..tap.dump import Piece
 from ..wakeup import Wakeup
 from .event import Event, EventKind, Record, decode, is_new
@@ -60,7 +60,8 @@ class Reporter:
         self._workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._wakeup: Wakeup | None = None
-        self._forwards: Sequence[Forwarding] = ()
+        self._targets: Sequence[Target] = ()
+        self._forwards: Sequence[Forwarding] = ()  # of each target
         self._tap: TapReader | None = None
         self._trouble: Callable[[], str] = str
         self._later: list[Piece] = []
@@ -88,10 +89,12 @@ class Reporter:
             tap: has pieces of what passes, for a Printer; None: there is no dump.
             trouble: a sentence to warn with, if there is one, whenever the log thread is woken.
         """
-        self._workers, self._threads, self._wakeup, self._forwards = workers, threads, wakeup, forwards
+        self._workers, self._threads, self._wakeup = workers, threads, wakeup
         self._tap, self._trouble = tap, trouble
         if self._sink is None:
             self._sink = LoggingSink(several=len(forwards) > 1)
+        self._targets = all_targets(forwards)
+        self._forwards = [each for each in forwards for _ in each.targets]
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -209,7 +212,7 @@ class Reporter:
         taken = [worker.take_events(AT_ONCE) for worker in self._workers]
         for new, records in itertools.groupby(itertools.chain.from_iterable(taken), is_new):
             if new and self._printer:
-                self._printer.print_new(records, self._targets)
+                self._printer.print_new(records, self._of_new)
             else:
                 self._emit(self._decode(records))
         return max(map(len, taken))
@@ -227,7 +230,7 @@ class Reporter:
         connected = [record for record in records if record[0] == "connected"]
         others = [record for record in records if record[0] not in ("new", "connected")]
         if len(connected) + len(others) < len(records):
-            printer.print_new(filter(is_new, records), self._targets)
+            printer.print_new(filter(is_new, records), self._of_new)
         self._emit(self._decode(connected))
         if others:
             tap.sync(STALL)  # what the connections that have ended had sent is among the pieces then
@@ -248,15 +251,19 @@ class Reporter:
                 self._printer.print_lines(note)
 
     @property
-    def _targets(self) -> list[str]:
+    def _of_new(self) -> list[str]:
+        """What a new connection may go to, by the number of its first target."""
         return [each.target for each in self._forwards]
 
     def _decode(self, records: Iterable[Record]) -> list[Event]:
-        forwards = self._forwards
-        return [
-            decode(record, forwards[record[-1]].target, forwards[record[-1]].lookup_error, self.faults)
-            for record in records
-        ]
+        return [self._event(record) for record in records]
+
+    def _event(self, record: Record) -> Event:
+        kind, key, number = record[0], record[-2], record[-1]
+        target = self._targets[number]
+        name = self._forwards[number].target if kind == "new" else target.name
+        instead = self._targets[key].name if kind == "upstream-down" and key != number else ""
+        return decode(record, name, target.lookup_error, self.faults, instead)
 
     def _emit(self, events: list[Event]) -> None:
         self.over.add(events)

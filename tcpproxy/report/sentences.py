@@ -43,6 +43,11 @@ def sentences(event: Event, *, numbered: bool, several: bool) -> list[str]:
         case "fault":
             moved = f"{event.to_upstream} bytes to upstream, {event.to_client} to the client"
             return [f"Fault {event.text} acts on {event.client}, after {moved}{number}"]
+        case "upstream-down":
+            instead = f", using {event.upstream}" if event.upstream else ""
+            return [f"Upstream {event.target} does not answer ({event.text or event.reason}){instead}"]
+        case "upstream-up":
+            return [f"Upstream {event.target} answers again"]
         case "forwarding":
             return [f"Forwarding to {event.text}"]
         case "stopping":

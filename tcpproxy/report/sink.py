@@ -26,7 +26,10 @@ class LoggingSink:
 
         self._logger = logging.getLogger("tcpproxy")
         self._several = several
-        self._levels = {"listening": logging.INFO, **dict.fromkeys(("new", "connected", "fault", "end"), logging.DEBUG)}
+        self._levels = {
+            **dict.fromkeys(("listening", "upstream-up"), logging.INFO),
+            **dict.fromkeys(("new", "connected", "fault", "end"), logging.DEBUG),
+        }
         self._other = logging.WARNING
         self.wants_outgoing = self._logger.isEnabledFor(logging.DEBUG)
         """Is the proxy's own address toward upstream worth a system call per connection?"""

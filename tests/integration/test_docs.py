@@ -23,7 +23,7 @@ from support.streams import echoes, read_exactly
 from support.waiting import TIMEOUT, eventually
 
 import tcpproxy
-from tcpproxy.config.endpoints import parse_endpoint
+from tcpproxy.config.endpoints import parse_endpoints
 from tcpproxy.config.forwards import parse_forward
 from tcpproxy.report.event import EventKind
 from tcpproxy.report.fields import LEVELS, OF_CONNECTIONS, OF_OTHERS
@@ -137,7 +137,7 @@ def local(arguments: list[str], upstream: str) -> list[str]:
 @pytest.mark.parametrize("arguments", COMMANDS)
 def test_commands(arguments: list[str], command: Callable[..., Command], echo: Echo) -> None:
     """Each starts, listens and relays."""
-    assert parse_forward("-L", arguments[-1]) if "-L" in arguments else parse_endpoint(arguments[-1])
+    assert parse_forward("-L", arguments[-1]) if "-L" in arguments else parse_endpoints(arguments[-1])
     if "::" in arguments and not has_ipv6():
         pytest.skip("no IPv6 here")
     process = command(*local(arguments, echo.name))

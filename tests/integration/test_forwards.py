@@ -15,7 +15,7 @@ import pytest
 from networks import Closed
 from support.command import Command
 from support.machine import descriptors
-from support.peers import Echo, Serving, connect, free_port, relays
+from support.peers import Echo, Named, connect, free_port, relays
 from support.streams import echoes, read_all, read_exactly
 from support.waiting import TIMEOUT, eventually
 
@@ -25,15 +25,6 @@ from tcpproxy.command.sandbox import ports_to_reach
 from tcpproxy.config.config import Config
 
 MakeProxy = Callable[..., Proxy]
-
-
-class Named(Serving):
-    """Says which one it is, and then sends everything back."""
-
-    def serve(self, connection: socket.socket) -> None:
-        connection.sendall(f"{self.port:5}".encode())
-        while data := connection.recv(65536):
-            connection.sendall(data)
 
 
 @pytest.fixture
@@ -202,7 +193,7 @@ def test_the_command_that_cannot_listen(command: Callable[..., Command], echo: E
         (["-L", "0:db:1", "db:1"], "REMOTE and --forward are both given: put it into the forward, [ADDR:]PORT:REMOTE"),
         (["-L", "0:db:1", "-l", "1"], "--local-port and --forward are both given: put it into the forward, "),
         (["-L", "0:db:1", "-b", "::"], "--bind and --forward are both given: put it into the forward, "),
-        (["-L", "0:db:1,db:2"], "--forward '0:db:1,db:2' has 2 targets, expected one: more are not supported yet"),
+        (["-L", "0:db:1,db:1", "-L", "0:a:1"], "--forward '0:db:1,db:1' has the target db:1 twice"),
         (["-L", ""], "--forward '' is empty, expected [ADDR:]PORT:REMOTE"),
     ],
 )

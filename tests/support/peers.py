@@ -94,6 +94,15 @@ class Echo(Serving):
         connection.shutdown(socket.SHUT_WR)
 
 
+class Named(Serving):
+    """Says which one it is, and then sends everything back."""
+
+    def serve(self, connection: socket.socket) -> None:
+        connection.sendall(f"{self.port:5}".encode())
+        while data := connection.recv(65536):
+            connection.sendall(data)
+
+
 class Link:
     """Makes pairs of connected sockets. `near` and `far` are the client's and the upstream's end, or swapped."""
 

@@ -327,7 +327,9 @@ NO_ADDRESS = "is no address, expected HOST:PORT, [IPv6]:PORT or /PATH, a port of
 @pytest.mark.parametrize(
     ("remote", "sentence"),
     [
-        *((each, f"remote {each!r} {NO_ADDRESS}") for each in (True, b"db:80", 1.5, ("db",), (1, 2), ["db", 80])),
+        *((each, f"remote {each!r} {NO_ADDRESS}") for each in (True, b"db:80", 1.5, ("db",), (1, 2))),
+        (["db", 80], "remote 'db' has no port, expected HOST:PORT"),
+        ([], "remote [] is empty, expected HOST:PORT, [IPv6]:PORT or /PATH"),
         (None, "remote is missing, expected HOST:PORT, [IPv6]:PORT or /PATH, or forwards"),
         (0, "port 0 is not a whole number from 1 to 65535"),
         (65536, "port 65536 is not a whole number from 1 to 65535"),

@@ -273,7 +273,8 @@ def test_logger_wants_the_outgoing_address(caplog: pytest.LogCaptureFixture, lev
 )
 def test_kinds_that_have_a_line(options: dict[str, bool], kinds: set[str]) -> None:
     """Trouble always has one."""
-    assert set(Printer(**options).kinds) == {"failed", "accept-error", "limit"} | kinds
+    trouble = {"failed", "accept-error", "limit", "upstream-down", "upstream-up"}
+    assert set(Printer(**options).kinds) == trouble | kinds
 
 
 def test_names_of_the_core() -> None:
