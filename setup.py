@@ -30,7 +30,8 @@ SYSTEM = sysconfig.get_platform().split("-")[0]
 """What is compiled for, which sys.platform is not in a cross build: linux, macosx, win, freebsd, ..."""
 
 HEADERS = [
-    f"tcpproxy/_core/{name}.h" for name in ("net", "net_posix", "net_windows", "address", "thread", "sync", "file")
+    f"tcpproxy/_core/{name}.h"
+    for name in ("net", "net_posix", "net_windows", "address", "unix", "sockopt", "thread", "sync", "file")
 ]
 
 DOUBLE = "tests/platforms/kqueue"

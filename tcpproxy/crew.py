@@ -50,6 +50,7 @@ class Crew:
         record: bytes to record of each direction of each connection; 0: none.
         capture: what is written to a file; `close` closes it.
         paused: directions that rest from the start: see `pause`.
+        sources: where connections to upstream come from, one of a family; none: the system's choice.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Crew:
         record: int = 0,
         capture: Capture | None = None,
         paused: int = 0,
+        sources: Sequence[Address] = (),
     ) -> None:
         self._config, self._reporter, self._forwards, self._failed = config, reporter, forwards, failed
-        self._targets = all_targets(forwards)
+        self._targets, self._sources = all_targets(forwards), sources
         self._record, self._capture, self._paused = record, capture, paused
         self._naming = Lock()  # over resolvers, and the addresses that workers have from them
         self._lookup_wakeup: Wakeup | None = None
@@ -97,6 +99,7 @@ class Crew:
         for number in range(self._config.operating.workers):
             worker = Worker(settings, allocate_lock)
             self._workers.append(worker)
+            worker.connect_from(self._sources)
             for first, forward, own in zip(self._firsts, self._forwards, listeners, strict=True):
                 worker.fall_back(first, len(forward.targets))
                 for listener in own:

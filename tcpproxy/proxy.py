@@ -10,7 +10,7 @@ import inspect
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Never, Self, Unpack
 
 from . import awaiting, lifetime
@@ -28,6 +28,7 @@ from .network.given import GivenPort, check_given
 from .network.limits import check_room, connection_limit
 from .network.listening import Port, known_places, no_place, small_buffers, strangers
 from .network.resolver import Address, Resolver, numeric
+from .network.source import FAMILIES, families, own_addresses
 from .network.unix import Folders, UnixPort, unix_address
 from .report.event import Event, EventKind
 from .report.reporter import Reporter
@@ -183,9 +184,10 @@ class Proxy(Controls):
 
     def _start(self) -> Crew:
         forwards = [Forwarding(spec) for spec in self.config.forwards]
+        sources = own_addresses(self.config.connecting.source)
         self._find_targets(forwards)
         crew = Crew(
-            self.config, self._reporter, forwards, self._failed, self._record, self.capture, paused=self._paused
+            self.config, self._reporter, forwards, self._failed, self._record, self.capture, self._paused, sources
         )
         try:
             if self.capture:
@@ -240,12 +242,17 @@ class Proxy(Controls):
     def _find_targets(self, forwards: list[Forwarding]) -> None:
         """Finds the targets' addresses: none (and a warning) of a name that does not resolve soon enough."""
         asked: list[tuple[Target, Resolver, int]] = []
+        sources = self.config.connecting.source
         for each in all_targets(forwards):
             place = each.place
             each.addresses = [unix_address(place.path)] if place.path else numeric(place.host, place.port) or []
             if not each.addresses:
-                each.resolver = self._resolver_of(place.host, place.port)
+                each.resolver = self._resolver_of(place.host, place.port, families(sources))
                 asked.append((each, each.resolver, each.resolver.ask()))
+            elif not place.path and len(each.addresses[0][0]) not in families(sources):
+                family = FAMILIES[len(each.addresses[0][0])]
+                why = f"needs one of {family}, which {each.name} is"
+                raise UsageError(f"{self.config.labels['source']} {', '.join(sources)} {why}")
         deadline = monotonic() + START_LOOKUP
         for each, resolver, number in asked:
             each.addresses = resolver.lookup(max(0.0, deadline - monotonic()), number)[0]
@@ -281,9 +288,9 @@ class Proxy(Controls):
             raise no_place(bind, resolver.lookup_error)
         return found
 
-    def _resolver_of(self, host: str, port: int) -> Resolver:
-        """Resolves a name, until the proxy is stopped."""
-        resolver = Resolver(host, port)
+    def _resolver_of(self, host: str, port: int, lengths: Collection[int] = (4, 16)) -> Resolver:
+        """Resolves a name, until the proxy is stopped; `lengths`: of raw addresses that are of use."""
+        resolver = Resolver(host, port, lengths)
         if not self._crew:
             self._resolvers.append(resolver)
         if self._stopping.is_set():  # by another thread, which found no resolver to interrupt

@@ -68,14 +68,13 @@ static inline int64_t net_accept(net_socket listener, net_addr *from, const net_
  * -errno. */
 static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
 {
-    int family = net_family(to);
+    int family = net_family(to), rc;
 #ifdef NET_ACCEPT4
     net_socket fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd == NET_NONE)
         return -net_errno();
 #else
     net_socket fd = socket(family, SOCK_STREAM, 0);
-    int rc;
     if (fd == NET_NONE)
         return -net_errno();
     if ((rc = net_prepare(fd)) < 0) {
@@ -86,6 +85,10 @@ static inline int64_t net_open(const net_addr *to, const net_tuning *tuning)
     net_no_sigpipe(fd);
     net_oob_inline(fd); /* before the first byte: a second urgent byte drops an earlier one that is not inline */
     net_bound_buffers(fd, tuning);
+    if (tuning->source[0].length && (rc = net_bind_source(fd, family, tuning)) < 0) {
+        net_close(fd);
+        return rc;
+    }
     return (int64_t)fd;
 }
 

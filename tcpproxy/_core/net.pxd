@@ -17,6 +17,7 @@ cdef extern from "net.h" nogil:
         int socket_buffer           # bytes, of each direction; 0: the system's choice
         int ephemeral_first         # ports that the kernel gives to outgoing connections
         int ephemeral_last
+        net_addr source[2]          # where outgoing connections come from; length 0: the system's choice
 
     int net_pack_path(net_addr *to, const char *path, size_t size)      # of a UNIX socket; the caller keeps `path`
     bint net_is_unix(const net_addr *addr)

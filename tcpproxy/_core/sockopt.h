@@ -3,11 +3,13 @@
 #define TCPPROXY_SOCKOPT_H
 
 /* What a worker's stream sockets have in common. Durations in seconds, keepalive_idle 0: no keepalive; socket_buffer in
- * bytes, 0: the system's choice; ephemeral: the ports that the kernel gives to outgoing connections. */
+ * bytes, 0: the system's choice; ephemeral: the ports that the kernel gives to outgoing connections; source: where those come
+ * from, one address of a family, the last one of length 0 if there are fewer. */
 typedef struct {
     int keepalive_idle, keepalive_interval, keepalive_count;
     int socket_buffer;
     int ephemeral_first, ephemeral_last;
+    net_addr source[2];
 } net_tuning;
 
 static inline int net_set_int(net_socket fd, int level, int name, int value)
@@ -46,6 +48,22 @@ static inline void net_keep_alive(net_socket fd, const net_tuning *tuning)
     net_set_int(fd, IPPROTO_TCP, TCP_KEEPINTVL, tuning->keepalive_interval);
     net_set_int(fd, IPPROTO_TCP, TCP_KEEPCNT, tuning->keepalive_count);
 #endif
+}
+
+/* Binds a socket that will connect to the source of its family, if there is one: 0, or -errno. Where the system can, connect
+ * chooses the port: it then only has to differ for one target, so that an address has all its ports for each of them. */
+static inline int net_bind_source(net_socket fd, int family, const net_tuning *tuning)
+{
+    int i;
+    for (i = 0; i < 2 && tuning->source[i].length; i++)
+        if (net_family(&tuning->source[i]) == family) {
+            const net_addr *from = &tuning->source[i];
+#ifdef IP_BIND_ADDRESS_NO_PORT
+            net_set_int(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1); /* of IPv6 sockets, too */
+#endif
+            return bind(fd, (const struct sockaddr *)(const void *)from->bytes, (socklen_t)from->length) == 0 ? 0 : -net_errno();
+        }
+    return 0;
 }
 
 /* Limits the memory of the kernel for one stalled direction. To be called before the handshake, which fixes the window

@@ -178,6 +178,14 @@ cdef class Worker:
         for i in range(first, first + targets):
             self.loop.upstreams[i].first = first
 
+    def connect_from(self, sources):
+        """Makes its connections come from these addresses, one of a family: (raw IP, 0, scope id). Before it runs."""
+        cdef int i = 0
+        for ip, port, scope in sources:
+            if i == 2 or net_pack(&self.loop.tuning.source[i], PyBytes_AsString(ip), PyBytes_Size(ip), port, scope) < 0:
+                raise ValueError(f"not a source: {ip!r}")
+            i += 1
+
     def run(self):
         """Runs the loop in the calling thread until the worker is stopped. OSError: the poller has failed."""
         cdef int rc

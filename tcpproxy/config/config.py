@@ -18,6 +18,7 @@ from .groups import (
     UNIX_MODE,
     Bending,
     Clients,
+    Connecting,
     Listening,
     Memory,
     Operating,
@@ -41,6 +42,7 @@ class Config:
     Attributes:
         forwards: each with its `listener` and `targets`, which have `host` and `port`, or `path`. A remote makes one.
         listening: `bind` and `port` (0: a free one); `forwards`, as they were given; `unix_mode` (a number).
+        connecting: `source` (a tuple).
         clients: `max_connections` (None: from the limit of open files), `max_connections_per_source` (0: any number),
             `allow` and `deny` (None: none).
         proxy_protocol: `send_proxy` (None: off).
@@ -57,6 +59,7 @@ class Config:
 
     forwards: tuple[ForwardSpec, ...]
     listening: Listening
+    connecting: Connecting
     clients: Clients
     proxy_protocol: ProxyProtocol
     timeouts: Timeouts

@@ -261,6 +261,30 @@ def listen_host(what: str, text: str, host: str, expected: str) -> str:
     return host
 
 
+def parse_sources(what: str, value: object) -> tuple[str, ...]:
+    """IP addresses to connect from, at most one of each family; IPv6 with or without brackets. None is none.
+
+    Raises:
+        UsageError: one is no IP address, or they are of one family.
+    """
+    expected = "expected an IP address of this machine, like 10.0.0.5"
+    if not isinstance(value, list | tuple | None):
+        raise UsageError(f"{what} {quoted(value)} is no address, {expected}")
+    found: dict[bool, str] = {}
+    for text in value or ():
+        host = text[1:-1] if isinstance(text, str) and re.fullmatch(r"\[.*:.*\]", text) else text
+        ip, percent, scope = host.partition("%") if isinstance(host, str) else ("", "", "")
+        if not is_ip(ip) or (percent and (not scope or ":" not in ip)):
+            raise UsageError(f"{what} {quoted(text)} is no IP address, {expected}")
+        if ip in ("0.0.0.0", "::"):
+            raise UsageError(f"{what} {quoted(text)} is every address, {expected}")
+        if (v6 := ":" in ip) in found:
+            family = "IPv6" if v6 else "IPv4"
+            raise UsageError(f"{what} {quoted(text)} is the second {family} address, expected one of a family")
+        found[v6] = host
+    return tuple(found.values())
+
+
 def parse_local_port(what: str, value: int | str) -> int:
     """A port to listen on, 0 for a free one.
 

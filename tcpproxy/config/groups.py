@@ -26,6 +26,7 @@ from .options import (
     preset,
     rows,
     size,
+    sources,
     version,
     workers,
 )
@@ -71,6 +72,19 @@ class Listening:
         "Rights of the file of a listening UNIX socket.",
         "In octal: who may write to the file may connect. The file never has more rights than these. With `0666` every "
         "user of the machine may connect, and a warning says so.",
+        minor=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connecting:
+    """How upstream is connected to."""
+
+    source: tuple[str, ...] = sources(
+        "Address of this machine to connect from.",
+        "An IP address; it may be given twice, once for IPv4 and once for IPv6. Addresses of a target whose family has "
+        "no source are passed over; UNIX sockets have none. The system chooses the port. It is an error if the address "
+        "is not this machine's.",
         minor=True,
     )
 
@@ -378,6 +392,7 @@ class Options(TypedDict, total=False):
     port: int | str
     forwards: Sequence[str]
     unix_mode: int | str
+    source: Sequence[str]
     max_connections: int | str | None
     max_connections_per_source: int | str | None
     allow: str | Sequence[str] | None
@@ -400,6 +415,7 @@ class Options(TypedDict, total=False):
 
 GROUPS: dict[str, type[Any]] = {
     "listening": Listening,
+    "connecting": Connecting,
     "clients": Clients,
     "proxy_protocol": ProxyProtocol,
     "timeouts": Timeouts,
@@ -417,6 +433,7 @@ ROWS: dict[str, list[Option]] = {name: rows(group) for name, group in GROUPS.ite
 
 HEADINGS = {
     "listening": "Listening",
+    "connecting": "Connecting",
     "clients": "Clients",
     "proxy_protocol": "PROXY protocol",
     "timeouts": "Time-outs",

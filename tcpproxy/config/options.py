@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..processors import usable_cpus
 from ..text import quoted
 from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_mode, parse_number, parse_size
-from .endpoints import parse_bind, parse_local_port
+from .endpoints import parse_bind, parse_local_port, parse_sources
 from .forwards import ForwardSpec, parse_forward
 from .networks import parse_networks
 from .place import parse_place
@@ -234,6 +234,15 @@ def forwards(help: str, doc: str, **more: Any) -> Any:
 def networks(help: str, doc: str, **more: Any) -> Any:
     """Networks, by their addresses; without any None."""
     return _row(None, parse_networks, "NETWORK,...", help, doc, shown="none", multiple=True, **more)
+
+
+def sources(help: str, doc: str, **more: Any) -> Any:
+    """IP addresses, at most one of each family."""
+
+    def parse(what: str, value: Any) -> tuple[str, ...]:
+        return parse_sources(what, (value,) if isinstance(value, str) else value)
+
+    return _row((), parse, "ADDR", help, doc, shown="the system's choice", multiple=True, **more)
 
 
 def busy_poll(help: str, doc: str) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from ..native import Event, Lock, getaddrinfo, make_thread, monotonic
 
@@ -56,10 +56,16 @@ def resolve(host: str, port: int) -> list[Address]:
 
 
 class Resolver:
-    """Resolves one name. At most one query is in flight; concurrent callers share its answer."""
+    """Resolves one name. At most one query is in flight; concurrent callers share its answer.
 
-    def __init__(self, host: str, port: int) -> None:
+    Args:
+        host, port: what to look up, and what is added to each address.
+        lengths: of the raw addresses that are of use.
+    """
+
+    def __init__(self, host: str, port: int, lengths: Collection[int] = (4, 16)) -> None:
         self._where = (host, port)
+        self._lengths = lengths
         self._lock = Lock()
         self._good: list[Address] = []
         self._good_at = -MAX_STALE
@@ -131,9 +137,11 @@ class Resolver:
         lookup_error = "the lookup failed"
         try:
             known = resolve(*self._where)
-            found = [address for address in known if not self._is_own(address)]
+            usable = [address for address in known if len(address[0]) in self._lengths]
+            found = [address for address in usable if not self._is_own(address)]
+            none = "No address associated with hostname" if not known else "no address of the family of the source"
             own = "it is this proxy's own address"
-            lookup_error = "" if found else own if known else "No address associated with hostname"
+            lookup_error = "" if found else own if usable else none
         except OSError as error:
             lookup_error = error.strerror or str(error)
         except MemoryError:

@@ -1,5 +1,6 @@
 """Event: a fact about a proxy or one of its connections, made from an event record of the core."""
 
+import errno
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import describe
@@ -159,6 +160,8 @@ def decode(record: Record, target: str, lookup_error: str, faults: "Faults | Non
         text = f"failed to lookup address information: {lookup_error or 'no answer in time'}"
     elif error:
         text = f"{describe(error)} (os error {error})"
+        if error == errno.EADDRNOTAVAIL and reason == "limit":
+            text = f"no free local port: {text}"
     return Event(
         kind,
         reason,

@@ -605,7 +605,7 @@ UNKNOWN = {
     **dict.fromkeys(("-w", "--write", "--pcap", "--record"), "--capture"),
     **dict.fromkeys(("-j", "--json"), "--log-format json"),
     "--dump-limt": "--dump-limit",
-    **dict.fromkeys(("--trace", "--rate", "--source", "--once", "--range"), ""),
+    **dict.fromkeys(("--trace", "--rate", "--once", "--range"), ""),
     **dict.fromkeys(("-y", "--x"), ""),
 }
 
