@@ -8,9 +8,9 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["accepting", "admission", "bending", "bulk", "capture", "closing", "connecting", "control", "engine"]
-MODULES += ["events", "fallback", "half", "header", "inbox", "opening", "packets", "pcapng", "pieces", "plan", "reader"]
-MODULES += ["recorded", "recordings", "relay", "reports", "resources", "rulebook", "savefile", "shaped", "shaper"]
-MODULES += ["sources", "spin", "table", "tap", "timers", "trial", "worker"]
+MODULES += ["events", "fallback", "half", "header", "inbox", "metering", "opening", "packets", "pcapng", "pieces"]
+MODULES += ["plan", "reader", "recorded", "recordings", "relay", "reports", "resources", "rulebook", "savefile"]
+MODULES += ["shaped", "shaper", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

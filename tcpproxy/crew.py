@@ -111,7 +111,15 @@ class Crew:
                     worker.set_addresses(number, target.addresses, TTL if target.resolver else None)
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         per_source = self._config.clients.max_connections_per_source
-        Worker.link(self._workers, limit=limit, per_source=per_source, admitted=self._admitted())
+        rates = self._config.rates
+        Worker.link(
+            self._workers,
+            limit=limit,
+            per_source=per_source,
+            admitted=self._admitted(),
+            rates=rates.max_rate,
+            rates_each=rates.max_rate_per_connection,
+        )
         shown = self._config.seeing.shown
         reporting = self._threads.copy()
         if self._taps:

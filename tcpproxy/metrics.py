@@ -85,6 +85,7 @@ class _Families:
             "connect_failures", "Connections whose upstream was not reached.", "target", "reason"
         )
         self._refused = self._counter("clients_refused", "Clients reset at once, not among those accepted.", "reason")
+        self._throttled = self._counter("throttled_seconds", "For which directions have waited for a rate, added up.")
         self._active = self._gauge("connections_active", "Connections alive now.")
         self._limit = self._gauge("max_connections", "Connections at a time; further clients wait.")
         self._draining = self._gauge("draining", "1: it accepts no clients any more.")
@@ -118,8 +119,11 @@ class _Families:
             family.add_metric([listener], getattr(stats, name))
         self._active.add_metric([listener], stats.active)
         self._limit.add_metric([listener], crew.limit)
+        rates = proxy.config.rates
         self._draining.add_metric([listener], proxy._stopping.is_set())
         measures = crew.measures()
+        if any(rates.max_rate) or any(rates.max_rate_per_connection):
+            self._throttled.add_metric([listener], measures["throttled"][0])
         for reason in ENDS:
             self._ended.add_metric([listener, reason], measures["ended"][REASONS.index(reason)])
         for reason in FAILURES:

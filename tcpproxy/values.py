@@ -254,6 +254,26 @@ def parse_rate(what: str, value: str | Rate) -> Rate:
     return Rate(rate)
 
 
+def parse_rates(what: str, value: object) -> tuple[int, int]:
+    """Bytes per second to upstream and to clients: `10MB/s` for both, or `up=1MB/s,down=10MB/s`; None or `off` is 0.
+
+    Raises:
+        UsageError: a rate as `parse_rate` says, or a direction twice or unknown.
+    """
+    if value in (None, "off"):
+        return 0, 0
+    if not isinstance(value, str) or "=" not in value:
+        rate = int(parse_rate(what, value))  # type: ignore[arg-type]
+        return rate, rate
+    found: dict[str, int] = {}
+    for part in value.split(","):
+        name, equals, text = part.strip().partition("=")
+        if name not in ("up", "down") or not equals or name in found:
+            raise UsageError(f"{what} {quoted(value)} has {quoted(part)}, expected RATE or up=RATE,down=RATE")
+        found[name] = int(parse_rate(what, text))
+    return found.get("up", 0), found.get("down", 0)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 

@@ -32,6 +32,7 @@ MODULES = [
     "half",
     "header",
     "inbox",
+    "metering",
     "opening",
     "packets",
     "pcapng",

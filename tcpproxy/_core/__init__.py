@@ -16,6 +16,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     bending    what faults do to a connection: they take hold of it, and end it
     closing    resets passed on, last bytes drained, sockets closed
     reports    event records, and the tap's records of begins and ends: the only place that writes facts
+    metering   rates: how much a connection may read, and when
     resources  what a loop owns: made, closed, freed, closed after a fork
     table      relays by index and generation
     loop       structs only: Loop, Relay, Upstream, Group, ...

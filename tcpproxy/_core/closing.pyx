@@ -6,6 +6,7 @@ from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_FAULT, REASON_KIL
 from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break, half_holds
 from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_LINGERING, RELAY_RESETTING, RELAY_RELAYING, UPSTREAM, \
     loop_enqueue, relay_shaping
+from tcpproxy._core.metering cimport metering_end
 from tcpproxy._core.net cimport ENOMEM, NET_NONE, net_close, net_recv, net_reset, net_shut_write, net_socket, \
     net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_IN, WATCH_STREAM, poller_rearm, poller_remove
@@ -223,6 +224,7 @@ cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil:
         closing_close(loop, relay, True)
         return
     _finish_both(loop, relay)
+    metering_end(loop, relay)
     _uncount(loop, relay)
     relay.killed = True
     reports_ended(loop, relay)
@@ -296,6 +298,8 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
     if shaping != NULL:
         alarms_cancel(&loop.timers, &shaping.alarm)
         shaping_free(shaping)
+    if loop.metered:
+        metering_end(loop, relay)
     _close_side(loop, relay, CLIENT, reset_client)
     _close_side(loop, relay, UPSTREAM, reset_upstream)
     timers_cancel(&loop.timers, &relay.deadline)

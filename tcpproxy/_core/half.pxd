@@ -94,6 +94,7 @@ cdef struct Pump:               # what all halves of a worker share
     uint8_t zero_copy
     Pipes pipes
     uint64_t spliced            # bytes delivered by splice
+    uint64_t may_read           # bytes that a half with a shaper may read now: see metering.pxd
 
 cdef inline uint64_t half_waiting(const Half *half) noexcept nogil:
     """Bytes that it has read and could not deliver yet."""

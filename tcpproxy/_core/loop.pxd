@@ -4,6 +4,7 @@
 # is listed in sync.h.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.admission cimport Admission
+from tcpproxy._core.bucket cimport Limit
 from tcpproxy._core.bulk cimport Bulk
 from tcpproxy._core.connecting cimport AddressList, Connecting
 from tcpproxy._core.events cimport REASONS, EventRing
@@ -15,7 +16,7 @@ from tcpproxy._core.poller cimport POLLER_BATCH, Ready, Watch
 from tcpproxy._core.shaper cimport Shaping
 from tcpproxy._core.sources cimport Sources
 from tcpproxy._core.spin cimport Spin
-from tcpproxy._core.timers cimport Timer, Timers
+from tcpproxy._core.timers cimport Alarm, Timer, Timers
 
 cdef enum:                  # which side; halves[side] carries what that side sends
     CLIENT = 0
@@ -45,8 +46,15 @@ cdef enum:                  # limits of one proxy
     TABLE_CHUNKS = 16384
     CONNECTIONS = 1000000   # at a time: upper bound, also where the system allows more descriptors
 
+cdef struct Meter:          # what a relay has if there are rates, of each direction; see metering.pxd
+    Alarm alarm
+    uint64_t used_up_ns[2]  # its own bucket
+    uint64_t due_ns[2]      # when the portion may be read
+    uint32_t portion[2]     # bytes that are reserved, and were not read yet
+
 cdef struct Origin:         # of a relay; allocated only when somebody wants it
     net_addr outgoing       # the proxy's own address toward upstream
+    Meter *meter            # NULL: there are no rates
 
 cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
     Relay *next             # of the run queue, of the stalled relays, or of the free slots
@@ -107,6 +115,7 @@ cdef struct Counters:       # written by the worker, except `active`; read by an
     uint64_t to_client
     uint64_t wakeups        # batches: returns of the engine's _wait
     uint64_t accept_errors
+    uint64_t throttled_ns   # for which directions have waited for a rate, added up
     uint64_t active         # relays alive now, and connections that are being accepted or handed over: for limits
     uint64_t ended_by[REASONS]      # `ended`, by reason
     uint64_t failed_by[REASONS]     # `failed`, by reason
@@ -135,6 +144,10 @@ cdef struct Group:          # what the workers of one proxy share
     uint64_t interactive_ns     # when one of them last saw interactive traffic
     Admission *admission    # NULL: clients may come from anywhere
     Sources sources
+    Limit rate[2]           # of all relays, of each direction; rate 0: none
+    uint64_t used_up_ns[2]  # its bucket
+    Limit each[2]           # of each relay
+    uint32_t portion[2]     # see metering.pxd
     uint64_t down[UPSTREAMS]    # see fallback.pxd
     uint64_t avoided[UPSTREAMS]     # see addresses_avoid of connecting.pxd
     Loop *members[WORKERS]
@@ -154,6 +167,7 @@ cdef struct Loop:
     net_tuning tuning
     uint64_t now_ns         # updated once a batch, at the end of the wait
     bint interactive        # a relay had interactive traffic; the engine clears it
+    bint metered            # there are rates
     bint half_close         # False: the first EOF closes both directions (--half-close-timeout 0)
     uint8_t paused          # bit 1 << side: what that side sends is neither read nor delivered, nor is its end
     uint64_t lingering      # killed relays that linger: the loop does not end before

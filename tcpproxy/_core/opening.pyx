@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.bending cimport bending_begin, bending_go_on, bending_has, bending_may_dial, bending_waits
 from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_drop, buffer_fill
-from tcpproxy._core.closing cimport closing_close, closing_connect_failed, closing_forget_attempts
+from tcpproxy._core.closing cimport closing_close, closing_connect_failed, closing_forget_attempts, closing_out_of_memory
 from tcpproxy._core.connecting cimport CONNECTING_FAILED, addresses_avoid, connecting_avoids, connecting_event, \
     connecting_has_more, connecting_new, connecting_next, connecting_take, connecting_use
 from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, REASON_DNS, REASON_LIMIT, \
@@ -12,6 +12,7 @@ from tcpproxy._core.half cimport MODE_SPLICE, ZERO_COPY_ALWAYS, Side
 from tcpproxy._core.header cimport HEADER_ROOM, header_write
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAM, \
     Upstream, loop_enqueue
+from tcpproxy._core.metering cimport metering_begin
 from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOENT, ENOMEM, ETIMEDOUT, NET_HOLDS, NET_NONE, net_addr, \
     net_is_unix, net_no_delay, net_out_of_resources, net_own_address, net_peek, net_reset, net_send, net_send_held, \
     net_speaks_v6, net_would_block
@@ -244,6 +245,9 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
 cdef void _relay(Loop *loop, Relay *relay) noexcept nogil:
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
+    if loop.metered and not metering_begin(relay):
+        closing_out_of_memory(loop, relay)
+        return
     reports_connected(loop, relay)
     timers_arm(&loop.timers, &relay.check, TIMER_KEEPALIVE, loop.now_ns)
     timers_cancel(&loop.timers, &relay.deadline)

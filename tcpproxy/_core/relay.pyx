@@ -9,6 +9,7 @@ from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE,
     PUMP_WAIT, Half, Side, half_pump
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, \
     RELAY_RESOLVING, UPSTREAM, loop_enqueue, loop_stall
+from tcpproxy._core.metering cimport metering_pump, metering_waits
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
 from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_greet, opening_next_attempt, \
     opening_share_over, opening_timed_out, opening_turn
@@ -17,7 +18,7 @@ from tcpproxy._core.shaped cimport shaped_pump
 from tcpproxy._core.shaper cimport shaper_holds, shaper_waits
 from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
-    TIMER_LINGER, TIMER_NONE, TIMER_RETRY, TIMER_SHAPER, TIMER_SHARE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, \
+    TIMER_LINGER, TIMER_NONE, TIMER_RATE, TIMER_RETRY, TIMER_SHAPER, TIMER_SHARE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, \
     timers_arm, timers_cancel
 
 cdef enum:
@@ -60,6 +61,9 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
         opening_timed_out(loop, relay)
     elif kind == TIMER_SHARE:
         opening_share_over(loop, relay)
+    elif kind == TIMER_RATE:
+        if relay.state == RELAY_RELAYING:
+            loop_enqueue(loop, relay)
     elif kind == TIMER_SHAPER:
         bending_alarm(loop, relay)
     elif kind == TIMER_FLUSH or kind == TIMER_STUCK:
@@ -74,8 +78,8 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 cdef void _inactive(Loop *loop, Relay *relay, int kind) noexcept nogil:
     """TIMER_IDLE, TIMER_HALF_CLOSE or TIMER_LINGER: no socket has taken or given a byte for that long."""
-    # What a stalled or paused relay or a shaper holds waits for us, not for a peer.
-    if relay.stalled or (loop.paused and relay.state != RELAY_LINGERING) or _shaper_waits(relay) \
+    # What a stalled or paused relay or a shaper holds, or a rate does not let in, waits for us, not for a peer.
+    if relay.stalled or metering_waits(relay) or (loop.paused and relay.state != RELAY_LINGERING) or _shaper_waits(relay) \
             or closing_measure_progress(relay):
         timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
     elif kind == TIMER_IDLE:
@@ -178,6 +182,15 @@ cdef inline int _pump_half(Loop *loop, Relay *relay, int side) noexcept nogil:
     return half_pump(&relay.halves[side], &relay.sides[side], &relay.sides[1 - side], &loop.pump)
 
 
+cdef inline int _pump_both(Loop *loop, Relay *relay) noexcept nogil:
+    cdef int moved
+    if loop.metered:
+        moved = metering_pump(loop, relay, CLIENT)
+        return moved | metering_pump(loop, relay, UPSTREAM)
+    moved = _pump_half(loop, relay, CLIENT)
+    return moved | _pump_half(loop, relay, UPSTREAM)
+
+
 cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     """Pumps both halves. Returns PUMP_ bits."""
     cdef uint64_t up = relay.halves[CLIENT].delivered, down = relay.halves[UPSTREAM].delivered
@@ -186,14 +199,12 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     if loop.pump.tap != NULL:
         loop.pump.tap.id = relay.id
         loop.pump.tap.client = client
-    moved = _pump_half(loop, relay, CLIENT)
-    moved |= _pump_half(loop, relay, UPSTREAM)
+    moved = _pump_both(loop, relay)
     if not loop.half_close and (_has_ended(relay, CLIENT) or _has_ended(relay, UPSTREAM)):
         # --half-close-timeout 0: the first EOF closes both directions. What was read is still delivered.
         _stop_reading(&relay.halves[CLIENT])
         _stop_reading(&relay.halves[UPSTREAM])
-        moved |= _pump_half(loop, relay, CLIENT)
-        moved |= _pump_half(loop, relay, UPSTREAM)
+        moved |= _pump_both(loop, relay)
     up = relay.halves[CLIENT].delivered - up
     down = relay.halves[UPSTREAM].delivered - down
     sync_bump(&loop.counters.to_upstream, up)

@@ -1,6 +1,6 @@
 # What the core reports of its connections: the model is in reports.pxd.
 from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from tcpproxy._core.events cimport EVENT_CONNECTED, EVENT_END, EVENT_FAILED, EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, \
     EventRecord, events_claim, events_publish, events_wanted
@@ -70,7 +70,8 @@ cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil:
         return
     if events_wanted(&loop.events, EVENTS_OUTGOING):
         # Now: the socket of a side that was reset is closed before its end is reported.
-        relay.origin = <Origin *> malloc(sizeof(Origin))
+        if relay.origin == NULL:
+            relay.origin = <Origin *> calloc(1, sizeof(Origin))
         if relay.origin != NULL:
             net_own_address(relay.sides[UPSTREAM].watch.fd, &relay.origin.outgoing)
     record = _claim(loop, EVENT_CONNECTED)

@@ -1,6 +1,6 @@
 # What a loop owns, from the beginning of a worker to its end: the model is in resources.pxd.
 from libc.errno cimport EMFILE, ENOMEM
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.bulk cimport bulk_init
 from tcpproxy._core.connecting cimport addresses_release
@@ -60,6 +60,7 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
     loop.pump.budget = max(TURN_LEAST_BYTES, TURN_LEAST_READS * settings.buffer_size)
     loop.pump.splice_size = PIPE_BYTES
     loop.pump.now_ns = &loop.now_ns
+    loop.pump.may_read = UINT64_MAX
     loop.pump.zero_copy = settings.zero_copy
     if settings.tap:
         loop.pump.tap = <Tap *> calloc(1, sizeof(Tap))

@@ -79,7 +79,7 @@ cdef int _take(Half *half, Side *source, Pump *pump) noexcept nogil:
 
 cdef int64_t _read(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     """Reads into the line. Returns as _step."""
-    cdef uint32_t room = min(pump.size, shaper_room(half.shaper, pump.now_ns[0]))
+    cdef uint32_t room = <uint32_t> min(<uint64_t> min(pump.size, shaper_room(half.shaper, pump.now_ns[0])), pump.may_read)
     cdef int64_t got
     if room == 0 or not source.ready & READY_IN:
         return ~PUMP_WAIT
@@ -89,6 +89,7 @@ cdef int64_t _read(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
         if half.state == HALF_DRAINING:
             return 0
         return ~(PUMP_MORE if source.ready & READY_IN else PUMP_WAIT)   # PUMP_MORE: see half_pump
+    pump.may_read -= got
     if got < <int64_t> room and not source.read_to_eagain:      # see half.pyx, _recv
         source.ready &= ~READY_IN
         poller_rearm(pump.poller, &source.watch, READY_IN)

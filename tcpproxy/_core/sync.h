@@ -41,6 +41,7 @@
  *   Upstream.incoming            the lookup thread leaves a list      the worker takes it
  *   Upstream.asked               the worker sets it                   the lookup thread takes it
  *   Group.last_id                each worker that accepts: +1         the same; threads that kill
+ *   Group.used_up_ns             each worker                          each worker
  *   Group.down, .avoided         each worker                          each worker
  *   Group.interactive_ns         each worker                          each worker
  *   Sources.lock                 each worker: a spin lock over        each worker

@@ -21,6 +21,7 @@ cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_RETRY             # connect again: a UNIX socket's backlog was full
     TIMER_KINDS             # so many lists
     TIMER_SHAPER = TIMER_KINDS      # of alarms: bytes that a shaper holds are due
+    TIMER_RATE              # of alarms: a direction may read again
     TIMER_SHARE             # of alarms: a target has had its share of the time to connect
 
 cdef struct Timer:

@@ -19,6 +19,7 @@ from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_HANG, MESSAGE_KILL, ME
     MESSAGE_SYNC, MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, FORWARDS, LISTENERS, RELAY_GREETING, \
     RELAY_RELAYING, RELAY_RESOLVING, RUN, TARGETS, UPSTREAM, UPSTREAMS, WORKERS, Counters, Histogram, Loop
+from tcpproxy._core.metering cimport metering_set
 from tcpproxy._core.net cimport net_addr, net_close, net_format, net_hang, net_pack, net_pack_path, net_path, net_socket, net_tune
 from tcpproxy._core.plan cimport PLAN_RULES
 from tcpproxy._core.poller cimport poller_name, poller_wake
@@ -139,11 +140,12 @@ cdef class Worker:
             free(self.loop)
 
     @staticmethod
-    def link(workers, *, limit, per_source, bytes admitted=None):
+    def link(workers, *, limit, per_source, bytes admitted=None, rates=(0, 0), rates_each=(0, 0)):
         """Makes these workers share their connections, at most `limit` at a time. Before any of them runs.
 
         A source (an IPv4 address, the /64 of an IPv6 address) may have `per_source` of them; 0: any number. `admitted`: bounds
         of networks, as admission.pxd has them; a client from elsewhere is reset. None: clients may come from anywhere.
+        `rates`: of all connections, to upstream and to clients, in bytes per second; 0: none. `rates_each`: of each connection.
         """
         cdef _Group together = _Group()
         cdef Worker worker
@@ -155,7 +157,10 @@ cdef class Worker:
             raise MemoryError
         if admitted is not None:
             together.admit(admitted)
+        for side in range(2):
+            metering_set(&together.group, side, rates[side], rates_each[side])
         for worker in workers:
+            worker.loop.metered = any(rates) or any(rates_each)
             together.group.members[together.group.count] = worker.loop
             together.group.count += 1
             worker.together = together
@@ -401,6 +406,8 @@ cdef class Worker:
         """More numbers since the start: how many connections have ended, failed and were refused, by reason (in the order of
         REASONS); how many connect times and durations are in each bucket, and last their sum in seconds.
 
+        Last the seconds for which directions have waited for a rate.
+
         A bucket has those up to its bound (CONNECT_BOUNDS, DURATION_BOUNDS) and above the one before; the last one the rest.
         """
         cdef Counters *it = &self.loop.counters
@@ -410,6 +417,7 @@ cdef class Worker:
             "failed": [sync_peek(&it.failed_by[i]) for i in range(len(REASONS))],
             "refused": [sync_peek(&it.refused_by[i]) for i in range(len(REASONS))],
             "connects": _times(&it.connects), "durations": _times(&it.durations),
+            "throttled": [sync_peek(&it.throttled_ns) / 1e9],
         }
 
     def connections(self):

@@ -25,6 +25,7 @@ from .groups import (
     Options,
     Output,
     ProxyProtocol,
+    Rates,
     Seeing,
     Speed,
     Timeouts,
@@ -48,6 +49,7 @@ class Config:
         proxy_protocol: `send_proxy` (None: off).
         timeouts: `connect_timeout`, `half_close_timeout`, `idle_timeout`, `keepalive`, `grace`.
         memory: `buffer_size`, `socket_buffer`.
+        rates: `max_rate`, `max_rate_per_connection`, each (to upstream, to clients) in bytes per second; 0: none.
         output: `debug`, `quiet`, `log_format`: of the command only.
         seeing: `capture` (None: none), `capture_rotate`, `capture_files` (0: any number); of the command only: `top`,
             `hex`, `text`, `dump_limit`, `color`.
@@ -64,6 +66,7 @@ class Config:
     proxy_protocol: ProxyProtocol
     timeouts: Timeouts
     memory: Memory
+    rates: Rates
     output: Output
     seeing: Seeing
     bending: Bending

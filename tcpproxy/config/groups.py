@@ -24,6 +24,7 @@ from .options import (
     path,
     place,
     preset,
+    rates,
     rows,
     size,
     sources,
@@ -201,6 +202,24 @@ class Memory:
         least=4096,
         most=1024**3,
         off=True,
+        minor=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How fast bytes may pass: (to upstream, to clients), in bytes per second; 0: as fast as they can."""
+
+    max_rate: tuple[int, int] = rates(
+        "Bytes per second, of all connections together.",
+        "For each direction: `10MB/s`, `100Mbit/s`; or apart, `up=1MB/s,down=10MB/s`, where up is to upstream. All "
+        "connections have equal shares, and one that needs less leaves the rest to the others. Senders are slowed down "
+        "by TCP: nothing is kept.",
+        minor=True,
+    )
+    max_rate_per_connection: tuple[int, int] = rates(
+        "Bytes per second, of each connection.",
+        "As `--max-rate`. Both may be given.",
         minor=True,
     )
 
@@ -405,6 +424,8 @@ class Options(TypedDict, total=False):
     grace: float | str
     buffer_size: int | str
     socket_buffer: int | str | None
+    max_rate: str | None
+    max_rate_per_connection: str | None
     capture: str | None
     capture_rotate: int | str | None
     capture_files: int | str | None
@@ -420,6 +441,7 @@ GROUPS: dict[str, type[Any]] = {
     "proxy_protocol": ProxyProtocol,
     "timeouts": Timeouts,
     "memory": Memory,
+    "rates": Rates,
     "output": Output,
     "seeing": Seeing,
     "bending": Bending,
@@ -438,6 +460,7 @@ HEADINGS = {
     "proxy_protocol": "PROXY protocol",
     "timeouts": "Time-outs",
     "memory": "Memory",
+    "rates": "Rates",
     "output": "Output",
     "seeing": "Seeing",
     "bending": "Faults",

@@ -16,7 +16,16 @@ from .._core.worker import LIMITS
 from ..errors import UsageError
 from ..processors import usable_cpus
 from ..text import quoted
-from ..values import LONGEST, parse_busy_poll, parse_choice, parse_duration, parse_mode, parse_number, parse_size
+from ..values import (
+    LONGEST,
+    parse_busy_poll,
+    parse_choice,
+    parse_duration,
+    parse_mode,
+    parse_number,
+    parse_rates,
+    parse_size,
+)
 from .endpoints import parse_bind, parse_local_port, parse_sources
 from .forwards import ForwardSpec, parse_forward
 from .networks import parse_networks
@@ -234,6 +243,11 @@ def forwards(help: str, doc: str, **more: Any) -> Any:
 def networks(help: str, doc: str, **more: Any) -> Any:
     """Networks, by their addresses; without any None."""
     return _row(None, parse_networks, "NETWORK,...", help, doc, shown="none", multiple=True, **more)
+
+
+def rates(help: str, doc: str, **more: Any) -> Any:
+    """Bytes per second of both directions; without one 0, which is no limit."""
+    return _row(None, parse_rates, "RATE", help, doc, shown="no limit", **more)
 
 
 def sources(help: str, doc: str, **more: Any) -> Any:

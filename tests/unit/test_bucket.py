@@ -93,3 +93,26 @@ def test_shared_by_threads(door: ModuleType) -> None:
     for thread in threads:
         thread.join()
     assert bucket.used_up_ns - before == 4 * 100_000 * 3
+
+
+def test_reserved_in_turn(door: ModuleType) -> None:
+    """Each gets the time behind what was reserved before; a first one at once, and what was saved up counts."""
+    bucket = door.BucketDoor(10**6, 20_000)
+    assert bucket.reserve(20_000, START) == START - S // 50
+    assert [bucket.reserve(4000, START) for _ in range(3)] == [START, START + S // 250, START + S // 125]
+    assert bucket.reserve(4000, START + S) == START + S - S // 50
+
+
+def test_reserved_by_threads(door: ModuleType) -> None:
+    """No two get the same time, though all reserve at once."""
+    bucket = door.BucketDoor(10**9, 10**9)
+    bucket.reserve(S, START)
+    found: list[list[int]] = [[] for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda own=own: own.extend(bucket.reserve_often(3, START, 20_000))) for own in found
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(start for own in found for start in own) == list(range(START, START + 4 * 20_000 * 3, 3))

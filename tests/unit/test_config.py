@@ -597,7 +597,8 @@ UNKNOWN = {
     "--quite": "--quiet",
     **dict.fromkeys(("--port", "--listen", "-p"), "-l 3"),
     "--timeout": "--connect-timeout or --half-close-timeout or --idle-timeout",
-    "--max": "--max-connections or --max-connections-per-source",
+    "--max": "--max-connections or --max-connections-per-source or --max-rate or --max-rate-per-connection",
+    "--rate": "--max-rate",
     "--ver": "--version",
     **dict.fromkeys(("-v", "--verbose"), "-d"),
     **dict.fromkeys(("-X", "--hexdump"), "-x"),
@@ -605,7 +606,7 @@ UNKNOWN = {
     **dict.fromkeys(("-w", "--write", "--pcap", "--record"), "--capture"),
     **dict.fromkeys(("-j", "--json"), "--log-format json"),
     "--dump-limt": "--dump-limit",
-    **dict.fromkeys(("--trace", "--rate", "--once", "--range"), ""),
+    **dict.fromkeys(("--trace", "--once", "--range"), ""),
     **dict.fromkeys(("-y", "--x"), ""),
 }
 

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint64_t
-from tcpproxy._core.bucket cimport Limit, bucket_charge, bucket_due_ns, bucket_room, limit_set
+from libc.stdlib cimport free, malloc
+from tcpproxy._core.bucket cimport Limit, bucket_charge, bucket_due_ns, bucket_reserve, bucket_room, limit_set
 
 
 cdef class BucketDoor:
@@ -17,6 +18,21 @@ cdef class BucketDoor:
 
     def charge(self, uint64_t size, uint64_t now_ns):
         bucket_charge(&self.it, &self.limit, size, now_ns)
+
+    def reserve(self, uint64_t size, uint64_t now_ns):
+        return bucket_reserve(&self.it, &self.limit, size, now_ns)
+
+    def reserve_often(self, uint64_t size, uint64_t now_ns, int count):
+        """Without the GIL, so that threads contend."""
+        cdef uint64_t *found = <uint64_t *> malloc(count * sizeof(uint64_t))
+        cdef int i
+        with nogil:
+            for i in range(count):
+                found[i] = bucket_reserve(&self.it, &self.limit, size, now_ns)
+        try:
+            return [found[i] for i in range(count)]
+        finally:
+            free(found)
 
     def charge_often(self, uint64_t size, uint64_t now_ns, int count):
         """Without the GIL, so that threads contend."""
