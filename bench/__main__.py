@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import getting, report, seeing, toxiproxy
+from bench import getting, off, report, seeing, toxiproxy
 from bench.all_cases import CASES
 from bench.base import Bench, BenchError
 from bench.machine import describe
@@ -37,17 +37,23 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compare tcpproxy with its peers.")
     parser.add_argument("--quick", action="store_true", help="one short round: is it about right? (under two minutes)")
     parser.add_argument("--case", action="append", choices=case_names(), metavar="NAME", help="a case or a group")
+    parser.add_argument("commit", nargs="?", metavar="COMMIT", help="with `--case off`: what to count beside")
     parser.add_argument("--peer", action="append", metavar="NAME", help="only this peer, beside ours; may be repeated")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds of each case (default {ROUNDS}, quick 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--get", action="store_true", help="get the peers that can be had into build/peers, and end")
     parser.add_argument("--list", action="store_true", help="list the cases and the peers found, and end")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.commit and options.case != ["off"]:
+        parser.error(f"COMMIT is for --case off alone, not {options.commit!r}")
+    if "off" in (options.case or []) and len(options.case) > 1:
+        parser.error("--case off runs alone")
+    return options
 
 
 def case_names() -> list[str]:
-    """Returns what --case takes: the names of cases, and of their groups."""
-    return sorted({name for case in CASES for name in (case.name, case.name.partition("-")[0])})
+    """Returns what --case takes: the names of cases, of their groups, and off, which compares with no peer."""
+    return sorted({"off"} | {name for case in CASES for name in case.names()})
 
 
 def say(text: str) -> None:
@@ -78,7 +84,8 @@ def connection_limit() -> int:
 
 def chosen_cases(names: list[str] | None, skipped: dict[str, str]) -> list[Case]:
     """Returns the cases asked for, without those whose tool is missing."""
-    cases = [case for case in CASES if not names or {case.name, case.name.partition("-")[0]} & set(names)]
+    single = {case.name for case in CASES}
+    cases = [case for case in CASES if not names or any(case.called(name, name in single) for name in names)]
     for tool, users in TOOLS.items():
         if not shutil.which(tool) and any(case.name in users for case in cases):
             skipped[", ".join(users)] = f"apt-get install {tool}"
@@ -125,6 +132,10 @@ def run(options: argparse.Namespace) -> int:
     """Runs what was asked for, and reports."""
     if options.get:
         print(*getting.get(), sep="\n")
+        return 0
+    if options.case == ["off"]:
+        with workplace() as scratch:
+            off.run(Bench(scratch, scratch, options.quick, connection_limit()), options.commit, options.json)
         return 0
     peers, skipped = find()
     peers += seeing.variants(skipped) + toxiproxy.find(skipped)

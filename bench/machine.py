@@ -29,7 +29,7 @@ def _field(path: str, name: str) -> str:
     return match[1] if match else "unknown"
 
 
-def _commit() -> str:
+def commit_here() -> str:
     """Returns the commit of the working tree, marked when it has changes."""
     commit = _output("git", "rev-parse", "HEAD") or "unknown"
     return f"{commit} with changes" if _output("git", "status", "--porcelain", "-uno") else commit
@@ -39,7 +39,7 @@ def describe(peers: list[Peer], skipped: dict[str, str]) -> dict[str, Any]:
     """Returns the head of the JSON."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit_here(),
         "machine": {
             "cpu": _field("/proc/cpuinfo", "model name"),
             "cores": len(os.sched_getaffinity(0)),

@@ -80,9 +80,9 @@ def is_listening(pid: int, port: int) -> bool:
     return False
 
 
-def wait_listening(process: subprocess.Popen[str], port: int, errors: Path) -> None:
+def wait_listening(process: subprocess.Popen[str], port: int, errors: Path, patience: float = PATIENCE) -> None:
     """Returns when `port` is listened on; raises BenchError when the process ends before, or takes too long."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not is_listening(process.pid, port):
         if process.poll() is not None or time.monotonic() > deadline:
             raise BenchError(f"did not start: {errors.read_text()[-400:].strip()}")

@@ -55,8 +55,8 @@ class Verdict:
 class Case:
     """One comparison. `measure(bench, peer)` makes one round; the first metric is drawn.
 
-    `only` names the peers that take part, `without` those that do not, `also` special ones that do. The word of the
-    name before a dash is that of a group of cases.
+    `only` names the peers that take part, `without` those that do not, `also` special ones that do. What its name
+    begins with, up to a dash, is that of a group, if it is not that of another case.
     """
 
     name: str
@@ -67,6 +67,15 @@ class Case:
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """Returns its own name and those of its groups."""
+        words = self.name.split("-")
+        return ["-".join(words[: number + 1]) for number in range(len(words))]
+
+    def called(self, name: str, single: bool) -> bool:
+        """Whether it goes by a name: that of a single case, or of a group."""
+        return name == self.name if single else name in self.names()
 
     def takes(self, name: str, special: bool) -> bool:
         """Whether a peer takes part; special ones do where they are named."""
