@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import getting, off, report, seeing, toxiproxy
+from bench import getting, links, off, report, seeing, toxiproxy
 from bench.all_cases import CASES
 from bench.base import Bench, BenchError
 from bench.machine import describe
@@ -26,7 +26,7 @@ from bench.targets import Case, medians
 RESULTS = Path(__file__).with_name("results")
 ROUNDS = 5
 TOOLS = {
-    "iperf3": ("bulk1", "bulk1-down", "bulk8", "bulk-bidir", "seeing-bulk"),
+    "iperf3": ("bulk1", "bulk1-down", "bulk8", "bulk-bidir", "seeing-bulk", *links.BULK),
     "strace": ("syscalls",),
 }
 MOST_CONNECTIONS = 9000

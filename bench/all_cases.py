@@ -1,5 +1,5 @@
 """All cases, in the order of the report."""
 
-from bench import cases, faults, seeing
+from bench import cases, faults, links, seeing
 
-CASES = (*cases.CASES, *seeing.CASES, *faults.CASES)
+CASES = (*cases.CASES, *seeing.CASES, *faults.CASES, *links.CASES)

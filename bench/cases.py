@@ -87,10 +87,10 @@ def _round_trips(bench: Bench, peer: Peer, program: list[object], *arguments: ob
     return kept if used is None else kept | {"cpu": used * 1e6 / figures["count"]}
 
 
-def connections(bench: Bench, peer: Peer) -> Figures:
+def connections(bench: Bench, peer: Peer, most: int = 5000) -> Figures:
     """A connection for each request, eight at a time."""
     # Few enough that a round does not run out of local ports, which stay in TIME_WAIT.
-    count = 1000 if bench.quick or peer.forks else 5000
+    count = min(most, 1000) if bench.quick or peer.forks else most
     with echo_server(bench) as port, peer.run(bench, port) as target:
         with client(bench, bench.load, "conn", target.host, target.port, 200, 8) as warm_up:
             warm_up.go()
