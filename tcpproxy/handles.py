@@ -16,7 +16,7 @@ from . import awaiting
 from ._core.rulebook import DICE, MOST_RULES, Rulebook
 from .errors import StartError, UsageError, WaitTimeout
 from .faults import Fault, named
-from .native import Event, Thread, make_thread, monotonic
+from .native import Event, Thread, make_thread, monotonic, this_thread
 from .rules import ALL, NO_RULES, Installed, rule
 from .text import quoted
 from .values import parse_limit, parse_number
@@ -217,6 +217,11 @@ class Faults:
         """The proxy stops. From any thread."""
         self._over = True
         self._changed.set()
+
+    def join(self, timeout: float) -> None:
+        """Waits for the thread of the windows, which may have to wait for a verb."""
+        if self._thread and self._thread.ident not in (None, this_thread()):
+            self._thread.join(timeout)
 
     def _open_and_close(self) -> None:
         """The thread that opens and closes windows, once there is one with an edge."""

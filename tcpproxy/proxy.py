@@ -377,6 +377,8 @@ class Proxy(Controls):
         with self._closing:  # not the lock of the verbs: the log thread, which this joins, may be in one of them
             if not self._stopped.is_set():
                 crew.close()
+                if self._bent:
+                    self._bent.join(LOG_DRAIN)
                 self._stopped.set()
 
     @contextlib.contextmanager

@@ -728,6 +728,13 @@ def test_windows_of_a_fault_that_comes_later(make_proxy: Callable[..., tcpproxy.
             assert time.monotonic() - begin >= 0.1
 
 
+def test_a_stop_ends_the_windows(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """Their thread is over when it returns, also if it is about to change something."""
+    for _ in range(200):
+        make_proxy(echo.name, faults="stall,for=1ms,repeat=2ms").stop(0)
+        assert "tcpproxy-faults" not in [it.name for it in threading.enumerate()]
+
+
 def test_a_window_that_cannot_close(
     make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: list[tcpproxy.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
