@@ -212,14 +212,21 @@ class Controls:
 
     def _shut(self, crew: Crew | None, kinds: Collection[str]) -> None:
         """Faults make the ports refuse clients or let them hang, or do not any more."""
-        self._refuses = "refuse" in kinds
-        if self._hangs != ("hang" in kinds):
-            self._hangs = not self._hangs
-            for each in self._forwards:  # for listeners to come
-                each.hang(self._hangs)
+        hangs = "hang" in kinds
+        if hangs != self._hangs:
             if crew:
-                crew.hang(self._hangs)
-        self._open_or_close(crew)
+                crew.hang(hangs)
+            for each in self._forwards:  # for listeners to come
+                each.hang(hangs)
+            self._hangs = hangs
+        before, self._refuses = self._refuses, "refuse" in kinds
+        try:
+            self._open_or_close(crew)
+        except BaseException:
+            self._refuses = before
+            with contextlib.suppress(StartError):  # not on Linux: listeners are closed before their port is kept
+                self._open_or_close(crew)
+            raise
 
     def _impossible(self) -> dict[str, str]:
         """Why the proxy cannot have faults of these kinds."""
@@ -315,6 +322,7 @@ class Controls:
 
         Raises:
             UsageError: a fault is invalid or contradicts another one; nothing has changed.
+            StartError: the system does not let a port refuse clients, or hang them; nothing has changed.
         """
         return (self._bent or self._bend()).install(faults)
 

@@ -138,10 +138,16 @@ class Faults:
                 raise UsageError(why)
             self._keys += 1
             new[name] = _Entry(Installed(fault, name, self._keys, since))
-        self._by_key |= {it.installed.key: it for it in new.values()}  # before there are events
+        keys = {it.installed.key: it for it in new.values()}
+        self._by_key |= keys  # before there are events
         for it in new.values():
             it.begun = monotonic() if crew else 0.0
-        self._set(self._now.entries | new, crew)
+        try:
+            self._set(self._now.entries | new, crew)
+        except BaseException:
+            for key in keys:
+                del self._by_key[key]
+            raise
         self._forget_some()
         return Handle(self, tuple(new.values()))
 
@@ -187,12 +193,12 @@ class Faults:
             raise UsageError(f"{len(entries)} faults are too many, expected {MOST_RULES} at most")
         now = monotonic()
         rulebook = Rulebook([self._rule(it, now) for it in _with_rules(entries)], self._now.rulebook)
+        windows = [it.window(now) for it in entries.values()]
+        kinds = {it.installed.fault.kind for it in entries.values() if it.window(now)[0]}
+        self._shut(crew, kinds.intersection(NO_RULES))  # first: the system may refuse it, and then nothing has changed
         if crew:
             crew.bend(rulebook)
         self._now = _Now(entries, rulebook)
-        windows = [it.window(now) for it in entries.values()]
-        kinds = {it.installed.fault.kind for it in entries.values() if it.window(now)[0]}
-        self._shut(crew, kinds.intersection(NO_RULES))
         self._change_at = min(change for _, change in windows) if windows else math.inf
         if self._change_at < math.inf and not self._thread:
             self._thread = make_thread("tcpproxy-faults", self._open_and_close)
@@ -360,7 +366,7 @@ class Handle:
         """Removes the faults. What they hold goes on, in order. To repeat it does no harm.
 
         Raises:
-            StartError: behind `refuse`, nobody can listen again: `Proxy.up` tries once more.
+            StartError: behind `refuse`, nobody can listen again; nothing has changed.
         """
         self._faults.remove(self._entries)
 

@@ -22,6 +22,7 @@ from support.streams import KIB, MIB, echoes, is_over, payload, read_all, read_e
 from support.waiting import TIMEOUT, eventually, in_background, pause
 
 import tcpproxy
+from tcpproxy import crew
 from tcpproxy.faults import latency
 from tcpproxy.handles import KNOWN
 from tcpproxy.network import listening
@@ -726,6 +727,37 @@ def test_windows_of_a_fault_that_comes_later(make_proxy: Callable[..., tcpproxy.
                     client.sendall(b"x")
                     assert client.recv(1) == b"x"
             assert time.monotonic() - begin >= 0.1
+
+
+def test_a_port_that_the_system_does_not_let_open(
+    make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call raises and has changed nothing; once more it does what it says."""
+
+    def fail(*_: object) -> None:
+        raise tcpproxy.StartError(errno.EMFILE, "no descriptors")
+
+    proxy = make_proxy(echo.name, faults="up:latency=1us")
+    refuse = proxy.fault("refuse", "stall,first=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(listening.Port, "listen", fail)
+        with pytest.raises(tcpproxy.StartError, match="no descriptors"):
+            refuse.remove()
+    assert [it.name for it in proxy.faults] == ["latency_upstream", "refuse", "stall_downstream"]
+    assert not accepts(proxy.address)
+    refuse.remove()
+    assert [it.name for it in proxy.faults] == ["latency_upstream"]
+    assert accepts(proxy.address)
+    with monkeypatch.context() as patch:
+        patch.setattr(crew.Crew, "hang", fail)
+        patch.setattr(listening.Port, "keep", fail)
+        for text in ("hang", "refuse") if sys.platform == "linux" else ("refuse",):
+            with pytest.raises(tcpproxy.StartError, match="no descriptors"):
+                proxy.fault(text, "stall")
+    assert len(proxy.faults) == 1
+    assert len(proxy._every_fault) == 3
+    with connect(proxy.address) as client:
+        assert echoes(client)
 
 
 def test_a_stop_ends_the_windows(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
