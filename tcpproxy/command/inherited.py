@@ -1,4 +1,4 @@
-"""What the process inherits: signals, a terminal, children. Imported first, so that it is right during the imports."""
+"""What the process inherits: signals, a terminal, children. Imported first: signals must work during later imports."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ import signal
 import sys
 
 hung_up: list[int] = []
-"""SIGHUP, for each one that came before `serve` set its handlers and that had no terminal to tell about."""
+"""The number of SIGHUP, once for each that arrived without a terminal and before `serve` set its handlers."""
 
 IGNORED = ("SIGUSR2", "SIGTTOU", "SIGCHLD")
-"""Ignored from the start.
+"""Signals that are ignored from the start.
 
-SIGUSR2 would end a process that does not know it, and some send it to see a program's state. By SIGTTOU a terminal with
-`stty tostop` stops a background process that writes to it: the relay would stop for a log line. SIGTSTP (Ctrl-Z) and
-SIGTTIN keep their effect: a user wants the first, and nothing reads the terminal. The command starts no processes; by
-ignoring SIGCHLD it tells the kernel to reap those of a script that became the command by `exec`, and those that fall to
-PID 1.
+SIGUSR2 ends a process that has no handler for it, and is sent to programs in the hope that they show their state.
+SIGTTOU stops a background process that writes to a terminal with `stty tostop`: a log line would stop the relay.
+SIGTSTP (Ctrl-Z) and SIGTTIN keep their effect: a user wants the first, and nothing reads the terminal. With SIGCHLD
+ignored, the kernel reaps children. The command starts none, but it gets those of a script that became the command by
+`exec`, and as PID 1 every orphan.
 """
 
 SHOWING = ("SIGUSR1", "SIGINFO")
-"""They make `serve` show the live connections; SIGINFO is Ctrl-T where it exists, and harmless by itself."""
-
+"""Signals that make `serve` show the live connections. SIGINFO is Ctrl-T on the BSDs and macOS; it ends no process."""
 
 VIEWING = ("SIGWINCH", "SIGTSTP", "SIGQUIT", "SIGCONT")
-"""They are for the live view: the terminal has a new size, it is wanted by others (Ctrl-Z, Ctrl-\\), and it may be ours
-again."""
+"""Signals for the live view: the terminal has a new size; Ctrl-Z and Ctrl-\\ take the terminal away; it is back."""
 
 
 def prepare() -> None:
-    """Sets right what the process has inherited. At the very start, before the long imports.
+    """Unblocks signals, ignores or handles those that must not end the process, reaps inherited children.
 
-    A blocked signal would never arrive: it is unblocked. One that is ignored stays so (nohup, a script's `&`). Until
-    `serve` sets its handlers, SIGINT and SIGTERM end the process as they end any program, and SIGHUP does so only if
-    there is a terminal.
+    To be called at the very start, before the long imports. A blocked signal would never arrive. One that is ignored
+    stays so (nohup, a script's `&`). Until `serve` sets its handlers, SIGINT and SIGTERM end the process as they end
+    any program, and SIGHUP does so only if there is a terminal.
     """
     for name in IGNORED:
         _replace(name, signal.SIG_IGN)
@@ -52,11 +50,11 @@ def prepare() -> None:
         elif signal.getsignal(number) is signal.default_int_handler:
             signal.signal(number, signal.SIG_DFL)  # no traceback
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # last: one that waits is delivered at once
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # last: a pending signal is delivered at once
 
 
 def nothing(_number: int, _frame: object) -> None:
-    """A handler: `serve` reads of a signal from a socket."""
+    """A handler that does nothing: `serve` reads the number of the signal from a socket (`signal.set_wakeup_fd`)."""
 
 
 def is_ignored(number: int) -> bool:
@@ -65,7 +63,10 @@ def is_ignored(number: int) -> bool:
 
 
 def stopping_signals() -> list[int]:
-    """Those that stop the proxy and are not ignored: SIGHUP only if there is a terminal, which is then gone."""
+    """Returns the numbers of the signals that stop the proxy and are not ignored.
+
+    SIGHUP is one only where there is a terminal: there it means that the terminal has gone.
+    """
     names = ["SIGINT", "SIGTERM"]
     if sys.platform == "win32":
         names.append("SIGBREAK")  # Ctrl-Break, or the console window was closed
@@ -75,9 +76,9 @@ def stopping_signals() -> list[int]:
 
 
 def _has_terminal() -> bool:
-    """Has the process a controlling terminal?"""
+    """Does the process have a controlling terminal?"""
     with contextlib.suppress(OSError):
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))  # to write, the sandbox forbids
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))  # read-only: the sandbox forbids to write
         return True
     for number in range(3):  # a container or chroot may have no /dev/tty
         with contextlib.suppress(OSError):
@@ -87,14 +88,14 @@ def _has_terminal() -> bool:
 
 
 def _replace(name: str, handler: object) -> None:
-    """Sets what a signal does, if this system has it and it has its default effect."""
+    """Sets the handler of a signal, if this system has the signal and its effect is still the default."""
     number = getattr(signal, name, None)
     if number is not None and signal.getsignal(number) == signal.SIG_DFL:
         signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 def _reap() -> None:
-    """Reaps the children that have ended before SIGCHLD was ignored."""
+    """Reaps the children that ended before SIGCHLD was ignored."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

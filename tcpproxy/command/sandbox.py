@@ -1,7 +1,7 @@
-"""Drops privileges the relay does not need, to limit what an exploited bug can do. Linux.
+"""Drops privileges that the relay does not need, to limit what an exploited bug can do. Linux only.
 
-For the command only: the process cannot get them back, so a library must not do this to its program. It applies to the
-calling thread and to threads that it starts later.
+For the command only: a process cannot get them back, so a library must not drop those of its program. This applies to
+the calling thread and to threads that it starts later.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from ..config.groups import every_row
 from ..errors import StartError
 from ..network.resolver import numeric
 
+# Numbers of linux/prctl.h, of the system calls (the same on every architecture), and of linux/landlock.h.
 _NO_NEW_PRIVS = 38
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION = 1
 _PATH_BENEATH, _NET_PORT = 1, 2
 _CONNECT_TCP = 1 << 1
@@ -25,26 +26,28 @@ _SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 1 << 0, 1 << 1
 _EXECUTE, _WRITE_FILE = 1 << 0, 1 << 1
 _REMOVE_FILE, _MAKE_REG = 1 << 5, 1 << 8
 _CHANGES = sum(1 << bit for bit in range(4, 13))
-"""Removing and making files and directories. Reading stays allowed: the C library loads resolver libraries late."""
+"""Makes and removes files and directories. Reading stays allowed: the C library loads resolver libraries late."""
 _REFER, _TRUNCATE, _IOCTL_DEV, _RESOLVE_UNIX = 1 << 13, 1 << 14, 1 << 15, 1 << 16
 
 NSSWITCH = "/etc/nsswitch.conf"
 DNS = 53
 LOOKUPS = {"files", "dns", "resolve", "myhostname", "mymachines", "mdns", "mdns_minimal", "mdns4", "mdns4_minimal"}
-"""Sources of names in nsswitch.conf that use no TCP port but 53. Others, such as NIS and LDAP, use other ports."""
+"""Sources of host names in nsswitch.conf that use no TCP port but 53. Others, such as NIS and LDAP, use other ports."""
+
+REFUSED = "Landlock refuses"
 
 
 def enter(config: Config, mode: str) -> str:
-    """Drops: new privileges, changing files, running programs, signals to other processes, connecting to other ports.
+    """Gives up the rights to gain privileges, change files, run programs, signal other processes, connect elsewhere.
 
     To be called before the first thread starts.
 
     Args:
-        config: says which port the proxy connects to.
-        mode: `auto`: what the system supports; `require`: all of it; `off`: nothing.
+        config: says where the proxy connects to, and which files it writes.
+        mode: `auto`: give up what the system supports; `require`: all of it; `off`: nothing.
 
     Returns:
-        What to say if upstream cannot be reached, because the sandbox may be why; mostly empty.
+        A sentence to print if upstream cannot be reached and the sandbox may be the reason; empty if it cannot be.
 
     Raises:
         StartError: `require`, and the system does not support all of it.
@@ -58,13 +61,16 @@ def enter(config: Config, mode: str) -> str:
 
 
 def _suspicion(ports: set[int]) -> str:
-    """Returns a sentence if the sandbox may refuse what upstream does not: a library has taken connect() over.
+    """Returns a sentence if a preloaded library has replaced connect(), as proxychains and torsocks do; else nothing.
 
-    proxychains and torsocks connect to the port of a proxy of theirs, torsocks for names as well. The errno does not
-    tell: routes and SELinux give EACCES as well, and proxychains makes ECONNREFUSED of it.
+    They connect to the port of their own proxy, which the sandbox refuses; torsocks for look-ups, too. The errno does
+    not show that: EACCES also comes from routes and SELinux, and proxychains makes ECONNREFUSED of it.
+
+    Args:
+        ports: those that the sandbox allows; empty: it allows all.
     """
     library = _library_of("connect")
-    # It is in libc.so.6, libc-2.31.so, libpthread.so.0 (glibc before 2.34), ld-musl-*.so.1, or the program itself.
+    # Usually libc.so.6, libc-2.31.so, libpthread.so.0 (glibc before 2.34), ld-musl-*.so.1, or the program itself.
     if not ports or not re.search(r"\.so\b", library) or re.match(r"(libc|libpthread|ld-musl)\b", library):
         return ""
     option = {row.name: row.long for row in every_row()}["sandbox"]
@@ -76,7 +82,7 @@ def _suspicion(ports: set[int]) -> str:
 
 
 def _library_of(name: str) -> str:
-    """Returns the file name of the library that a function of the C library is called in; empty if that is unknown."""
+    """Returns the file name of the library whose function a call of this name reaches; empty if that is unknown."""
     try:
         import ctypes
 
@@ -89,14 +95,14 @@ def _library_of(name: str) -> str:
 
 
 def _no_new_privileges() -> str:
-    """Returns what the system does not support, or an empty text."""
+    """Gives up gaining privileges by running programs. Returns what the system does not support, or an empty text."""
     if not sys.platform.startswith("linux"):
         return "this system has none"
     return "" if _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0) == 0 else "no_new_privs is refused"
 
 
 def _landlock(config: Config) -> str:
-    """Returns what the system does not support, or an empty text."""
+    """Gives up the other rights. Returns what the system does not support, or an empty text."""
     version = _call("syscall", _CREATE_RULESET, None, 0, _VERSION)
     if version < 1:
         return "the kernel has no Landlock, or it is switched off"
@@ -105,7 +111,7 @@ def _landlock(config: Config) -> str:
         files |= right if version >= since else 0
     ports = ports_to_reach(config)
     paths = paths_to_reach(config)
-    if version >= 9 and paths is not None:  # before, every path may be connected to
+    if version >= 9 and paths is not None:  # older versions do not restrict connects to UNIX sockets
         files |= _RESOLVE_UNIX
     words = [files]
     if version >= 4:
@@ -116,29 +122,33 @@ def _landlock(config: Config) -> str:
     attributes = b"".join(word.to_bytes(8, sys.byteorder) for word in words)
     ruleset = _call("syscall", _CREATE_RULESET, attributes, len(attributes), 0)
     if ruleset < 0:
-        return "Landlock refuses"
+        return REFUSED
+    folders = {}
+    if config.seeing.capture and config.seeing.capture_rotate:
+        rights = files & (_WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE)
+        folders[os.path.dirname(config.seeing.capture) or "."] = rights
+    for path in paths or () if files & _RESOLVE_UNIX else ():
+        # The folder: a server that is restarted makes another file.
+        folder = os.path.dirname(path)
+        folders[folder] = folders.get(folder, 0) | _RESOLVE_UNIX
     try:
-        for port in ports or () if version >= 4 else ():
-            rule = _CONNECT_TCP.to_bytes(8, sys.byteorder) + port.to_bytes(8, sys.byteorder)
-            if _call("syscall", _ADD_RULE, ruleset, _NET_PORT, rule, 0) < 0:
-                return "Landlock refuses"
-        if config.seeing.capture and config.seeing.capture_rotate:
-            rights = files & (_WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE)
-            if not _allow_beneath(ruleset, os.path.dirname(config.seeing.capture) or ".", rights):
-                return "Landlock refuses"
-        for path in paths or () if files & _RESOLVE_UNIX else ():
-            # The folder: a server that starts again makes another file.
-            if not _allow_beneath(ruleset, os.path.dirname(path), _RESOLVE_UNIX):
-                return "Landlock refuses"
-        if _call("syscall", _RESTRICT_SELF, ruleset, 0) < 0:
-            return "Landlock refuses"
+        allowed = all(_allow_port(ruleset, port) for port in ports or ()) if version >= 4 else True
+        allowed = allowed and all(_allow_beneath(ruleset, folder, rights) for folder, rights in folders.items())
+        if not allowed or _call("syscall", _RESTRICT_SELF, ruleset, 0) < 0:
+            return REFUSED
     finally:
         os.close(ruleset)
     return "" if version >= 4 else "Landlock of this kernel has no TCP ports; Linux 6.7 is needed"
 
 
+def _allow_port(ruleset: int, port: int) -> bool:
+    """Adds a rule: TCP may connect to this port. False: the system refuses the rule."""
+    rule = _CONNECT_TCP.to_bytes(8, sys.byteorder) + port.to_bytes(8, sys.byteorder)
+    return _call("syscall", _ADD_RULE, ruleset, _NET_PORT, rule, 0) == 0
+
+
 def _allow_beneath(ruleset: int, folder: str, rights: int) -> bool:
-    """Allows something in a folder."""
+    """Adds a rule: these rights hold in a folder and below. False: it is refused, or there is no such folder."""
     try:
         fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -151,7 +161,7 @@ def _allow_beneath(ruleset: int, folder: str, rights: int) -> bool:
 
 
 def paths_to_reach(config: Config) -> set[str] | None:
-    """Returns the paths of UNIX sockets to connect to. None: any, for the lookup of a name may use a local service."""
+    """Returns the paths of UNIX sockets to connect to. None: any, because the look-up of a name may use some."""
     targets = [each for forward in config.forwards for each in forward.targets]
     if all(each.path or numeric(each.host.partition("%")[0], each.port) for each in targets):
         return {each.path for each in targets if each.path and not each.path.startswith("@")}
@@ -159,7 +169,7 @@ def paths_to_reach(config: Config) -> set[str] | None:
 
 
 def ports_to_reach(config: Config) -> set[int] | None:
-    """Returns the ports that TCP may connect to. None: any, because the lookup of a name may use other ports."""
+    """Returns the ports that TCP may connect to. None: any, because the look-up of a name may use others."""
     targets = [each for forward in config.forwards for each in forward.targets if not each.path]
     ports = {each.port for each in targets}
     if all(numeric(each.host.partition("%")[0], each.port) for each in targets):
@@ -174,7 +184,7 @@ def ports_to_reach(config: Config) -> set[int] | None:
 
 
 def _call(name: str, *args: int | bytes | None) -> int:
-    """Calls a function of the C library, with every number as wide as a register. -1: it failed, or does not exist."""
+    """Calls a function of the C library; numbers are passed as a C long. Returns -1 if it fails or does not exist."""
     try:
         import ctypes
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .view import View  # which most commands do not need
 
 QUIT, STARTED = 255, 254
-"""Bytes beside the numbers of signals: the user of the view wants to stop; the proxy listens."""
+"""Bytes for the main thread that are no signal numbers: the user of the view wants to stop; the proxy listens."""
 
 
 def serve(
@@ -29,18 +29,19 @@ def serve(
 ) -> None:
     """Starts the proxy and returns when it has ended. Main thread only.
 
-    The first signal of `stopping_signals` stops it with its grace, a second one, but for SIGHUP, at once; one that
-    comes during the start ends the start. A signal of SHOWING shows the live connections.
+    The first signal of `stopping_signals` stops the proxy, and lets its connections end within the grace; during the
+    start it ends the start. A second one stops it at once, unless it is SIGHUP. A signal of SHOWING shows the live
+    connections.
 
     Args:
         proxy: not started yet.
-        display: shows its connections.
-        greets: once it listens, a terminal is told where it forwards to.
-        service: is told when it listens and when it stops.
-        view: has the terminal from when it listens until it has ended.
+        display: shows the proxy's connections.
+        greets: say where the proxy forwards to, when it listens and stderr is a terminal.
+        service: is told when the proxy listens and when it stops.
+        view: shows the live view from when the proxy listens until it has ended.
 
     Raises:
-        TcpProxyError: it cannot start.
+        TcpProxyError: the proxy cannot start.
     """
     reader, writer = socket.socketpair()
     reader.settimeout(None)
@@ -56,8 +57,8 @@ def serve(
     with contextlib.closing(view) if view else contextlib.nullcontext():
         while (number := view.next(reader) if view else reader.recv(1)[0]) != 0:
             if number in stopping or number == QUIT:
-                # A terminal that goes sends several SIGHUP: the kernel does, and each shell on its way out.
-                run.stop(again=number != getattr(signal, "SIGHUP", None))
+                # When a terminal closes, several SIGHUP arrive: from the kernel and from each shell that ends with it.
+                run.stop(may_abort=number != getattr(signal, "SIGHUP", None))
             elif number in showing:
                 display.show()
             elif number in harmless and not said:
@@ -74,20 +75,20 @@ def serve(
 
 
 def _when_started(writer: socket.socket, display: Display | None, view: View | None) -> Callable[[], object]:
-    """What to call once the proxy listens."""
+    """Returns the function to call once the proxy listens."""
     if view:
         return lambda: writer.send(bytes([STARTED]))
     return display.greet if display else lambda: None
 
 
 def _catch(writer: socket.socket) -> tuple[list[int], list[int], list[int]]:
-    """Makes each signal a byte in `writer`, except those that are ignored.
+    """Has each signal written as a byte, its number, into `writer`; except those that are ignored.
 
-    A handler that sets an Event would deadlock if the signal came while the main thread holds the Event's lock. So the
-    handlers do nothing: the interpreter writes the byte, which the main thread reads.
+    A handler that sets an Event would deadlock if the signal arrived while the main thread holds the Event's lock. So
+    the handlers do nothing: the interpreter writes the byte, which the main thread reads.
 
     Returns:
-        The numbers of the signals that stop the proxy, that show its connections, and that do nothing.
+        The numbers of the signals that stop the proxy, that show its connections, and that only give a warning.
     """
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     stopping = stopping_signals()
@@ -97,12 +98,12 @@ def _catch(writer: socket.socket) -> tuple[list[int], list[int], list[int]]:
     showing = _showing()
     for number in (*stopping, *showing, *harmless):
         signal.signal(number, nothing)
-    writer.send(bytes(hung_up[:1]))  # it came before
+    writer.send(bytes(hung_up[:1]))
     return stopping, showing, harmless
 
 
 def _catch_for_view() -> list[int]:
-    """The same for the signals of the view."""
+    """Does the same for the signals of the live view; returns their numbers."""
     numbers = [number for name in VIEWING if not is_ignored(number := getattr(signal, name))]
     for number in numbers:
         signal.signal(number, nothing)
@@ -110,22 +111,22 @@ def _catch_for_view() -> list[int]:
 
 
 class _Run(threading.Thread):
-    """Starts the proxy, waits for its end, stops it; the main thread reads signals meanwhile."""
+    """A thread that starts the proxy, waits for its end, and stops it; the main thread reads signals meanwhile."""
 
     def __init__(
         self, proxy: Proxy, writer: socket.socket, service: Service | None, when_started: Callable[[], object]
     ) -> None:
         super().__init__(name="tcpproxy-stop", daemon=True)
         self._proxy, self._writer, self._service, self._when_started = proxy, writer, service, when_started
-        self._told = False
+        self._stopping = False
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            if not self._told:
+            if not self._stopping:
                 self._proxy.start()
-                # Told during the start: clients may have been served already, by the workers, which then run.
-                if not self._told:
+                # If it was stopped during the start, workers may have connections already: the wait below is for these.
+                if not self._stopping:
                     if self._service:
                         self._service.started(self._proxy)
                     self._when_started()
@@ -136,17 +137,17 @@ class _Run(threading.Thread):
         with contextlib.suppress(OSError):
             self._writer.send(b"\0")
 
-    def stop(self, again: bool) -> None:
-        """The first call lets connections end, and ends a start that has not got so far; a second one does not.
+    def stop(self, may_abort: bool) -> None:
+        """The first call ends the start, or stops the proxy and lets its connections end within the grace.
 
         Args:
-            again: a call that is not the first one has an effect.
+            may_abort: a later call resets the connections that are left.
         """
-        if self._told:
-            if again:
+        if self._stopping:
+            if may_abort:
                 self._proxy.abort()
             return
-        self._told = True
+        self._stopping = True
         self._proxy.drain()
         active, grace = self._proxy.stats().active, self._proxy.config.timeouts.grace
         if self._service:
@@ -158,6 +159,6 @@ class _Run(threading.Thread):
 
 
 def _showing() -> list[int]:
-    """Those of SHOWING that exist, and that nobody has set: not to be ignored, and not for a handler of their own."""
+    """Returns the numbers of the signals of SHOWING that exist here, and are neither ignored nor otherwise handled."""
     numbers = [getattr(signal, name) for name in SHOWING if hasattr(signal, name)]
     return [number for number in numbers if signal.getsignal(number) in (nothing, signal.SIG_DFL)]
