@@ -1,4 +1,4 @@
-"""Waiting for what threads do: in a coroutine, under asyncio or trio (and so under anyio), and by looking."""
+"""Waits for what threads do: in coroutines under asyncio, trio and so anyio, and by polling."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from .native import Event, Thread, make_thread
 Result = TypeVar("Result")
 
 LOOK_AGAIN = 0.002
-"""Seconds between two looks at what workers count: a look takes microseconds, and costs the workers nothing."""
+"""Seconds between two looks at what workers count. A look takes microseconds and does not disturb the workers."""
 
 
 def _in_trio() -> Any:
-    """The module trio, if it runs the calling coroutine; None: asyncio does."""
+    """Returns the module trio if trio runs the calling coroutine; else None."""
     trio = sys.modules.get("trio")
     asyncio = sys.modules.get("asyncio")
     if not trio:
         return None
-    with contextlib.suppress(RuntimeError):  # no loop here. In trio's guest mode there is one, and no task of it
+    # In trio's guest mode this thread has a loop of asyncio, too, but then the coroutine is not one of its tasks.
+    with contextlib.suppress(RuntimeError):  # no loop
         if asyncio and asyncio.current_task():
             return None
     try:
@@ -33,7 +34,7 @@ def _in_trio() -> Any:
 
 
 def _running_loop() -> Any:
-    """The event loop of asyncio that runs the calling coroutine."""
+    """Returns the event loop of asyncio that runs the calling coroutine. RuntimeError: none does."""
     import asyncio
 
     try:
@@ -43,7 +44,7 @@ def _running_loop() -> Any:
 
 
 async def until(event: Event, timeout: float | None = None) -> bool:
-    """Returns when the event is set; False: `timeout` seconds were over first. No thread waits for it meanwhile."""
+    """Waits until the event is set, without a thread. Returns False if `timeout` seconds pass first; None: no limit."""
     if trio := _in_trio():
         token, woken = trio.lowlevel.current_trio_token(), trio.Event()
 
@@ -80,7 +81,7 @@ async def until(event: Event, timeout: float | None = None) -> bool:
 
 
 async def pause(seconds: float) -> None:
-    """Lets other tasks run for so long."""
+    """Lets other tasks run for a number of seconds."""
     if trio := _in_trio():
         return await trio.sleep(seconds)  # type: ignore[no-any-return]
     _running_loop()
@@ -90,7 +91,7 @@ async def pause(seconds: float) -> None:
 
 
 def poll(look: Callable[[], Result | None]) -> Result:
-    """Looks again and again; returns what is found once it is not None. What `look` raises ends it."""
+    """Calls `look` every LOOK_AGAIN seconds until it returns something other than None; returns that."""
     while (found := look()) is None:
         Event().wait(LOOK_AGAIN)
     return found
@@ -104,7 +105,7 @@ async def poll_async(look: Callable[[], Result | None]) -> Result:
 
 
 async def _finish(event: Event) -> None:
-    """Returns when the event is set, however often the task is cancelled meanwhile."""
+    """Waits until the event is set, even if the task is cancelled meanwhile."""
     if trio := _in_trio():
         with trio.CancelScope(shield=True):
             await until(event)
@@ -117,14 +118,17 @@ async def _finish(event: Event) -> None:
 
 
 async def call(function: Callable[[], Result], hurry: Callable[[], object], undo: Callable[[], object]) -> Result:
-    """Runs a function in a thread of its own: a pool of the program may have no free one.
+    """Runs a function in a new thread, because the thread pool of the program may be full; returns what it returns.
 
     Args:
-        function: what it returns or raises is the result.
-        hurry: called when the task is cancelled; makes `function` return soon. Must not block.
-        undo: called after that by another thread, when `function` has returned. The task goes on when `undo` has.
+        function: what it raises is raised.
+        hurry: called when the task is cancelled. Makes `function` return soon, and does not block.
+        undo: called then, when `function` has returned, in another thread. The task waits for its end.
+
+    Raises:
+        RuntimeError: neither asyncio nor trio runs the coroutine.
     """
-    _in_trio() or _running_loop()  # before there is a thread
+    _in_trio() or _running_loop()  # raises before there is a thread
     results: list[Result] = []
     errors: list[BaseException] = []
 
@@ -152,7 +156,11 @@ async def call(function: Callable[[], Result], hurry: Callable[[], object], undo
 
 
 def _begin(function: Callable[[], object]) -> tuple[Event, Thread]:
-    """Runs it in a new thread, or here if there is none to be had. Returns the event of its end."""
+    """Runs a function in a new thread, or in this one if the system refuses a thread.
+
+    Returns:
+        An event that is set when the function has ended, and the thread.
+    """
     ended = Event()
 
     def run() -> None:

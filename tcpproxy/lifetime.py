@@ -1,4 +1,4 @@
-"""What happens to proxies when their process ends or forks."""
+"""Stops proxies when their process exits, and closes their copies in forked children."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ class Stoppable(Protocol):
         """Called at the exit of the process, with a grace of 0."""
 
     def _close_after_fork(self) -> None:
-        """Called in a forked child: it runs on in the parent only."""
+        """Called in a forked child: the proxy goes on in the parent only."""
 
 
 _live: weakref.WeakValueDictionary[int, Stoppable] = weakref.WeakValueDictionary()
-"""By id, also when they have stopped: a forked child needs new locks of them.
+"""The proxies that exist, by id(). Stopped ones, too: in a forked child they need new locks.
 
-No WeakSet: other threads may change it while it is read.
+Not a WeakSet: reading one fails when another thread changes it meanwhile.
 """
 
 _hooked = False
 
 no_fork = Lock(reentrant=True)
-"""Held while a proxy opens or closes descriptors: a fork in another thread waits, or the child could not tell which.
+"""Held while a proxy opens or closes descriptors. A fork waits for it: else the child would not know which are open.
 
-Reentrant: a signal handler, or a `__del__`, that interrupts its holder may stop another proxy.
+Reentrant: a signal handler or a `__del__` that interrupts its holder may stop another proxy.
 """
 
 FORK_WAIT = 3.0
-"""Seconds that a fork waits at most. What it waits for takes milliseconds."""
+"""Seconds that a fork waits at most for `no_fork`, which is held for milliseconds."""
 
 
 def register(proxy: Stoppable) -> None:
@@ -64,7 +64,7 @@ def _wait_for_starts() -> None:
 
 
 def _let_start() -> None:
-    with contextlib.suppress(RuntimeError):  # the wait was over before this thread had it
+    with contextlib.suppress(RuntimeError):  # after FORK_WAIT this thread does not hold it
         no_fork.release()
 
 

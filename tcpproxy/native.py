@@ -1,7 +1,8 @@
-"""Threads, locks, events and a clock of the operating system, whatever the program has replaced in Python's modules.
+"""Threads, locks, events and a clock of the operating system, even if the program has replaced those of Python.
 
-gevent and eventlet replace `threading` by greenlets, which take turns in one thread: a worker gives up no turn. Tests
-freeze `time.monotonic`. What is made here is not affected, and a greenlet that waits for it lets the others run.
+gevent and eventlet replace `threading` by greenlets, which take turns in one thread; a worker would keep its turn for
+ever. Tests freeze `time.monotonic`. What this module makes is not affected, and a greenlet that waits for it lets the
+others run.
 """
 
 from __future__ import annotations
@@ -30,15 +31,14 @@ __all__ = [
 ]
 
 STEP = 0.005
-"""Seconds between two looks of a greenlet that waits: nothing wakes it from another thread."""
-
+"""Seconds between two checks of a greenlet that waits: no other thread can wake it."""
 
 SETTLE = 1.0
-"""Seconds that a join waits at most for `threading` to forget a thread that is over, some microseconds later."""
+"""Seconds that a join waits at most until `threading`, too, knows that the thread has ended. It takes microseconds."""
 
 
 def _original(module: Any, name: str) -> Any:
-    """What a module had under this name before gevent or eventlet replaced it."""
+    """Returns what a module had under this name before gevent or eventlet replaced it."""
     if gevent := sys.modules.get("gevent.monkey"):
         return gevent.get_original(module.__name__, name)
     if eventlet := sys.modules.get("eventlet.patcher"):
@@ -54,11 +54,11 @@ this_thread: Callable[[], int] = _original(_thread, "get_ident")
 """The ident of the thread that calls it."""
 
 _ours: set[int] = set()
-"""Idents of threads made here while greenlets replace threads. There is no greenlet in them."""
+"""Idents of the threads made here while greenlets replace threads. No greenlet runs in them."""
 
 
 def _green_sleep() -> Callable[[float], object] | None:
-    """The `sleep` that lets other greenlets run; None: `threading` has real threads."""
+    """Returns the `sleep` that lets other greenlets run. None: `threading` has real threads."""
     if (gevent := sys.modules.get("gevent.monkey")) and gevent.is_module_patched("threading"):
         return sys.modules["gevent"].sleep  # type: ignore[no-any-return]
     if (eventlet := sys.modules.get("eventlet.patcher")) and eventlet.is_monkey_patched("thread"):
@@ -67,7 +67,7 @@ def _green_sleep() -> Callable[[float], object] | None:
 
 
 def let_greenlets_run() -> bool:
-    """Lets other greenlets have their turns, for STEP. False: there are none, and a wait may block its thread."""
+    """Lets other greenlets run for STEP seconds. Returns False, at once, where a wait may block its thread instead."""
     sleep = _green_sleep()
     if sleep is None or this_thread() in _ours:
         return False
@@ -76,6 +76,7 @@ def let_greenlets_run() -> bool:
 
 
 def _acquire(lock: Any, timeout: float | None) -> bool:
+    """Acquires a lock of `_thread`. Returns False if `timeout` seconds pass first; None: no limit."""
     sleep = _green_sleep()
     if sleep is None or this_thread() in _ours:
         return bool(lock.acquire(True, -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)))
@@ -88,17 +89,17 @@ def _acquire(lock: Any, timeout: float | None) -> bool:
 
 
 class Lock:
-    """A lock of the operating system. With `reentrant`, a thread that has it may take it again."""
+    """A lock of the operating system. With `reentrant`, the thread that holds it may acquire it again."""
 
     def __init__(self, *, reentrant: bool = False) -> None:
         self._lock = _allocate_reentrant() if reentrant else allocate_lock()
 
     def acquire(self, timeout: float | None = None) -> bool:
-        """Returns False if `timeout` seconds were over first."""
+        """Waits for the lock. Returns False if `timeout` seconds pass first; None: no limit."""
         return _acquire(self._lock, timeout)
 
     def release(self) -> None:
-        """Lets the next one have it."""
+        """Gives the lock up."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -109,18 +110,18 @@ class Lock:
 
 
 class Event:
-    """Something that happens once. It takes no lock, so that a signal handler may set it."""
+    """An event that is set once and stays set. Setting it takes no lock, so a signal handler may do it."""
 
     def __init__(self) -> None:
         self._set = False
         self._waiters: collections.deque[Callable[[], object]] = collections.deque()
 
     def is_set(self) -> bool:
-        """Has it happened?"""
+        """Has it been set?"""
         return self._set
 
     def set(self) -> None:
-        """Wakes all that wait, and calls what `on_set` was given."""
+        """Wakes all threads that wait, and calls the functions given to `on_set`."""
         self._set = True
         while True:
             try:
@@ -130,18 +131,18 @@ class Event:
             waiter()
 
     def on_set(self, function: Callable[[], object]) -> None:
-        """Has this called once, by the thread that sets it; at once if that has happened. It must not raise."""
+        """Calls a function once: in the thread that sets the event, or now if it is set. It must not raise."""
         self._waiters.append(function)
         if self._set:
             self.set()
 
     def forget(self, function: Callable[[], object]) -> None:
-        """Takes back `on_set`."""
-        with contextlib.suppress(ValueError):  # it was called
+        """Takes a function back that `on_set` was given."""
+        with contextlib.suppress(ValueError):  # it has been called
             self._waiters.remove(function)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Returns when it has happened; False: `timeout` seconds were over first."""
+        """Waits until it is set. Returns False if `timeout` seconds pass first; None: no limit."""
         if not self._set:
             gate = allocate_lock()
             gate.acquire()
@@ -162,17 +163,17 @@ class Thread(Protocol):
         """None before the start."""
 
     def start(self) -> None:
-        """RuntimeError: the system refuses it."""
+        """Starts it. RuntimeError: the system refuses a thread."""
 
     def is_alive(self) -> bool:
-        """Does it run?"""
+        """Has it been started, and not ended yet?"""
 
     def join(self, timeout: float | None = None) -> None:
         """Returns when it has ended, or after `timeout` seconds."""
 
 
 class _Thread:
-    """A thread that `threading` does not know, for a process where that knows greenlets only."""
+    """A thread that `threading` does not know, for a process in which `threading` makes greenlets."""
 
     def __init__(self, target: Callable[..., object], args: tuple[object, ...]) -> None:
         self.ident: int | None = None
@@ -198,10 +199,10 @@ class _Thread:
 
 
 class _NamedThread(threading.Thread):
-    """A thread of `threading`, of which any thread may ask at any time whether it lives, and wait for it.
+    """A thread of `threading` whose `join` and `is_alive` may be called by a signal handler, too.
 
-    Thread.join and Thread.is_alive take a lock for a moment. A signal handler that interrupts its own thread then, and
-    joins the same thread, would wait for ever.
+    Those of threading.Thread hold a lock for a moment. A signal handler that interrupted its thread in that moment, and
+    called one of them for the same thread, would wait for ever.
     """
 
     def __init__(self, name: str, target: Callable[..., object], args: tuple[object, ...]) -> None:
@@ -223,13 +224,13 @@ class _NamedThread(threading.Thread):
 
 
 def make_thread(name: str, target: Callable[..., object], *args: object) -> Thread:
-    """Makes a daemon thread: others would block the end of the interpreter. Who needs its end joins it."""
+    """Makes a daemon thread, which is not started yet. The exit of the interpreter does not wait for daemon threads."""
     if _green_sleep():
         return _Thread(target, args)
     return _NamedThread(name, target, args)
 
 
 def getaddrinfo(*args: Any, **options: Any) -> list[Any]:
-    """`socket.getaddrinfo`, from a thread without greenlets."""
+    """`socket.getaddrinfo` of the C library, also where gevent or eventlet has replaced it. Blocks the thread."""
     function = _original(socket, "getaddrinfo") if _green_sleep() else socket.getaddrinfo
     return function(*args, **options)

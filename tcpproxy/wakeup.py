@@ -1,4 +1,4 @@
-"""Wakeup: how a thread that sleeps is woken."""
+"""Wakeup: wakes a thread that waits, from another thread or from the core."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import socket
 
 
 class Wakeup:
-    """A socket pair: a byte sent to its writer wakes the thread that waits at its reader."""
+    """A socket pair: a byte sent into one end wakes the thread that waits at the other."""
 
     def __init__(self) -> None:
-        # _socket: gevent and eventlet replace socket.socket by one that only the thread which made it can wait for.
+        # _socket: gevent and eventlet replace socket.socket by a class whose sockets only one thread can wait for.
         self._reader, self._writer = (_socket.socket(fileno=end.detach()) for end in socket.socketpair())
         self._writer.setblocking(False)
 
     def fileno(self) -> int:
-        """The writer's descriptor, for the core, which sends a byte itself."""
+        """Returns the descriptor of the end to send to, for the core, which sends a byte itself."""
         return self._writer.fileno()
 
     def wake(self) -> None:
-        """Wakes the thread, from any other one. A full socket wakes as well; a closed one wakes nobody."""
-        with contextlib.suppress(OSError):
+        """Wakes the thread. Any thread may call it."""
+        with contextlib.suppress(OSError):  # full: the thread is being woken already; closed: no thread waits
             self._writer.send(b"w")
 
     def wait(self, timeout: float | None = None) -> None:
-        """Returns when it has been woken since the last call, or after `timeout` seconds."""
+        """Waits for a wake-up since the last call, or for `timeout` seconds; None: no limit."""
         self._reader.settimeout(timeout)
         with contextlib.suppress(TimeoutError):
             self._reader.recv(4096)
 
     def close(self) -> None:
-        """Closes both ends. Nobody may wait for it any more."""
+        """Closes both ends. No thread may wait any more."""
         self._reader.close()
         self._writer.close()
