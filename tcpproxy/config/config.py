@@ -152,8 +152,11 @@ class Config:
         if len(set(paths)) < len(paths):
             raise UsageError(f"{labels['forwards']} has {quoted(max(paths, key=paths.count))} twice to listen on")
         _check_targets(forwards, labels)
-        if values["unix_mode"] != UNIX_MODE and not any(each.listener.path for each in forwards):
-            raise UsageError(f"{labels['unix_mode']} needs a UNIX socket to listen on")
+        served = groups["operating"].metrics
+        files = [*paths, *([served.path] if served else [])]
+        if values["unix_mode"] != UNIX_MODE and not any(path and not path.startswith("@") for path in files):
+            abstract = ", with a file: abstract names have no rights" if any(files) else ""
+            raise UsageError(f"{labels['unix_mode']} needs a UNIX socket to listen on{abstract}")
         return cls(forwards=forwards, labels=labels, **groups)
 
 

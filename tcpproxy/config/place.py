@@ -6,6 +6,7 @@ import re
 
 from ..errors import UsageError
 from ..text import quoted
+from . import habits
 from .endpoints import Endpoint, is_ip
 from .paths import check_path, is_path, path_in
 
@@ -24,20 +25,38 @@ def parse_place(what: str, value: object) -> Endpoint | None:
     if is_path(text):
         check_path(what, text, path_in(text))
         return Endpoint(path=path_in(text))
-    host, colon, port = text.rpartition(":")
-    if re.fullmatch(r"\d{1,5}", port, re.ASCII) and 1 <= int(port) <= 65535:
-        address = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not colon:
-            return Endpoint("127.0.0.1", int(port))
-        if is_ip(address) and (":" in address) == (address != host):
-            return Endpoint(address, int(port))
+    if place := _place(text):
+        return place
+    host, _, port = text.rpartition(":")
     raise UsageError(f"{what} {quoted(value)} is no place to serve at, {_EXPECTED}{_hint(what, text, host, port)}")
+
+
+def _place(text: str) -> Endpoint | None:
+    """An address and a port; None: it is none."""
+    host, colon, port = text.rpartition(":")
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
+        return None
+    if not colon:
+        return Endpoint("127.0.0.1", int(port))
+    address = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    return Endpoint(address, int(port)) if is_ip(address) and (":" in address) == (address != host) else None
 
 
 def _hint(what: str, text: str, host: str, port: str) -> str:
     """What somebody with the habits of another program may have meant."""
-    if not port.isdecimal():
+    import shlex  # only an error needs it
+
+    inner = re.fullmatch(r"(?:http://)?([^/]+)(?:/\w*)?", text)
+    if inner and inner[1] != text and _place(inner[1]):
+        return f"; the paths are always the same: {what} {shlex.quote(inner[1])}"
+    if path := habits.other_path(text):
+        return f"; for a UNIX socket: {what} {shlex.quote(path)}"
+    if not (port.isascii() and port.isdecimal()):
         return ""
+    if not 1 <= int(port[:6]) <= 65535:
+        return "; a port is a whole number from 1 to 65535"
     if host in ("", "*") and text != port:
         return f"; for all addresses: {what} 0.0.0.0:{port}"
+    if ":" in host and is_ip(host):
+        return f"; with brackets: {what} '[{host}]:{port}'"
     return f"; for this machine alone: {what} {port}" if host == "localhost" else ""

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -325,6 +326,15 @@ def test_a_unix_socket(command: Start, echo: Echo, tmp_path: Path) -> None:
     process = command("--metrics", f"unix:{long}", echo.name)
     assert process.wait() == 2
     assert "expected at most" in process.stderr[0]
+
+
+@posix
+def test_the_rights_of_its_file(command: Start, echo: Echo, tmp_path: Path) -> None:
+    """Also if no other UNIX socket is there: --unix-mode is for the file of the metrics, too."""
+    path = tmp_path / "metrics"
+    process = command("--metrics", str(path), "--unix-mode", "0660", echo.name)
+    process.address  # noqa: B018
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
 
 
 def test_without_the_library(echo: Echo) -> None:

@@ -544,6 +544,11 @@ def test_circles_of_paths(folder: Path, echo: Echo) -> None:
         ({"bind": "/x", "port": 80}, r"^port is given, and bind is a UNIX socket, which has none$"),
         ({"bind": "/x" * 60}, r"has a path of 120 bytes, expected at most 10[37]$"),
         ({"unix_mode": 0o666}, r"^unix_mode needs a UNIX socket to listen on$"),
+        pytest.param(
+            {"bind": "@x", "unix_mode": 0o660},
+            r"^unix_mode needs a UNIX socket to listen on, with a file: abstract names have no rights$",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract names"),
+        ),
         ({"bind": "/x", "unix_mode": 600}, r"^unix_mode 600 is no mode of a file, expected octal digits from 0000 to"),
         ({"bind": "/x", "unix_mode": "0888"}, r"^unix_mode '0888' is no mode of a file"),
         ({"bind": "/x", "unix_mode": True}, r"^unix_mode True is no mode of a file"),

@@ -7,6 +7,7 @@ import pytest
 from tcpproxy import UsageError
 from tcpproxy.config.endpoints import Endpoint
 from tcpproxy.config.place import parse_place
+from tcpproxy.text import quoted
 
 
 @pytest.mark.parametrize(
@@ -36,21 +37,27 @@ def test_none() -> None:
     ("text", "hint"),
     [
         ("", ""),
-        ("0", ""),
-        ("65536", ""),
+        ("0", "; a port is a whole number from 1 to 65535"),
+        ("65536", "; a port is a whole number from 1 to 65535"),
+        ("9" * 5000, "; a port is a whole number from 1 to 65535"),
         ("-1", ""),
         ("9464 ", ""),
         ("\u0661", ""),
         ("a", ""),
         ("1.2.3:80", ""),
         ("db.example:80", ""),
-        ("::1:9464", ""),
+        ("::1:9464", "; with brackets: --metrics '[::1]:9464'"),
         ("[127.0.0.1]:80", ""),
         ("[::1]", ""),
         ("[::1]:", ""),
         ("127.0.0.1:", ""),
-        ("127.0.0.1:0", ""),
-        ("http://127.0.0.1:80", ""),
+        ("127.0.0.1:0", "; a port is a whole number from 1 to 65535"),
+        ("http://127.0.0.1:80", "; the paths are always the same: --metrics 127.0.0.1:80"),
+        ("9464/metrics", "; the paths are always the same: --metrics 9464"),
+        ("https://127.0.0.1:80", ""),
+        ("http://db.example:80/metrics", ""),
+        ("m.sock", "; for a UNIX socket: --metrics ./m.sock"),
+        ("unix:///run/m.sock", "; for a UNIX socket: --metrics /run/m.sock"),
         (":9464", "; for all addresses: --metrics 0.0.0.0:9464"),
         ("*:9464", "; for all addresses: --metrics 0.0.0.0:9464"),
         ("localhost:9464", "; for this machine alone: --metrics 9464"),
@@ -59,7 +66,8 @@ def test_none() -> None:
 def test_what_is_none(text: str, hint: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_place("--metrics", text)
-    expected = f"--metrics {text!r} is no place to serve at, expected PORT, IP:PORT, [IPv6]:PORT or /PATH{hint}"
+    shown = quoted(text)
+    expected = f"--metrics {shown} is no place to serve at, expected PORT, IP:PORT, [IPv6]:PORT or /PATH{hint}"
     assert str(error.value) == expected
 
 
