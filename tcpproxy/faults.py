@@ -204,8 +204,7 @@ def _parse(text: str) -> Fault:
         raise UsageError("expected [up:|down:|both:]KIND[=VALUE][,KEY=VALUE]..., like latency=100ms,jitter=20ms")
     kind = Fault.kinds.get(match["kind"])
     if not kind:
-        hint = _ELSEWHERE.get(match["kind"]) or _nearest(match["kind"], Fault.kinds)
-        raise UsageError(f"there is no {match['kind']}{hint}")
+        raise UsageError(f"there is no {match['kind']}{_kind_meant(match['kind'].lower())}")
     own = _own(kind)
     given: dict[str, Any] = {}
     if match["stream"] is not None:
@@ -449,9 +448,28 @@ _EXAMPLES = {
 
 _ELSEWHERE = {
     "loss": ", because TCP sends again what is lost: programs see latency",
+    "packet_loss": ", because TCP sends again what is lost: programs see latency",
     "down": ", refuse is what makes connecting fail",
+    "drop": ", did you mean limit_data, timeout or blackhole?",
+    **dict.fromkeys(("reset", "rst"), ", did you mean reset_peer?"),
+    **dict.fromkeys(("delay", "lag"), ", did you mean latency?"),
+    **dict.fromkeys(("rate", "throttle"), ", did you mean bandwidth?"),
+    **dict.fromkeys(("cut", "truncate"), ", did you mean limit_data?"),
 }
-"""Kinds that people know from elsewhere."""
+"""What the error adds about kinds that people know from elsewhere."""
+
+
+def _kind_meant(word: str) -> str:
+    if word in PRESETS:
+        return f", it is a preset: --preset {word}, in a program tcpproxy.faults.preset({word!r})"
+    if word in _ELSEWHERE:
+        return _ELSEWHERE[word]
+    kinds: list[type[Fault]] = [latency, *Fault.kinds.values()]
+    for kind in kinds:
+        if word in map(_key, (*_own(kind)[1:], *_COMMON)) and word not in kind.lacks:
+            main = _own(kind)[0]
+            return f", it is a key of a kind, like {kind.kind}={_EXAMPLES[main]},{word}=VALUE"
+    return _nearest(word, Fault.kinds)
 
 
 def _own(kind: type[Fault]) -> list[str]:

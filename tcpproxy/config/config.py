@@ -214,15 +214,23 @@ def _check_seeing(seeing: Seeing, values: Mapping[str, Any], labels: Mapping[str
         raise UsageError(f"{files} needs {rotate} with the size of a file")
 
 
+_BESIDE = ("on_event", "record", "sockets", "faults", "seed")
+"""Arguments of Proxy that are no options."""
+
+_IN_PROGRAM = {"fault": "'faults'", "preset": "faults=tcpproxy.faults.preset(NAME)"}
+"""Options of the command that an argument with another name replaces."""
+
+
 def _check_argument(name: str) -> None:
     for row in every_row():
         if name == row.name and not row.command_only:
             return
         if name in (row.name, row.long.removeprefix("--").replace("-", "_")):
-            hint = "is an option of the command only" if row.command_only else f"is {row.name!r} in a program"
+            there = _IN_PROGRAM.get(name) or ("" if row.command_only else f"{row.name!r}")
+            hint = f"is {there} in a program" if there else "is an option of the command only"
             raise TypeError(f"Proxy() got an unexpected keyword argument {name!r}, which {hint}")
     import difflib  # only an error needs it
 
-    close = difflib.get_close_matches(name, Options.__annotations__, 1, 0.75)
+    close = difflib.get_close_matches(name, (*Options.__annotations__, *_BESIDE), 1, 0.75)
     hint = f", did you mean {close[0]!r}?" if close else ""
     raise TypeError(f"Proxy() got an unexpected keyword argument {name!r}{hint}")

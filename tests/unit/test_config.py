@@ -465,6 +465,9 @@ def test_none_is_off() -> None:
         ("local_port", ", which is 'port' in a program"),
         ("debug", ", which is an option of the command only"),
         ("log_format", ", which is an option of the command only"),
+        ("fault", ", which is 'faults' in a program"),
+        ("preset", ", which is faults=tcpproxy.faults.preset(NAME) in a program"),
+        ("records", ", did you mean 'record'?"),
         ("nonsense", ""),
     ],
 )
