@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +17,11 @@ from typing import Self
 import pytest
 from support.command import Command
 from support.load import Load
+from support.machine import needs, needs_proc
 from support.manager import Manager, passing
 from support.peers import Echo, connect, free_port
 from support.streams import echoes
-from support.waiting import TIMEOUT
+from support.waiting import TIMEOUT, eventually
 
 from tcpproxy import Proxy
 from tcpproxy.command.signals import _Run
@@ -89,6 +93,32 @@ def test_two_instances(
             stay.close()
             assert process.wait() == 0
             process = following
+
+
+def test_a_loop_in_a_shell(echo: Echo) -> None:
+    """A shell keeps the socket, and starts the next process when one has ended."""
+    needs_proc()
+    needs("systemd-socket-activate")
+    port = free_port()
+    run = shlex.join([sys.executable, "-m", "tcpproxy", *OPTIONS, echo.name])
+    script = f'while :; do sh -c "LISTEN_PID=\\$\\$ exec {run}"; done'
+    argv = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", "sh", "-c", script]
+    shell = subprocess.Popen(argv, cwd="/", stderr=subprocess.PIPE, start_new_session=True)
+    load = Load(("127.0.0.1", port))
+    children = Path(f"/proc/{shell.pid}/task/{shell.pid}/children")
+    try:
+        assert shell.stderr
+        assert shell.stderr.readline().startswith(b"Listening on")
+        with load.running():
+            for _ in range(5):
+                load.more()
+                relay = int(children.read_text())
+                os.kill(relay, signal.SIGTERM)
+                eventually(lambda relay=relay: children.read_text() not in ("", f"{relay} "), 60)
+            load.more()
+    finally:
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.communicate()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
