@@ -461,7 +461,7 @@ _ELSEWHERE = {
 
 def _kind_meant(word: str) -> str:
     if word in PRESETS:
-        return f", it is a preset: --preset {word}, in a program tcpproxy.faults.preset({word!r})"
+        return f", it is a preset, another option; in a program tcpproxy.faults.preset({word!r})"
     if word in _ELSEWHERE:
         return _ELSEWHERE[word]
     kinds: list[type[Fault]] = [latency, *Fault.kinds.values()]

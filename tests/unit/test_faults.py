@@ -104,7 +104,10 @@ NO_PAIR = "is no KEY=VALUE of "
         ("packet_loss=1%", "there is no packet_loss, because TCP sends again what is lost"),
         ("drop", "there is no drop, did you mean limit_data, timeout or blackhole?"),
         ("LATENCY=1s", "there is no LATENCY, did you mean latency?"),
-        ("3g", "there is no 3g, it is a preset: --preset 3g, in a program tcpproxy.faults.preset('3g')"),
+        (
+            "3g",
+            "there is no 3g, it is a preset, another option; in a program tcpproxy.faults.preset('3g')",
+        ),
         ("toxicity=1%", "there is no toxicity, it is a key of a kind, like latency=100ms,toxicity=VALUE"),
         ("scope=proxy", "there is no scope, it is a key of a kind, like limit_data=64KiB,scope=VALUE"),
         ("for=1s", "there is no for, it is a key of a kind, like latency=100ms,for=VALUE"),
