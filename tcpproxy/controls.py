@@ -352,7 +352,7 @@ class Controls:
     def _bend(self, faults: Fault | str | Iterable[Fault | str] = ()) -> Faults:
         from .handles import Faults
 
-        made = Faults(self._held, self._shut, faults, self._seed, self._impossible(), self._warn)
+        made = Faults(self._held, self._shut, faults, self._seed, self._impossible(), self._warn, self._is_over)
         found: Faults = vars(self).setdefault("_bent", made)  # another thread may be here, too
         self._reporter.faults = found
         return found
@@ -422,14 +422,18 @@ class Controls:
         deadline = monotonic() + limit
         return await awaiting.poll_async(lambda: self._look(wanted, deadline, limit))
 
+    def _is_over(self) -> bool:
+        """Has it ended, or failed to start?"""
+        crew = self._crew
+        return self._stopping.is_set() and not (crew and crew.running)
+
     def _look(self, wanted: _Wanted, deadline: float, limit: float) -> Stats | None:
         """The numbers, if they are as wanted; None: not yet.
 
         Raises:
             WaitTimeout: they will not be in time.
         """
-        crew = self._crew
-        over = self._stopping.is_set() and not (crew and crew.running)  # before the numbers: later they do not change
+        over = self._is_over()  # before the numbers: later they do not change
         stats = self.stats()
         missing = wanted.missing(stats)
         if not missing:

@@ -89,6 +89,7 @@ class Faults:
         seed: of the dice; None: a random one.
         impossible: why the proxy cannot have faults of these kinds.
         warn: called with a sentence when a window cannot open or close.
+        is_over: whether the proxy has ended.
 
     Raises:
         UsageError: a fault is invalid, or two contradict each other.
@@ -105,8 +106,9 @@ class Faults:
         seed: int | None = None,
         impossible: Mapping[str, str] = {},
         warn: Callable[[str], object] = str,
+        is_over: Callable[[], bool] = bool,
     ) -> None:
-        self._impossible, self._warn = impossible, warn
+        self._impossible, self._warn, self._is_over = impossible, warn, is_over
         self.seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
         self._held, self._shut = held, shut
         self._change_at = math.inf
@@ -270,6 +272,13 @@ class Faults:
         """The seed, and which dice it is for."""
         return f"{self.seed} (dice {DICE})"
 
+    def end_of(self, some: Collection[_Entry]) -> str:
+        """Why they act no more; empty: they may."""
+        if self._is_over():
+            return "before the proxy ended"
+        entries = self._now.entries
+        return "" if any(entries.get(it.installed.name) is it for it in some) else "before it was removed"
+
     def fired(self, entry: _Entry) -> int:
         """On how many connections a fault has acted."""
         return next((fired for it, fired in self._now.fired() if it is entry), entry.fired)
@@ -378,7 +387,7 @@ class Handle:
             timeout: seconds or a text like `250ms`; None: for ever.
 
         Raises:
-            WaitTimeout: not in this time.
+            WaitTimeout: not in this time, or they were removed or the proxy has ended without it.
             UsageError: the timeout is no duration, or `n` no number.
         """
         awaiting.poll(self._looking(n, timeout))
@@ -394,12 +403,13 @@ class Handle:
         deadline = monotonic() + limit
 
         def look() -> int | None:
+            end = self._faults.end_of(self._entries)  # before the number: later it does not change
             fired = self.fired
             if fired >= n:
                 return fired
-            if monotonic() >= deadline:
+            if end or monotonic() >= deadline:
                 names = ", ".join(it.installed.name for it in self._entries)
-                raise WaitTimeout(f"not within {limit:g} s: {names} fired on {fired} of {n} connections")
+                raise WaitTimeout(f"not {end or f'within {limit:g} s'}: {names} fired on {fired} of {n} connections")
             return None
 
         return look

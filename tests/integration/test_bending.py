@@ -729,6 +729,21 @@ def test_windows_of_a_fault_that_comes_later(make_proxy: Callable[..., tcpproxy.
             assert time.monotonic() - begin >= 0.1
 
 
+def test_waiting_in_vain(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """It does not wait on when the fault is gone, or the proxy."""
+    proxy = make_proxy(echo.name, faults=["stall", "up:stall"])
+    down, up = proxy.faults
+    with pytest.raises(tcpproxy.WaitTimeout, match=r"^not within 0\.01 s: stall_downstream fired on 0 of 1 "):
+        down.wait_fired(timeout=0.01)
+    for end, text in ((down.remove, "before it was removed: stall_downstream"), (proxy.stop, "before the proxy ended")):
+        handle = down if end == down.remove else up
+        with (
+            in_background(lambda end=end: (pause(0.05), end())),
+            pytest.raises(tcpproxy.WaitTimeout, match=f"^not {text}"),
+        ):
+            handle.wait_fired(timeout=None)
+
+
 def test_a_port_that_the_system_does_not_let_open(
     make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
