@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 MODULES = ["accepting", "admission", "bending", "bulk", "capture", "closing", "connecting", "control", "engine"]
 MODULES += ["events", "fallback", "half", "header", "inbox", "metering", "opening", "packets", "pcapng", "pieces"]
 MODULES += ["plan", "reader", "recorded", "recordings", "relay", "reports", "resources", "rulebook", "savefile"]
-MODULES += ["shaped", "shaper", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
+MODULES += ["shaped", "shaper", "shaping", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

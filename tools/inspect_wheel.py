@@ -49,6 +49,7 @@ MODULES = [
     "savefile",
     "shaped",
     "shaper",
+    "shaping",
     "sources",
     "spin",
     "splice",

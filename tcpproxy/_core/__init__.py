@@ -40,6 +40,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     events     ring of event records, from a worker to Python
     poller     the contract of the pollers: epoll, kqueue, poll
     splice     pipes for splice(2)
+    shaping    the faults of one connection: taken from a plan, and given up
     shaper     what faults do to one direction, without a socket or a clock
     plan       faults that are in force together, and which connections they take
     timers     deadlines: a list for each constant length, and a heap of alarms

@@ -8,7 +8,8 @@ from tcpproxy._core.plan cimport plan_hold, plan_release, plan_takes
 from tcpproxy._core.reports cimport reports_fault
 from tcpproxy._core.shaped cimport shaped_begin, shaped_end
 from tcpproxy._core.shaper cimport TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_begin, shaper_due_ns, shaper_holds, \
-    shaper_verdict, shaping_adopt, shaping_dial_ns, shaping_free, shaping_new
+    shaper_verdict
+from tcpproxy._core.shaping cimport shaping_adopt, shaping_dial_ns, shaping_free, shaping_new
 from tcpproxy._core.table cimport table_at
 from tcpproxy._core.timers cimport TIMER_NONE, TIMER_SHAPER, alarms_cancel, alarms_set, timers_cancel
 

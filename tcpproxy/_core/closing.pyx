@@ -11,7 +11,8 @@ from tcpproxy._core.net cimport ENOMEM, NET_NONE, net_close, net_recv, net_reset
     net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_IN, WATCH_STREAM, poller_rearm, poller_remove
 from tcpproxy._core.reports cimport reports_ended, reports_failed
-from tcpproxy._core.shaper cimport Shaping, shaping_free
+from tcpproxy._core.shaper cimport Shaping
+from tcpproxy._core.shaping cimport shaping_free
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_sub
 from tcpproxy._core.tap cimport TAP_FIN, TAP_RST, tap_note

@@ -89,14 +89,7 @@ cdef struct Shaping:        # what a relay has, if a plan takes it
     Shaper halves[2]
     Alarm alarm
 
-# Without a plan, which shaping_adopt gives it. NULL: no memory
-cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, uint32_t small) noexcept nogil
 cdef void shaper_begin(Shaper *shaper, uint64_t passed, uint64_t now_ns) noexcept nogil     # so many bytes have passed before
-cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory, nothing has changed
-# When upstream may be connected to; UINT64_MAX: never
-cdef uint64_t shaping_dial_ns(Shaping *shaping) noexcept nogil
-cdef void shaping_free(Shaping *shaping) noexcept nogil
-
 cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil   # bytes that may be read now
 cdef int shaper_put(Shaper *shaper, const char *data, uint32_t size, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory
 cdef void shaper_end(Shaper *shaper, uint8_t how, uint64_t now_ns) noexcept nogil
@@ -105,6 +98,10 @@ cdef int shaper_take(Shaper *shaper, uint32_t most, Buffer *out, uint64_t now_ns
 cdef int shaper_verdict(Shaper *shaper, uint64_t now_ns) noexcept nogil         # TAKE_CLOSE, TAKE_RESET or TAKE_NOTHING
 # When to take again, or (`blocked`: the sink takes nothing) when to ask for the verdict; UINT64_MAX: not by time
 cdef uint64_t shaper_due_ns(Shaper *shaper, bint blocked, uint64_t now_ns) noexcept nogil
+cdef bint shaper_discards(Shaper *shaper, uint64_t now_ns) noexcept nogil   # what is read is not kept
+# Of a rule that is about to hold, cut or discard something. False: it may not, others have used up its `times`
+cdef bint shaper_act(Shaper *shaper, Grip *grip) noexcept nogil
+cdef void shaper_aim(Shaper *shaper) noexcept nogil         # the first entry of the line, or its rules, are others: sets due_ns
 cdef void shaper_clear(Shaper *shaper) noexcept nogil       # drops what is held
 
 

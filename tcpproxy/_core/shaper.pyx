@@ -1,15 +1,14 @@
 # What faults do to one direction of a connection: the model is in shaper.pxd.
 from libc.stdint cimport UINT32_MAX, UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.bucket cimport bucket_charge, bucket_due_ns, bucket_room, bucket_takes_ns
+from tcpproxy._core.bucket cimport bucket_charge, bucket_due_ns, bucket_room
 from tcpproxy._core.buffer cimport Buffer, buffer_clear, buffer_fill
 from tcpproxy._core.dice cimport dice, dice_below, dice_normal, dice_uniform
-from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, RULE_BANDWIDTH, RULE_CUT, RULE_DIAL, RULE_IDLE, RULE_LATENCY, \
-    RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_bit, plan_hold, plan_release, rule_takes
+from tcpproxy._core.plan cimport END_CLOSE, END_STALL, RULE_BANDWIDTH, RULE_CUT, RULE_IDLE, RULE_LATENCY, RULE_SLICER, \
+    RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Rule
 from tcpproxy._core.sync cimport sync_add, sync_claim, sync_load, sync_sub
 
 cdef enum:
-    NORMAL_MOST = 5         # sigmas: dice_normal gives no more
     CUT = -1                # Next.what, beside the values of TAKE_: Next.grip cuts here
 
 cdef struct Next:           # what happens next, if nothing is put in
@@ -19,116 +18,12 @@ cdef struct Next:           # what happens next, if nothing is put in
     int what
 
 
-# --- a connection and its plan ---
-
-cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, uint32_t small) noexcept nogil:
-    cdef Shaping *shaping = <Shaping *> calloc(1, sizeof(Shaping))
-    cdef uint32_t i
-    if shaping == NULL:
-        return NULL
-    shaping.id = id
-    shaping.client_high = client_high
-    shaping.client_low = client_low
-    for i in range(2):
-        shaping.halves[i].shaping = shaping
-        shaping.halves[i].direction = i
-        shaping.halves[i].small = small
-    return shaping
-
-
 cdef void shaper_begin(Shaper *shaper, uint64_t passed, uint64_t now_ns) noexcept nogil:
     shaper.passed = passed
     shaper.heard_ns = shaper.left_ns = now_ns
 
 
-cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil:
-    cdef Plan *before = shaping.plan
-    cdef Grip *grips[2]
-    cdef uint32_t acted = 0, told = 0, spent = 0, bit, i, j
-    for i in range(2):
-        grips[i] = <Grip *> calloc(plan.count + 1, sizeof(Grip))
-    if grips[0] == NULL or grips[1] == NULL:
-        free(grips[0])
-        free(grips[1])
-        return -1
-    for i in range(before.count if before != NULL else 0):
-        bit = plan_bit(plan, before.rules[i].key)
-        acted |= bit if shaping.acted & <uint32_t> 1 << i else 0
-        told |= bit if shaping.told & <uint32_t> 1 << i else 0
-        spent |= bit if shaping.spent & <uint32_t> 1 << i else 0
-    plan_hold(plan)
-    for j in range(2):
-        _adopt(&shaping.halves[j], plan, grips[j], now_ns)
-    shaping.plan = plan
-    shaping.acted = acted
-    shaping.told = told
-    shaping.spent = spent
-    for j in range(2):
-        _aim(&shaping.halves[j])
-    plan_release(before)
-    return 0
-
-
-cdef void _adopt(Shaper *shaper, Plan *plan, Grip *grips, uint64_t now_ns) noexcept nogil:
-    cdef Shaping *shaping = shaper.shaping
-    cdef Grip *old
-    cdef Grip *grip
-    cdef uint32_t count = 0, i, j
-    for i in range(plan.count):
-        if not plan.rules[i].streams & <uint64_t> 1 << shaper.direction:
-            continue
-        if not rule_takes(&plan.rules[i], shaping.id, shaping.client_high, shaping.client_low):
-            continue
-        grip = &grips[count]
-        grip.start = shaper.passed + plan.rules[i].after_bytes
-        grip.start_ns = now_ns + plan.rules[i].after_ns
-        for j in range(shaper.count):
-            old = &shaper.grips[j]
-            if old.rule.key == plan.rules[i].key:
-                grip[0] = old[0]
-                grip.start += plan.rules[i].after_bytes - old.rule.after_bytes
-                grip.start_ns += plan.rules[i].after_ns - old.rule.after_ns
-        grip.rule = &plan.rules[i]
-        grip.limit = &plan.limits[i]
-        grip.tally = plan.tallies[i]
-        grip.bit = <uint32_t> 1 << i
-        count += 1
-    free(shaper.grips)
-    shaper.grips = grips
-    shaper.count = count
-    if shaper.discarded and not shaper.over and not _discards(shaper, now_ns):
-        shaper.over = END_RESET         # the timeout that has discarded bytes is gone: behind a hole nothing may pass
-        shaper.over_ns = now_ns
-    shaper.bound = _bound(shaper)
-
-
-cdef uint64_t _bound(Shaper *shaper) noexcept nogil:
-    cdef uint64_t latency_ns = 0, bound = LINE_BYTES
-    cdef Grip *grip
-    cdef uint32_t i
-    for i in range(shaper.count):
-        grip = &shaper.grips[i]
-        if grip.rule.kind == RULE_LATENCY:
-            latency_ns += grip.rule.delay_ns + grip.rule.jitter_ns * (NORMAL_MOST if grip.rule.normal else 1)
-    if not latency_ns:
-        return shaper.small
-    for i in range(shaper.count):
-        grip = &shaper.grips[i]
-        if grip.rule.kind == RULE_BANDWIDTH and latency_ns < bucket_takes_ns(grip.limit, bound):
-            bound = latency_ns * grip.limit.rate // <uint64_t> 1000000000 + shaper.small
-    return bound if bound < LINE_BYTES else LINE_BYTES
-
-
-cdef void shaping_free(Shaping *shaping) noexcept nogil:
-    cdef uint32_t i
-    for i in range(2):
-        shaper_clear(&shaping.halves[i])
-        free(shaping.halves[i].grips)
-    plan_release(shaping.plan)
-    free(shaping)
-
-
-cdef bint _act(Shaper *shaper, Grip *grip) noexcept nogil:
+cdef bint shaper_act(Shaper *shaper, Grip *grip) noexcept nogil:
     """Notes that a rule acts on this connection. False: it may not, others have used up its `times`."""
     cdef Shaping *shaping = shaper.shaping
     if shaping.acted & grip.bit:
@@ -145,26 +40,12 @@ cdef bint _act(Shaper *shaper, Grip *grip) noexcept nogil:
     return True
 
 
-cdef uint64_t shaping_dial_ns(Shaping *shaping) noexcept nogil:
-    cdef uint64_t result = 0
-    cdef Shaper *shaper
-    cdef Grip *grip
-    cdef uint32_t i, j
-    for j in range(2):
-        shaper = &shaping.halves[j]
-        for i in range(shaper.count):
-            grip = &shaper.grips[i]
-            if grip.rule.kind == RULE_DIAL and _act(shaper, grip):
-                result = max(result, grip.start_ns + grip.rule.delay_ns if grip.rule.delay_ns else UINT64_MAX)
-    return result
-
-
 # --- in ---
 
 cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil:
     cdef uint64_t used = shaper.held + (shaper.chunks + 1) * CHUNK_BYTES
     cdef uint64_t room
-    if shaper.over or _discards(shaper, now_ns):
+    if shaper.over or shaper_discards(shaper, now_ns):
         return UINT32_MAX
     if shaper.held >= shaper.bound or used >= LINE_BYTES:
         return 0
@@ -179,11 +60,11 @@ cdef bint _discard(Shaper *shaper, uint64_t now_ns) noexcept nogil:
     for i in range(shaper.count):
         grip = &shaper.grips[i]
         if grip.rule.kind == RULE_TIMEOUT and grip.start_ns <= now_ns:
-            _act(shaper, grip)
-    return _discards(shaper, now_ns)
+            shaper_act(shaper, grip)
+    return shaper_discards(shaper, now_ns)
 
 
-cdef bint _discards(Shaper *shaper, uint64_t now_ns) noexcept nogil:
+cdef bint shaper_discards(Shaper *shaper, uint64_t now_ns) noexcept nogil:
     cdef Grip *grip
     cdef uint32_t i
     for i in range(shaper.count):
@@ -215,7 +96,7 @@ cdef int shaper_put(Shaper *shaper, const char *data, uint32_t size, uint64_t no
     shaper.held += size
     shaper.chunks += 1
     if shaper.first == chunk:
-        _aim(shaper)
+        shaper_aim(shaper)
     return 0
 
 
@@ -223,7 +104,7 @@ cdef void shaper_end(Shaper *shaper, uint8_t how, uint64_t now_ns) noexcept nogi
     shaper.ended = how
     shaper.ended_ns = now_ns
     if shaper.first == NULL:
-        _aim(shaper)
+        shaper_aim(shaper)
 
 
 cdef void shaper_clear(Shaper *shaper) noexcept nogil:
@@ -259,12 +140,12 @@ cdef uint64_t _latency_ns(Shaper *shaper, uint64_t position, uint64_t arrival_ns
                 delay += dice_normal(number, grip.rule.jitter_ns)
             else:
                 delay += dice_uniform(number, grip.rule.jitter_ns)
-        if delay > 0 and _act(shaper, grip):
+        if delay > 0 and shaper_act(shaper, grip):
             total += delay
     return total
 
 
-cdef void _aim(Shaper *shaper) noexcept nogil:
+cdef void shaper_aim(Shaper *shaper) noexcept nogil:
     """Sets due_ns of the first entry of the line: bytes, or the end of the source. One that is due before the entry in
     front of it has to wait for that, because only the first one leaves.
     """
@@ -300,7 +181,7 @@ cdef void _end_next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
             at_ns = max(grip.start_ns, shaper.heard_ns) + grip.rule.delay_ns
         else:
             continue
-        if at_ns < next.when_ns and (at_ns > now_ns or _act(shaper, grip)):
+        if at_ns < next.when_ns and (at_ns > now_ns or shaper_act(shaper, grip)):
             next.when_ns = at_ns
             next.what = TAKE_CLOSE if grip.rule.end == END_CLOSE else TAKE_RESET
 
@@ -315,7 +196,7 @@ cdef bint _stalled(Shaper *shaper, uint64_t *size, uint64_t now_ns) noexcept nog
             continue
         if grip.start > shaper.passed:
             size[0] = min(size[0], grip.start - shaper.passed)
-        elif _act(shaper, grip):
+        elif shaper_act(shaper, grip):
             return True
     return False
 
@@ -367,7 +248,7 @@ cdef uint64_t _slice(Shaper *shaper, Grip *grip, uint64_t *size) noexcept nogil:
         number = dice(rule.seed, rule.fault, shaper.shaping.id, shaper.direction, shaper.passed)
         grip.slice_end = shaper.passed + rule.size - rule.variation + dice_below(number, 2 * rule.variation + 1)
     left = grip.slice_end - shaper.passed
-    if left < size[0] and _act(shaper, grip):
+    if left < size[0] and shaper_act(shaper, grip):
         size[0] = left
     return grip.slice_ns
 
@@ -398,7 +279,7 @@ cdef uint64_t _pace(Shaper *shaper, uint64_t due_ns, uint64_t *size, uint64_t no
         if grip.rule.kind != RULE_SLICER or not _works(shaper, grip, size, now_ns):
             continue
         at_ns = _slice(shaper, grip, size)
-        if at_ns > now_ns and (due_ns > now_ns or _act(shaper, grip)):
+        if at_ns > now_ns and (due_ns > now_ns or shaper_act(shaper, grip)):
             due_ns = max(due_ns, at_ns)
     for i in range(shaper.count):
         grip = &shaper.grips[i]
@@ -406,7 +287,7 @@ cdef uint64_t _pace(Shaper *shaper, uint64_t due_ns, uint64_t *size, uint64_t no
             continue
         at_ns = bucket_due_ns(_bucket(grip), grip.limit, size[0], now_ns)
         if at_ns > now_ns:
-            if due_ns > now_ns or _act(shaper, grip):
+            if due_ns > now_ns or shaper_act(shaper, grip):
                 due_ns = max(due_ns, at_ns)
         elif not shaper.shaping.spent & grip.bit:
             size[0] = min(size[0], bucket_room(_bucket(grip), grip.limit, now_ns))
@@ -436,7 +317,7 @@ cdef void _next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
             return
         if shaper.ended == SOURCE_EOF:
             for i in range(shaper.count):
-                if shaper.grips[i].rule.kind == RULE_SLOW_CLOSE and _act(shaper, &shaper.grips[i]):
+                if shaper.grips[i].rule.kind == RULE_SLOW_CLOSE and shaper_act(shaper, &shaper.grips[i]):
                     due_ns = max(due_ns, max(shaper.due_ns, shaper.left_ns) + shaper.grips[i].rule.delay_ns)
         _sooner(next, due_ns, TAKE_EOF if shaper.ended == SOURCE_EOF else TAKE_FAILED)
     elif cut != NULL:                                   # it stands in place of the first byte
@@ -493,7 +374,7 @@ cdef int shaper_take(Shaper *shaper, uint32_t most, Buffer *out, uint64_t now_ns
 
 
 cdef void _cut(Shaper *shaper, Grip *grip, uint64_t now_ns) noexcept nogil:
-    if not _act(shaper, grip):
+    if not shaper_act(shaper, grip):
         return
     shaper.over = <uint8_t> grip.rule.end
     shaper.over_ns = now_ns + grip.rule.delay_ns
@@ -544,5 +425,5 @@ cdef int _take_bytes(Shaper *shaper, uint32_t size, Buffer *out, uint64_t now_ns
     shaper.passed += size
     shaper.held -= size
     shaper.left_ns = now_ns
-    _aim(shaper)
+    shaper_aim(shaper)
     return TAKE_BYTES

@@ -4,7 +4,8 @@ from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, PLAN_RULES, RU
     RULE_LATENCY, RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_add, plan_new, plan_release, plan_takes
 from tcpproxy._core.shaper cimport CHUNK_BYTES, LINE_BYTES, SOURCE_EOF, SOURCE_FAILED, TAKE_BYTES, TAKE_CLOSE, TAKE_EOF, \
     TAKE_FAILED, TAKE_NO_MEMORY, TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_begin, shaper_due_ns, shaper_end, \
-    shaper_holds, shaper_put, shaper_room, shaper_take, shaper_verdict, shaper_waits, shaping_adopt, shaping_free, shaping_new
+    shaper_holds, shaper_put, shaper_room, shaper_take, shaper_verdict, shaper_waits
+from tcpproxy._core.shaping cimport shaping_adopt, shaping_free, shaping_new
 
 from memory cimport memory_give_back, memory_take_all
 
