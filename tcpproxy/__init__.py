@@ -9,6 +9,7 @@ Stats          numbers, from Proxy.stats()
 Connection     a live connection, from Proxy.connections(); State is the type of its state
 Forward        a place to listen and its target, from Proxy.forwards
 Recording      the bytes of a connection, from Proxy.recordings; Chunk is one read
+faults         the module with what a proxy does to connections on purpose: latency, reset_peer, preset...
 TcpProxyError  base of all errors: UsageError, StartError, WaitTimeout, WorkerError
 
 The names are imported when they are first used.
@@ -16,6 +17,7 @@ The names are imported when they are first used.
 
 TYPE_CHECKING = False  # typing's own costs the command milliseconds
 if TYPE_CHECKING:
+    from . import faults as faults
     from .errors import StartError, TcpProxyError, UsageError, WaitTimeout, WorkerError
     from .proxy import Proxy
     from .report.event import Event, EventKind, Reason
@@ -47,6 +49,8 @@ if not TYPE_CHECKING:  # with a module __getattr__ a type checker accepts any na
         """Imports a name's module at its first use."""
         import importlib
 
+        if name == "faults":  # a module, which everybody expects to be there
+            return importlib.import_module(".faults", __name__)
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name == "Proxy":

@@ -312,7 +312,7 @@ class Controls:
     # --- faults ---
 
     def fault(self, *faults: Fault | str) -> Handle:
-        """Puts faults in force, all at once, in both directions of all connections when it returns.
+        """Puts faults in force, all at once: for all connections, new and open ones, when it returns.
 
         Args:
             faults: of `tcpproxy.faults`, or texts like "up:latency=100ms".

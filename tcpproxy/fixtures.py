@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import tcpproxy as package
+
 from .config.endpoints import Remote
 from .config.habits import is_url, url_target, without_password
 from .config.urls import reachable
@@ -40,6 +42,10 @@ MOST_NAME = 200
 
 DUMP_LINES = 40
 """Lines of a recording that a report shows: the first half of them, and the last."""
+
+
+class UnmetError(AssertionError):
+    """What `strict` asks for has not happened."""
 
 
 class ProxyFactory:
@@ -96,6 +102,15 @@ class ProxyFactory:
         self._watched.append(watched)
         return proxy
 
+    def __getattr__(self, name: str) -> Any:
+        """Only for what is not there: a test means the module, which has the name of the fixture, or a proxy."""
+        hint = ""
+        if name in (*package.__all__, "faults"):
+            hint = f": here `tcpproxy` is the fixture, expected `from tcpproxy import {name}`"
+        elif not name.startswith("_") and hasattr(Proxy, name):
+            hint = f", but the proxies that it makes have one: `proxy = tcpproxy(target)`, then `proxy.{name}`"
+        raise AttributeError(f"the fixture has no {name!r}{hint}", name=name, obj=self)
+
     def __enter__(self) -> Self:
         return self
 
@@ -149,14 +164,16 @@ class _Watched:
 
         Raises:
             WorkerError: what has ended the proxy before.
-            AssertionError: `strict`, and a fault has acted on no connection.
+            UnmetError: `strict`, and a fault has acted on no connection.
         """
         self.proxy.stop(0)
         if self.proxy.failure:
             raise self.proxy.failure
         counted = [it for it in self.proxy._every_fault if it.fault.kind not in NO_RULES]
         if strict and (idle := [str(it.fault) for it in counted if not it.fired]):
-            raise AssertionError(f"tcpproxy(..., strict=True): no connection met {' and '.join(idle)}")
+            accepted = count(self.proxy.stats().accepted, "connection")
+            met = f"no connection met {' and '.join(idle)}; the proxy has accepted {accepted}"
+            raise UnmetError(f"tcpproxy(..., strict=True): {met}")
 
     def describe(self, again: str) -> list[str]:
         """What a report says of it, in lines."""

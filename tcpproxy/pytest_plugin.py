@@ -85,15 +85,17 @@ def tcpproxy_factory(request: pytest.FixtureRequest) -> Iterator[ProxyFactory]:
 
 
 def _factory(owner: pytest.Item | pytest.Session, config: pytest.Config) -> Iterator[ProxyFactory]:
-    from .fixtures import ProxyFactory
+    from .fixtures import ProxyFactory, UnmetError
 
-    with ProxyFactory(
-        owner.nodeid, seed=config.stash[_SEED], captures=config.getoption("--tcpproxy-capture")
-    ) as factory:
-        factories = owner.stash.setdefault(_FACTORIES, [])
-        factories.append(factory)
-        yield factory
-        factories.remove(factory)  # the same test may run again
+    factory = ProxyFactory(owner.nodeid, seed=config.stash[_SEED], captures=config.getoption("--tcpproxy-capture"))
+    try:
+        with factory:
+            factories = owner.stash.setdefault(_FACTORIES, [])
+            factories.append(factory)
+            yield factory
+            factories.remove(factory)  # the same test may run again
+    except UnmetError as error:  # the sentence says all, and no line of the test is to blame
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 def _made_by(owner: pytest.Item | pytest.Session) -> list[ProxyFactory]:

@@ -381,7 +381,34 @@ def test_failed(tcpproxy, listener):
 """
     )
     result.assert_outcomes(passed=4, errors=1, skipped=1, failed=1)
-    result.stdout.fnmatch_lines(["*AssertionError: tcpproxy(..., strict=True): no connection met *reset_peer*first=2*"])
+    expected = "tcpproxy(..., strict=True): no connection met reset_peer,first=2; the proxy has accepted 0 connections"
+    assert expected in result.stdout.lines  # and no traceback
+    assert "fixtures.py" not in result.stdout.str()
+
+
+def test_the_module_is_meant(run: Run) -> None:
+    """In a test the name is that of the fixture."""
+    result = run(
+        r"""
+import pytest
+
+def test_the_module(tcpproxy):
+    with pytest.raises(AttributeError, match="here `tcpproxy` is the fixture, expected `from tcpproxy import WaitTi"):
+        tcpproxy.WaitTimeout
+    with pytest.raises(AttributeError, match="expected `from tcpproxy import faults`"):
+        tcpproxy.faults.latency("1ms")
+
+def test_a_proxy(tcpproxy):
+    with pytest.raises(AttributeError, match=r"but the proxies that it makes have one: `proxy = tcpproxy\(target\)`"):
+        tcpproxy.address
+
+def test_neither(tcpproxy):
+    with pytest.raises(AttributeError, match="the fixture has no 'nonsense'$"):
+        tcpproxy.nonsense
+    assert not hasattr(tcpproxy, "__wrapped__")
+"""
+    )
+    result.assert_outcomes(passed=3)
 
 
 def test_without_the_plugin(run: Run) -> None:

@@ -36,6 +36,11 @@ def test_the_docstring_has_every_name() -> None:
     assert [name for name in tcpproxy.__all__ if name not in (tcpproxy.__doc__ or "")] == []
 
 
+def test_the_faults_are_there() -> None:
+    """Without an import of their own."""
+    assert quoted("import tcpproxy; print(tcpproxy.faults.latency('1s'))").strip() == "latency=1s"
+
+
 def test_signatures_are_readable() -> None:
     for kind in (tcpproxy.Event, tcpproxy.Stats, tcpproxy.Connection):
         signature = str(inspect.signature(kind))
