@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from .. import awaiting
 from .._core import recorded
 from .._core.capture import TapReader
 from ..errors import UsageError, WaitTimeout
@@ -158,36 +159,28 @@ class Recording:
             UsageError: there is no such direction, the timeout is no duration, or the pattern is neither bytes nor a
                 regular expression of bytes.
         """
-        if direction is not None and direction not in DIRECTIONS:
-            raise UsageError(f"direction {quoted(direction)} is unknown, expected to_upstream or to_client")
-        wanted = _regex(pattern)
-        sides = [0, 1] if direction is None else [DIRECTIONS.index(direction)]
-        limit = parse_limit("timeout", timeout)
-        deadline = monotonic() + limit
-        passes, sizes = 0, [-1, -1]
-        self._sync(max(limit, SETTLE))
-        while True:
-            ended = self._it.facts()[3]  # before the bytes: none come after the end
-            for side in sides:
-                kept = self._it.facts()[5:7][side]
-                if kept != sizes[side]:
-                    before, sizes[side] = sizes[side], kept
-                    if match := self._search(wanted, pattern, side, before):
-                        return match
-            rest = deadline - monotonic()
-            if ended or rest <= 0:
-                raise WaitTimeout(self._missed(wanted.pattern, direction, limit, ended))
-            passes = self._reader.wait_change(passes, 0.0 if let_greenlets_run() else min(rest, SLICE))
-            self._sync(max(0.0, deadline - monotonic()))
+        look = _Looking(self, pattern, direction, timeout)
+        self._reader.sync(-1 if look.limit == math.inf else max(look.limit, SETTLE))
+        passes = 0
+        while not (match := look()):
+            passes = self._reader.wait_change(passes, 0.0 if let_greenlets_run() else min(look.rest, SLICE))
+            self._reader.sync(-1 if look.rest == math.inf else max(0.0, look.rest))
+        return match
 
-    def _sync(self, limit: float) -> None:
-        self._reader.sync(-1 if limit == math.inf else limit)
+    async def wait_for_async(
+        self,
+        pattern: bytes | re.Pattern[bytes],
+        direction: Direction | None = None,
+        timeout: float | str | None = 5.0,
+    ) -> re.Match[bytes]:
+        """`wait_for` without blocking the event loop."""
+        look = _Looking(self, pattern, direction, timeout)
 
-    def _search(self, wanted: re.Pattern[bytes], pattern: object, side: int, before: int) -> re.Match[bytes] | None:
-        """Looks in all that is kept; of plain bytes it has looked already in the first `before` ones of these."""
-        if isinstance(pattern, bytes) and pattern not in self._it.data(side, max(0, before - len(pattern) + 1)):
-            return None
-        return wanted.search(self._it.data(side))
+        def read_on() -> re.Match[bytes] | None:
+            self._reader.sync(SLICE)  # microseconds, unless a capture stands still
+            return look()
+
+        return await awaiting.poll_async(read_on)
 
     def _missed(self, pattern: bytes, direction: Direction | None, timeout: float, ended: bool) -> str:
         _, _, reason, _, truncated, kept_up, kept_down, up, down = self._it.facts()
@@ -225,3 +218,48 @@ def _regex(pattern: object) -> re.Pattern[bytes]:
     if isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, bytes):
         return pattern
     raise UsageError(f"pattern {quoted(pattern)} is neither bytes nor a compiled regular expression of bytes")
+
+
+class _Looking:
+    """What `wait_for` waits for: each call looks once, at what the reader has taken, and returns the match or None.
+
+    Attributes:
+        limit: how long to wait, in seconds.
+    """
+
+    def __init__(
+        self, recording: Recording, pattern: bytes | re.Pattern[bytes], direction: Direction | None, timeout: Any
+    ) -> None:
+        if direction is not None and direction not in DIRECTIONS:
+            raise UsageError(f"direction {quoted(direction)} is unknown, expected to_upstream or to_client")
+        self._recording, self._pattern, self._direction = recording, pattern, direction
+        self._wanted = _regex(pattern)
+        self._sides = [0, 1] if direction is None else [DIRECTIONS.index(direction)]
+        self._sizes = [-1, -1]
+        self.limit = parse_limit("timeout", timeout)
+        self._deadline = monotonic() + self.limit
+
+    @property
+    def rest(self) -> float:
+        """Seconds until it is over."""
+        return self._deadline - monotonic()
+
+    def __call__(self) -> re.Match[bytes] | None:
+        it = self._recording._it
+        ended = it.facts()[3]  # before the bytes: none come after the end
+        for side in self._sides:
+            kept = it.facts()[5:7][side]
+            if kept != self._sizes[side]:
+                before, self._sizes[side] = self._sizes[side], kept
+                if match := self._search(side, before):
+                    return match
+        if ended or self.rest <= 0:
+            raise WaitTimeout(self._recording._missed(self._wanted.pattern, self._direction, self.limit, ended))
+        return None
+
+    def _search(self, side: int, before: int) -> re.Match[bytes] | None:
+        """Looks in all that is kept; of plain bytes it has looked already in the first `before` ones of these."""
+        it, pattern = self._recording._it, self._pattern
+        if isinstance(pattern, bytes) and pattern not in it.data(side, max(0, before - len(pattern) + 1)):
+            return None
+        return self._wanted.search(it.data(side))

@@ -326,6 +326,39 @@ def test_a_wait_for_ever(proxy: Proxy) -> None:
         assert found
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_wait_in_a_coroutine(loop: str, proxy: Proxy) -> None:
+    """The peers may be tasks of the same event loop: it goes on meanwhile."""
+    anyio = pytest.importorskip("anyio")
+    pytest.importorskip(loop)
+
+    async def main() -> None:
+        client = await anyio.connect_tcp(*proxy.address)
+        await client.send(b"BEGIN;")
+        await client.receive()
+        recording = proxy.recordings[0]
+
+        async def go_on() -> None:
+            for part in (b"COM", b"MIT;"):
+                await client.send(part)
+                await client.receive()
+            await client.aclose()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(go_on)
+            match = await recording.wait_for_async(b"COMMIT", "to_upstream", TIMEOUT)
+        assert match.start() == 6
+        with pytest.raises(WaitTimeout, match=r"b'never' did not pass before connection #1 ended"):
+            await recording.wait_for_async(b"never", timeout=TIMEOUT)
+        with anyio.move_on_after(0.01) as scope:
+            async with await anyio.connect_tcp(*proxy.address):
+                await proxy.wait_for_async(accepted=2)
+                await proxy.recordings[1].wait_for_async(b"never", timeout=None)
+        assert scope.cancelled_caught
+
+    anyio.run(main, backend=loop)
+
+
 @pytest.mark.parametrize("pattern", ["text", bytearray(b"needle"), None, re.compile("text")])
 def test_a_pattern_that_is_none(proxy: Proxy, pattern: bytes) -> None:
     with connect(proxy.address) as client:
