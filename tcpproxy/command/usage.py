@@ -93,12 +93,12 @@ class Command(click.Command):
             given, rest, order = self.make_parser(ctx).parse_args(args=list(args))
         except click.NoSuchOption as error:
             close = meant(error.option_name, _value_of(error.option_name, args)) or similar(error.option_name)
-            hint = f", did you mean {' or '.join(close)}?" if close else ""
+            hint = f", did you mean {' or '.join(close)}?" if close else OF_SSH.get(error.option_name, "")
             raise WrongUsage(f"option {quoted(error.option_name)} is unknown{hint}") from None
         except click.BadOptionUsage as error:
             raise WrongUsage(_value_problem(error.option_name)) from None
         if rest:
-            hint = _hint(habits.forward(":".join(map(str, [given["remote"], *rest]))))
+            hint = _hint_of_words([str(given["remote"]), *map(str, rest)], given)
             raise WrongUsage(f"argument {quoted(rest[0])} is one too many, expected one REMOTE{hint}")
         for param in order:
             if isinstance(param, click.Option) and not (param.is_flag or param.multiple) and order.count(param) > 1:
@@ -216,6 +216,15 @@ LISTENING = "-p -P --port --listen --listen-port --local --publish --address --h
 TARGET = "-r -t -c --target --remote --upstream --to --connect --dest --destination --remote-host --backend"
 """Options of other programs for the place to listen on, and for the place to connect to."""
 
+OF_SSH = {
+    **dict.fromkeys(("-N", "-T"), ": ssh needs it to run no command, this runs none"),
+    "-f": ": in the background it goes on with systemd-run --user tcpproxy ..., or with tcpproxy ... &",
+    "-g": ": others may connect with -b '*', or -L '*:PORT:REMOTE'",
+    "-R": ": there is no SSH server that could listen, expected -L",
+    "-D": ": there is no SOCKS, expected -L [ADDR:]PORT:REMOTE",
+}
+"""What the error adds about options that somebody gives ssh for a forward."""
+
 SEEING = {
     "-x": "-X --hexdump --hex-dump --xxd",
     "-A": "-a --ascii",
@@ -250,6 +259,14 @@ def _value_of(name: str, args: list[str]) -> str:
         if word.startswith(f"{name}=") or (word.startswith(name) and not name.startswith("--")):
             return word.removeprefix(name).removeprefix("=")
     return ""
+
+
+def _hint_of_words(words: list[str], given: dict[str, Any]) -> str:
+    """What several arguments may mean: a forward with spaces in it, socat's addresses, or more networks for a list."""
+    for row in every_row():
+        if row.name in ("allow", "deny") and given.get(row.name) and re.fullmatch(r"[\da-f.:]+/\d+", words[0], re.I):
+            return f"; networks have commas between them: {row.long} {','.join([*given[row.name], words[0]])}"
+    return _hint(habits.forward(":".join(words)) or (habits.socat(*words) if len(words) == 2 else None))
 
 
 def _hint(there: habits.Spelling | None) -> str:

@@ -149,8 +149,9 @@ class Config:
         if remote:
             forwards = (ForwardSpec(text, listen_endpoint(listening.bind, listening.port), remote),)
         paths = [each.listener.path for each in forwards if each.listener.path]
-        if len(set(paths)) < len(paths):
-            raise UsageError(f"{labels['forwards']} has {quoted(max(paths, key=paths.count))} twice to listen on")
+        places = [str(each.listener) for each in forwards if each.listener.path or each.listener.port]
+        if len(set(places)) < len(places):
+            raise UsageError(f"{labels['forwards']} has {quoted(max(places, key=places.count))} twice to listen on")
         _check_targets(forwards, labels)
         served = groups["operating"].metrics
         files = [*paths, *([served.path] if served else [])]

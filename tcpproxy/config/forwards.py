@@ -56,6 +56,8 @@ def parse_forward(what: str, text: str) -> ForwardSpec:
     check_text(what, text, _EXPECTED)
     if habits.is_url(text):
         raise UsageError(f"{what} {quoted(habits.without_password(text))} is a URL, {_EXPECTED}")
+    if text.startswith("~"):
+        raise UsageError(f"{what} {quoted(text)} begins with '~', which only a shell expands, {_EXPECTED}")
     listener, rest = _listener(what, text, program)
     if not rest:
         there = habits.forward(":".join(text.split()))  # also LocalForward of ssh_config: 8080 db:5432

@@ -155,6 +155,19 @@ def forward(text: str) -> Spelling | None:
     return Spelling(f"{host}:{port}", listen_address(bind), local)
 
 
+def socat(first: str, second: str) -> Spelling | None:
+    """What the two addresses of socat are here, `TCP-LISTEN:8080,fork TCP:db:5432`; None: they are no such thing."""
+    listen = re.fullmatch(r"(?:tcp[46]?-l(?:isten)?:(\d+)|unix-l(?:isten)?:([^,]+))((?:,.*)?)", first, re.I)
+    there = re.fullmatch(
+        r"(?:tcp[46]?(?:-connect)?:([^,]+:\d+)|unix(?:-connect|-client)?:([^,]+))(?:,.*)?", second, re.I
+    )
+    if not listen or not there:
+        return None
+    bind = re.search(r",bind=([^,]+)", listen[3], re.I)
+    place = plain_path(listen[2] or "") or (listen_address(bind[1]) if bind else "")
+    return Spelling(plain_path(there[2] or "") or there[1], place, listen[1] or "")
+
+
 def count_fields(text: str) -> int:
     """How many fields there are between colons."""
     return len(_fields(text))

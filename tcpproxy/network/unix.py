@@ -212,7 +212,7 @@ def _bind_with_mode(sock: socket.socket, path: str, mode: int) -> None:
 def _is_stale(path: str) -> bool:
     """Is the file a socket whose server is gone? OSError: it is none, or its server cannot be asked."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise OSError(errno.EEXIST, "it is a file that is no socket")
+        raise OSError("what is there is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

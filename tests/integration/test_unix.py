@@ -703,7 +703,7 @@ def test_what_is_no_socket(folder: Path, echo: Echo, what: str) -> None:
         path.mkdir()
     else:
         path.symlink_to(folder / "nothing")
-    with pytest.raises(tcpproxy.StartError, match=rf"^cannot listen on {path}: "):
+    with pytest.raises(tcpproxy.StartError, match=rf"^cannot listen on {path}: what is there is no socket$"):
         Proxy(echo.name, bind=path).start()
     assert os.path.lexists(path)
     assert what != "file" or path.read_text() == "precious"

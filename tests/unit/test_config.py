@@ -647,6 +647,29 @@ def test_unknown_option(typed: str) -> None:
             ["-x", "--capture", "db:5432"],
             "REMOTE is missing, expected HOST:PORT, [IPv6]:PORT or /PATH; 'db:5432' is the value of --capture",
         ),
+        (
+            ["TCP-LISTEN:8080,fork,bind=0.0.0.0", "TCP:db:5432"],
+            "argument 'TCP:db:5432' is one too many, expected one REMOTE; "
+            "to listen on 0.0.0.0 port 8080 and forward to db:5432: tcpproxy -b 0.0.0.0 -l 8080 db:5432",
+        ),
+        (
+            ["unix-listen:x.sock,fork", "tcp4-connect:[::1]:5432,nodelay"],
+            "argument 'tcp4-connect:[::1]:5432,nodelay' is one too many, expected one REMOTE; "
+            "to listen on ./x.sock and forward to [::1]:5432: tcpproxy -b ./x.sock '[::1]:5432'",
+        ),
+        (
+            ["TCP-L:8080", "UNIX-CONNECT:/run/x"],
+            "argument 'UNIX-CONNECT:/run/x' is one too many, expected one REMOTE; "
+            "to listen on port 8080 and forward to /run/x: tcpproxy -l 8080 /run/x",
+        ),
+        (["TCP-LISTEN:8080", "EXEC:cat"], "argument 'EXEC:cat' is one too many, expected one REMOTE"),
+        (
+            ["--allow", "10.0.0.0/8", "2001:db8::/32", GOOD],
+            f"argument {GOOD!r} is one too many, expected one REMOTE; "
+            "networks have commas between them: --allow 10.0.0.0/8,2001:db8::/32",
+        ),
+        (["-NL", "8080:db:5432"], "option '-N' is unknown: ssh needs it to run no command, this runs none"),
+        (["-R", "8080:db:5432"], "option '-R' is unknown: there is no SSH server that could listen, expected -L"),
         ([GOOD, "too-much"], "argument 'too-much' is one too many, expected one REMOTE"),
         ([GOOD, "too\x1b[31m-much"], "argument 'too\\x1b[31m-much' is one too many, expected one REMOTE"),
         (["--non\nsense", GOOD], "option '--non\\nsense' is unknown"),
