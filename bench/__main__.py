@@ -35,7 +35,7 @@ MOST_CONNECTIONS = 9000
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compare tcpproxy with its peers.")
-    parser.add_argument("--quick", action="store_true", help="one short round: is it about right? (under two minutes)")
+    parser.add_argument("--quick", action="store_true", help="one short round: is it about right?")
     parser.add_argument("--case", action="append", choices=case_names(), metavar="NAME", help="a case or a group")
     parser.add_argument("commit", nargs="?", metavar="COMMIT", help="with `--case off`: what to count beside")
     parser.add_argument("--peer", action="append", metavar="NAME", help="only this peer, beside ours; may be repeated")

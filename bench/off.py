@@ -37,6 +37,7 @@ FEATURES = (
     Feature("--fault latency=1ms", ("--fault", "both:latency=1ms")),
     Feature("--fault bandwidth=1GB/s", ("--fault", "both:bandwidth=1GB/s")),
     Feature("--allow", ("--allow", "127.0.0.0/8")),
+    Feature("--send-proxy v2", ("--send-proxy", "v2")),
     Feature("--metrics", ("--metrics", "127.0.0.1:{port}"), units=(*OFF.units, "scrape")),
 )
 """What may be on: a line for each."""
