@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from networks import Closed
 from support.command import Command
 from support.headers import SIGNATURE, binary, line, packed
 from support.machine import needs
@@ -86,6 +87,26 @@ def test_bytes_behind_it(version: str, zero_copy: str, upstream: Upstream, make_
         ends.enter_context(in_background(lambda: received.append(read_all(server))))
         assert read_all(client) == down
     assert received == [header + up]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_behind_other_targets(workers: int, upstream: Upstream, closed: Closed, make_proxy: MakeProxy) -> None:
+    """A target that is tried later gets the same header, of forwards that are not the first one, too."""
+    other = "127.0.0.9:0:127.0.0.1:1,127.0.0.1:2"
+    forwards = [other, f"127.0.0.8:0:{closed.name},{upstream.name}"]
+    proxy = make_proxy(None, forwards=forwards, workers=workers, send_proxy="v1")
+    with connect(proxy.forwards[1].address) as client, upstream.accept() as server:
+        header = expected("v1", client)
+        client.sendall(b"hello")
+        assert read_exactly(server, len(header) + 5) == header + b"hello"
+
+
+def test_at_a_rate(upstream: Upstream, make_proxy: MakeProxy) -> None:
+    """The header waits for no rate; all bytes come behind it."""
+    data = payload(100_000)
+    proxy = make_proxy(upstream.name, send_proxy="v2", max_rate_per_connection="200kB/s")
+    with connect(proxy.address) as client, in_background(send_and_shut, client, data), upstream.accept() as server:
+        assert read_all(server) == expected("v2", client) + data
 
 
 def test_one_read(upstream: Upstream, make_proxy: MakeProxy) -> None:
