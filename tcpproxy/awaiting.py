@@ -92,6 +92,7 @@ async def pause(seconds: float) -> None:
 
 def poll(look: Callable[[], Result | None]) -> Result:
     """Calls `look` every LOOK_AGAIN seconds until it returns something other than None; returns that."""
+    __tracebackhide__ = True  # here and in its callers: pytest's traceback ends at the line that waits
     while (found := look()) is None:
         Event().wait(LOOK_AGAIN)
     return found
@@ -99,6 +100,7 @@ def poll(look: Callable[[], Result | None]) -> Result:
 
 async def poll_async(look: Callable[[], Result | None]) -> Result:
     """`poll` without blocking the event loop."""
+    __tracebackhide__ = True
     while (found := look()) is None:
         await pause(LOOK_AGAIN)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import sys
 import threading
@@ -403,7 +404,8 @@ class Controls:
         wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
         limit = parse_limit("timeout", timeout)
         deadline = monotonic() + limit
-        return awaiting.poll(lambda: self._look(wanted, deadline, limit))
+        __tracebackhide__ = True
+        return awaiting.poll(functools.partial(self._look, wanted, deadline, limit))
 
     async def wait_for_async(
         self,
@@ -420,7 +422,8 @@ class Controls:
         wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
         limit = parse_limit("timeout", timeout)
         deadline = monotonic() + limit
-        return await awaiting.poll_async(lambda: self._look(wanted, deadline, limit))
+        __tracebackhide__ = True
+        return await awaiting.poll_async(functools.partial(self._look, wanted, deadline, limit))
 
     def _is_over(self) -> bool:
         """Has it ended, or failed to start?"""
@@ -433,6 +436,7 @@ class Controls:
         Raises:
             WaitTimeout: they will not be in time.
         """
+        __tracebackhide__ = True
         over = self._is_over()  # before the numbers: later they do not change
         stats = self.stats()
         missing = wanted.missing(stats)

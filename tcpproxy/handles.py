@@ -390,10 +390,12 @@ class Handle:
             WaitTimeout: not in this time, or they were removed or the proxy has ended without it.
             UsageError: the timeout is no duration, or `n` no number.
         """
+        __tracebackhide__ = True
         awaiting.poll(self._looking(n, timeout))
 
     async def wait_fired_async(self, n: int = 1, timeout: float | str | None = 5.0) -> None:
         """`wait_fired` without blocking the event loop."""
+        __tracebackhide__ = True
         await awaiting.poll_async(self._looking(n, timeout))
 
     def _looking(self, n: int, timeout: float | str | None) -> Callable[[], int | None]:
@@ -403,6 +405,7 @@ class Handle:
         deadline = monotonic() + limit
 
         def look() -> int | None:
+            __tracebackhide__ = True
             end = self._faults.end_of(self._entries)  # before the number: later it does not change
             fired = self.fired
             if fired >= n:

@@ -159,6 +159,7 @@ class Recording:
             UsageError: there is no such direction, the timeout is no duration, or the pattern is neither bytes nor a
                 regular expression of bytes.
         """
+        __tracebackhide__ = True
         look = _Looking(self, pattern, direction, timeout)
         self._reader.sync(-1 if look.limit == math.inf else max(look.limit, SETTLE))
         passes = 0
@@ -174,9 +175,11 @@ class Recording:
         timeout: float | str | None = 5.0,
     ) -> re.Match[bytes]:
         """`wait_for` without blocking the event loop."""
+        __tracebackhide__ = True
         look = _Looking(self, pattern, direction, timeout)
 
         def read_on() -> re.Match[bytes] | None:
+            __tracebackhide__ = True
             self._reader.sync(SLICE)  # microseconds, unless a capture stands still
             return look()
 
@@ -245,6 +248,7 @@ class _Looking:
         return self._deadline - monotonic()
 
     def __call__(self) -> re.Match[bytes] | None:
+        __tracebackhide__ = True
         it = self._recording._it
         ended = it.facts()[3]  # before the bytes: none come after the end
         for side in self._sides:

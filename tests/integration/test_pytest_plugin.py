@@ -386,6 +386,41 @@ def test_failed(tcpproxy, listener):
     assert "fixtures.py" not in result.stdout.str()
 
 
+def test_a_wait_in_vain_ends_at_the_line_of_the_test(run: Run) -> None:
+    """Not in the source of tcpproxy, unless all of the traceback is asked for."""
+    source = """
+import asyncio
+import pytest
+
+@pytest.fixture
+def proxy(tcpproxy, listener):
+    proxy = tcpproxy(listener, record=True)
+    talk(proxy, listener)
+    return proxy
+
+def test_numbers(proxy):
+    proxy.wait_for(accepted=3, timeout=0)
+
+def test_recording(proxy):
+    proxy.recordings[0].wait_for(b"never", timeout=0)
+
+def test_fired(proxy):
+    proxy.fault("stall").wait_fired(timeout=0)
+
+async def main(wait, *args, **named):
+    await wait(*args, timeout=0, **named)
+
+def test_coroutines(proxy):
+    asyncio.run(main(proxy.wait_for_async, accepted=3))
+"""
+    text = (result := run(source)).stdout.str()
+    result.assert_outcomes(failed=4)
+    assert ">       proxy.wait_for(accepted=3, timeout=0)" in text
+    assert text.count("Captured tcpproxy call") == 4
+    assert [name for name in ("awaiting", "controls", "handles", "recording") if f"{name}.py" in text] == []
+    assert "controls.py" in run(source, "--full-trace").stdout.str()
+
+
 def test_the_module_is_meant(run: Run) -> None:
     """In a test the name is that of the fixture."""
     result = run(
