@@ -29,23 +29,23 @@ except ImportError as error:
 
 ENDS = tuple(reason for reason in REASONS if reason)
 FAILURES = ("connect-refused", "connect-timeout", "unreachable", "dns", "limit")
-"""Reasons for which an upstream is not reached."""
+"""The reasons why an upstream was not reached."""
 
 REFUSALS = ("denied", "limit", "shutdown")
-"""Reasons for which a client is turned away at once."""
+"""The reasons why a client was reset at once."""
 
 
 class Collector(_Collector):
-    """What Prometheus asks for the metrics of one or more proxies. Nothing is done between two scrapes.
+    """A collector of Prometheus for the metrics of one or more proxies. It costs nothing between two scrapes.
 
-    Each sample has the label `listener`, the address of its proxy; of several forwards the first address of each, with
-    commas between them. A proxy that has not been started has no samples.
+    Each sample has the label `listener`, the address that its proxy listens on; with several forwards the first address
+    of each, with commas between them. A proxy that has not been started has no samples.
 
     Args:
-        proxies: of all, the names are the same, so that a registry takes one Collector for all of them.
+        proxies: all proxies of the registry: it accepts each name of a metric only once, so only one Collector.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there is no proxy.
     """
 
     def __init__(self, *proxies: Proxy) -> None:
@@ -54,11 +54,11 @@ class Collector(_Collector):
         self._proxies = [(proxy, ",".join(each.remote for each in proxy.config.forwards)) for proxy in proxies]
 
     def describe(self) -> Iterable[Metric]:
-        """The metrics without samples: a registry wants their names."""
+        """Returns the metrics without samples, from which a registry takes their names."""
         return _Families().all
 
     def collect(self) -> Iterable[Metric]:
-        """The metrics as they are now."""
+        """Returns the metrics with their present values."""
         families = _Families()
         families.build.add_metric([__version__], 1)
         for proxy, target in self._proxies:
@@ -68,7 +68,7 @@ class Collector(_Collector):
 
 
 class _Families:
-    """All metrics, and how a proxy's numbers get into them."""
+    """All metrics, to which the numbers of proxies are added."""
 
     def __init__(self) -> None:
         self.all: list[Metric] = []
@@ -135,7 +135,12 @@ class _Families:
 
 
 def _buckets(bounds: Sequence[float], times: list[float]) -> tuple[list[tuple[str, float]], float]:
-    """The cumulative buckets, and the sum of the times."""
+    """Returns the cumulative buckets, and the sum of the times.
+
+    Args:
+        bounds: the upper bounds of the buckets in seconds, except the last one.
+        times: how many times are in each bucket, and their sum in seconds.
+    """
     *counts, total = times
     return [(name, sum(counts[: number + 1])) for number, name in enumerate([*map(str, bounds), "+Inf"])], total
 

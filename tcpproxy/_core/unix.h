@@ -1,8 +1,9 @@
-/* UNIX sockets: where one is, and who is at its other end. A part of address.h, which defines net_addr before it.
+/* Addresses of UNIX sockets. A part of address.h, which defines net_addr before it.
  * Without NET_UNIX (Windows, whose Python has no UNIX sockets) there are none, and every test for one is false.
  *
- * A path is longer than a net_addr. The address of a target has a pointer to it instead; who makes the address keeps the
- * path for as long as there may be a copy. A peer has no path: its address is who it is, by the kernel's word.
+ * A path is longer than a net_addr. So the address of a target holds a pointer to the path; the code that makes the address
+ * keeps the path as long as a copy of the address may exist. A peer has no path: its address is the user and the process
+ * that the kernel names.
  */
 #ifndef TCPPROXY_UNIX_H
 #define TCPPROXY_UNIX_H
@@ -13,7 +14,7 @@
 
 static inline int net_is_unix(const net_addr *addr) { return addr->length == NET_ADDR_PATH || addr->length == NET_ADDR_PEER; }
 
-/* Returns the path, not terminated, with a NUL in front of an abstract name; NULL: it is no such address. */
+/* Returns the path, which has no NUL at its end, and a NUL before an abstract name. NULL: the address has no path. */
 static inline const char *net_path(const net_addr *addr, uint32_t *size)
 {
     const char *path;
@@ -24,7 +25,7 @@ static inline const char *net_path(const net_addr *addr, uint32_t *size)
     return path;
 }
 
-/* Who the peer is: 0, or -EINVAL. The process id is 0 where it is not known. */
+/* Gets the user and process id of a peer: 0, or -EINVAL. The process id is 0 where it is not known. */
 static inline int net_peer(const net_addr *addr, uint32_t *user, uint32_t *process)
 {
     if (addr->length != NET_ADDR_PEER)
@@ -36,7 +37,7 @@ static inline int net_peer(const net_addr *addr, uint32_t *user, uint32_t *proce
 
 #ifdef NET_UNIX
 
-/* Makes an address of a path that the caller keeps: 0, or -EINVAL if no socket can have it. */
+/* Makes the address of a path, which the caller keeps. Returns 0, or -EINVAL if no socket can have this path. */
 static inline int net_pack_path(net_addr *to, const char *path, size_t size)
 {
     struct sockaddr_un name;
@@ -50,7 +51,7 @@ static inline int net_pack_path(net_addr *to, const char *path, size_t size)
     return 0;
 }
 
-/* Sets the address of a peer on a UNIX socket. Nothing is known of one that is in another user namespace: user 65534. */
+/* Sets the address of the peer of a UNIX socket. For a peer in another user namespace the kernel gives the user 65534. */
 static inline void net_ask_peer(net_socket fd, net_addr *to)
 {
     uint32_t who[2] = {0, 0};

@@ -1,4 +1,4 @@
-"""What is served beside the relay: /metrics for Prometheus, /healthz and /readyz for probes."""
+"""Serves /metrics for Prometheus, and /healthz and /readyz for probes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from .pulse import Pulse
 from .webserver import MOST, Answer
 
 PULSE_WITHIN = 1.0
-"""Seconds for all workers to answer: one that has bytes to move does so in milliseconds."""
+"""Seconds in which all workers have to answer; a busy one answers in milliseconds."""
 
 
 def open_monitor(config: Config, place: Endpoint) -> tuple[socket.socket, Callable[[Proxy], Answer]]:
-    """Returns the listener, and what makes the answers for a proxy.
+    """Listens at `place`.
+
+    Returns:
+        The listening socket, and a function that returns the answers for a proxy.
 
     Raises:
         UsageError: prometheus-client is not installed.
@@ -48,7 +51,7 @@ def _listen(place: Endpoint) -> socket.socket:
 
 
 def _listen_unix(path: str, mode: int) -> socket.socket:
-    """Takes the place of a socket that nobody listens at any more: its file stays when a process ends."""
+    """Returns a listening UNIX socket. Replaces the file of a process that has ended."""
     with contextlib.closing(Folders()) as folders:
         folders.lock(path)
         listener = bind_path(path, mode)
@@ -61,7 +64,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
 
 
 def _answers(proxy: Proxy, metrics: Callable[[str], tuple[bytes, str]]) -> Answer:
-    """What each path says."""
+    """Returns a function that answers requests, by their path."""
 
     def ask() -> None:
         if crew := proxy._crew:  # none before the start
@@ -85,7 +88,10 @@ def _answers(proxy: Proxy, metrics: Callable[[str], tuple[bytes, str]]) -> Answe
 
 
 def _unready(proxy: Proxy) -> str:
-    """Why no clients should be sent here; nothing: they may. An upstream that is down is the same to all relays."""
+    """Returns why no clients should be sent here; empty if they may be.
+
+    Whether upstream is down does not matter: other relays of the same service could not reach it either.
+    """
     state, crew = proxy._state, proxy._crew
     if state != "listening" or not crew:
         return state

@@ -1,4 +1,4 @@
-"""Do the workers move? For a watchdog and for a probe of health."""
+"""Checks whether the workers answer, for a watchdog and for the health probe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Pulse:
-    """Asks all workers, in a thread of its own: one that is stuck never answers.
+    """Asks all workers, in a thread of its own, because the call does not return if a worker is stuck.
 
     Args:
         ask: returns when every worker has answered.
@@ -20,7 +20,7 @@ class Pulse:
         threading.Thread(target=self._run, name="tcpproxy-pulse", daemon=True).start()
 
     def beats(self, within: float) -> bool:
-        """Has every worker answered, within so many seconds?"""
+        """Asks all workers now; returns whether they have answered within so many seconds."""
         with self._changed:
             self._asked += 1
             mine = self._asked

@@ -1,7 +1,7 @@
-"""systemd's side of the command: sockets that it passes, what it is told, its watchdog, its store of descriptors.
+"""The protocols of systemd: passed sockets, notifications, the watchdog, the descriptor store.
 
-By sd_listen_fds(3) and sd_notify(3), which others speak, too: systemfd, s6, podman. It is asked for by variables of the
-environment, of which none is left for children. Without them nothing of this happens.
+They are those of sd_listen_fds(3) and sd_notify(3); systemfd, s6 and podman use them, too. Variables of the environment
+ask for them, and are removed from it, so that children do not get them. Without them this module does nothing.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from ..text import count
 from .pulse import Pulse
 
 FIRST, MOST = 3, 1000
-"""The first descriptor that is passed, and a bound of their number; far fewer are accepted from."""
+"""The first descriptor that is passed, and the most that are looked at; far fewer can be accepted from."""
 
 SEND_WITHIN = 5.0
-"""Seconds that a message may take: while systemd is busy its queue may be full."""
+"""Seconds that sending a message may take: while systemd is busy, its queue may be full."""
 
 EXTEND_EVERY, EXTEND_TO = 5.0, 15.0
-"""Seconds: while connections end, systemd is asked so often to wait for so long. TimeoutStopSec is 90 s by default."""
+"""Seconds. While connections end, every EXTEND_EVERY systemd is asked to wait for EXTEND_TO more before it kills."""
 
 BEATS = 4
-"""Signs of life in the time of the watchdog: one that comes late, on a busy machine, is not the end."""
+"""How many messages are sent to the watchdog in its period, so that a late one, on a busy machine, does no harm."""
 
 
 class Service:
-    """What systemd and the command tell each other.
+    """The connection between the command and systemd. Without systemd its methods do nothing.
 
     Args:
-        environ: is searched for what systemd says, which is taken out.
+        environ: the environment; variables of systemd are removed from it.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
@@ -51,25 +51,26 @@ class Service:
         self._period = watched / 1e6 / BEATS if pid in ("", str(os.getpid())) else 0.0
         self._room = _number(environ.pop("FDSTORE", ""))
         self._passed = _passed(environ)
-        self._prefix = ""  # of the names in the store; empty: nothing is to be kept there
+        self._prefix = ""  # of names in the descriptor store; empty: nothing is stored
         self._thread: threading.Thread | None = None
         self._news = threading.Event()
-        self._grace_ends = 0.0  # 0: it has not been stopped
+        self._grace_ends = 0.0  # of `monotonic`; 0: the proxy is not being stopped
         self._over = False
 
     # --- sockets ---
 
     def sockets(self, config: Config, given: Mapping[str, object]) -> list[socket.socket] | None:
-        """The sockets to accept from; None: the proxy makes its own.
+        """Returns the sockets to accept from; None: the proxy makes its own.
 
-        Those of the store are used if they are what the proxy would make; otherwise they are taken out of it.
+        Sockets of the descriptor store are used if they are those that the proxy would make; else they are removed from
+        the store.
 
         Args:
-            config: what the proxy was told.
-            given: the options that were given, by the names of their rows; None: it was not.
+            config: the configuration of the proxy.
+            given: the options of the command line, by the names of their rows; None: an option was not given.
 
         Raises:
-            UsageError: a descriptor is no listening TCP socket, or the address or port is given as well.
+            UsageError: a descriptor is no listening TCP socket, or a place to listen at was given, too.
         """
         # A name of the store cannot have a ':'.
         prefix = f"{config.listening.bind} {config.listening.port} ".replace(":", ".")
@@ -93,7 +94,7 @@ class Service:
             wanted = [f"{prefix}{number + 1} of {len(stored)}" for number in range(len(stored))]
             if sorted(stored) == sorted(wanted):
                 for descriptor in stored.values() if sys.platform.startswith("linux") else ():
-                    hang(descriptor, False)  # a fault of the process before is over
+                    hang(descriptor, False)  # ends a fault of the process before
                 return _sockets([stored[name] for name in wanted])
             self._forget(stored)
         if len(prefix) < 240 and prefix.isascii() and keeps:
@@ -101,7 +102,7 @@ class Service:
         return None
 
     def _forget(self, stored: Mapping[str, int]) -> None:
-        """Takes sockets out of the store, and waits until that is done: while they are in it their ports are taken."""
+        """Removes sockets from the store, and waits until systemd has done it: until then their ports are taken."""
         if not stored:
             return
         for name, descriptor in stored.items():
@@ -116,23 +117,27 @@ class Service:
                 reader.recv(1)  # the end of file: systemd has closed its copy
 
     def keep(self, listeners: list[socket.socket]) -> None:
-        """Puts listeners that the proxy has made into systemd's store, from which the next start gets them."""
+        """Puts listeners that the proxy has made into systemd's store, for the next start of the service."""
         if self._prefix and len(listeners) <= self._room:
             for number, listener in enumerate(listeners):
                 name = f"FDNAME={self._prefix}{number + 1} of {len(listeners)}"
                 self.tell("FDSTORE=1", name, descriptors=[listener.fileno()])
 
-    # --- what systemd is told ---
+    # --- notifications ---
 
     def tell(self, *lines: str, descriptors: list[int] | None = None) -> None:
-        """Sends one message, if systemd listens. Never raises: that it does not arrive is not worth an end."""
+        """Sends systemd one message. Never raises: the proxy works as well if systemd does not get it."""
         if self._socket:
             message = "\n".join(line.replace("\n", " ") for line in lines)
             with contextlib.suppress(OSError):
                 socket.send_fds(self._socket, [message.encode(errors="replace")], descriptors or [])
 
     def started(self, proxy: Proxy) -> None:
-        """The proxy listens, and its workers run."""
+        """To be called when the proxy listens and its workers run.
+
+        Raises:
+            StartError: the system refuses a thread.
+        """
         if self._socket:
             places = places_of(proxy._forwards)
             self.tell("READY=1", f"STATUS=Listening on {places}, forwarding to {proxy.config.targets}")
@@ -143,24 +148,24 @@ class Service:
                 raise StartError.because("cannot start a thread that tells systemd", error) from error
 
     def stopping(self, grace: float) -> None:
-        """It has been told to stop, and lets connections end for so many seconds. Does not wait for systemd."""
+        """To be called when the proxy stops, with the seconds that connections may take. Does not wait for systemd."""
         self._grace_ends = monotonic() + grace
         self._news.set()
 
     def failed(self, error: TcpProxyError) -> None:
-        """The command ends with this error."""
+        """To be called when the command ends with an error."""
         number = getattr(error, "errno", None)
         self.tell(f"STATUS={error}", *([f"ERRNO={number}"] if number else []))
 
     def close(self) -> None:
-        """The proxy has ended."""
+        """To be called when the proxy has ended."""
         self._over = True
         self._news.set()
         if self._thread:
             self._thread.join(SEND_WITHIN)
 
     def _run(self, proxy: Proxy) -> None:
-        """Tells systemd that it stops, and, as long as all workers move, that it lives."""
+        """Notifies the watchdog while all workers answer, and systemd when the proxy stops. Runs in its own thread."""
         crew = proxy._crew
         pulse = Pulse(crew.sync) if crew and self._period else None
         told = False
@@ -183,7 +188,7 @@ class Service:
 
 
 def _waits_for(proxy: Proxy, rest: float) -> list[str]:
-    """The lines about connections that may end for so many seconds more."""
+    """Returns the lines of a message about the connections, which may go on for `rest` seconds."""
     active = proxy.stats().active
     if not active or rest <= 0:
         return ["STATUS=Stopping"]
@@ -195,12 +200,12 @@ def _waits_for(proxy: Proxy, rest: float) -> list[str]:
 
 
 def _number(text: str) -> int:
-    """A number of at most 18 digits; 0 for all else."""
+    """Returns the value of a number of at most 18 digits; 0 for any other text."""
     return int(text) if re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
 
 
 def _connected(place: str) -> socket.socket | None:
-    """A socket to systemd, made now: the sandbox may forbid it later. None: there is no place, or not of this kind."""
+    """Returns a socket that is connected to systemd; the sandbox may forbid that later. None: there is no address."""
     if place[:1] not in ("/", "@") or not hasattr(socket, "AF_UNIX"):
         return None  # vsock: is for virtual machines
     with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
@@ -213,7 +218,7 @@ def _connected(place: str) -> socket.socket | None:
 
 
 def _passed(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
-    """Name and number of each descriptor that is passed to this process. None if they are for another one."""
+    """Returns name and number of each descriptor that is passed to this process; empty if none is."""
     pid, number, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     environ.pop("LISTEN_PIDFDID", "")
     if pid != str(os.getpid()):
@@ -226,7 +231,7 @@ def _passed(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
 
 
 def _sockets(descriptors: list[int]) -> list[socket.socket]:
-    """These descriptors as sockets. UsageError: one is no listening TCP socket."""
+    """Returns sockets of these descriptors. UsageError: one is no listening TCP socket."""
     sockets = []
     for descriptor in descriptors:
         try:

@@ -1,6 +1,7 @@
-"""A small HTTP server for one answer a connection.
+"""A small HTTP server with one request per connection.
 
-Its peers may be hostile: one thread serves a few of them, each for some seconds, with a small request.
+Its peers may be hostile, so it is limited: to one thread, a few connections at a time, some seconds for each, and a few
+kilobytes of a request.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from io import BytesIO
 from ..native import monotonic
 
 MOST = 16
-"""Connections at a time. Another one takes the place of the oldest: a scrape is over long before."""
+"""The most connections at a time. A further one replaces the oldest, which for a scrape has ended long before."""
 
 WITHIN = 5.0
 """Seconds from accept to the end of a connection."""
 
 LARGEST = 8192
-"""Bytes of a request; Prometheus sends some 300."""
+"""The most bytes of a request; Prometheus sends some 300."""
 
 Answer = Callable[[str, str], tuple[int, str, bytes]]
-"""From path and Accept: status, content type, body."""
+"""Returns status, content type and body for a path and a header Accept."""
 
 
 class WebServer(threading.Thread):
-    """Serves until the process ends.
+    """A daemon thread that serves until the process ends.
 
     Args:
-        listener: it listens.
-        answer: what to answer.
+        listener: a listening socket.
+        answer: called in this thread for each request.
     """
 
     def __init__(self, listener: socket.socket, answer: Answer) -> None:
@@ -62,7 +63,7 @@ class WebServer(threading.Thread):
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return
-        except OSError:  # no descriptor: it stays in the queue
+        except OSError:  # out of descriptors: the connection stays in the backlog
             threading.Event().wait(0.1)
             return
         if len(self._peers) == MOST:
@@ -89,9 +90,9 @@ class WebServer(threading.Thread):
 
 
 class _Peer:
-    """One connection: a request is read, the answer written, and the rest read until the peer closes.
+    """One connection: reads a request, writes the answer, and reads on until the peer closes.
 
-    What is closed with bytes unread is reset, and the answer may be lost.
+    A close with bytes unread would reset the connection, and the answer might be lost.
     """
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
@@ -104,7 +105,7 @@ class _Peer:
         return bool(self._answer)
 
     def go_on(self, answer: Answer) -> bool:
-        """Reads or writes what it can. False: it is over."""
+        """Reads or writes without blocking. Returns False when the connection has ended."""
         with contextlib.suppress(BlockingIOError):
             if self._answer is None:
                 self._read(answer)
@@ -127,14 +128,14 @@ class _Peer:
 
 
 class _Exchange(BaseHTTPRequestHandler):
-    """One request as bytes, and the answer as bytes."""
+    """Parses one request, from bytes, and writes the answer, to bytes."""
 
     protocol_version = "HTTP/1.1"
     error_content_type, error_message_format = "text/plain", "%(message)s\n"
 
     def __init__(
         self, request: bytes, complete: bool, answer: Answer
-    ) -> None:  # not the parent's, which wants a socket
+    ) -> None:  # without super().__init__, which needs a socket
         self.rfile, self.wfile = BytesIO(request), BytesIO()
         self.client_address = ("", 0)
         self._answer = answer
@@ -151,7 +152,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         try:
             status, content_type, body = self._answer(self.path.partition("?")[0], self.headers.get("Accept", ""))
-        except Exception:  # of a peer's strange words, which must not end the thread
+        except Exception:  # whatever a request causes, the thread must go on
             self.send_error(500)
             return
         self.send_response(status)
@@ -165,7 +166,7 @@ class _Exchange(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def version_string(self) -> str:
-        """Of the header Server: not Python's version."""
+        """Returns the header Server, without the version of Python."""
         return "tcpproxy"
 
     def log_message(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Where to listen and where to connect, from what people write. Pure functions."""
+"""Parses where to listen and where to connect. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .paths import check_path, is_path, path_in, plain_path
 _LABEL = re.compile(r"[^\s\x00-\x20\x7f./:\[\]@%]{1,63}")
 _NUMBER = r"(?:0x[0-9a-f]+|\d+)"
 _NUMBERS = re.compile(rf"{_NUMBER}(?:\.{_NUMBER})*\.?", re.ASCII | re.IGNORECASE)
-"""What inet_aton takes for an IPv4 address, or would if the numbers were smaller; no name looks like that."""
+"""What inet_aton takes for an IPv4 address, or would if the numbers were smaller. No host name has this form."""
 
 _SHORT_LOOPBACK = re.compile(r"127(?:\.(?:0|[1-9]\d*)){1,2}", re.ASCII)
-"""127.1 is 127.0.0.1 on every system, and wherever such an address leads, it is this machine."""
+"""Abbreviated loopback addresses, like 127.1 for 127.0.0.1. They are allowed: all of them are this machine."""
 
 EVERYWHERE = "::"
-"""What `*` is: every address, of both families."""
+"""The host for `*`: every address, of both families."""
 
 ANY_REMOTE = "expected HOST:PORT, [IPv6]:PORT or /PATH"
 _REMOTE, _REMOTE_V6 = "expected HOST:PORT", "expected [IPv6]:PORT"
 
 Remote = str | int | tuple[str, int] | tuple[str, int, int, int] | os.PathLike[str]
-"""What a program may say: a text, a port of this machine, an address as `socket.getsockname` returns it, or a path."""
+"""What a program may give as a target: a text, a port of localhost, an address of `socket.getsockname`, or a path."""
 
 Remotes = Remote | list[Remote]
 """Several in a list are tried in order."""
@@ -78,10 +78,10 @@ def parse_endpoints(text: str, *, program: bool = False) -> tuple[Endpoint, ...]
 
 
 def endpoint(remote: Remote) -> Endpoint:
-    """An endpoint from what a program says; an int is a port of localhost.
+    """Returns the endpoint that a program gives; an int is a port of localhost.
 
     Raises:
-        UsageError: it is no text, port or address, or one that cannot exist.
+        UsageError: it is none of the types of Remote, or no endpoint can have this form.
     """
     if isinstance(remote, str):
         return parse_endpoint(remote, program=True)
@@ -106,15 +106,15 @@ def _port(remote: object, value: int | str) -> int:
 
 
 def parse_endpoint(text: str, *, program: bool = False, front: str = "") -> Endpoint:
-    """`HOST:PORT`, `[IPv6]:PORT`, or the path of a UNIX socket.
+    """Parses `HOST:PORT`, `[IPv6]:PORT`, or the path of a UNIX socket.
 
     Args:
-        text: what was typed.
-        program: errors show calls of `Proxy`, not command lines.
-        front: what stands before it in a forward, `8080:`; errors then show forwards.
+        text: what was given.
+        program: errors show calls of `Proxy` in place of command lines.
+        front: the text before it in a forward, like `8080:`; errors then show forwards.
 
     Raises:
-        UsageError: there is no port, no host, or one that cannot exist.
+        UsageError: the host or the port is missing or malformed.
     """
     check_text("remote", text, ANY_REMOTE)
     if is_path(text):
@@ -166,7 +166,7 @@ def _remote_port(text: str, host: str, port: str, program: bool, front: str) -> 
 
 
 def _refuse_forward(text: str, host: str, colon: str, program: bool, front: str) -> None:
-    """Refuses what ssh, docker and kubectl call a forward, and says how to write it here."""
+    """Raises UsageError if ssh, docker or kubectl would take the text for a forward; says how to write it here."""
     if "," in text:
         raise UsageError(f"remote {quoted(text)} has a ',', expected one HOST:PORT")
     if re.fullmatch(r".*\d/(udp|sctp)", text):
@@ -190,7 +190,7 @@ def _refuse_forward(text: str, host: str, colon: str, program: bool, front: str)
 
 
 def _refuse_other_kinds(what: str, text: str, expected: str, there: Spelling, program: bool) -> None:
-    """Refuses URLs, and paths of UNIX sockets in the spelling of another program."""
+    """Raises UsageError for a URL, and for the path of a UNIX socket in the spelling of another program."""
     if text.startswith("~"):
         raise UsageError(f"{what} {quoted(text)} begins with '~', which only a shell expands, expected /PATH")
     if habits.is_url(text):
@@ -204,10 +204,14 @@ def _refuse_other_kinds(what: str, text: str, expected: str, there: Spelling, pr
 
 
 def parse_bind(what: str, text: str | os.PathLike[str]) -> str:
-    """A name or IP address to listen on, IPv6 with or without brackets; or the path of a UNIX socket.
+    """Parses a name or IP address to listen on, IPv6 with or without brackets; or the path of a UNIX socket.
+
+    Args:
+        what: the name of the argument, for errors; one that begins with `-` is an option of the command.
+        text: what was given.
 
     Raises:
-        UsageError: it is empty or no host.
+        UsageError: it is neither a host nor a path.
     """
     expected = "expected a name, an IP address or /PATH"
     program = not what.startswith("-")
@@ -234,12 +238,12 @@ def parse_bind(what: str, text: str | os.PathLike[str]) -> str:
 
 
 def listen_endpoint(bind: str, port: int) -> Endpoint:
-    """Where to listen, from what `parse_bind` and `parse_local_port` return."""
+    """Returns where to listen, from the results of `parse_bind` and `parse_local_port`."""
     return Endpoint(path=bind) if is_path(bind) else Endpoint(bind, port)
 
 
 def listen_host(what: str, text: str, host: str, expected: str) -> str:
-    """A host to listen on, without brackets.
+    """Checks a host to listen on, and returns it without brackets.
 
     Args:
         what: the name of the argument.
@@ -248,7 +252,7 @@ def listen_host(what: str, text: str, host: str, expected: str) -> str:
         expected: the end of an error.
 
     Raises:
-        UsageError: it cannot exist.
+        UsageError: no host can have this form.
     """
     if host.startswith("[") or host.endswith("]"):
         plain = host[1:-1]
@@ -286,10 +290,10 @@ def parse_sources(what: str, value: object) -> tuple[str, ...]:
 
 
 def parse_local_port(what: str, value: int | str) -> int:
-    """A port to listen on, 0 for a free one.
+    """Parses a port to listen on, 0 for a free one.
 
     Raises:
-        UsageError: it is none; the text says how an address or a forward is written.
+        UsageError: it is no port; for an address or a forward, the text says how to write it.
     """
     try:
         return parse_number(what, value, 0, 65535)
@@ -306,15 +310,15 @@ def parse_local_port(what: str, value: int | str) -> int:
 
 
 def _without_percent_25(host: str) -> str:
-    """The host without the escape that RFC 6874 asks for in URLs: `fe80::1%25eth0` is `fe80::1%eth0`.
+    """Returns the host without the escape of URLs (RFC 6874): `fe80::1%eth0` for `fe80::1%25eth0`.
 
-    An interface's number stays as it is. An interface whose name does begin with 25 is spelled `%2525...`.
+    The number of an interface stays as it is. An interface whose name begins with 25 is written `%2525...`.
     """
     return re.sub(r"%25(?=.)(?!\d+\Z)", "%", host, count=1)
 
 
 def check_text(what: str, text: object, expected: str) -> None:
-    """UsageError: it is no text, or empty."""
+    """Raises UsageError if it is no text, or empty."""
     if not isinstance(text, str):
         raise UsageError(f"{what} {quoted(text)} is not a text, {expected}")
     if not text:
@@ -322,7 +326,7 @@ def check_text(what: str, text: object, expected: str) -> None:
 
 
 def check_host(what: str, text: object, host: str, expected: str) -> None:
-    """UsageError: the host in `text` cannot exist."""
+    """Raises UsageError if no host can have the form of `host`, which is in `text`."""
     problem = _host_problem(host)
     if problem == "empty":
         raise UsageError(f"{what} {quoted(text)} has an empty host, {expected}")
@@ -332,7 +336,7 @@ def check_host(what: str, text: object, host: str, expected: str) -> None:
 
 
 def _host_problem(host: str) -> str:
-    """What is wrong with a host, as the end of a sentence; nothing: it may exist."""
+    """Returns what is wrong with the form of a host, as the end of a sentence; empty: nothing."""
     if not host:
         return "empty"
     if ":" in host:
@@ -342,7 +346,7 @@ def _host_problem(host: str) -> str:
     plain = host
     if not host.isascii():
         try:
-            plain = host.encode("idna").decode("ascii")  # which makes digits and dots of any width plain ones
+            plain = host.encode("idna").decode("ascii")  # makes ASCII digits and dots of those of any width
         except UnicodeError:
             return "cannot be a host name"
     labels = plain.removesuffix(".").split(".")
@@ -355,10 +359,10 @@ def _host_problem(host: str) -> str:
 
 
 def _number_problem(host: str) -> str:
-    """What is wrong with numbers that are no full IPv4 address. Empty: nothing.
+    """Returns what is wrong with numbers that are no full IPv4 address; empty: nothing.
 
-    getaddrinfo takes most of them for an address: 18080 is 0.0.70.160, 10.1 is 10.0.0.1, and 010.0.0.1 is 8.0.0.1 to
-    some systems, 10.0.0.1 to others.
+    getaddrinfo takes most of them for an address: 18080 is 0.0.70.160, 10.1 is 10.0.0.1, and 010.0.0.1 is 8.0.0.1 on
+    some systems, 10.0.0.1 on others.
     """
     try:
         full = socket.inet_ntop(socket.AF_INET, socket.inet_aton(host))
@@ -372,7 +376,7 @@ def _number_problem(host: str) -> str:
 
 
 def is_ip(host: str) -> bool:
-    """Is it a numeric address, IPv4 or IPv6 (without a scope)?"""
+    """Is it a numeric address, IPv4 or IPv6, without a scope?"""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)

@@ -1,4 +1,4 @@
-"""Forwards: `[ADDR:]PORT:REMOTE`, as -L and `forwards` have them. Pure functions."""
+"""Parses forwards, `[ADDR:]PORT:REMOTE`, for -L and `forwards`. Pure functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCAL = "127.0.0.1"
 
 _EXPECTED = "expected [ADDR:]PORT:REMOTE"
 _FIELD = re.compile(r"(\[[^\]]*\][^:]*|unix:(?!\d+(?::|\Z)|//)[^:]*|[^:]*)(?::(.*))?", re.DOTALL | re.IGNORECASE)
-"""The text up to the first colon that is in neither brackets nor `unix:`, and what is behind that colon."""
+"""The text up to the first colon that is in neither brackets nor `unix:`, and the text after that colon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class ForwardSpec:
     """A forward as it was given.
 
     Attributes:
-        text: what was written: of a forward, or the remote of a proxy that has one.
+        text: the text of the forward; for a proxy with a remote in place of forwards, the remote.
         listener: where to listen; port 0: a free one.
         targets: where to connect: the first one that is reached.
     """
@@ -47,10 +47,14 @@ class ForwardSpec:
 
 
 def parse_forward(what: str, text: str) -> ForwardSpec:
-    """`[ADDR:]PORT:REMOTE`, or `/PATH:REMOTE`; IPv6 addresses in brackets. Commas separate targets.
+    """Parses `[ADDR:]PORT:REMOTE` or `/PATH:REMOTE`, with IPv6 addresses in brackets. Commas separate targets.
+
+    Args:
+        what: the name of the argument, for errors; one that begins with `-` is an option of the command.
+        text: what was given.
 
     Raises:
-        UsageError: it is none; the text names the part that is wrong, and what was probably meant.
+        UsageError: it is no forward; the text names the part that is wrong, and what was probably meant.
     """
     program = not what.startswith("-")
     check_text(what, text, _EXPECTED)
@@ -60,7 +64,7 @@ def parse_forward(what: str, text: str) -> ForwardSpec:
         raise UsageError(f"{what} {quoted(text)} begins with '~', which only a shell expands, {_EXPECTED}")
     listener, rest = _listener(what, text, program)
     if not rest:
-        there = habits.forward(":".join(text.split()))  # also LocalForward of ssh_config: 8080 db:5432
+        there = habits.forward(":".join(text.split()))  # a blank in place of a colon: LocalForward of ssh_config
         raise UsageError(f"{what} {quoted(text)} has no REMOTE, {_EXPECTED}{_hint(there, program)}")
     front = text.removesuffix(rest)
     targets = []
@@ -73,14 +77,14 @@ def parse_forward(what: str, text: str) -> ForwardSpec:
 
 
 def _listener(what: str, text: str, program: bool) -> tuple[Endpoint, str]:
-    """Where to listen, and what is behind that."""
+    """Returns where to listen, and the rest of the text."""
     first, rest = _split(text)
     if is_path(first):
         check_path(what, text, path_in(first))
         return Endpoint(path=path_in(first)), rest
     if first.lower() == "fd":
         raise UsageError(f"{what} {quoted(text)} begins with 'fd:', which is for inherited sockets: not supported yet")
-    _refuse_v6(what, text, program)  # whose first group may be a decimal number
+    _refuse_v6(what, text, program)  # first: its first group may look like a port
     if first.isascii() and first.isdecimal():
         return Endpoint(LOCAL, _port(what, text, first)), rest
     port, target = _split(rest)
@@ -101,7 +105,7 @@ def _listener(what: str, text: str, program: bool) -> tuple[Endpoint, str]:
 
 
 def _hint(there: Spelling | None, program: bool) -> str:
-    """What a text without a REMOTE may mean: a forward with another separator, or a REMOTE."""
+    """Returns the hint for a text without a REMOTE, which may be a forward with another separator, or a REMOTE."""
     if not there or not there.port:
         return there.hint(program) if there else ""
     place = f"[{there.bind}]:" if ":" in there.bind else f"{there.bind}:" if there.bind else ""
@@ -109,7 +113,7 @@ def _hint(there: Spelling | None, program: bool) -> str:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The first field, and the others."""
+    """Returns the first field, and the text after its colon."""
     match = _FIELD.fullmatch(text)
     assert match  # the third alternative matches everything
     return match[1], match[2] or ""
@@ -120,7 +124,7 @@ def _port(what: str, text: str, port: str) -> int:
 
 
 def _no_port(first: str, rest: str, program: bool) -> str:
-    """The end of a sentence about a first field that is no port, with none behind it."""
+    """Returns the end of the error for a forward without a port: neither its first field nor the second one is one."""
     if re.fullmatch(r"\d+-\d+", first, re.ASCII):
         return f"a range of ports, {_EXPECTED} for each of them"
     if path := habits.other_path(first):

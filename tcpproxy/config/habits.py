@@ -1,4 +1,7 @@
-"""Spellings of other programs (ssh, docker, kubectl, socat, URLs), and what they are here, for errors."""
+"""Recognizes spellings of other programs (ssh, docker, kubectl, socat, URLs): errors show how to write them here.
+
+Pure functions, except `service`.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ _DEFAULT_PORTS = {
     **{"postgres": 5432, "postgresql": 5432, "mysql": 3306, "mongodb": 27017, "amqp": 5672, "amqps": 5671},
     **{"ldap": 389, "ldaps": 636, "mqtt": 1883, "mqtts": 8883, "nats": 4222, "memcached": 11211},
 }
-"""Of URLs without a port. Written here, because a container has no /etc/services."""
+"""The ports of URLs without one, by scheme. A table, because a container has no /etc/services."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """A forward as this program spells it. Empty: not told.
+    """What a user meant, in parts that this program spells in its own way. An empty part was not given.
 
     Args:
         target: HOST:PORT or a path to connect to.
         bind: the address to listen on, or a path.
         port: the port to listen on.
-        front: of a forward with that target: what stands before it, `8080:`.
+        front: if this is the forward of an -L: the text before the target, like `8080:`.
     """
 
     target: str = ""
@@ -41,23 +44,27 @@ class Spelling:
 
     @property
     def meaning(self) -> str:
-        """What it does, as a part of a sentence."""
+        """What the user wants, as a part of a sentence: `to listen on port 8080`."""
         if not self.port and not self.bind:
             return f"to forward to {self.target}"
         place = " ".join([self.bind, f"port {self.port}" if self.port else ""]).strip()
         return f"to listen on {place}" + (f" and forward to {self.target}" if self.target else "")
 
     def hint(self, program: bool) -> str:
-        """The end of an error: what is meant, and how it is spelled here. Empty: that is not known."""
+        """Returns the end of an error: what is meant, and how to write it here; empty if nothing is known.
+
+        Args:
+            program: show a call of `Proxy` in place of a command line.
+        """
         known = self.target or self.bind or self.port
         return f"; {self.meaning}: {self.spelled(program)}" if known else ""
 
     def spelled(self, program: bool) -> str:
-        """As a call of `Proxy` or the arguments of one, or as a command line or the options of one."""
+        """Returns `in_program` or `in_command`."""
         return self.in_program() if program else self.in_command()
 
     def in_program(self) -> str:
-        """As a call of `Proxy`, or the arguments of one."""
+        """Returns it as a call of `Proxy`; without a target, as arguments of one."""
         if self.front:
             return f"forwards=[{self.front + self.target!r}]"
         named = [("bind", repr(self.bind)), ("port", self.port)]
@@ -65,7 +72,7 @@ class Spelling:
         return f"Proxy({', '.join([repr(self.target), *options])})" if self.target else ", ".join(options)
 
     def in_command(self) -> str:
-        """As a command line, or the options of one, quoted for a shell."""
+        """Returns it as a command line, quoted for a shell; without a target, as options of one."""
         import shlex  # only an error needs it
 
         if self.front:
@@ -83,13 +90,13 @@ def is_url(text: str) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Is it meant for a UNIX socket: a path, socat's `UNIX-CONNECT:PATH`, a URL, or a path behind a port?"""
+    """Is it meant for a UNIX socket: a path, socat's `UNIX-CONNECT:PATH`, a URL, or a path after a port?"""
     url = _URL.fullmatch(text)
     return "unix" in url["scheme"].lower().split("+") if url else _PATH.match(text) is not None
 
 
 def other_path(text: str) -> str:
-    """The path of a UNIX socket in the spelling of another program, as it is spelled here; empty: it is none."""
+    """Returns the path of a UNIX socket in the spelling of another program, as written here; empty if it is none."""
     if not is_path(text) or forward(text):
         return ""
     if is_url(text):  # unix:///run/x, http+unix://%2Frun%2Fx
@@ -102,7 +109,7 @@ def other_path(text: str) -> str:
 
 
 def without_password(text: str) -> str:
-    """The URL without its user and password: an error is printed, and often kept."""
+    """Returns the URL without its user and password, which must not get into a log."""
     return re.sub(r"://.*@", "://...@", text, count=1, flags=re.DOTALL)
 
 
@@ -112,7 +119,7 @@ def is_port(text: str) -> bool:
 
 
 def url_target(text: str) -> str:
-    """HOST:PORT of a URL, HOST:PORT with the word PORT if it has none; empty: it has no host either."""
+    """Returns HOST:PORT of a URL, with the word PORT if it has none and the scheme no default; empty without a host."""
     match = _URL.fullmatch(text)
     if not match or not match["place"] or "," in match["place"]:
         return ""
@@ -122,7 +129,7 @@ def url_target(text: str) -> str:
 
 
 def forward(text: str) -> Spelling | None:
-    """What `[BIND:]PORT:[HOST:]PORT` of ssh, docker and kubectl is here; None: it is no such thing."""
+    """Returns the parts of `[BIND:]PORT:[HOST:]PORT`, as ssh, docker and kubectl write it; None if it is none."""
     text = text.removesuffix("/tcp")
     text = re.sub(r"\Atcp[46]?:(?=[^/].*:)", "", text, flags=re.I)  # socat's TCP:HOST:PORT
     parts = _fields(text)
@@ -169,12 +176,12 @@ def socat(first: str, second: str) -> Spelling | None:
 
 
 def count_fields(text: str) -> int:
-    """How many fields there are between colons."""
+    """Returns how many fields colons separate."""
     return len(_fields(text))
 
 
 def listen_at(text: str) -> Spelling | None:
-    """What `[ADDRESS]:PORT` is here; None: it is no such thing."""
+    """Returns the parts of `ADDRESS:PORT` or `:PORT`, a place to listen at; None if it is none."""
     if is_url(text):
         text = text.partition("://")[2].partition("/")[0]
     host, port = _host_and_port(text.removesuffix("/tcp"))
@@ -184,19 +191,19 @@ def listen_at(text: str) -> Spelling | None:
 
 
 def listen_address(text: str) -> str:
-    """An address to listen on, without brackets; `*` is all of them."""
+    """Returns an address to listen on without brackets; `::` for `*`."""
     return "::" if text == "*" else text.removeprefix("[").removesuffix("]")
 
 
 def service(name: str) -> int:
-    """The TCP port of a service's name on this machine; 0: there is none."""
+    """Returns the TCP port of a service's name on this machine; 0 if it is unknown."""
     with contextlib.suppress(OSError, ValueError):
         return socket.getservbyname(name, "tcp")
     return 0
 
 
 def _fields(text: str) -> list[str]:
-    """The fields between colons; what is in brackets is one."""
+    """Splits at colons outside brackets."""
     hidden = re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(":", "\0"), text)
     return [field.replace("\0", ":") for field in hidden.split(":")]
 

@@ -1,4 +1,4 @@
-"""Networks, as people write them. Pure functions."""
+"""Parses lists of networks. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ EXPECTED = "expected addresses and networks like 10.0.0.0/8, ::1 or 2001:db8::/3
 
 
 def parse_networks(what: str, value: Any) -> tuple[IPv4Network | IPv6Network, ...] | None:
-    """Networks from texts with commas between, or from objects of `ipaddress`; None stays None.
+    """Parses networks: a text with commas between them, several texts, or objects of `ipaddress`. None stays None.
 
-    IPv4-mapped networks become IPv4 ones.
+    IPv4-mapped networks become IPv4 networks.
+
+    Args:
+        what: the name of the argument, for errors.
+        value: what was given.
 
     Raises:
-        UsageError: there is none, or one that is malformed: a list that is wrong must not let everybody in.
+        UsageError: a network is malformed, or there is none: an empty list would let in everybody, or nobody.
     """
     if value is None:
         return None
@@ -50,7 +54,7 @@ def _network(what: str, text: str) -> IPv4Network | IPv6Network:
 
 
 def _hint(text: str) -> str:
-    """What somebody with the habits of another program may have meant."""
+    """Returns the end of the error for texts that other programs accept; empty: the text is none of these."""
     if text in ("*", "all", "any"):
         return "; for everybody: 0.0.0.0/0,::/0"
     if "%" in text:

@@ -1,4 +1,4 @@
-"""UNIX sockets: what their paths look like, from what people write. Pure functions."""
+"""Finds and checks paths of UNIX sockets in what people write. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ..errors import UsageError
 from ..text import quoted
 
 MOST = 107 if sys.platform == "linux" else 103
-"""Bytes of a path: `sun_path` less the NUL behind it, which some systems need."""
+"""The most bytes of a path: the size of `sun_path`, less a NUL at its end, which some systems need."""
 
 _PREFIX = re.compile(r"unix:(?!\d+\Z|//)", re.IGNORECASE)
 
 
 def path_in(text: str) -> str:
-    """The path that a text means: `/path`, `./path`, `unix:path`, or `@name` for an abstract one. Empty: none.
+    """Returns the path that a text means: `/path`, `./path`, `unix:path`, or `@name` for an abstract one.
 
-    `unix:80` is port 80 of a host, as `NAME:80` is for every other name, and `unix://...` is a URL.
+    `unix:80` is port 80 of a host named unix, and `unix://...` is a URL.
 
     Returns:
-        A path that begins with `/`, `./`, `../` or `@`.
+        A path that begins with `/`, `./`, `../` or `@`; empty if the text means none.
     """
     if text.startswith(("/", "@", "./", "../")):
         return text
@@ -31,22 +31,25 @@ def path_in(text: str) -> str:
 
 
 def plain_path(path: str) -> str:
-    """A path as it can stand where a host may: with `./` before a relative one."""
+    """Returns a path in a form that is no host name: with `./` before a relative one."""
     return path if not path or path.startswith(("/", "@", "./", "../")) else f"./{path}"
 
 
 def is_path(text: str) -> bool:
-    """Does the text mean a path, perhaps an empty one?"""
+    """Does the text mean a path? True for an empty one, `unix:`, too."""
     return bool(path_in(text)) or _PREFIX.match(text) is not None
 
 
 def check_path(what: str, text: object, path: str) -> None:
-    """UsageError: no UNIX socket of this system can have this path.
+    """Checks the path of a UNIX socket, without looking at the file system.
 
     Args:
         what: the name of the argument.
         text: what was given.
         path: the path in it.
+
+    Raises:
+        UsageError: no UNIX socket of this system can have this path.
     """
     if problem := _problem(path):
         raise UsageError(f"{what} {quoted(text)} {problem}")

@@ -1,4 +1,4 @@
-"""Where the command serves what is not relayed: an address of this machine, or a UNIX socket. Pure functions."""
+"""Parses where the command serves metrics: an address of this machine, or a UNIX socket. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _EXPECTED = "expected PORT, IP:PORT, [IPv6]:PORT or /PATH"
 
 
 def parse_place(what: str, value: object) -> Endpoint | None:
-    """`PORT` (of 127.0.0.1), `IP:PORT`, `[IPv6]:PORT`, or the path of a UNIX socket; None stays None.
+    """Parses `PORT` (of 127.0.0.1), `IP:PORT`, `[IPv6]:PORT`, or the path of a UNIX socket; None stays None.
+
+    Args:
+        what: the name of the argument, for errors.
+        value: what was given.
 
     Raises:
         UsageError: it is none of these.
@@ -32,7 +36,7 @@ def parse_place(what: str, value: object) -> Endpoint | None:
 
 
 def _place(text: str) -> Endpoint | None:
-    """An address and a port; None: it is none."""
+    """Parses an address and a port; None if the text is none."""
     host, colon, port = text.rpartition(":")
     if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
         return None
@@ -43,7 +47,7 @@ def _place(text: str) -> Endpoint | None:
 
 
 def _hint(what: str, text: str, host: str, port: str) -> str:
-    """What somebody with the habits of another program may have meant."""
+    """Returns how to write what was probably meant, like `:PORT` or a URL; empty if that is not known."""
     import shlex  # only an error needs it
 
     inner = re.fullmatch(r"(?:http://)?([^/]+)(?:/\w*)?", text)

@@ -1,4 +1,4 @@
-"""Forwards at work: their ports, their targets, and what of a target would lead back to the proxy."""
+"""The forwards of a proxy that starts or runs: their ports, their targets, and how circles are avoided."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ class Forwarding:
         return self.port is not None and self.port.is_own(address)
 
     def hang(self, on: bool) -> None:
-        """Makes the clients of listeners to come hang: a Port alone can do that."""
+        """Decides whether clients of the next listeners hang in connect(). A UNIX socket has no such thing."""
         if isinstance(self.port, Port):
             self.port.hangs = on
 
     def keep(self) -> None:
-        """Keeps the port, once its listeners have been closed: see `Port.keep`."""
+        """Keeps the port after its listeners have been closed: see `Port.keep`."""
         if self.port:
             self.port.keep()
 
 
 def listen(forward: Forwarding, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """Listening sockets of a forward, which `stack` closes: each worker has duplicates.
+    """Returns listening sockets of a forward. `stack` closes them: each worker has duplicates.
 
     Raises:
         StartError: an address cannot be listened on.
@@ -92,25 +92,25 @@ def listen(forward: Forwarding, stack: contextlib.ExitStack) -> list[socket.sock
 
 
 def places_of(forwards: Sequence[Forwarding]) -> str:
-    """Where they listen, as one text; empty: nowhere."""
+    """Returns where the forwards listen, as one text; empty if nowhere."""
     return ", ".join(name for each in forwards if each.port for name in each.port.names)
 
 
 def leave_out_circles(forwards: Sequence[Forwarding], label: str, note: Callable[[str], None]) -> None:
-    """Takes from the targets' addresses those from which a connection would come back to its own forward.
+    """Removes addresses of targets that lead back to their own forward.
 
-    One forward may lead to another: 8080 to 9090, and 9090 to a server. Of a target with several addresses those that
-    lead elsewhere stay, so that `-l 5173 localhost:5173` can reach a server that listens on ::1 alone.
+    One forward may lead to another: 8080 to 9090, and 9090 to a server. If a target has other addresses, these stay, so
+    that `-l 5173 localhost:5173` reaches a server that listens only on ::1.
 
     Args:
-        forwards: all of a proxy, bound.
-        label: what a forward is called, in errors.
-        note: called with a sentence for each target of which something is left out.
+        forwards: all forwards of a proxy; their ports are bound.
+        label: the name of the argument of a forward, for errors.
+        note: called with a sentence for each target that loses addresses.
 
     Raises:
         UsageError: all addresses of a target lead back.
     """
-    # First those that have a choice: without their way back, another one's may be no circle any more.
+    # Targets that keep an address come first: without their way back, others may not be in a circle any more.
     for needed in True, False:
         for forward in forwards:
             for each in forward.targets:
@@ -129,7 +129,7 @@ def leave_out_circles(forwards: Sequence[Forwarding], label: str, note: Callable
 
 
 def _leading_to(goal: Forwarding, forwards: Sequence[Forwarding]) -> list[Forwarding]:
-    """The forward, and those whose connections may come to it, perhaps by way of others."""
+    """Returns a forward, and those whose connections may come to it, directly or through others."""
     found = [goal]
     for reached in found:
         for each in forwards:

@@ -1,4 +1,4 @@
-"""Listening sockets that somebody else has made: the program, systemd, a predecessor."""
+"""Listening sockets that others have made: the program, systemd, a predecessor of this process."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FAMILIES = {socket.AF_INET: "TCP", socket.AF_INET6: "TCP", getattr(socket, "AF_U
 
 
 def check_given(sockets: object, name: Callable[[int], str] = "sockets[{}]".format) -> list[socket.socket]:
-    """Returns them as a list.
+    """Checks sockets that are to be accepted from, and returns them as a list.
 
     Args:
         sockets: what was given.
-        name: what errors call the socket with this index.
+        name: returns the name of the socket with this index, for errors.
 
     Raises:
-        UsageError: they are none, too many, or one does not listen for TCP connections.
+        UsageError: there are none or too many, or one does not listen for TCP connections.
     """
     found = list(sockets) if isinstance(sockets, Iterable) and not isinstance(sockets, str | bytes) else None
     if not found or not all(isinstance(each, socket.socket) for each in found):
@@ -39,14 +39,14 @@ def check_given(sockets: object, name: Callable[[int], str] = "sockets[{}]".form
 
 
 def _problem(given: socket.socket) -> str:
-    """What is wrong with it, as the end of a sentence; nothing: it listens for TCP connections."""
+    """Returns what is wrong with a socket, as the end of a sentence; empty if it listens for TCP connections."""
     if given.fileno() < 0:
         return "is closed"
     if FAMILIES.get(given.family) != "TCP":
         return f"is a {FAMILIES.get(given.family, given.family)} socket"
     if given.type != socket.SOCK_STREAM:
         return "is a UDP socket" if given.type == socket.SOCK_DGRAM else "is no stream socket"
-    with contextlib.suppress(OSError):  # Windows: only where it is asked of a socket that is bound
+    with contextlib.suppress(OSError):  # Windows knows the option only for a bound socket
         if given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return ""
     with contextlib.suppress(OSError):
@@ -56,18 +56,18 @@ def _problem(given: socket.socket) -> str:
 
 
 def _duplicate(given: socket.socket) -> socket.socket:
-    """A duplicate, which has not made the socket a blocking one, not even for a moment.
+    """Returns a duplicate of a socket, without making the socket blocking even for a moment.
 
-    `given.dup()` may do so, and the change is seen by all who have the socket: accept() of a worker of another process,
-    or of a predecessor in this one, would then wait for a client, and its connections with it.
+    `given.dup()` may do that, and all processes that have the socket share the flag: then accept() in a worker of
+    another proxy would wait for a client, and hold up its connections.
     """
     return socket.socket(given.family, given.type, given.proto, fileno=_socket.dup(given.fileno()))
 
 
 def _never_wait(listener: socket.socket) -> None:
-    """Makes it non-blocking, for all who have it; and if one of them takes that back, accept() waits for 1 ms only.
+    """Makes a socket non-blocking, for all processes that have it. If one undoes that, accept() waits for only 1 ms.
 
-    systemd does so when it starts a service with a socket that another one has, too (without `NonBlocking=yes`).
+    systemd undoes it when it starts another service with the same socket, without `NonBlocking=yes`.
     """
     listener.setblocking(False)
     if sys.platform != "win32":
@@ -75,9 +75,10 @@ def _never_wait(listener: socket.socket) -> None:
 
 
 class GivenPort(Port):
-    """Sockets that were given. The proxy has duplicates, which do not block; nor do the given ones from now on.
+    """Sockets that were given, with the methods of Port. The proxy has duplicates.
 
-    Others may have the sockets: they are never shut down, and listen for ever.
+    Duplicates share the non-blocking flag, so the given sockets do not block either from now on. They are never shut
+    down, because other processes may have them.
 
     Args:
         given: what `check_given` returned.
@@ -86,7 +87,7 @@ class GivenPort(Port):
         StartError: one was closed meanwhile, or there are no descriptors.
     """
 
-    def __init__(self, given: list[socket.socket]) -> None:  # not the parent's: nothing is bound
+    def __init__(self, given: list[socket.socket]) -> None:  # without super().__init__, which binds
         self._keepers = []
         with contextlib.ExitStack() as undo:
             for each in given:
@@ -101,7 +102,7 @@ class GivenPort(Port):
         self.names = [str(Endpoint(*each)) for each in self.addresses]
 
     def listen(self) -> list[socket.socket]:
-        """Returns duplicates. They listen already."""
+        """Returns duplicates, which listen already; the caller closes them."""
         with contextlib.ExitStack() as undo:
             sockets = [undo.enter_context(each.dup()) for each in self._keepers]
             undo.pop_all()

@@ -16,10 +16,10 @@ from ..text import quoted
 from .resolver import Address, numeric
 
 BACKLOG = 4096
-"""Connections that the kernel queues for a listener; the system may have a lower limit (Linux: net.core.somaxconn)."""
+"""How many connections the kernel queues for a listener; the system may have a lower limit (net.core.somaxconn)."""
 
 PLACES = LIMITS["listeners"] // LIMITS["forwards"]
-"""Addresses of one forward, at most."""
+"""The most addresses that one forward listens on."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -28,7 +28,7 @@ KEEPS_BESIDE = sys.platform == "linux"
 
 
 def known_places(bind: str) -> list[Address]:
-    """Returns what `bind` means without a look-up, with port 0; nothing if it is a name that has to be looked up."""
+    """Returns the addresses that `bind` means, with port 0; empty if it is a name that has to be looked up."""
     if bind != "localhost":
         return numeric(bind, 0) or []
     both = [(b"\x7f\0\0\1", 0, 0)]
@@ -36,22 +36,23 @@ def known_places(bind: str) -> list[Address]:
 
 
 def no_place(bind: str, why: str) -> StartError:
-    """Returns what to raise if the look-up of `bind` has failed, because of `why`."""
+    """Returns the error for a `bind` whose look-up has failed, because of `why`."""
     if _is_interface(bind):
         why = "that is a network interface, expected one of its addresses"
     return StartError.because(f"cannot listen on {bind}", OSError(why))
 
 
 class Port:
-    """Every address of `bind`, all with one port, which stays the proxy's own while nobody listens.
+    """The port of a forward, on every address of its host. The proxy keeps it while nobody listens.
 
-    It is kept by sockets that are bound and do not listen: the kernel refuses clients. On Linux they are there all the
-    time. Elsewhere they are what listens next, and others are bound right after the listeners have been closed.
+    Sockets that are bound and do not listen, the keepers, keep it: the kernel refuses clients, and other programs
+    cannot bind it. On Linux there are keepers all the time. On other systems the keepers become the next listeners, and
+    new ones are bound when the listeners have been closed.
 
     Args:
-        spec: the host and the port.
-        found: the addresses that the host means; their ports are not used.
-        several: the proxy has other forwards: errors say which one it is.
+        spec: the forward, whose listener is a host and a port.
+        found: the addresses of the host; their ports are not used.
+        several: the proxy has other forwards, so that errors name this one.
 
     Raises:
         StartError: an address cannot be bound.
@@ -66,7 +67,7 @@ class Port:
         self._places = [_place(each) for each in found]
         self._closed = False
         self.hangs = False
-        """Are clients of the next listeners to hang in their connect()?"""
+        """Do clients of the next listeners hang in connect()?"""
         self._keepers: list[socket.socket] = []
         for attempt in range(8):
             try:
@@ -78,7 +79,7 @@ class Port:
                     raise
                 self._port = 0
         self.is_own = own_addresses(self._keepers)
-        """Does a connection to an address come back here?"""
+        """Does a connection to an address reach this port?"""
         self.addresses = [where(keeper) for keeper in self._keepers]
         self.names = [str(Endpoint(*each)) for each in self.addresses]
 
@@ -128,10 +129,10 @@ class Port:
         return sockets
 
     def keep(self) -> None:
-        """Keeps the port, once all listeners have been closed.
+        """Keeps the port. To be called when all its listeners have been closed.
 
         Raises:
-            StartError: another process was quicker; not on Linux.
+            StartError: another process has taken the port meanwhile; never on Linux.
         """
         if KEEPS_BESIDE:
             _share(self._keepers, False)
@@ -141,7 +142,7 @@ class Port:
             self.close()
 
     def forget(self) -> None:
-        """In a forked child: closes its copies."""
+        """To be called in a forked child: closes its copies of the sockets."""
         self.close()
 
     def close(self) -> None:
@@ -157,13 +158,16 @@ def _close_all(sockets: list[socket.socket]) -> None:
 
 
 def _share(keepers: list[socket.socket], on: bool) -> None:
-    """May others bind these sockets' addresses, too? While nobody listens, another program could take the port."""
+    """Allows other sockets to bind the same addresses, or forbids it.
+
+    It is allowed only while the proxy listens: otherwise another program could take the port.
+    """
     for keeper in keepers:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, on)
 
 
 def _place(address: Address) -> tuple[int, str]:
-    """Returns its family, and the host as `getaddrinfo` reads it."""
+    """Returns the family of an address, and its host in the form that `getaddrinfo` reads."""
     raw, _, scope = address
     family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
     host = socket.inet_ntop(family, raw)
@@ -174,7 +178,7 @@ def _bind(family: int, host: str, port: int, which: str) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
-        # On Windows SO_REUSEADDR lets two sockets listen on one port, and a port in TIME_WAIT is free without it.
+        # On Windows SO_REUSEADDR lets two sockets listen on one port, and is not needed for a port in TIME_WAIT.
         if sys.platform == "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
@@ -193,7 +197,7 @@ def _bind(family: int, host: str, port: int, which: str) -> socket.socket:
 def own_addresses(listeners: list[socket.socket]) -> Callable[[Address], bool]:
     """Returns a function that tells whether a connection to an address reaches one of these listeners.
 
-    It needs the listeners no more.
+    The listeners may be closed before it is called.
     """
     places = []
     for listener in listeners:
@@ -230,7 +234,7 @@ def _is_interface(name: str) -> bool:
 
 
 def _is_local(family: int, host: str) -> bool:
-    """Returns whether it is an address of this machine: only such a one can be bound."""
+    """Returns whether it is an address of this machine: no other one can be bound."""
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.bind((host, 0))
         return True
@@ -238,7 +242,7 @@ def _is_local(family: int, host: str) -> bool:
 
 
 def where(listener: socket.socket) -> tuple[str, int]:
-    """Returns (host, port); a link-local IPv6 host has its scope."""
+    """Returns (host, port) of a listener; a link-local IPv6 host has its scope."""
     host, port, *more = listener.getsockname()
     if more and more[1] and "%" not in host:
         host = f"{host}%{more[1]}"
@@ -248,7 +252,12 @@ def where(listener: socket.socket) -> tuple[str, int]:
 
 
 def strangers(listener: socket.socket, unix_mode: int) -> str:
-    """Returns who else may connect to it, if that is more than one may expect; mostly nothing."""
+    """Returns who else may connect to a listener, for a warning; empty if only this machine, or this user, may.
+
+    Args:
+        listener: a socket that is bound.
+        unix_mode: the permissions of its file, if it is a UNIX socket with a path.
+    """
     name = listener.getsockname()
     if not isinstance(name, tuple):  # bytes: an abstract name, which has no rights
         return "every user of this machine" if isinstance(name, bytes) or unix_mode & 0o002 else ""
@@ -256,7 +265,7 @@ def strangers(listener: socket.socket, unix_mode: int) -> str:
 
 
 def small_buffers(listener: socket.socket, config: Config) -> str:
-    """Returns a warning if the system gave this socket smaller buffers than `socket_buffer`, or an empty text."""
+    """Returns a warning if the system gave a listener smaller buffers than `socket_buffer`; else an empty text."""
     asked = config.memory.socket_buffer
     if not isinstance(listener.getsockname(), tuple):  # a UNIX socket, from which clients' sockets inherit nothing
         return ""

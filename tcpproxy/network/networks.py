@@ -1,4 +1,4 @@
-"""Networks as the core wants them: one sorted table of bounds, see _core/admission.pxd. Pure functions."""
+"""Compiles networks into the core's sorted table of bounds: see _core/admission.pxd. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Network = IPv4Network | IPv6Network
 
 _END = 1 << 128
 _MAPPED = 0xFFFF << 32
-"""IPv4 addresses are from here on, as IPv4-mapped IPv6 addresses."""
+"""The first of the IPv4-mapped IPv6 addresses, which stand for IPv4 addresses in the table."""
 
 _MAPPED_END = _MAPPED + (1 << 32)
 
 
 def admitted(allow: Iterable[Network] | None, deny: Iterable[Network]) -> bytes:
-    """The bounds of who may connect: those in `allow` (None: everybody) but for those in `deny`."""
+    """Returns the table of the clients that may connect: those in `allow` (None: all) that are not in `deny`."""
     allowed = [0] if allow is None else _bounds(allow)
     denied = _bounds(deny)
     found: list[int] = []
@@ -27,12 +27,15 @@ def admitted(allow: Iterable[Network] | None, deny: Iterable[Network]) -> bytes:
 
 
 def _packed(bounds: Iterable[int]) -> bytes:
-    """Bounds in network order. One behind the last address bounds nothing."""
+    """Returns the bounds as bytes, 16 for each, in network order; without one after the last address."""
     return b"".join(bound.to_bytes(16, "big") for bound in bounds if bound < _END)
 
 
 def _bounds(networks: Iterable[Network]) -> list[int]:
-    """Where the addresses of these networks begin and end, in turn and in order. No IPv6 network has IPv4 addresses."""
+    """Returns the sorted bounds of the union of networks: the first begins a range, the second ends it, and so on.
+
+    An IPv6 network, like ::/0, includes no IPv4-mapped addresses.
+    """
     depth: dict[int, int] = {}
     for network in networks:
         for first, end in _ranges(network):
@@ -47,6 +50,7 @@ def _bounds(networks: Iterable[Network]) -> list[int]:
 
 
 def _ranges(network: Network) -> Iterable[tuple[int, int]]:
+    """Returns the ranges of a network: the first address of each, and the one after its last."""
     first = int(network.network_address)
     if network.version == 4:
         return [(_MAPPED + first, _MAPPED + first + network.num_addresses)]
@@ -57,4 +61,5 @@ def _ranges(network: Network) -> Iterable[tuple[int, int]]:
 
 
 def _has(bounds: list[int], point: int) -> bool:
+    """Is the address in a range of these bounds?"""
     return bisect.bisect_right(bounds, point) % 2 == 1

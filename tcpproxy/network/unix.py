@@ -1,7 +1,7 @@
-"""UNIX sockets that listen: made with their mode, taken over from a server that is gone, removed at the end.
+"""Listening UNIX sockets: made with a mode, taken over from a server that has ended, removed at the end.
 
-The file of a socket stays when its server is killed, and connects to it are refused. The next start takes it over. So
-that two starts do not take it from each other, each holds a lock on its folder from before it binds until it listens.
+When a server is killed, the file of its socket stays, and connects to it are refused. The next start replaces the file.
+Each start holds a lock on the folder from before it binds until it listens, so that no other start replaces its file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..text import quoted
 from .resolver import Address
 
 UNIX = -1
-"""In place of a port: the Address is the path of a UNIX socket, with a NUL in front of an abstract name."""
+"""In place of a port in an Address: its bytes are the path of a UNIX socket, with a NUL before an abstract name."""
 
 BACKLOG = 4096
 
 LOCK_WAIT = 5.0
-"""Seconds that a start waits for another one in the same folder."""
+"""Seconds that a start waits at most for the lock of another one."""
 
 
 def unix_address(path: str) -> Address:
-    """The Address of a path as `Endpoint.path` has it."""
+    """Returns the Address of a path in the form of `Endpoint.path`."""
     return (_kernel_name(path).encode("utf-8", "surrogateescape") if path[0] == "@" else os.fsencode(path)), UNIX, 0
 
 
@@ -38,16 +38,16 @@ def _kernel_name(path: str) -> str:
 
 
 class Folders:
-    """Locks on folders, which `close` gives up. Where there are no such locks it does nothing."""
+    """Locks on folders, which `close` releases. Does nothing on systems without flock."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, int], int] = {}
 
     def lock(self, path: str) -> None:
-        """Locks the folder of a path; an abstract one has none.
+        """Locks the folder of a path, unless the path is abstract; waits LOCK_WAIT at most.
 
         Raises:
-            OSError: there is no such folder, or another program keeps it locked.
+            OSError: there is no such folder, or another program has it locked for longer.
         """
         try:
             import fcntl
@@ -71,20 +71,20 @@ class Folders:
                 Event().wait(0.01)
 
     def close(self) -> None:
-        """Gives all locks up."""
+        """Releases all locks."""
         for fd in self._held.values():
             os.close(fd)
         self._held.clear()
 
 
 class UnixPort:
-    """A UNIX socket to listen on. What Port is for TCP.
+    """A UNIX socket to listen on, with the methods of Port.
 
     Args:
-        spec: its path.
-        mode: of the file: who may connect.
-        folders: holds the lock of the file's folder until it listens.
-        several: the proxy has other forwards: errors say which one it is.
+        spec: the forward, whose listener is a path.
+        mode: the permissions of the file: who may connect.
+        folders: gets a lock on the file's folder, to be released once the socket listens.
+        several: the proxy has other forwards, so that errors name this one.
 
     Raises:
         StartError: the path cannot be bound.
@@ -95,7 +95,7 @@ class UnixPort:
         self.addresses = [self.path]
         self.names = [self.path]
         self.left = ""
-        """Why the file is still there, after `close`."""
+        """After `close`: why the file could not be removed; empty: it was."""
         self._mode, self._which = mode, f" for {quoted(spec.text)}" if several else ""
         self._inode: tuple[int, int] | None = None
         self._bound: socket.socket | None = None
@@ -117,7 +117,7 @@ class UnixPort:
             StartError: the path cannot be bound, or listened on.
         """
         with contextlib.closing(Folders()) as folders:
-            if not self._bound:  # again, after `keep`
+            if not self._bound:  # not the first time: after `keep`
                 self._bind(folders)
             listener, self._bound = self._bound, None
             assert listener  # _bind has made it
@@ -129,10 +129,10 @@ class UnixPort:
         return [listener]
 
     def keep(self) -> None:
-        """Leaves the file, whose connects are refused while nobody listens."""
+        """Does nothing: the file stays, and connects to it are refused while nobody listens."""
 
     def close(self) -> None:
-        """Removes the file, unless it is another one by now."""
+        """Closes the socket if it does not listen yet, and removes the file unless another one has replaced it."""
         if self._bound:
             self._bound.close()
             self._bound = None
@@ -144,12 +144,12 @@ class UnixPort:
             self.left = str(error.strerror)
 
     def forget(self) -> None:
-        """In a forked child: the file is the parent's."""
+        """To be called in a forked child: closes its copy of the socket. The file is the parent's."""
         self._inode = None
         self.close()
 
     def is_own(self, address: Address) -> bool:
-        """Does a connection to an address come here?"""
+        """Does a connection to this address reach this socket?"""
         name, port, _ = address
         if port != UNIX:
             return False
@@ -161,7 +161,7 @@ class UnixPort:
 
 
 def _inode(path: str, look: Callable[[str], os.stat_result] = os.lstat) -> tuple[int, int] | None:
-    """Which file it is; None: there is none."""
+    """Returns the device and inode number of a file; None if there is none."""
     try:
         info = look(path)
     except FileNotFoundError:
@@ -170,7 +170,13 @@ def _inode(path: str, look: Callable[[str], os.stat_result] = os.lstat) -> tuple
 
 
 def bind_path(path: str, mode: int) -> socket.socket:
-    """A socket that is bound to a path; one of a server that is gone is taken over."""
+    """Returns a socket that is bound to a path. Replaces the file of a server that has ended.
+
+    To be called with the folder locked.
+
+    Raises:
+        OSError: a server listens there, the file is no socket, or the system refuses.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -191,8 +197,8 @@ def bind_path(path: str, mode: int) -> socket.socket:
 
 
 def _bind_with_mode(sock: socket.socket, path: str, mode: int) -> None:
-    """Binds; at no moment has the file more rights than `mode`."""
-    # Linux gives the file the rights of the socket, less the umask. Elsewhere a socket has none to set.
+    """Binds a socket. The file never has more permissions than `mode`."""
+    # Linux gives the file the permissions of the socket, less the umask. Elsewhere a socket has none to set.
     of_socket = -1
     with contextlib.suppress(OSError):
         os.fchmod(sock.fileno(), mode)
@@ -200,9 +206,9 @@ def _bind_with_mode(sock: socket.socket, path: str, mode: int) -> None:
     if of_socket == mode:
         sock.bind(path)
         if stat.S_IMODE(os.lstat(path).st_mode) != mode:
-            os.chmod(path, mode)  # what the umask has taken away
+            os.chmod(path, mode)  # sets what the umask has cleared
         return
-    umask = os.umask(0o777 & ~mode)  # of the whole process, for a moment
+    umask = os.umask(0o777 & ~mode)  # the umask belongs to the whole process, so only for the bind
     try:
         sock.bind(path)
     finally:
@@ -210,7 +216,7 @@ def _bind_with_mode(sock: socket.socket, path: str, mode: int) -> None:
 
 
 def _is_stale(path: str) -> bool:
-    """Is the file a socket whose server is gone? OSError: it is none, or its server cannot be asked."""
+    """Is the file a socket whose server has ended? OSError: it is no socket, or connect() fails in another way."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError("what is there is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
