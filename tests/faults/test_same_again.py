@@ -1,4 +1,4 @@
-"""The same faults, seed and bytes do the same, however the network has cut the bytes."""
+"""The same faults, seed and bytes have the same effects, however the network has segmented the bytes."""
 
 from __future__ import annotations
 

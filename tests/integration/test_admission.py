@@ -58,7 +58,7 @@ def test_allow_and_deny(
 
 
 def test_nothing_happens_for_them(upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
-    """Row 60: neither upstream nor the source's count hears of one that is denied."""
+    """Row 60: for a denied client upstream is not connected to, and its source is not counted."""
     proxy = make_proxy(upstream.name, deny="127.0.0.2", max_connections_per_source=1)
     for _ in range(5):
         assert is_reset("127.0.0.2", proxy.address)
@@ -106,7 +106,7 @@ def test_unix_sockets_are_exempt(tmp_path: Path, echo: Echo, make_proxy: Callabl
 
 
 def test_public_and_chosen(echo: Echo, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]) -> None:
-    """Who says who may connect is not warned that others can reach the port; who only denies some is."""
+    """With --allow there is no warning that other machines can reach the port; with only --deny there is."""
     make_proxy(echo.name, bind="0.0.0.0", allow="10.0.0.0/8")
     assert [event.text for event in events if event.kind == "warning"] == []
     make_proxy(echo.name, bind="0.0.0.0", deny="10.0.0.0/8")

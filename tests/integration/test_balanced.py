@@ -1,4 +1,4 @@
-"""Relays side by side behind the kernel's own balancing: a relay keeps nothing that another one would need."""
+"""Several relays behind a balancer in the kernel: relays share no state."""
 
 from __future__ import annotations
 

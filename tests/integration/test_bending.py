@@ -183,7 +183,7 @@ def test_nothing_is_lost(carry: Carry, text: str, end: str, when: str, writes: s
 @pytest.mark.parametrize("end", ["half-close", "reset"])
 @pytest.mark.parametrize("when", ["live", "removed"])
 def test_a_stall_loses_nothing(carry: Carry, end: str, when: str, writes: str) -> None:
-    """What it has held goes on when it is removed, the end of the sender as well."""
+    """What it has held is delivered when it is removed, the end of the sender as well."""
     assert carry("stall", end) == (everything(when, writes), "eof" if end == "half-close" else "reset", "")
 
 
@@ -201,7 +201,7 @@ CUTS = [
 @pytest.mark.parametrize(("text", "end"), CUTS)
 @pytest.mark.parametrize("when", ["before", "live"])
 def test_cuts(carry: Carry, text: str, end: str, when: str, writes: str) -> None:
-    """Exactly so many bytes, counted from when the fault has taken the connection; the sender hears of it, too."""
+    """Exactly so many bytes, counted from when the fault has taken the connection; the sender sees the end, too."""
     passed = 0 if "=0" in text else 250
     before = FIRST if when == "live" else b""
     assert carry(text, "") == (digest(before + WRITES[writes][:passed]), end, end)
@@ -225,7 +225,7 @@ def is_reset(address: tuple[str, int]) -> bool:
 
 
 def test_reset_and_close_at_accept(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream) -> None:
-    """Upstream is not connected to; the second and the third connection do."""
+    """The first connection ends before upstream is connected to; the second and the third are relayed."""
     proxy = make_proxy(upstream.name, faults=["reset_peer,nth=1", "close,nth=2"])
     assert is_reset(proxy.address)
     with connect(proxy.address) as client:
@@ -256,7 +256,7 @@ def test_timeout(
 
 
 def test_a_hole_is_no_stream(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream) -> None:
-    """A timeout that has discarded bytes and is removed resets; one that has not lets the connection live."""
+    """A timeout that is removed resets the connection if it has discarded bytes; else the connection goes on."""
     proxy = make_proxy(upstream.name, workers=2)
     with contextlib.ExitStack() as stack:
         (victim, one), (other, two) = [
@@ -291,7 +291,7 @@ def echo_time(client: socket.socket) -> float:
 
 
 def test_both_directions_have_one_verdict(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
-    """With toxicity: a connection has the fault in both directions, or in none; raising it frees none."""
+    """With toxicity: a connection has the fault in both directions or in none; raising it frees no connection."""
     proxy = make_proxy(echo.name, faults="both:latency=40ms,toxicity=0.5", seed=8123, workers=2)
 
     def slow() -> list[bool]:
@@ -385,7 +385,7 @@ def test_recordings_are_what_the_peer_was_given(make_proxy: Callable[..., tcppro
 def test_a_fault_takes_over_what_is_buffered(
     make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream, record: bool
 ) -> None:
-    """Bulk in pipes and buffers of a live connection, with a reader that has stopped: nothing is lost, nor twice."""
+    """Bulk in pipes and buffers of a live connection, with a reader that has stopped: nothing is lost or sent twice."""
     data = payload(16 * MIB)
     proxy = make_proxy(upstream.name, record=4 * KIB if record else False)
     with connect(proxy.address) as client, upstream.accept() as server, in_background(send_and_shut, client, data):
@@ -629,7 +629,7 @@ def hangs(address: tuple[str, int]) -> bool:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("bind", ["127.0.0.1", "::1", "localhost"])
 def test_hang(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, bind: str, workers: int) -> None:
-    """Connecting does not complete; who is connected notices nothing, and who still tries gets through in the end."""
+    """Connecting does not complete; open connections go on, and clients that still try are connected in the end."""
     proxy = make_proxy(echo.name, workers=workers, bind=bind)
     with connect(proxy.address) as client:
         with proxy.fault("hang"):
@@ -842,7 +842,7 @@ def test_handle(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: l
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_connections_say(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream, workers: int) -> None:
-    """Which faults have acted, as soon as they have, and what they hold; nothing of a connection without faults."""
+    """Which faults have acted, as soon as they have, and what they hold; without faults neither."""
     chosen = "connection=1"
     faults = [f"up:stall,{chosen}", f"down:latency=1h,{chosen}", "down:latency=1ms,name=unused,connection=7"]
     proxy = make_proxy(upstream.name, workers=workers, faults=faults)
@@ -877,7 +877,7 @@ def eventually_over(proxy: tcpproxy.Proxy, count: int) -> list[tcpproxy.Connecti
 
 
 def test_connections_while_faults_change(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
-    """A look beside changes gives names of faults that have acted, and no other."""
+    """connections() during changes gives the names of faults that have acted, and no others."""
     proxy = make_proxy(echo.name, workers=2, faults="both:latency=1us,name=always")
     stop = threading.Event()
 
@@ -896,7 +896,7 @@ def test_connections_while_faults_change(make_proxy: Callable[..., tcpproxy.Prox
 
 
 def test_event_and_end(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: list[tcpproxy.Event]) -> None:
-    """A cut says where; the end says by what."""
+    """The event of a cut has its position; the end has the name of the fault."""
     proxy = make_proxy(echo.name, faults="limit_data=3,end=reset,name=cut")
     with connect(proxy.address) as client:
         client.sendall(b"hello")
@@ -994,7 +994,7 @@ def test_a_fault_is_known_for_as_long_as_it_is_in_force(
 def test_a_limit_behind_the_end_of_a_direction(
     make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream, text: str
 ) -> None:
-    """It has nothing to cut any more: the other direction goes on, and the worker sleeps."""
+    """It has nothing to cut any more: the other direction goes on, and the worker does not poll in vain."""
     proxy = make_proxy(upstream.name)
     with connect(proxy.address) as client, upstream.accept() as server, proxy.fault(text) as limit:
         server.sendall(bytes(50))

@@ -17,7 +17,7 @@ from support.waiting import eventually
 
 
 def test_faults_and_seed_are_printed(command: Callable[..., Command], echo: Echo) -> None:
-    """And what each has done: on a connection, at its end, and in the sum."""
+    """And what each fault has done: on a connection, at its end, and in the summary."""
     proxy = command("-d", "--fault", "limit_data=3,first=1", "--fault", "up:latency=1ms", "--seed", "7", echo.name)
     with connect(proxy.address) as client:
         client.sendall(b"hello")
@@ -52,7 +52,7 @@ def test_json(command: Callable[..., Command], echo: Echo) -> None:
 
 
 def test_windows(command: Callable[..., Command], echo: Echo) -> None:
-    """The port refuses for a while, also of a process that has given rights up."""
+    """The port refuses for a while, also in the sandbox."""
     proxy = command("--fault", "refuse,start=300ms,for=300ms", echo.name)
     assert answers(proxy.address)
     eventually(lambda: not answers(proxy.address))
@@ -61,7 +61,7 @@ def test_windows(command: Callable[..., Command], echo: Echo) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems cannot let clients hang")
 def test_clients_that_hang(command: Callable[..., Command], echo: Echo) -> None:
-    """For a while, also of a process that has given rights up; of those who hang it says nothing."""
+    """For a while, also in the sandbox; no line is printed for clients that hang."""
     proxy = command("-d", "--fault", "hang,start=300ms,for=2s", echo.name)
     assert answers(proxy.address)
     eventually(lambda: not connects(proxy.address))

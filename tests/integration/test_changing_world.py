@@ -1,4 +1,4 @@
-"""What a running proxy has asked the system for changes: the next connections go by what is true now."""
+"""The system changes while a proxy runs: the next connections use what is true now."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRESH = 5.0
 
 @pytest.fixture
 def plug(namespaces: Callable[[], Namespace]) -> tuple[Namespace, Namespace, Callable[[], int]]:
-    """Two namespaces, and what lays the cable between them: fe80::10 here, fe80::11 there. Returns the index here."""
+    """Two namespaces, and a function that connects them: fe80::10 here, fe80::11 there. It returns the index here."""
     here, there = namespaces(), namespaces()
 
     def plug() -> int:
@@ -88,7 +88,7 @@ def test_an_address_to_listen_on_comes_back(
 def test_a_target_whose_interface_is_a_number(
     plug: tuple[Namespace, Namespace, Callable[[], int]], command: Callable[..., Command], stack: contextlib.ExitStack
 ) -> None:
-    """Row 94: a number is the interface that has it, and not the one that takes its place."""
+    """Row 94: a number means the interface that has it, not one that replaces that interface."""
     here, there, lay = plug
     index = lay()
     echo = stack.enter_context(contextlib.closing(there.call(Echo, "::")))

@@ -79,7 +79,7 @@ def test_clients_that_are_not_accepted_yet(proxy: Proxy) -> None:
 
 
 def test_the_port_stays_ours(make_proxy: MakeProxy, echo: Echo) -> None:
-    """While it is down, nobody gets it: neither who takes any free port, nor who asks for this one."""
+    """While it is down, no other socket gets it, whether it asks for any free port or for this one."""
     proxy = make_proxy(echo.name)
     stop = threading.Event()
     taken: list[int] = []

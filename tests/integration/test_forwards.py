@@ -34,7 +34,7 @@ def servers() -> Iterator[list[Named]]:
 
 
 def said(address: tuple[str, int]) -> int:
-    """The port of the server that is reached there."""
+    """Returns the port of the server that is reached there, which is its name."""
     with connect(address) as client:
         return int(read_exactly(client, 5))
 
@@ -59,7 +59,7 @@ def test_each_goes_to_its_own_target(make_proxy: MakeProxy, servers: list[Named]
 
 
 def test_addresses(make_proxy: MakeProxy, servers: list[Named]) -> None:
-    """In the order of the forwards; what is of one forward alone says so."""
+    """In the order of the forwards; attributes of a single forward raise an error that says so."""
     forwards = [f"0:{servers[0].name}", f"localhost:0:{servers[1].name}"]
     assert Proxy(forwards=forwards).forwards == ()
     proxy = make_proxy(None, forwards=forwards)
@@ -88,7 +88,7 @@ def test_a_remote_is_a_forward(make_proxy: MakeProxy, servers: list[Named]) -> N
 
 
 def test_one_forward(make_proxy: MakeProxy, servers: list[Named]) -> None:
-    """Is what a remote is."""
+    """One forward is the same as a remote."""
     proxy = make_proxy(None, forwards=[f"0:{servers[0].name}"])
     assert said(proxy.address) == servers[0].port
     assert repr(proxy) == f"<Proxy 127.0.0.1:{proxy.port} -> {servers[0].name}, listening>"
@@ -155,7 +155,7 @@ def test_as_many_as_there_can_be(make_proxy: MakeProxy, echo: Echo) -> None:
 
 
 def test_one_that_cannot_listen(echo: Echo) -> None:
-    """None listens then, and the sentence says which one it is."""
+    """Then none listens, and the error names the one that cannot."""
     port = free_port()
     before = descriptors()
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -236,7 +236,7 @@ def test_a_chain(make_proxy: MakeProxy, echo: Echo, host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_circle(host: str) -> None:
-    """Refused, of two and of three; before anything listens."""
+    """A circle of two or three forwards is an error before anything listens."""
     one, two, three = free_port(), free_port(), free_port()
     before = descriptors()
     forwards = [f"{one}:{host}:{two}", f"{two}:{host}:{one}"]

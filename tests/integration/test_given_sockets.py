@@ -23,7 +23,7 @@ def listener(stack: contextlib.ExitStack) -> socket.socket:
 
 
 def test_all_of_them_are_accepted_from(make_proxy: MakeProxy, echo: Echo, stack: contextlib.ExitStack) -> None:
-    """Of both families. They are the caller's still, also after the proxy has ended."""
+    """Of both families. They still belong to the caller, also after the proxy has ended."""
     given = [
         stack.enter_context(socket.create_server(("127.0.0.1", 0))),
         stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6)),
@@ -100,7 +100,7 @@ def test_the_proxy_itself(listener: socket.socket) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="another socket may not have the port of [::] on Windows")
 def test_ipv6_alone(make_proxy: MakeProxy, echo: Echo, stack: contextlib.ExitStack) -> None:
-    """A socket of [::] that takes no IPv4 leads to an IPv4 upstream with the same port."""
+    """A socket of [::] for IPv6 only may forward to an IPv4 upstream with the same port."""
     given = stack.enter_context(socket.socket(socket.AF_INET6))
     given.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     given.bind(("::", echo.port))
@@ -146,7 +146,7 @@ def test_sockets_and_a_place_to_listen(listener: socket.socket, name: str) -> No
 
 
 def test_it_cannot_refuse_clients(make_proxy: MakeProxy, echo: Echo, listener: socket.socket) -> None:
-    """The sockets are others', too. It goes on."""
+    """Others may have the sockets, too. The proxy goes on."""
     proxy = make_proxy(echo.name, sockets=[listener])
     with pytest.raises(UsageError, match="cannot refuse clients"):
         proxy.down()

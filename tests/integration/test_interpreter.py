@@ -154,7 +154,7 @@ def ask(process: subprocess.Popen[str], what: str) -> str:
     "how", [pytest.param(how, marks=interrupts_itself if how == "interrupt" else ()) for how in EXITS]
 )
 def test_interpreter_exit_with_live_connections(stack: contextlib.ExitStack, upstream: Upstream, how: str) -> None:
-    """Row 100: no crash and no hang, the program's own exit code, no words on stderr, and the peers are told."""
+    """Row 100: no crash, no hang, the exit code of the program, an empty stderr, and the peers see an end."""
     before, after, code, words = EXITS[how]
     process = script(stack, BEGIN.format(before=before, after=after), upstream.name)
     address = ("127.0.0.1", int(ask(process, "it does not start")))
@@ -308,7 +308,7 @@ sys.stdin.readline()
 
 @needs_fork
 def test_many_forks_while_bytes_flow(stack: contextlib.ExitStack, echo: Echo) -> None:
-    """Rows 73, 100: whatever the threads of the parent are doing, each child gets away, and no byte is lost."""
+    """Rows 73, 100: whatever the threads of the parent do, each child ends, and no byte is lost."""
     process = script(stack, FORKS, echo.name)
     done = threading.Event()
     with connect(("127.0.0.1", int(ask(process, "it does not start")))) as client:

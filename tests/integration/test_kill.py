@@ -83,7 +83,7 @@ def test_no_byte_crosses_afterwards(
 
 
 def test_an_end_of_file_for_who_still_sends(proxy: Proxy, upstream: Upstream, stack: contextlib.ExitStack) -> None:
-    """Not a reset, although its bytes are unread; and every byte that was delivered arrives in front of it."""
+    """Not a reset, although its bytes are unread; every byte that was delivered arrives before it."""
     client, server = pair(proxy, upstream, stack)
     data = payload(4 * MIB)
     with in_background(client.sendall, data):
@@ -151,7 +151,7 @@ def test_while_it_connects(make_proxy: MakeProxy, silent: Silent, events: list[E
 
 
 def test_the_last_words_arrive_after_a_stop(make_proxy: MakeProxy, upstream: Upstream) -> None:
-    """A grace waits for connections that were ended by FIN, too: a reset would destroy what is on its way."""
+    """The grace of a stop waits for connections that were ended by FIN, too: a reset would destroy sent bytes."""
     proxy = make_proxy(upstream.name)
     with connect(proxy.address) as client, upstream.accept() as server:
         server.sendall(payload(MIB // 4))
@@ -167,7 +167,7 @@ def test_the_last_words_arrive_after_a_stop(make_proxy: MakeProxy, upstream: Ups
 @ENDS
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_end_is_true(make_proxy: MakeProxy, upstream: Upstream, workers: int, end: str) -> None:
-    """When it is delivered, the connection counts no more, and both peers have their end."""
+    """When it is delivered, the connection is not counted any more, and both peers have been sent their end."""
     seen: list[object] = []
 
     def look(event: Event) -> None:

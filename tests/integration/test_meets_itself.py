@@ -44,7 +44,7 @@ SCRIPT = """if True:  # an even port: the kernel takes the odd ones of the range
 @pytest.mark.parametrize("upstream", ["127.0.0.1:40006", "[::1]:40006", "localhost:40006"])
 @pytest.mark.parametrize(("workers", "mode"), [(1, "off"), (2, "always")])
 def test_nobody_listens_there(upstream: str, workers: int, mode: str) -> None:
-    """Each client is reset, with the reason that it has anywhere else, and the port is free for its server."""
+    """Each client is reset, with the reason of a refused connection, and the port is free for its server."""
     needs("unshare", "ip")
     argv = ["unshare", "-n", sys.executable, "-c", SCRIPT, upstream, str(workers), mode]
     done = subprocess.run(argv, capture_output=True, text=True, cwd="/", timeout=50, check=False)

@@ -1,4 +1,4 @@
-"""Metrics: what they say, how they are served, and what hostile peers of the server can do."""
+"""Metrics: their values, how they are served, and what hostile peers of the server can do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="no such signals and sockets"
 
 
 def samples(*proxies: tcpproxy.Proxy) -> dict[str, float]:
-    """What a registry gets, by name and labels, but for `listener`."""
+    """The samples that a registry gets, by name and labels without `listener`."""
     registry = CollectorRegistry()
     registry.register(Collector(*proxies))
     return parsed(generate_latest(registry).decode())
@@ -151,7 +151,7 @@ def test_failures(make_proxy: MakeProxy, echo: Echo) -> None:
 
 
 def test_records_that_are_dropped_are_counted_all_the_same(make_proxy: MakeProxy, echo: Echo) -> None:
-    """A log that stands still costs no number."""
+    """A log that is stuck loses no count."""
     gate = threading.Event()
     proxy = make_proxy(echo.name, workers=2, on_event=lambda _event: gate.wait(TIMEOUT * 3))
     try:
@@ -173,7 +173,7 @@ def test_records_that_are_dropped_are_counted_all_the_same(make_proxy: MakeProxy
 
 
 def test_several_proxies_in_one_registry(make_proxy: MakeProxy, echo: Echo) -> None:
-    """Told apart by where they listen; one that has not been started says nothing."""
+    """Their samples differ by `listener`; a proxy that has not been started has none."""
     first, second = make_proxy(echo.name), make_proxy(echo.name)
     assert relays(first.address)
     registry = CollectorRegistry()
@@ -190,7 +190,7 @@ def test_several_proxies_in_one_registry(make_proxy: MakeProxy, echo: Echo) -> N
 
 @posix
 def test_what_is_served(serving: Callable[..., tuple[Command, tuple[str, int]]]) -> None:
-    """In both formats, which their readers accept, and promtool without a word; with numbers of the process."""
+    """In both formats, which their parsers and promtool accept; with metrics of the process."""
     process, place = serving("--sandbox", "require" if sys.platform == "linux" else "auto")
     with connect(process.address) as client:
         assert echoes(client)
@@ -218,7 +218,7 @@ def test_what_is_served(serving: Callable[..., tuple[Command, tuple[str, int]]])
 
 @posix
 def test_ready_until_it_drains(serving: Callable[..., tuple[Command, tuple[str, int]]]) -> None:
-    """Metrics and health are there to the last."""
+    """Metrics and health are served until the end."""
     process, place = serving("--grace", "1h")
     assert ask(place, "/readyz")[::2] == (200, "ok\n")
     assert ask(place, "/healthz")[::2] == (200, "ok\n")
@@ -400,7 +400,7 @@ def test_strange_requests(serving: Callable[..., tuple[Command, tuple[str, int]]
 
 @posix
 def test_a_peer_that_never_finishes(serving: Callable[..., tuple[Command, tuple[str, int]]]) -> None:
-    """A byte now and then buys no time; one that never reads its answer has no more."""
+    """Single bytes do not extend its time, and neither does an answer that it never reads."""
     _, place = serving()
     since = time.monotonic()
     with connect(place) as slow, connect(place) as deaf, connect(place) as silent:

@@ -202,7 +202,7 @@ def test_time_outs_stand_still(make_proxy: MakeProxy, echo: Echo) -> None:
 
 
 def test_no_processor_time(proxy: Proxy, ends: list[socket.socket]) -> None:
-    """Neither bytes, nor an end of file, nor a reset that wait wake a worker again and again."""
+    """Held bytes, ends of file and resets do not wake a worker again and again."""
     near, far = ends
     with proxy.pause():
         far.sendall(b"bytes")

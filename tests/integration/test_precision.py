@@ -21,7 +21,7 @@ ROUNDED_UP = 0.001
 
 
 def late(proxy: tcpproxy.Proxy, latency: float, rounds: int = 100) -> list[float]:
-    """By how much answers are later than the latency, sorted."""
+    """How much later than the latency answers arrive, in seconds, sorted."""
     found = []
     with connect(proxy.address) as client:
         for number in range(rounds):

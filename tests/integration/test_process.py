@@ -62,7 +62,7 @@ def bulk(command: Command, upstream: Upstream) -> Iterator[None]:
 def test_a_signal_ends_listening_within_50_ms(
     command: Start, upstream: Upstream, number: signal.Signals, busy: bool, bound: float
 ) -> None:
-    """Rows 97, 99: also while the workers have no need of Python. At best, for the machine may be busy too."""
+    """Rows 97, 99: also while the workers are busy. The best of several tries, because the machine may be busy, too."""
 
     def time_to_refuse() -> float:
         process = command(upstream.name, "--grace", "0", "-l", str(free_port()))
@@ -78,7 +78,7 @@ def test_a_signal_ends_listening_within_50_ms(
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_connections_go_on_after_the_first_signal(command: Start, echo: Echo, number: signal.Signals) -> None:
-    """Row 97: the process ends, with 0, when the last of them has; long before its grace is over."""
+    """Row 97: the process ends with 0 when the last of them has ended, long before the grace is over."""
     process = command(echo.name, "--grace", "1h", "-l", str(free_port()))
     with connect(process.address) as client, connect(process.address) as other:
         assert echoes(client)
@@ -152,7 +152,7 @@ def test_a_second_signal_ends_it_at_once(
 
 
 def test_a_burst_of_signals(command: Start, echo: Echo) -> None:
-    """Row 98: a third and a twentieth do no more than the second."""
+    """Row 98: further signals do the same as the second."""
     process = command(echo.name, "--grace", "1h")
     with connect(process.address) as client:
         assert echoes(client)

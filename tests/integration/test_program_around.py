@@ -49,7 +49,7 @@ def needs(name: str) -> pytest.MarkDecorator:
 
 
 def test_default_timeout_of_sockets(echo: Echo) -> None:
-    """It does not end the threads that wait for longer: a name is looked up, and an event delivered, after it."""
+    """It does not end threads that wait for longer: afterwards a name is looked up, and an event delivered."""
     text = """
 socket.setdefaulttimeout(0.1)
 import tcpproxy
@@ -210,7 +210,7 @@ with tcpproxy.Proxy(target, record=True) as proxy, socket.create_connection(prox
 
 @pytest.mark.parametrize("library", [pytest.param(library, marks=needs(library)) for library in GREEN])
 def test_greenlets_after_the_start(library: str, echo: Echo) -> None:
-    """CPython then prints a KeyError for each thread that was alive at the patch, whosever it is."""
+    """CPython then prints a KeyError for each thread that was alive when gevent patched it, of any program."""
     text = f"""
 import tcpproxy
 proxy = tcpproxy.Proxy(sys.argv[1], on_event=lambda event: None).start()
@@ -272,7 +272,7 @@ print("done")
 
 @contextlib.contextmanager
 def no_trace() -> Iterator[None]:
-    """After the block there are the threads, and the descriptors, of before it; but for a query to the system."""
+    """After the block the process has the same threads and descriptors as before, except for a pending look-up."""
 
     def have() -> tuple[set[str], int]:
         names = {thread.name for thread in threading.enumerate() if thread.name.startswith("tcpproxy")}
@@ -326,7 +326,7 @@ loops = pytest.mark.parametrize("loop", LOOPS)
 
 @contextlib.asynccontextmanager
 async def given(seconds: float):  # type: ignore[no-untyped-def]
-    """Cancels its block after that time, as the library that runs it does."""
+    """Cancels its block after that time, with the means of asyncio or trio."""
     if trio := awaiting._in_trio():
         with trio.move_on_after(seconds):
             yield
@@ -457,7 +457,7 @@ def test_full_pool_of_threads(echo: Echo) -> None:
 
 
 def test_without_a_loop(echo: Echo) -> None:
-    """A coroutine that nobody known runs says so."""
+    """A coroutine that neither asyncio nor trio runs raises a RuntimeError that says so."""
     coroutine = Proxy(echo.name).astart()
     with pytest.raises(RuntimeError, match="expected a coroutine that asyncio, trio or anyio runs"):
         coroutine.send(None)
@@ -577,7 +577,7 @@ print("done")
 
 
 def test_events_reach_a_waiting_thread() -> None:
-    """What replaces threading.Event: each waiter is woken, whenever it comes."""
+    """native.Event wakes each thread that waits, even if it begins to wait at the same moment."""
     for _ in range(200):
         event = native.Event()
         seen: list[bool] = []

@@ -259,7 +259,7 @@ def test_all_have_stopped():
 
 @pytest.mark.parametrize("mode", ["asyncio", "anyio", "trio"])
 def test_in_coroutines(run: Run, mode: str) -> None:
-    """The fixture is none itself, so it serves the tests of each framework."""
+    """The fixture is no coroutine itself, so it serves the tests of each framework."""
     pytest.importorskip({"asyncio": "pytest_asyncio", "trio": "trio", "anyio": "anyio"}[mode])
     mark = "pytest.mark.asyncio" if mode == "asyncio" else "pytest.mark.anyio"
     backend = "trio" if mode == "trio" else "asyncio"
@@ -353,7 +353,7 @@ def test_what_is_no_seed(run: Run, seed: str) -> None:
 
 
 def test_strict(run: Run) -> None:
-    """A fault that nobody met is an error behind the test, one that was taken back included."""
+    """A fault that acted on no connection is an error after the test, also one that was removed."""
     result = run(
         """
 def test_met(tcpproxy, listener):
@@ -476,7 +476,7 @@ def test_it(tcpproxy, listener, case):
 
 
 def test_captures_of_their_own(run: Run, pytester: pytest.Pytester) -> None:
-    """No capture is written over another one: of names that differ in characters that files have not, of threads."""
+    """No capture overwrites another one: with names that differ in characters that files cannot have; in threads."""
     source = """
 import pytest, threading
 
@@ -507,7 +507,7 @@ def test_it(tcpproxy_factory, listener, case): talk(tcpproxy_factory(listener), 
 
 
 def test_a_test_that_runs_again(run: Run, pytester: pytest.Pytester) -> None:
-    """As pytest-rerunfailures does it: the section has the proxies of the last run alone, with the same seeds."""
+    """As pytest-rerunfailures does it: the section has only the proxies of the last run, with the same seeds."""
     pytester.makepyfile(
         again="""
 from _pytest.runner import runtestprotocol

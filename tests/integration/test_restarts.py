@@ -76,7 +76,7 @@ def test_the_store(command: Start, echo: Echo, tmp_path: Path, stack: contextlib
 def test_two_instances(
     command: Start, echo: Echo, tmp_path: Path, listener: socket.socket, stack: contextlib.ExitStack
 ) -> None:
-    """Row 105: the next one starts first, so that nobody waits; a connection that stays goes on with the old one."""
+    """Row 105: the new one starts first, so that no client waits; open connections go on in the old one."""
     load = Load(listener.getsockname())
     process = command(*OPTIONS, echo.name, **passing([listener]))
     with load.running(), contextlib.ExitStack() as stay:
@@ -150,7 +150,7 @@ class SlowStart(Proxy):
 
 
 def test_a_signal_before_the_start_has_returned(echo: Echo, listener: socket.socket) -> None:
-    """Clients that came meanwhile have the grace, as those that come later: workers run before a start returns."""
+    """Clients that came meanwhile get the grace, as later ones do: workers run before the start returns."""
     proxy = SlowStart(echo.name, sockets=[listener], on_event=lambda _event: None, grace="30s")
     reader, writer = socket.socketpair()
     with reader, writer:

@@ -1,4 +1,4 @@
-"""What the command gives up when it starts: seen in the running command, and from inside."""
+"""What the command gives up when it starts: as /proc shows it, and as attempts from inside show it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ main()
 def attempts(
     tmp_path: Path, stack: contextlib.ExitStack, echo: Echo, command: Callable[..., Command]
 ) -> Callable[..., dict[str, str]]:
-    """Runs the command with a signal handler that tries what it should not need; returns what came of it."""
+    """Runs the command with a signal handler that tries what it should not need; returns the results."""
 
     def run(*options: str) -> dict[str, str]:
         for name in "old", "older":
@@ -110,7 +110,7 @@ def test_no_new_privileges(command: Callable[..., Command], echo: Echo, mode: st
 @needs_landlock
 @pytest.mark.parametrize("mode", ["auto", "require"])
 def test_what_is_given_up(attempts: Callable[..., dict[str, str]], tmp_path: Path, mode: str) -> None:
-    """Nothing of it works any more while connections go on, and what relaying needs does."""
+    """None of these attempts works while connections go on; what relaying needs does work."""
     said = attempts("--sandbox", mode)
     denied = {"write", "make", "remove", "cut", "run", "connect"} | ({"signal"} if ABI >= 6 else set())
     assert {what for what, how in said.items() if how in ("Permission denied", "Operation not permitted")} == denied
@@ -207,7 +207,7 @@ int connect(int fd, const struct sockaddr *to, socklen_t length)  /* as proxycha
 
 @pytest.fixture
 def redirect(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """The environment in which connect() goes to another port, and may call a refusal by another name."""
+    """The environment of a library that redirects connect() to another port, and may change the errno of a refusal."""
     if not (compiler := shutil.which("gcc") or shutil.which("cc")):
         pytest.skip("needs a C compiler")
     source, library = tmp_path / "redirect.c", tmp_path / "redirect.so"
@@ -264,7 +264,7 @@ def test_refusals_that_are_not_the_sandbox(
     echo: Echo,
     namespaces: Callable[[], Namespace],
 ) -> None:
-    """No word of it: upstream refuses; the system does, with the same errno; it is off; the library does no harm."""
+    """None: upstream refuses; the system does, with the same errno; the sandbox is off; the library is harmless."""
     namespace = namespaces()
     for kind, address, family in (("prohibit", "192.0.2.1", "-4"), ("prohibit", "2001:db8::1", "-6")):
         namespace.ip(family, "route", "add", kind, address)

@@ -23,7 +23,7 @@ Start = Callable[..., Command]
 
 
 def children(pid: int) -> list[int]:
-    """Those of a process, also zombies."""
+    """The children of a process, also zombies."""
     stats = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
@@ -68,7 +68,7 @@ def test_who_wants_to_see_its_state_does_not_kill_it(command: Start, echo: Echo,
 
 
 def test_a_hang_up_without_a_terminal(command: Start, echo: Echo) -> None:
-    """logrotate and `ExecReload=kill -HUP` mean no end: it is ignored, and said once."""
+    """logrotate and `ExecReload=kill -HUP` send SIGHUP: it is ignored, with one warning."""
     proxy = command(echo.name, start_new_session=True)
     with connect(proxy.address) as client:
         for _ in range(3):
@@ -83,7 +83,7 @@ def test_a_hang_up_without_a_terminal(command: Start, echo: Echo) -> None:
 
 @pytest.mark.parametrize("devices", [True, False], ids=["", "no /dev/tty"])
 def test_a_hang_up_with_a_terminal(command: Start, echo: Echo, terminal: tuple[int, str], devices: bool) -> None:
-    """The terminal is gone, and with it whoever started the command: it ends as by SIGTERM."""
+    """The terminal has been closed: the command ends as by SIGTERM."""
     session = "os.setsid(); os.dup2(os.open(sys.argv.pop(1), os.O_RDWR), 0)"  # the terminal becomes its own
     wrapper = (*python(session), terminal[1])
     if not devices:
@@ -127,7 +127,7 @@ def test_the_first_process_during_its_start(command: Start, echo: Echo, number: 
 
 
 def test_a_hang_up_during_the_start(command: Start, echo: Echo) -> None:
-    """Without a terminal it means no end, however early it comes; with the next one it is said once."""
+    """Without a terminal it ends nothing, however early it arrives; together with a later one it gives one warning."""
     wrapper = (sys.executable, "-c", EARLY, str(int(signal.SIGHUP)))
     proxy = command(echo.name, wrapper=wrapper, start_new_session=True)
     assert relays(proxy.address)
@@ -139,7 +139,7 @@ def test_a_hang_up_during_the_start(command: Start, echo: Echo) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
 def test_signals_that_wait(command: Start, echo: Echo, number: signal.Signals) -> None:
-    """A blocked signal that was sent before arrives when it is unblocked: what it does must be set by then."""
+    """A pending signal is delivered when it is unblocked: its handler must be set before."""
     wrapper = python(
         f"signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); os.kill(os.getpid(), {int(number)})"
     )

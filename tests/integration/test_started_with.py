@@ -26,7 +26,7 @@ Start = Callable[..., Command]
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("devices", [True, False], ids=["", "no /dev/null"])
 def test_closed_standard_descriptors(command: Start, echo: Echo, closed: str, devices: bool) -> None:
-    """They never become sockets of the relay, which log lines would go to; and a container may have no devices."""
+    """They never become sockets of the relay, into which log lines would go; also in a container without devices."""
     hide = "" if devices else "mount -t tmpfs none /dev && "
     wrapper = ("sh", "-c", f'{hide}exec "$0" "$@" {closed}')
     if not devices:
@@ -107,7 +107,7 @@ ETC = {
 
 @pytest.mark.parametrize("missing", [*ETC, "all"])
 def test_missing_files_of_etc(command: Start, echo: Echo, tmp_path: Path, missing: str) -> None:
-    """As in a container that was made of nothing: numbers need none of them, and localhost is the loopback."""
+    """As in a container from scratch: numeric addresses need none of them, and localhost is the loopback."""
     for name, text in ETC.items():
         if missing not in (name, "all"):
             (tmp_path / name).write_text(text)
@@ -149,7 +149,7 @@ def test_libffi_that_refuses(command: Start, echo: Echo) -> None:
 
 
 def test_memory_that_is_never_writable_and_executable(command: Start, echo: Echo) -> None:
-    """The policy itself, as of systemd's MemoryDenyWriteExecute."""
+    """The policy itself, as systemd sets it by MemoryDenyWriteExecute."""
     needs_proc()
     if subprocess.run([*python("import ctypes; sys.exit(-ctypes.CDLL(None).prctl(65, 1, 0, 0, 0))")]).returncode:
         pytest.skip("needs PR_SET_MDWE, of Linux 6.3")
@@ -177,7 +177,7 @@ def test_memory_that_is_never_writable_and_executable(command: Start, echo: Echo
     ],
 )
 def test_environments(command: Start, echo: Echo, tmp_path: Path, code: str) -> None:
-    """None of that makes a difference."""
+    """None of them makes a difference."""
     code = code.replace("sys.argv[1]", repr(str(tmp_path / "gone")))
     proxy = command(echo.name, wrapper=python(code))
     assert relays(proxy.address)

@@ -1,4 +1,4 @@
-"""Under a service manager: sockets that it passes, what it is told, its watchdog, its store of descriptors."""
+"""Under a service manager: passed sockets, notifications, the watchdog, the descriptor store."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_client_between_two_processes_waits_and_is_served(
 
 
 def test_one_drains_and_another_one_accepts(command: Start, echo: Echo, listener: socket.socket) -> None:
-    """Row 105: two processes on one socket: no client of the one that stops is reset, and none comes to it."""
+    """Row 105: two processes on one socket: no client of the one that stops is reset, and it gets no new one."""
     address = listener.getsockname()
     old = command(echo.name, "--grace", "1h", **passing([listener]))
     with connect(address) as before:
@@ -274,7 +274,7 @@ def test_nobody_listens_to_it(command: Start, echo: Echo, place: str) -> None:
 def test_the_watchdog_hears_of_a_worker_that_is_stuck(
     command: Start, echo: Echo, manager: Manager, how_many: int
 ) -> None:
-    """While all workers move, it hears of them, also of idle ones. If one is stuck it hears nothing."""
+    """It is notified while all workers answer, also idle ones. If one is stuck it is not."""
     process = command(
         "--workers", str(how_many), echo.name, env=environment(manager, WATCHDOG_USEC="400000", WATCHDOG_PID="")
     )

@@ -133,7 +133,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGINFO") if hasattr(s
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_table_on_request(command: Start, upstream: Upstream, workers: str, number: signal.Signals) -> None:
-    """Each live connection in a line, with who is slow; the relay goes on, and one may ask again."""
+    """One line for each live connection, with the slow side; the relay goes on, and a table can be asked for again."""
     process = command(upstream.name, "--workers", workers)
     with (
         connect(process.address) as first,
@@ -206,7 +206,7 @@ def test_table_of_no_connection(command: Start, echo: Echo) -> None:
 
 
 def test_table_that_nobody_reads(command: Start, echo: Echo, stack: contextlib.ExitStack) -> None:
-    """Row 101: whoever asks is not stopped by an output that blocks, and neither are the bytes nor Ctrl-C."""
+    """Row 101: an output that blocks delays neither the bytes nor Ctrl-C."""
     reader, writer = os.pipe()
     stack.callback(os.close, reader)
     stack.callback(os.close, writer)

@@ -1,4 +1,4 @@
-"""UNIX sockets at either end: bytes, ends, resets, a full backlog, and what TCP has and they have not."""
+"""UNIX sockets at either end: bytes, ends, resets, a full backlog, and differences from TCP."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_slow_receiver_is_not_idle(make_pairs: Callable[..., Pairs]) -> None:
 
 
 def reset(sock: socket.socket) -> None:
-    """The nearest thing that a UNIX socket has: closed with bytes unread. The other end has sent some."""
+    """Resets a connection the way a UNIX socket can: closes it with bytes unread, which the other end has sent."""
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
@@ -210,7 +210,7 @@ def reset(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize("side", ["client", "upstream"])
 def test_a_reset_is_passed_on(make_pairs: Callable[..., Pairs], kind: str, side: str) -> None:
-    """As a reset to a TCP peer; a UNIX peer hears an end of file, since it cannot be reset."""
+    """As a reset to a TCP peer; a UNIX peer gets an end of file, because it cannot be reset."""
     pair = make_pairs()
     for _ in range(5):
         client, server = pair()
@@ -232,7 +232,7 @@ def test_a_reset_is_passed_on(make_pairs: Callable[..., Pairs], kind: str, side:
 
 @pytest.mark.parametrize("kind", ["unix-unix", "tcp-unix"], indirect=True)
 def test_a_reset_waits_for_no_unix_peer(make_pairs: Callable[..., Pairs]) -> None:
-    """What it was sent is its own already, and it reads that whenever it likes."""
+    """What it was sent is in its socket already, and it may read that at any time."""
     pair = make_pairs()
     client, server = pair()
     with client, server:
@@ -317,7 +317,7 @@ def test_a_full_backlog(make_proxy: MakeProxy, folder: Path, workers: int, stack
 
 @linux
 def test_a_backlog_that_stays_full(make_proxy: MakeProxy, folder: Path, stack: contextlib.ExitStack) -> None:
-    """Until --connect-timeout; a client that leaves before is let go."""
+    """The client waits until --connect-timeout; one that leaves before is forgotten."""
     upstream = stack.enter_context(contextlib.closing(UnixUpstream(folder / "s", backlog=0)))
     proxy = make_proxy(upstream.name, connect_timeout="0.5s")
     before = descriptors()
@@ -398,7 +398,7 @@ def test_paths(make_proxy: MakeProxy, folder: Path, echo: Echo, name: str, event
 
 @linux
 def test_abstract_names(make_proxy: MakeProxy, echo: Echo, events: list[tcpproxy.Event]) -> None:
-    """They have no file, and no rights."""
+    """They have no file, and no permissions."""
     name = f"@tcpproxy-{os.getpid()}-{time.monotonic_ns()}"
     inner = make_proxy(echo.name, bind=name)
     outer = make_proxy(name)
@@ -518,7 +518,7 @@ def test_another_upstream(make_proxy: MakeProxy, echo: Echo, server: UnixUpstrea
 
 
 def test_circles_of_paths(folder: Path, echo: Echo) -> None:
-    """By the file, whatever it is called."""
+    """They are found by the file, whatever its path."""
     one, two, link = (str(folder / name) for name in ("one", "two", "link"))
     with pytest.raises(UsageError, match=rf"^remote '{one}' is this proxy's own address"):
         Proxy(one, bind=one).start()
@@ -607,7 +607,7 @@ def test_the_end_of_the_command(command: Callable[..., Command], echo: Echo, fol
 def test_what_a_unix_socket_has_not_is_not_asked_for(
     command: Callable[..., Command], folder: Path, tmp_path: Path
 ) -> None:
-    """No option of TCP, no address: not even calls that fail."""
+    """No call for an option of TCP or an address, not even one that fails."""
     with contextlib.closing(UnixUpstream(folder / "s")) as upstream:
         trace = tmp_path / "trace"
         wrapper = strace("-s", "0", "-e", "trace=setsockopt,getsockopt,connect,accept4", "-o", str(trace))
@@ -633,7 +633,7 @@ def test_what_a_unix_socket_has_not_is_not_asked_for(
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, "0777", "0o620"])
 def test_mode(umask: int, mode: int | str, folder: Path, echo: Echo, events: list[tcpproxy.Event]) -> None:
-    """As asked for, whatever the umask is; when anybody may connect, a warning says so."""
+    """As asked for, whatever the umask is; a warning if all users may connect."""
     number = mode if isinstance(mode, int) else int(mode[-3:], 8)
     before = os.umask(umask)
     try:
@@ -647,7 +647,7 @@ def test_mode(umask: int, mode: int | str, folder: Path, echo: Echo, events: lis
 
 
 def test_the_file_is_removed(folder: Path, echo: Echo) -> None:
-    """When nobody listens any more; another one's stays."""
+    """When nobody listens any more; the file of another server stays."""
     path = folder / "s"
     for stop in ("stop", "abort", "drain"):
         with Proxy(echo.name, bind=path) as proxy:
@@ -671,7 +671,7 @@ def test_a_start_that_fails_leaves_no_file(folder: Path, echo: Echo) -> None:
 
 
 def test_a_file_left_behind(folder: Path, echo: Echo) -> None:
-    """By a server that was killed: taken over."""
+    """The file of a server that was killed is replaced."""
     path = folder / "s"
     UnixUpstream(path).close()
     assert path.is_socket()
@@ -681,7 +681,7 @@ def test_a_file_left_behind(folder: Path, echo: Echo) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_file_in_use(folder: Path, echo: Echo, full: bool) -> None:
-    """Stays with its server, also with one whose backlog is full; what it hears of it is one connection at most."""
+    """It is not replaced, even if the backlog of its server is full; the server sees one connection at most."""
     path = folder / "s"
     with (
         contextlib.closing(UnixUpstream(path, backlog=0 if full else 128)) as upstream,
@@ -715,7 +715,7 @@ def test_no_such_folder(folder: Path, echo: Echo) -> None:
 
 
 def test_a_start_amid_another(folder: Path, echo: Echo) -> None:
-    """It waits while the other one has bound the path and does not listen yet, as a file left behind does not."""
+    """It waits while another start has bound the path and does not listen yet: the file looks like one left behind."""
     path = folder / "s"
     folders = Folders()
     port = UnixPort(parse_forward("forwards", f"{path}:{echo.name}"), 0o600, folders)

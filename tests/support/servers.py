@@ -24,7 +24,8 @@ def serve(
 ) -> int:
     """Starts a server on a free port, which its arguments name, and waits until it says that it is ready.
 
-    Somebody else may have taken the port meanwhile: then it ends at once, and gets another one. Returns the port.
+    Another process may have taken the port meanwhile: then the server ends at once, and is started on another one.
+    Returns the port.
     """
     log = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
     for _ in range(3):
@@ -44,7 +45,7 @@ def serve(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """All of the servers here take SIGINT for "end now, in order"."""
+    """Ends a server: for all servers here SIGINT means a clean end at once."""
     process.send_signal(signal.SIGINT)
     try:
         process.wait(TIMEOUT)

@@ -78,7 +78,7 @@ NOT_ONE = "is no network, expected addresses and networks like 10.0.0.0/8, ::1 o
     ],
 )
 def test_bad_networks(value: object, error: str) -> None:
-    """A list that is wrong lets nobody in by mistake: nothing starts."""
+    """A wrong list is an error, so that it admits nobody by mistake."""
     with pytest.raises(UsageError) as caught:
         parse_networks("allow", value)
     assert str(caught.value) == error

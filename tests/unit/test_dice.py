@@ -1,4 +1,4 @@
-"""Dice: numbers that depend on what they are for, and on nothing else."""
+"""Dice: random numbers that depend on their arguments only."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_normal(door: ModuleType) -> None:
 
 
 def test_share_of_connections(door: ModuleType) -> None:
-    """10,000 connections at 10 %: within four standard deviations; a higher share lets none of them go."""
+    """10,000 connections at 10 %: within four standard deviations; a higher share includes all of them."""
     numbers = [door.roll(8123, 5, connection, door.OF_CONNECTION, 0) for connection in range(10_000)]
     taken = {at for at, number in enumerate(numbers) if number < MASK // 10}
     assert abs(len(taken) - 1000) < 4 * math.sqrt(10_000 * 0.1 * 0.9)

@@ -1,4 +1,4 @@
-"""What people type who know ssh, docker, kubectl, socat or URLs: what it means here, or the sentence that says so."""
+"""Spellings of ssh, docker, kubectl, socat and URLs: their meaning here, or the error that shows the right spelling."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_password_is_not_shown() -> None:
 
 
 def test_service_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are not accepted, for they mean something else on each machine; the error has the number of this one."""
+    """They are not accepted, because they differ between machines; the error has the number of this machine."""
     monkeypatch.setattr(socket, "getservbyname", lambda name, _: 6379 if name == "redis" else int(""))
     with pytest.raises(UsageError) as caught:
         parse_endpoint("localhost:redis")

@@ -1,4 +1,4 @@
-"""Faults: what people write, what is kept of it, and the one sentence for what cannot be meant."""
+"""Faults: how they are written and kept, and the error for each invalid text."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ MS = timedelta(milliseconds=1)
     ],
 )
 def test_what_people_write(text: str, fault: Fault, shown: str | None) -> None:
-    """`shown` None: as it was written, but for units."""
+    """`shown` None: the text of the fault is the one that was written."""
     assert Fault.parse(text) == fault
     assert Fault.parse(str(fault)) == fault
     assert repr(fault) == f"<fault {str(fault)!r}>"
@@ -227,7 +227,7 @@ def test_values_are_kept_in_one_form() -> None:
 
 
 def test_names() -> None:
-    """One more fault does not change the name of another one before it, nor so its dice."""
+    """A further fault does not change the names of those before it, and so not their random numbers."""
     faults = named(["latency=1s", "up:latency=1s", latency("2s"), "refuse", "stall,name=x", latency("3s"), "slicer=1"])
     assert list(faults) == [
         *("latency_downstream", "latency_upstream", "latency_downstream#2", "refuse", "x", "latency_downstream#3"),

@@ -1,4 +1,4 @@
-"""What a test may have in its hands to forward to."""
+"""The targets that the fixture accepts."""
 
 from __future__ import annotations
 

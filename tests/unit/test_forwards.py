@@ -136,7 +136,7 @@ BAD = {
 
 @pytest.mark.parametrize("text", BAD)
 def test_bad_forward(text: str) -> None:
-    """The sentence has the value, what is wrong with it, and how it is spelled."""
+    """The error has the value, what is wrong with it, and the right spelling."""
     with pytest.raises(UsageError) as caught:
         parse_forward("--forward", text)
     sentence = str(caught.value)

@@ -49,7 +49,7 @@ def test_a_system_that_refuses_its_own_hard_limit(most: int, soft: int, expected
 
 @pytest.mark.parametrize("soft", [1_073_741_816, 1 << 20, 2_000_200, (1 << 63) - 2])
 def test_more_descriptors_than_anybody_needs(monkeypatch: pytest.MonkeyPatch, soft: int) -> None:
-    """Row 64: as in a Docker container. No table is made for half a billion connections that never come."""
+    """Row 64: as in a Docker container. No table is made for half a billion connections."""
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
     limit, warning = connection_limit(Config.make("127.0.0.1:80", max_connections_per_source=4))

@@ -1,4 +1,4 @@
-"""Where the command serves what is not relayed."""
+"""Where the command serves metrics."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ COMMON = {"key": 5, "streams": 2, "seed": 8123, "live": 1, "share": ALL}
     ],
 )
 def test_rules(door: ModuleType, text: str, fields: dict[str, int]) -> None:
-    """A field that is 0 is left out; the core knows each that there is."""
+    """A field that is 0 is left out; the core has all the other fields."""
     fault = Fault.parse(text)
     fields = {**COMMON, "fault": name_number("a"), **fields}
     made = rule(Installed(fault, "a", 5), 8123)

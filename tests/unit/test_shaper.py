@@ -74,7 +74,7 @@ def test_without_rules_everything_leaves_at_once(door: ModuleType) -> None:
 
 
 def test_latency_is_no_rate(door: ModuleType) -> None:
-    """Each read is delayed by itself, the end of file too, and one wake-up takes all that is due."""
+    """Each read is delayed separately, the end of file, too, and one wake-up takes all that is due."""
     line = Line(door, {"kind": door.LATENCY, "delay_ns": 100})
     for number in range(5):
         line.put(b"%d" % number)
@@ -88,7 +88,7 @@ def test_latency_is_no_rate(door: ModuleType) -> None:
 
 @pytest.mark.parametrize("normal", [0, 1])
 def test_jitter_keeps_order(door: ModuleType, normal: int) -> None:
-    """It is spread, never negative, and does not depend on when or in which company the bytes came."""
+    """It is spread, never negative, and does not depend on when or together with what the bytes came."""
     rule = {"kind": door.LATENCY, "delay_ns": 100, "jitter_ns": 80, "normal": normal, "seed": 7, "fault": 9}
     leaves = []
     for gap in (0, 1000):
@@ -133,7 +133,7 @@ def test_latency_from_a_position_and_from_a_time(door: ModuleType) -> None:
 
 @pytest.mark.parametrize("jitter", [0, 50])
 def test_latency_from_a_position_in_a_read(door: ModuleType, jitter: int) -> None:
-    """However the bytes were read: those before it are not delayed, those behind it are."""
+    """However the bytes were read: those before it are not delayed, those after it are."""
     late = {"kind": door.LATENCY, "delay_ns": 100, "jitter_ns": jitter, "by_bytes": 1, "after_bytes": 3, "seed": 4}
     found = []
     for reads in (["ab", "c", "def"], ["abcdef"]):
@@ -237,7 +237,7 @@ def test_cut_at_a_position(door: ModuleType, size: int, end: str) -> None:
 
 
 def test_cut_acts_when_the_last_byte_is_through(door: ModuleType) -> None:
-    """Not when it has arrived, and without waiting for the one behind it."""
+    """Not when it has arrived, and without waiting for the next one."""
     line = Line(
         door,
         {"kind": door.CUT, "by_bytes": 1, "after_bytes": 2, "end": door.RESET},
@@ -334,7 +334,7 @@ def test_timeout_that_never_ends(door: ModuleType) -> None:
 
 
 def test_timeout_that_is_removed(door: ModuleType) -> None:
-    """Behind a hole comes a reset; without one everything goes on, also an end of file that had come."""
+    """After a gap there is a reset; without one everything goes on, also an end of file that had come."""
     line = Line(door, {"kind": door.TIMEOUT, "end": door.CLOSE, "delay_ns": 50})
     line.put(b"lost")
     line.wait(20)
@@ -359,7 +359,7 @@ def test_timeout_whose_times_are_used_up(door: ModuleType) -> None:
 
 
 def test_timeout_that_is_put_off(door: ModuleType) -> None:
-    """It goes on discarding: nothing passes behind a hole. Made a limit of silence, it resets."""
+    """It goes on discarding: nothing passes after a gap. If it becomes a limit of silence, it resets."""
     timeout = {"kind": door.TIMEOUT, "end": door.CLOSE, "delay_ns": 50}
     line = Line(door, timeout)
     line.put(b"lost")
@@ -546,7 +546,7 @@ def test_slices_with_a_pause(door: ModuleType) -> None:
 
 
 def test_slicer_that_acts_between_reads(door: ModuleType) -> None:
-    """What it delays without cutting it."""
+    """It delays bytes without cutting them."""
     line = Line(door, {"kind": door.SLICER, "size": 5, "delay_ns": 100})
     line.put(b"hello")
     assert line.it.acted == set()
@@ -600,7 +600,7 @@ def test_network(door: ModuleType, network: int, bits: int, address: int, inside
 
 
 def test_share_of_connections(door: ModuleType) -> None:
-    """The same ones for ever; a higher share keeps them, another fault has others."""
+    """Always the same ones; a higher share includes them, another fault has others."""
 
     def taken(share: float, fault: int = 5) -> set[int]:
         plan = door.PlanDoor([{"kind": door.STALL, "share": int(share * (2**64 - 1)), "seed": 8123, "fault": fault}])
@@ -613,7 +613,7 @@ def test_share_of_connections(door: ModuleType) -> None:
 
 
 def test_times(door: ModuleType) -> None:
-    """Of connections on which it acts, both directions of one together; the others pass untouched."""
+    """`times` counts connections on which a rule acts, not directions; others are not changed."""
     plan = door.PlanDoor([{"kind": door.CUT, "by_bytes": 1, "end": door.RESET, "times": 2}])
     lines = [door.ShaperDoor(plan, id=each) for each in range(1, 5)]
     for line in (lines[3], lines[0], lines[0], lines[1]):

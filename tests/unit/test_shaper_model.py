@@ -14,7 +14,7 @@ Rule = dict[str, Any]
 
 
 class Model:
-    """When each byte of one direction leaves, and what end comes behind them. Nothing here is fast."""
+    """When each byte of one direction leaves, and which end comes after them. Written for clarity, not for speed."""
 
     def __init__(self, door: ModuleType, rules: list[Rule]) -> None:
         self.door = door
