@@ -17,7 +17,7 @@ from tcpproxy._core.timers cimport TIMER_NONE, TIMER_SHAPER, alarms_cancel, alar
 # --- taking hold ---
 
 cdef bint _is_meant(const Relay *relay, const Plan *plan, uint64_t *ip_high, uint64_t *ip_low) noexcept nogil:
-    """Whether the plan takes the relay; and the address of its client, for the shaping."""
+    """Whether the plan takes the relay. Fills in the address of its client, for the Shaping."""
     cdef uint8_t ip[16]
     cdef uint16_t port
     cdef int i
@@ -30,7 +30,7 @@ cdef bint _is_meant(const Relay *relay, const Plan *plan, uint64_t *ip_high, uin
 
 
 cdef bint _adopt(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
-    """Gives a relay the rules of a plan. False: there was no memory for it, and the relay is over."""
+    """Gives a relay the rules of a plan that take it. False: there was no memory, and the relay has been ended."""
     cdef Shaping *shaping = relay_shaping(relay)
     cdef Shaper *shaper
     cdef uint64_t ip_high, ip_low
@@ -42,7 +42,7 @@ cdef bint _adopt(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
         if shaping != NULL:
             shaping.alarm.owner = relay
     for side in range(2 if shaping != NULL else 0):
-        if relay.halves[side].shaper == NULL:       # it was not, or not lately, shaped
+        if relay.halves[side].shaper == NULL:       # it was never shaped, or is not any more
             shaper_begin(&shaping.halves[side], relay.halves[side].delivered, loop.now_ns)
     if shaping == NULL or shaping_adopt(shaping, plan, loop.now_ns) < 0:
         if shaping != NULL and relay_shaping(relay) == NULL:
@@ -60,7 +60,7 @@ cdef bint _adopt(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
 
 
 cdef void _let_go(Loop *loop, Relay *relay, Shaping *shaping) noexcept nogil:
-    """Takes the shaper from directions in which it has nothing to do any more."""
+    """Takes the shaper out of directions in which it has nothing to do any more; frees the Shaping if it is in none."""
     cdef Half *half
     cdef int side
     for side in range(2):
@@ -161,6 +161,6 @@ cdef void bending_alarm(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef inline bint _blocked(const Loop *loop, const Relay *relay, int side) noexcept nogil:
-    """Nothing can leave before an event: the sink is full, or there is none yet, or the direction is paused or over."""
+    """Nothing can leave before an event: the sink is full or not there yet, or the direction is paused or over."""
     return relay.state != RELAY_RELAYING or relay.halves[side].buffer.memory != NULL or loop.paused & (1 << side) \
         or relay.halves[side].state >= HALF_SHUT

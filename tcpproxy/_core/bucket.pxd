@@ -1,29 +1,29 @@
-# A rate. Header-only.
+# A limit of a rate, as a token bucket (GCRA). Header-only.
 #
-# One word: the time until which the rate is used up. Sending n bytes moves it on by the time that they take at the rate. A word
-# in the past is credit, of at most `burst_ns`; one in the future is debt. So there is no tick, nothing to refill, and
-# workers share a rate through the word alone: bucket_charge is a compare-and-swap, and two that charge at once leave a
-# debt, which the next one waits for.
+# A bucket is one word: the time until which the rate is used up. Sending n bytes moves it on by the time that they take at the
+# rate. A time in the past is credit, of at most `burst_ns`; one in the future is debt. So there is no tick and nothing to refill.
+# Workers share a rate through the word alone: bucket_charge is a compare-and-swap. If two charge at once, they leave a debt,
+# and the next sender waits until it is over.
 #
-# Whoever has bytes to send asks bucket_due_ns when, bucket_room how many, and charges what it sends. All that is held or half
-# of the burst, whichever is less, goes at once: single bytes at a time would cost a wake-up each, and a wake-up that comes late
+# A sender asks bucket_due_ns when it may send and bucket_room how much, and charges what it sends. It waits until all that it
+# holds or half of the burst, whichever is less, may be sent: single bytes would cost a wake-up each, and a wake-up that is late
 # by less than half of the burst loses nothing of the rate.
 #
-# Where many share a rate, each reserves what it sends next, and gets a time: bucket_reserve. So they stand in a row, and none is
-# woken in vain.
+# Senders of a rate that many share reserve what they send next, with bucket_reserve, which returns the time for it. So they take
+# turns, and none is woken in vain.
 from libc.stdint cimport uint64_t
 from tcpproxy._core.sync cimport sync_claim, sync_load
 
 cdef struct Limit:
     uint64_t rate           # bytes per second, 1 to 10^12
-    uint64_t burst_ns       # how much may be saved up while nothing is sent, as time at the rate
+    uint64_t burst_ns       # the most credit, as time at the rate
 
 cdef enum:
-    BUCKET_BURST_NS = 10000000      # the usual one
+    BUCKET_BURST_NS = 10000000      # the default burst
 
 
 cdef inline void limit_set(Limit *limit, uint64_t rate, uint64_t burst) noexcept nogil:
-    """`burst`: bytes, up to 10^9; 0: the usual one. It is two bytes at least."""
+    """`burst`: bytes, up to 10^9; 0: the default. A burst is two bytes at least."""
     limit.rate = rate
     limit.burst_ns = BUCKET_BURST_NS
     if burst or BUCKET_BURST_NS * rate < 2 * <uint64_t> 1000000000:
@@ -36,13 +36,13 @@ cdef inline uint64_t bucket_takes_ns(const Limit *limit, uint64_t size) noexcept
 
 
 cdef inline uint64_t _bucket_from(uint64_t used_up_ns, const Limit *limit, uint64_t now_ns) noexcept nogil:
-    """The same time, but not so far in the past that it would be more than a burst."""
+    """The time until which the rate is used up, moved forward if its credit would be more than a burst."""
     cdef uint64_t least = now_ns - limit.burst_ns if now_ns > limit.burst_ns else 0
     return used_up_ns if used_up_ns > least else least
 
 
 cdef inline uint64_t bucket_due_ns(const uint64_t *bucket, const Limit *limit, uint64_t held, uint64_t now_ns) noexcept nogil:
-    """When some of `held` > 0 bytes may be sent."""
+    """When the next bytes may be sent, if `held` > 0 are to be."""
     cdef uint64_t least = limit.burst_ns * limit.rate // <uint64_t> 2000000000
     return _bucket_from(sync_load(bucket), limit, now_ns) + bucket_takes_ns(limit, held if held < least else least)
 
@@ -54,7 +54,7 @@ cdef inline uint64_t bucket_room(const uint64_t *bucket, const Limit *limit, uin
 
 
 cdef inline uint64_t bucket_reserve(uint64_t *bucket, const Limit *limit, uint64_t size, uint64_t now_ns) noexcept nogil:
-    """Charges `size` bytes. Returns when they may be sent: behind all that was charged before."""
+    """Charges `size` < 2^34 bytes. Returns when they may be sent: after all that was charged before."""
     cdef uint64_t old, start
     while True:
         old = sync_load(bucket)
@@ -64,4 +64,5 @@ cdef inline uint64_t bucket_reserve(uint64_t *bucket, const Limit *limit, uint64
 
 
 cdef inline void bucket_charge(uint64_t *bucket, const Limit *limit, uint64_t size, uint64_t now_ns) noexcept nogil:
+    """Charges `size` bytes, which are sent now."""
     bucket_reserve(bucket, limit, size, now_ns)

@@ -1,16 +1,16 @@
 # Dice: random numbers without a state. Header-only.
 #
-# A number depends on what it is for and on nothing else: the seed, the fault, the connection, the direction and the position
-# in its stream. So it does not matter which worker asks, how often, in which order, or how TCP cut the bytes. Integers only:
-# the same on every platform. tests/unit/test_dice.py has golden vectors; who changes a number changes DICE_VERSION, which is
+# A number depends only on the seed, the fault, the connection, the direction and the position in its stream. So it does not
+# matter which worker asks, how often, in which order, or how TCP cut the bytes. Integers only: the numbers are the same on every
+# platform. tests/unit/test_dice.py has golden vectors. A change that gives other numbers needs another DICE_VERSION, which is
 # printed beside the seed.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef enum:
     DICE_VERSION = 1
 
-cdef enum:                      # directions; the first two are CLIENT and UPSTREAM of loop.pxd, the side that sends
-    DICE_OF_CONNECTION = 2      # a number for both
+cdef enum:                      # a direction is CLIENT or UPSTREAM of loop.pxd, the side that sends; or
+    DICE_OF_CONNECTION = 2      # for a number that both directions share
 
 
 cdef inline uint64_t dice_mix(uint64_t x) noexcept nogil:
@@ -24,7 +24,8 @@ cdef inline uint64_t dice_mix(uint64_t x) noexcept nogil:
 
 cdef inline uint64_t dice(uint64_t seed, uint64_t fault, uint64_t connection, uint32_t direction,
                           uint64_t offset) noexcept nogil:
-    cdef uint64_t step = <uint64_t> 0x9E3779B97F4A7C15      # splitmix64's: 0 is no fixed point of the whole
+    """A uniform number of 64 bits. `fault`: the hash of its name; `connection`: its id; `offset`: the position in the stream."""
+    cdef uint64_t step = <uint64_t> 0x9E3779B97F4A7C15      # that of splitmix64; without it zeros would give 0
     cdef uint64_t x = dice_mix(seed + step)
     x = dice_mix((x ^ fault) + step)
     x = dice_mix((x ^ (connection * 4 + direction)) + step)
@@ -40,7 +41,7 @@ cdef inline uint64_t dice_below(uint64_t number, uint64_t limit) noexcept nogil:
 
 
 cdef inline int64_t dice_uniform(uint64_t number, uint64_t most) noexcept nogil:
-    """From -most to most, all alike. `most` < 2^62."""
+    """Uniform, from -most to most. `number`: from `dice`; `most` < 2^62."""
     return <int64_t> dice_below(number, 2 * most + 1) - <int64_t> most
 
 

@@ -1,10 +1,11 @@
-# Faults that are in force together, compiled to rules of numbers, and which connections they take.
+# A plan: the faults that are in force together, as rules; and which connections a rule takes.
 #
-# A plan is complete before others know it, and then read-only; a change is another plan. Relays of all workers use it, and the
-# last user frees it. What has happened is counted in the Tally of each rule, which the next plan takes over.
+# A plan is complete before another thread sees it, and read-only then; a change makes another plan. Relays of all workers use
+# it, and its last user frees it. What a fault has done is counted in the Tally of its rule, which the next plan takes over.
 #
-# Whether a connection has a rule depends on its id and address alone: it is so for ever, for both directions, on any worker. A
-# fault that counts connections counts ids, so it needs no counter: `since` is the last id before it was in force.
+# A rule takes a connection if it applies to it. That depends on the id and the address of the client alone, so it is the same at
+# any time, for both directions, on any worker. A fault that counts connections needs no counter: ids are numbers in the order of
+# accept, and `since` is the last one before the fault was in force.
 from libc.stdint cimport uint32_t, uint64_t
 from tcpproxy._core.bucket cimport Limit
 
@@ -20,26 +21,26 @@ cdef enum:                  # Rule.kind
     RULE_BANDWIDTH
     RULE_SLICER
     RULE_STALL
-    RULE_DIAL               # of a new connection: upstream is connected to later, or never
+    RULE_DIAL               # blackhole, connect_delay: upstream is connected to never, or later
 
 cdef enum:                  # Rule.end
     END_CLOSE = 1           # an end of file for both peers
     END_RESET
-    END_STALL               # no end: what follows is discarded
+    END_STALL               # the connection stays: what follows is discarded
 
 cdef enum:                  # Rule.streams, as bits
     STREAM_UP = 1           # what the client sends
     STREAM_DOWN = 2
 
 cdef struct Rule:           # numbers only, so that a mapping of Python converts to it
-    uint64_t key            # of the fault, not of its values: what a direction knows of the rule is kept by it
+    uint64_t key            # the fault's, the same in the next plan if it is updated: state of the old rule goes to the new one
     uint64_t kind
     uint64_t streams
-    uint64_t fault          # the number of its name, for the dice
+    uint64_t fault          # the hash of its name, for the dice
     uint64_t seed
-    # which connections; 0: any
+    # which connections the rule takes; 0: no condition
     uint64_t since          # the last id before the fault was in force
-    uint64_t live           # those up to `since` as well, unless it counts
+    uint64_t live           # also ids up to `since`, unless first, nth or every is set
     uint64_t first
     uint64_t nth
     uint64_t every
@@ -47,40 +48,41 @@ cdef struct Rule:           # numbers only, so that a mapping of Python converts
     uint64_t client_high    # a network, as an IPv6 address
     uint64_t client_low
     uint64_t client_bits
-    uint64_t share          # of 2^64 - 1
-    uint64_t times
-    # when
-    uint64_t by_bytes       # from `after_bytes` on, which may be 0
+    uint64_t share          # of the connections, in units of 2^-64; 2^64 - 1: all
+    uint64_t times          # the most connections on which it acts; 0: no limit
+    # when it begins
+    uint64_t by_bytes       # RULE_CUT: at a position, `after_bytes`, which may be 0; else at a time
     uint64_t after_bytes
     uint64_t after_ns       # since it has taken the connection
-    # what
+    # what it does
     uint64_t shared         # all connections share the rate or the limit
-    uint64_t end
+    uint64_t end            # END_
     uint64_t delay_ns       # latency, or until the end, or between slices. RULE_TIMEOUT, RULE_IDLE, RULE_DIAL: 0 is never
     uint64_t jitter_ns
-    uint64_t normal         # distribution of the jitter
-    uint64_t size           # of a slice
-    uint64_t variation
-    uint64_t rate
-    uint64_t burst          # 0: the usual one
+    uint64_t normal         # the jitter is distributed normally, else uniformly
+    uint64_t size           # of a slice on average, in bytes
+    uint64_t variation      # of the size, in bytes
+    uint64_t rate           # bytes per second
+    uint64_t burst          # bytes; 0: the default
 
 cdef struct Tally:          # what a fault has done. Threads share it; it outlives a plan if another one has the same fault
-    uint64_t users
+    uint64_t users          # plans
     uint64_t fired          # connections on which it has acted
     uint64_t bucket         # `shared`: see bucket.pxd
-    uint64_t passed         # `shared`: bytes
+    uint64_t passed         # `shared`: bytes of all connections
 
-cdef struct Plan:           # rules that are in force together. Read-only once others know it; freed by its last user
-    uint64_t users
+cdef struct Plan:
+    uint64_t users          # loops, relays and Rulebooks
     uint32_t count
     Rule rules[PLAN_RULES]
     Limit limits[PLAN_RULES]
     Tally *tallies[PLAN_RULES]
 
 cdef Plan *plan_new() noexcept nogil                                # without rules, one user; NULL: no memory
-cdef int plan_add(Plan *plan, const Rule *rule, Plan *before) noexcept nogil    # `before`: the plan it replaces, or NULL. 0 or -1
+# `before`: the plan that this one replaces, or NULL. 0, or -1: the plan is full, or there is no memory
+cdef int plan_add(Plan *plan, const Rule *rule, Plan *before) noexcept nogil
 cdef uint32_t plan_bit(const Plan *plan, uint64_t key) noexcept nogil           # of the rule with this key; 0: there is none
-cdef void plan_hold(Plan *plan) noexcept nogil
-cdef void plan_release(Plan *plan) noexcept nogil
+cdef void plan_hold(Plan *plan) noexcept nogil              # one more user
+cdef void plan_release(Plan *plan) noexcept nogil           # one user less; NULL: nothing
 cdef bint plan_takes(const Plan *plan, uint64_t id, uint64_t client_high, uint64_t client_low) noexcept nogil
 cdef bint rule_takes(const Rule *rule, uint64_t id, uint64_t client_high, uint64_t client_low) noexcept nogil

@@ -1,4 +1,4 @@
-# Faults on their way to a worker: see rulebook.pyx.
+# A Plan as an object of Python: see rulebook.pyx.
 from tcpproxy._core.plan cimport Plan
 
 cdef class Rulebook:

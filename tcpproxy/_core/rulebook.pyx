@@ -13,8 +13,10 @@ _ZEROS = dict.fromkeys(<object> nothing, 0)
 cdef class Rulebook:
     """Rules that are in force together, read-only.
 
-    Each is a dict of the fields of Rule in plan.pxd that are not 0. What those that are in `before` too (by their key) have
-    done so far is counted on.
+    `rules`: for each a dict of the fields of Rule in plan.pxd that are not 0. `before`: the Rulebook that this one replaces; the
+    count of `fired` goes on for rules whose key is in both.
+
+    Raises ValueError for more than MOST_RULES, MemoryError.
     """
 
     def __cinit__(self, rules, Rulebook before=None):
@@ -33,5 +35,5 @@ cdef class Rulebook:
         plan_release(self.plan)
 
     def fired(self):
-        """On how many connections each rule has acted."""
+        """Returns on how many connections each rule has acted, in the order of `rules`."""
         return [sync_load(&self.plan.tallies[i].fired) for i in range(self.plan.count)]

@@ -13,7 +13,7 @@ from tcpproxy._core.splice cimport pipe_read
 from tcpproxy._core.tap cimport tap_claim, tap_commit
 
 cdef enum:
-    TAP_FULL = -1           # what _take says beside TAKE_
+    TAP_FULL = -1           # another result of _take, beside TAKE_: the ring of the tap has no room
 
 
 cdef int shaped_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
@@ -60,7 +60,7 @@ cdef int64_t _step(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
 
 
 cdef int _take(Half *half, Side *source, Pump *pump) noexcept nogil:
-    """Takes what is due, bytes into the empty buffer, and records those. Returns TAKE_ of shaper.pxd, or TAP_FULL."""
+    """Takes what is due: bytes go into the empty buffer, and are recorded. Returns TAKE_ of shaper.pxd, or TAP_FULL."""
     cdef bint record = pump.tap != NULL and half.delivered >= half.shaper.recorded
     cdef char *place = NULL
     cdef uint32_t size
@@ -99,7 +99,7 @@ cdef int64_t _read(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
 
 
 cdef void _lose(Half *half, Side *sink, Pump *pump) noexcept nogil:
-    """There is no memory for bytes: nothing behind them may be delivered."""
+    """There is no memory for bytes: nothing after them may be delivered."""
     sink.error = ENOMEM
     half_break(half, pump)
 
@@ -110,7 +110,7 @@ cdef int shaped_begin(Half *half, Shaper *shaper, const Side *source, Pump *pump
     cdef uint64_t now_ns = pump.now_ns[0]
     cdef int64_t got
     half.shaper = shaper
-    half.mode = MODE_REFUSED            # when it has no shaper any more, see shaped_end
+    half.mode = MODE_REFUSED            # no splice until shaped_end
     if half.state >= HALF_SHUT:
         return 0
     shaper.recorded = half.delivered + half.buffer.end - half.buffer.start      # with a tap there is no pipe

@@ -9,11 +9,11 @@ from tcpproxy._core.plan cimport END_CLOSE, END_STALL, RULE_BANDWIDTH, RULE_CUT,
 from tcpproxy._core.sync cimport sync_add, sync_claim, sync_load, sync_sub
 
 cdef enum:
-    CUT = -1                # Next.what, beside the values of TAKE_: Next.grip cuts here
+    CUT = -1                # another value of Next.what, beside TAKE_: Next.grip cuts here
 
 cdef struct Next:           # what happens next, if nothing is put in
-    uint64_t when_ns        # UINT64_MAX: nothing
-    uint64_t size           # TAKE_BYTES, if that is now
+    uint64_t when_ns        # UINT64_MAX: nothing happens
+    uint64_t size           # bytes; valid if TAKE_BYTES is due now
     Grip *grip
     int what
 
@@ -24,7 +24,7 @@ cdef void shaper_begin(Shaper *shaper, uint64_t passed, uint64_t now_ns) noexcep
 
 
 cdef bint shaper_act(Shaper *shaper, Grip *grip) noexcept nogil:
-    """Notes that a rule acts on this connection. False: it may not, others have used up its `times`."""
+    """Notes that a rule acts on this connection. False: it must not, because others have used up its `times`."""
     cdef Shaping *shaping = shaper.shaping
     if shaping.acted & grip.bit:
         return True
@@ -54,7 +54,7 @@ cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil:
 
 
 cdef bint _discard(Shaper *shaper, uint64_t now_ns) noexcept nogil:
-    """_discards, of something that is there to be discarded."""
+    """As _discards, and notes that the rules act: for bytes or an end that are discarded now."""
     cdef Grip *grip
     cdef uint32_t i
     for i in range(shaper.count):
@@ -70,7 +70,7 @@ cdef bint shaper_discards(Shaper *shaper, uint64_t now_ns) noexcept nogil:
     for i in range(shaper.count):
         grip = &shaper.grips[i]
         if grip.rule.kind == RULE_TIMEOUT and not shaper.shaping.spent & grip.bit:
-            if grip.start_ns <= now_ns or shaper.discarded:     # behind a hole nothing may pass, even if it was put off
+            if grip.start_ns <= now_ns or shaper.discarded:     # after a gap nothing may pass, even if `after` was raised
                 return True
     return False
 
@@ -122,8 +122,8 @@ cdef void shaper_clear(Shaper *shaper) noexcept nogil:
 # --- when ---
 
 cdef uint64_t _latency_ns(Shaper *shaper, uint64_t position, uint64_t arrival_ns) noexcept nogil:
-    """The sum of all latencies for what is next, and arrived in a chunk that begins at `position`. The part behind a latency's
-    own position is as if it had been read apart.
+    """The sum of all latencies for what is next in the line. It arrived in a chunk that begins at `position`. If a latency begins
+    inside the chunk, the rest of the chunk has the jitter of that position, as if it had been read separately.
     """
     cdef uint64_t total = 0, number
     cdef int64_t delay
@@ -146,12 +146,12 @@ cdef uint64_t _latency_ns(Shaper *shaper, uint64_t position, uint64_t arrival_ns
 
 
 cdef void shaper_aim(Shaper *shaper) noexcept nogil:
-    """Sets due_ns of the first entry of the line: bytes, or the end of the source. One that is due before the entry in
-    front of it has to wait for that, because only the first one leaves.
+    """Sets due_ns for the first entry of the line: bytes, or the end of the source. Only the first entry leaves, so one that is
+    due before its predecessor waits for it.
     """
     cdef uint64_t position = shaper.passed, arrival_ns = shaper.ended_ns
     if shaper.first != NULL:
-        position -= shaper.first.buffer.start       # latency is that of the whole chunk, though a part may have left
+        position -= shaper.first.buffer.start       # the begin of the chunk, of which a part may have left
         arrival_ns = shaper.first.arrival_ns
     elif not shaper.ended:
         return
@@ -159,7 +159,7 @@ cdef void shaper_aim(Shaper *shaper) noexcept nogil:
 
 
 cdef void _end_next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
-    """The end of the connection that comes first."""
+    """Sets `next` to the end of the connection that comes first, if one comes before what `next` has."""
     cdef uint64_t at_ns
     cdef Grip *grip
     cdef uint32_t i
@@ -214,7 +214,7 @@ cdef Grip *_cut_next(Shaper *shaper, uint64_t *size) noexcept nogil:
     """The cut that is reached, or NULL. Lowers `size` to what may leave before the next one."""
     cdef uint64_t left
     cdef Grip *grip
-    cdef Grip *at_first = NULL          # waits for a byte, so another one that does not comes before it
+    cdef Grip *at_first = NULL          # of limit_data=0: acts at the first byte, so a cut that waits for no byte comes first
     cdef uint32_t i
     for i in range(shaper.count):
         grip = &shaper.grips[i]
@@ -231,7 +231,7 @@ cdef Grip *_cut_next(Shaper *shaper, uint64_t *size) noexcept nogil:
 
 
 cdef inline bint _works(Shaper *shaper, Grip *grip, uint64_t *size, uint64_t now_ns) noexcept nogil:
-    """Whether a rate or a slicer has begun; lowers `size` to what may leave before it does."""
+    """Whether a rate or a slicer has begun; if not, lowers `size` to what may leave before it does."""
     if grip.start_ns > now_ns or shaper.shaping.spent & grip.bit:
         return False
     if shaper.passed < grip.start:
@@ -241,7 +241,7 @@ cdef inline bint _works(Shaper *shaper, Grip *grip, uint64_t *size, uint64_t now
 
 
 cdef uint64_t _slice(Shaper *shaper, Grip *grip, uint64_t *size) noexcept nogil:
-    """Lowers `size` to the slice. Returns when it is due. A slice ends where the dice of its first position say."""
+    """Lowers `size` to the rest of the slice. Returns when it is due. Its length follows from the dice of its first position."""
     cdef const Rule *rule = grip.rule
     cdef uint64_t number, left
     if grip.slice_end <= shaper.passed:
@@ -270,7 +270,7 @@ cdef uint64_t *_bucket(Grip *grip) noexcept nogil:
 
 
 cdef uint64_t _pace(Shaper *shaper, uint64_t due_ns, uint64_t *size, uint64_t now_ns) noexcept nogil:
-    """Lowers `size` to what rates and slicers let leave. Returns when, at `due_ns` or later."""
+    """Lowers `size` to what rates and slicers let leave. Returns when that may leave: `due_ns` or later."""
     cdef uint64_t at_ns
     cdef Grip *grip
     cdef uint32_t i
@@ -304,7 +304,7 @@ cdef void _next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
     if shaper.over or next.when_ns <= now_ns:
         return
     cut = _cut_next(shaper, &size)
-    if cut != NULL and cut.rule.after_bytes:            # its last byte has left
+    if cut != NULL and cut.rule.after_bytes:            # the last byte before it has left
         next.when_ns = now_ns
         next.what = CUT
         next.grip = cut
@@ -320,7 +320,7 @@ cdef void _next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
                 if shaper.grips[i].rule.kind == RULE_SLOW_CLOSE and shaper_act(shaper, &shaper.grips[i]):
                     due_ns = max(due_ns, max(shaper.due_ns, shaper.left_ns) + shaper.grips[i].rule.delay_ns)
         _sooner(next, due_ns, TAKE_EOF if shaper.ended == SOURCE_EOF else TAKE_FAILED)
-    elif cut != NULL:                                   # it stands in place of the first byte
+    elif cut != NULL:                                   # limit_data=0: acts when the first byte is due
         next.grip = cut
         _sooner(next, due_ns, CUT)
     else:
@@ -383,7 +383,7 @@ cdef void _cut(Shaper *shaper, Grip *grip, uint64_t now_ns) noexcept nogil:
 
 
 cdef uint64_t _claim(Shaper *shaper, uint64_t size) noexcept nogil:
-    """How many of `size` bytes the limits leave that all connections share. 0: another one has reached a limit."""
+    """Takes up to `size` bytes from the limits that all connections share; returns how many. 0: others have used up a limit."""
     cdef uint64_t passed, rest
     cdef Grip *grip
     cdef uint32_t i

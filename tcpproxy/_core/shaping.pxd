@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from tcpproxy._core.plan cimport Plan
 from tcpproxy._core.shaper cimport Shaping
 
-# Without a plan, which shaping_adopt gives it. NULL: no memory
+# Has no plan before shaping_adopt. NULL: no memory
 cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, uint32_t small) noexcept nogil
 cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory, nothing has changed
 # When upstream may be connected to; UINT64_MAX: never
