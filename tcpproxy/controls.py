@@ -33,14 +33,15 @@ Stream = Literal["both", "upstream", "downstream"]
 """Which way bytes go: upstream is what the client sends, downstream what the client gets."""
 
 STREAMS: dict[Stream, int] = {"upstream": 1, "downstream": 2, "both": 3}
-"""As the core has them."""
+"""The bits STREAM_ of _core/plan.pxd, and both."""
 
 
 class Controls:
-    """Verbs and waits, from any thread. A verb is in force when it returns; to repeat it does no harm.
+    """The methods that change a running proxy or wait for it. Any thread may call them.
 
-    `on_event` may call the verbs: they do not wait for events then, which it has to return for. A signal handler or a
-    `__del__` gets a RuntimeError if it calls a verb amid a start, a stop or a verb of the same proxy.
+    A change is in force when its method returns; repeating a call does no harm. `on_event` may call them, too: then
+    they do not wait for the delivery of events, which needs `on_event` to return. A signal handler or a `__del__` gets
+    a RuntimeError if it calls one in the middle of a start, a stop or another change of the same proxy.
     """
 
     config: Config
@@ -72,7 +73,7 @@ class Controls:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Crew | None]:
-        """The crew, of which all threads have been started; None: there is none. One verb at a time, and no start.
+        """Holds the proxy's lock: no start and no other change runs. Gives the crew, started; None: there is none.
 
         Raises:
             RuntimeError: the calling thread would wait for itself.
@@ -86,7 +87,7 @@ class Controls:
             yield self._crew
 
     def _flush(self) -> None:
-        """Returns when `on_event` has had all events of the past; at once in the thread that calls it."""
+        """Waits until `on_event` has had all events up to now; does not wait in the thread that calls `on_event`."""
         crew = self._crew
         if crew and not crew.is_own_thread():
             self._reporter.flush(LOG_DRAIN)
@@ -96,17 +97,17 @@ class Controls:
     def kill(
         self, end: Literal["reset", "close"] = "reset", *, only: int | Callable[[Connection], object] | None = None
     ) -> int:
-        """Ends connections. When it returns, no byte of them crosses any more, and `on_event` had their `end`.
+        """Ends connections. When it returns, none of their bytes pass any more, and `on_event` has had their `end`.
 
-        Connections that clients have made count, also those that the proxy has not accepted at the time of the call.
-        What the proxy's kernel has taken for a peer already may still arrive, if it is not reset.
+        Connections that clients have made before the call are ended, too, if the proxy has not accepted them yet. With
+        "close", bytes that the proxy has given to its kernel still reach the peer.
 
         Args:
-            end: reset: both peers get a reset (RST), close: an end of file (FIN). What they send then is discarded.
-            only: the id of one connection, or a function that says of each Connection whether to end it. None: all.
+            end: reset: both peers get a reset (RST); close: an end of file (FIN). What they send then is discarded.
+            only: the id of one connection, or a function that returns for a Connection whether to end it; None: all.
 
         Returns:
-            How many it has ended.
+            How many connections it has ended.
 
         Raises:
             UsageError: `end` is neither, or `only` neither an id nor a function.
@@ -130,16 +131,16 @@ class Controls:
         return killed
 
     def pause(self, stream: Stream = "both") -> contextlib.AbstractContextManager[object]:
-        """Reads and delivers nothing in one direction or both. Nothing is lost: the peers see one that is silent.
+        """Reads and delivers nothing in one direction or both, until `resume`. Nothing is lost.
 
         Ends and resets are held, too, and time-outs stand still. New connections are accepted and connected. Before
-        the start: from the start on.
+        the start of the proxy, the pause begins with the start.
 
         Args:
-            stream: upstream: what clients send; downstream: what they get; or both.
+            stream: upstream: what clients send; downstream: what they receive; or both.
 
         Returns:
-            A context manager: leaving it resumes what this call has paused.
+            A context manager, which resumes what this call has paused.
 
         Raises:
             UsageError: there is no such stream.
@@ -151,7 +152,10 @@ class Controls:
         return _undoing(lambda: self._resume(paused))
 
     def resume(self, stream: Stream = "both") -> None:
-        """Ends a pause: everything that was held goes on, in order.
+        """Ends a pause: what was held is delivered, in order.
+
+        Args:
+            stream: as for `pause`.
 
         Raises:
             UsageError: there is no such stream.
@@ -170,18 +174,19 @@ class Controls:
     # --- clients and upstream ---
 
     def down(self, live: Literal["close", "reset", "keep"] = "close") -> contextlib.AbstractContextManager[object]:
-        """Refuses new connections, as a server that is not there; the port stays the proxy's own. `up` ends it.
+        """Refuses new connections, as if no server listened, until `up`. No other process can take the port.
+
+        Before the start of the proxy, it starts so.
 
         Args:
-            live: what becomes of connections: close and reset are those of `kill`, keep lets them live. Before the
-                start: there are none, and the proxy starts so.
+            live: what happens to the connections that are open: close and reset as for `kill`; keep: nothing.
 
         Returns:
-            A context manager: leaving it calls `up`, unless the proxy was down before.
+            A context manager, which calls `up` unless the proxy was down before.
 
         Raises:
             UsageError: `live` is none of these, or the proxy accepts from `sockets`: clients would wait in them.
-            StartError: the port cannot be kept; not on Linux.
+            StartError: the system cannot keep the port; never on Linux.
         """
         if live not in ("close", "reset", "keep"):
             raise UsageError(f"live {quoted(live)} is unknown, expected close, reset or keep")
@@ -201,7 +206,7 @@ class Controls:
         self._set_down(False)
 
     def _set_down(self, down: bool) -> bool:
-        """What the program wants. Returns what it was."""
+        """Keeps what the program wants, and opens or closes the ports. Returns what it wanted before."""
         with self._held() as crew:
             was_down, self._is_down = self._is_down, down
             try:
@@ -240,7 +245,7 @@ class Controls:
         return {}
 
     def _open_or_close(self, crew: Crew | None) -> None:
-        """Listens, or refuses clients, as the program and the faults want it."""
+        """Closes the ports if the program (`down`) or a fault (`refuse`) wants that, else opens them."""
         closed = self._is_down or self._refuses
         if crew and closed != self._is_closed and not self._stopping.is_set():
             with lifetime.no_fork:
@@ -263,9 +268,10 @@ class Controls:
 
     @property
     def upstream(self) -> str:
-        """Where new connections go, `HOST:PORT`. It can be set, to all that `Proxy` takes; a name is looked up.
+        """Where new connections go, as `HOST:PORT`. It may be set to any target that `Proxy` takes.
 
-        Connections that are connecting or connected keep their upstream.
+        Setting looks a name up, which may take seconds. Connections that are connecting or connected keep their
+        upstream.
 
         Raises:
             UsageError: on setting, no such address can exist, or it is the proxy's own.
@@ -287,7 +293,7 @@ class Controls:
                 return
             port = self._forwards[0].port
         new = Forwarding(config.forwards[0])
-        self._find_targets([new])  # it may take seconds
+        self._find_targets([new])  # without the lock: it may take seconds
         new.port = port
         self._leave_out_circles([new])
         with self._held() as crew:
@@ -299,12 +305,12 @@ class Controls:
             self.config = config
 
     def _check_single(self, what: str) -> None:
-        """RuntimeError: there are several forwards, and so there is no such thing."""
+        """Raises RuntimeError if there are several forwards, so that `what` is ambiguous."""
         if (count := len(self.config.forwards)) > 1:
             raise RuntimeError(f"{what} is of a proxy with one forward, and this one has {count}: see `forwards`")
 
     def restore(self) -> None:
-        """Takes faults, `pause` and `down` back. It kills nothing."""
+        """Removes all faults, and ends `pause` and `down`. It ends no connection."""
         if self._bent:
             self._bent.remove()
         self.resume()
@@ -319,7 +325,8 @@ class Controls:
             faults: of `tcpproxy.faults`, or texts like "up:latency=100ms".
 
         Returns:
-            What removes and changes them, and knows what they have done; a context manager, which removes them.
+            A handle, which removes and changes them and knows what they have done; a context manager, which removes
+            them.
 
         Raises:
             UsageError: a fault is invalid or contradicts another one; nothing has changed.
@@ -334,17 +341,17 @@ class Controls:
 
     @property
     def _every_fault(self) -> tuple[Handle, ...]:
-        """Also those that were removed."""
+        """The faults in force, and those that were removed."""
         return self._bent.every if self._bent else ()
 
     @property
     def seed(self) -> int:
-        """The seed of the dice of faults."""
+        """The seed of the random numbers of faults."""
         return (self._bent or self._bend()).seed
 
     @property
     def _seed_text(self) -> str:
-        """The seed as people are told it: with the dice that it is for."""
+        """The seed as it is printed: with the version of the dice."""
         return (self._bent or self._bend()).seed_text
 
     def _warn(self, text: str) -> None:
@@ -361,13 +368,13 @@ class Controls:
     # --- seeing ---
 
     def url(self, url: str) -> str:
-        """The same URL or connection string with the proxy's address in it.
+        """Returns a URL or connection string with the proxy's address in place of the server's.
 
         Args:
             url: `scheme://user@HOST:PORT/...`, libpq's `host=HOST port=PORT ...`, or `HOST:PORT`.
 
         Raises:
-            UsageError: there is no host in it.
+            UsageError: `url` has no host.
             RuntimeError: the proxy has not been started.
         """
         return with_address(url, *self._tcp_address("port"))
@@ -383,23 +390,23 @@ class Controls:
         since: Stats | None = None,
         timeout: float | str | None = 5.0,
     ) -> Stats:
-        """Waits until the proxy has done so much, all of it at the same time. At least so much; `active`: exactly.
+        """Waits until the proxy's numbers have reached all of the given ones at the same time.
 
         Args:
-            accepted: connections accepted.
-            active: connections alive.
-            ended: connections that are over.
-            to_upstream: bytes delivered to upstream.
-            to_client: bytes delivered to clients.
-            since: count from these numbers on, except `active`; None: from the start.
-            timeout: seconds or a text like `250ms`; None: for ever.
+            accepted: connections accepted, at least.
+            active: connections alive, exactly.
+            ended: connections that have ended, at least.
+            to_upstream: bytes delivered to upstream, at least.
+            to_client: bytes delivered to clients, at least.
+            since: subtract these numbers first, except `active`; None: count from the start of the proxy.
+            timeout: seconds, or a text like `250ms`; None: no limit.
 
         Returns:
             The numbers at that time.
 
         Raises:
-            WaitTimeout: not in this time, or the proxy has ended without it; the text shows numbers and connections.
-            UsageError: the timeout is no duration, or a number is none.
+            WaitTimeout: the time is over, or the proxy has ended; the text shows numbers and connections.
+            UsageError: the timeout is no duration, or a number is invalid.
         """
         wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
         limit = parse_limit("timeout", timeout)
@@ -431,13 +438,13 @@ class Controls:
         return self._stopping.is_set() and not (crew and crew.running)
 
     def _look(self, wanted: _Wanted, deadline: float, limit: float) -> Stats | None:
-        """The numbers, if they are as wanted; None: not yet.
+        """Returns the numbers if they are as wanted; None: not yet.
 
         Raises:
-            WaitTimeout: they will not be in time.
+            WaitTimeout: the deadline is past, or the proxy has ended.
         """
         __tracebackhide__ = True
-        over = self._is_over()  # before the numbers: later they do not change
+        over = self._is_over()  # asked first: then the numbers are final
         stats = self.stats()
         missing = wanted.missing(stats)
         if not missing:
@@ -477,7 +484,7 @@ class _Wanted:
         self._since = {name: getattr(since, name) if since else 0 for name in self._totals}
 
     def missing(self, stats: Stats) -> str:
-        """What is not as wanted, for people; empty: nothing."""
+        """Returns a text of the numbers that are not as wanted; empty: all are."""
         found = []
         for name, value in self._totals.items():
             if (now := getattr(stats, name) - self._since[name]) < value:
@@ -494,7 +501,7 @@ def _stream_bits(stream: Stream) -> int:
 
 
 def _undoing(undo: Callable[[], None]) -> contextlib.AbstractContextManager[object]:
-    """Calls `undo` when its block is left; not entered: never."""
+    """Returns a context manager that calls `undo` when its block is left."""
     stack = contextlib.ExitStack()
     stack.callback(undo)
     return stack

@@ -3,12 +3,16 @@
     latency("100ms", jitter="20ms", stream="upstream")
     Fault.parse("up:latency=100ms,jitter=20ms")     # the same, in the form of the command line and of str()
 
-Kinds and attributes are toxiproxy's, with `close` and `stall` besides, and those that act when a client is accepted:
-`refuse`, `hang`, `blackhole`, `connect_delay`. A fault is checked when it is made, and is compared by value.
+Kinds and attributes are those of toxiproxy's toxics. Added are `close` and `stall`, and the kinds that act when a
+client connects: `refuse`, `hang`, `blackhole`, `connect_delay`. A fault is checked when it is made, and compared by
+value.
+
+A fault takes a connection that meets all of the fault's selectors; that is decided once. It acts on the connection from
+when it first holds, cuts or discards something.
 
 A time is a text with a unit, like "100ms", a timedelta, or 0; it is kept as a timedelta. A rate is a text with a unit,
 like "100kB/s" or "10Mbit/s"; it is kept as a Rate, in bytes per second. A size is a number of bytes, or a text like
-"64KiB".
+"64KiB"; it is kept as a number.
 """
 
 from __future__ import annotations
@@ -34,10 +38,10 @@ from .values import (
 )
 
 Time = str | timedelta | int
-"""A time with its unit. Of the numbers only 0 needs none."""
+"""A time with its unit. 0 is the only number."""
 
 STREAMS = {"up": "upstream", "down": "downstream", "both": "both"}
-"""Directions by their short names."""
+"""The names of the directions, by their short names."""
 
 MOST_BYTES = 999_999_999_999
 MOST_BURST = 10**9
@@ -57,7 +61,7 @@ PRESETS = {  # down and up in kbit/s, round trip in ms
     "fios": (20000, 5000, 4),
 }
 """The profiles of WebPageTest (`connectivity.ini.sample` at catchpoint/WebPageTest 0c6c27a; 4g and lte: the menu of
-webpagetest.org). WebPageTest limits packets, the proxy limits their content; it loses none."""
+webpagetest.org). WebPageTest limits packets; the proxy limits their content."""
 
 _SPEC = re.compile(r"(?:(?P<stream>\w+):)?(?P<kind>\w+)(?:=(?P<first>[^,]*))?(?P<more>(?:,[^,]*)*)", re.ASCII)
 _NAME = re.compile(r"[\w.#-]{1,64}", re.ASCII)
@@ -70,29 +74,31 @@ _WHEN = {"after", "after_bytes"}
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Fault:
-    """What all faults have in common. A connection must meet all of its selectors.
+    """The attributes that all kinds of faults share.
+
+    Selectors, all of which a connection must meet: toxicity, first, nth, every, connection, client, live.
 
     Raises:
-        UsageError: a value that cannot be, or an attribute that the kind does not have.
+        UsageError: a value is invalid, or the kind does not have the attribute.
 
     Attributes:
-        stream: the direction: "downstream" (to the client), "upstream" or "both"; "down" and "up" are the same.
-        toxicity: the share of connections that the fault takes, like 0.1 or "10%"; decided once for each.
-        name: None: the kind and the stream, like latency_downstream.
-        seed: of its dice; None: the proxy's.
-        first: the first n connections since the fault is in force.
-        nth: the nth of them alone.
-        every: every nth of them.
-        connection: the connection with this id.
-        client: clients of a network, like "10.0.0.0/8".
+        stream: the direction: "downstream" (to the client), "upstream" or "both"; "down" and "up" are accepted, too.
+        toxicity: the share of connections that the fault takes, like 0.1 or "10%"; both directions of one alike.
+        name: for the log and for its random numbers; None: the kind and the stream, like latency_downstream.
+        seed: of its random numbers; None: the proxy's seed.
+        first: only the first n connections after the fault was put in force.
+        nth: only the nth of them.
+        every: only every nth of them.
+        connection: only the connection with this id.
+        client: only clients of a network, like "10.0.0.0/8".
         live: also connections that were open before. A fault with first, nth or every never takes these.
-        after_bytes: begins once so many bytes of the direction have passed.
-        after: begins so long after it has taken a connection.
-        times: acts on so many connections at most.
+        after_bytes: the fault begins when so many bytes of the direction have passed.
+        after: the fault begins this time after it has taken the connection.
+        times: the fault acts on so many connections at most.
         scope: "connection"; or "proxy": one rate or limit for all connections together.
-        start: begins so long after it was put in force, or else after the start of the proxy.
-        for_: lasts so long; `for` on the command line.
-        repeat: begins again so long after each beginning.
+        start: the fault begins this time after it was put in force, but not before the proxy starts.
+        for_: the fault ends this time after its beginning; None: it does not end. `for` on the command line.
+        repeat: the fault begins again this time after each beginning; None: it does not.
     """
 
     stream: str = "downstream"
@@ -115,10 +121,11 @@ class Fault:
 
     kind: ClassVar[str] = ""
     kinds: ClassVar[dict[str, type[Fault]]] = {}
-    """Faults by kind, in the order in which a byte meets them; at the end those of the accept."""
+    """The classes by kind, in the order in which a byte meets them; last, those that act when a client connects."""
     lacks: ClassVar[frozenset[str]] = frozenset()
-    """Which of the common attributes the kind does not have."""
+    """The shared attributes that the kind does not have."""
     ends: ClassVar[tuple[str, ...]] = ("close", "reset")
+    """The values that its attribute `end` may have."""
 
     def __init_subclass__(cls, lacks: Iterable[str] = ()) -> None:
         cls.kind, cls.lacks = cls.__name__, frozenset(lacks)
@@ -135,7 +142,7 @@ class Fault:
             raise UsageError(f"fault {self.kind}: {error}") from None
 
     def _kept(self, which: Field[Any], value: Any) -> object:
-        """The value of an attribute in the form in which it is kept."""
+        """Checks the value of an attribute, and returns it in the form in which it is kept."""
         name, key = which.name, _key(which.name)
         if name in self.lacks and value != which.default:
             raise UsageError(f"{self.kind} has no {key}" + self.instead(name))
@@ -151,10 +158,10 @@ class Fault:
             return parse_number(key, value, 1, MOST_NUMBER)
         if name == "end":
             return parse_choice(key, value, self.ends)
-        return _WORDS[name](key, value)
+        return _CHECKS[name](key, value)
 
     def instead(self, name: str) -> str:
-        """What the error adds about an attribute that the kind does not have."""
+        """Returns what the error about a missing attribute adds: the reason, and what to use instead."""
         return ""
 
     def check(self) -> None:
@@ -166,7 +173,7 @@ class Fault:
 
     @property
     def label(self) -> str:
-        """Its name, or what it is called without one."""
+        """Its name; without one, the kind and the stream."""
         return self.name or (self.kind if "stream" in self.lacks else f"{self.kind}_{self.stream}")
 
     def __str__(self) -> str:
@@ -187,10 +194,10 @@ class Fault:
 
     @staticmethod
     def parse(text: str) -> Fault:
-        """A fault from `[STREAM:]KIND[=VALUE][,KEY=VALUE]...`; VALUE is the kind's first attribute.
+        """Makes a fault from `[STREAM:]KIND[=VALUE][,KEY=VALUE]...`; VALUE is the kind's first attribute.
 
         Raises:
-            UsageError: its text names the fault, what is wrong, and what was expected.
+            UsageError: the text names the fault, what is wrong, and what was expected.
         """
         try:
             return _parse(text)
@@ -218,7 +225,7 @@ def _parse(text: str) -> Fault:
         key, equals, value = part.partition("=")
         name = known.get(key.strip(), "")
         if not name and _named(key.strip()) in kind.lacks:
-            name = _named(key.strip())  # its own error says more
+            name = _named(key.strip())  # `instead` has a better error for it
         if not name or not equals:
             raise UsageError(f"{quoted(part)} is no KEY=VALUE of {kind.kind}{_nearest(key.strip(), known)}")
         if name in given:
@@ -232,11 +239,11 @@ def _parse(text: str) -> Fault:
 
 @dataclass(frozen=True, repr=False)
 class limit_data(Fault, lacks=_WHEN):
-    """Lets n bytes of a direction pass, and ends the connection when the last of them is through; 0: at the first byte.
+    """Ends the connection when n bytes of a direction have passed; 0: when the first byte arrives.
 
     Attributes:
-        bytes: how many pass, from when the fault has taken the connection.
-        end: "close" (an end of file for both peers), "reset", or "stall": what follows is discarded.
+        bytes: how many pass, counted from when the fault has taken the connection.
+        end: "close" (both peers get an end of file), "reset", or "stall": what follows is discarded.
     """
 
     bytes: int | str
@@ -247,10 +254,10 @@ class limit_data(Fault, lacks=_WHEN):
 
 @dataclass(frozen=True, repr=False)
 class reset_peer(Fault, lacks={"scope"}):
-    """Resets both peers. By default a new connection at accept, before upstream is asked.
+    """Resets both peers. By default a new connection when it is accepted, before the proxy connects to upstream.
 
     Attributes:
-        timeout: so long after it begins.
+        timeout: the time from the beginning of the fault to the reset.
     """
 
     timeout: Time = 0
@@ -258,10 +265,10 @@ class reset_peer(Fault, lacks={"scope"}):
 
 @dataclass(frozen=True, repr=False)
 class close(Fault, lacks={"scope"}):
-    """As reset_peer, with an end of file for both peers.
+    """As reset_peer, with an end of file for both peers in place of the reset.
 
     Attributes:
-        timeout: so long after it begins.
+        timeout: the time from the beginning of the fault to the end of file.
     """
 
     timeout: Time = 0
@@ -272,9 +279,9 @@ class timeout(Fault, lacks={"scope", "after_bytes"}):
     """Discards the bytes of a direction, and ends the connection later.
 
     Attributes:
-        timeout: ends it so long after it begins; 0: never.
+        timeout: the time from the beginning of the fault to the end of the connection; 0: it does not end.
         end: "close" or "reset".
-        idle: discards nothing, and ends it after so long without a byte of the direction.
+        idle: discard nothing, and end the connection when no byte of the direction has arrived for the time.
     """
 
     timeout: Time
@@ -284,11 +291,11 @@ class timeout(Fault, lacks={"scope", "after_bytes"}):
 
 @dataclass(frozen=True, repr=False)
 class latency(Fault, lacks={"scope"}):
-    """Delays what is sent, bytes, end of file and reset, in order. Several add up.
+    """Delays bytes, end of file and reset, and keeps their order. Several latencies add up.
 
     Attributes:
-        latency: how long.
-        jitter: uniform: up to so much more or less; normal: the standard deviation.
+        latency: the delay.
+        jitter: uniform: the delay varies by up to this time, either way; normal: its standard deviation.
         distribution: "uniform" or "normal".
     """
 
@@ -302,7 +309,7 @@ class slow_close(Fault, lacks={"scope", *_WHEN}):
     """Delays the end of file of a direction; the other one goes on.
 
     Attributes:
-        delay: how long after the last byte.
+        delay: the time from the last byte to the end of file.
     """
 
     delay: Time
@@ -310,11 +317,11 @@ class slow_close(Fault, lacks={"scope", *_WHEN}):
 
 @dataclass(frozen=True, repr=False)
 class bandwidth(Fault):
-    """Limits the rate of a direction of each connection; of several the lowest holds.
+    """Limits the rate of a direction of each connection. Of several limits the lowest holds.
 
     Attributes:
-        rate: the rate.
-        burst: bytes that may pass at once after a pause, up to 10^9; None: those of 10 ms.
+        rate: the most bytes per second.
+        burst: bytes that may pass at once after a pause, up to 10^9; None: what passes in 10 ms.
     """
 
     rate: str | Rate
@@ -323,12 +330,12 @@ class bandwidth(Fault):
 
 @dataclass(frozen=True, repr=False)
 class slicer(Fault, lacks={"scope"}):
-    """Sends in small pieces. Where they are cut depends on the position in the stream alone.
+    """Sends in small pieces. Where they end depends on the position in the stream alone.
 
     Attributes:
-        average_size: bytes of a piece.
-        size_variation: so many more or fewer.
-        delay: between pieces.
+        average_size: bytes of a piece on average.
+        size_variation: by how many bytes a piece may be larger or smaller.
+        delay: the time between two pieces.
     """
 
     average_size: int | str
@@ -346,7 +353,7 @@ class slicer(Fault, lacks={"scope"}):
 
 @dataclass(frozen=True, repr=False)
 class stall(Fault, lacks={"scope"}):
-    """Holds everything: bytes, end of file and reset. The peers see a partner who is silent and alive."""
+    """Holds bytes, end of file and reset. To each peer the other one is alive and silent."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -359,7 +366,7 @@ class refuse(Fault, lacks={"stream", "scope", *_WHICH, *_WHEN}):
 
 @dataclass(frozen=True, repr=False)
 class hang(Fault, lacks={"stream", "scope", *_WHICH, *_WHEN}):
-    """Connecting does not complete, as to a machine that is gone; connections that are open go on. Linux."""
+    """Connecting does not complete, as to a machine that is switched off; connections that are open go on. Linux."""
 
     def instead(self, name: str) -> str:
         return ", because the system lets all clients hang or none; blackhole and stall take single ones"
@@ -367,29 +374,29 @@ class hang(Fault, lacks={"stream", "scope", *_WHICH, *_WHEN}):
 
 @dataclass(frozen=True, repr=False)
 class blackhole(Fault, lacks={"stream", "scope", "live", *_WHEN}):
-    """A client is accepted, and nothing else happens: upstream is not asked, nothing is read."""
+    """A client is accepted, and nothing else happens: upstream is not connected to, nothing is read."""
 
 
 @dataclass(frozen=True, repr=False)
 class connect_delay(Fault, lacks={"stream", "scope", "live", *_WHEN}):
-    """Upstream is asked later.
+    """Upstream is connected to later.
 
     Attributes:
-        delay: how long after the accept.
+        delay: the time from the accept to the connect.
     """
 
     delay: Time
 
 
 def preset(name: str, **common: Any) -> tuple[Fault, ...]:
-    """The faults of a slow network, half of its round trip each way. Its name is one of PRESETS.
+    """Returns the faults of a slow network: half of its round-trip time each way, and a rate for each direction.
 
     Args:
-        name: like "3g".
-        common: attributes of all of them, like toxicity.
+        name: one of PRESETS, like "3g".
+        common: attributes that all of them get, like toxicity.
 
     Raises:
-        UsageError: there is no such preset.
+        UsageError: there is no such preset, or an attribute is invalid.
     """
     if name not in PRESETS:
         raise UsageError(f"there is no preset {quoted(name)}, expected one of {', '.join(PRESETS)}")
@@ -402,14 +409,17 @@ def preset(name: str, **common: Any) -> tuple[Fault, ...]:
 
 
 def named(faults: Iterable[Fault | str], beside: Mapping[str, Fault] | None = None) -> dict[str, Fault]:
-    """Faults that are to be in force together, by name: the second of a label is LABEL#2.
+    """Gives faults that are to be in force together distinct names; the second one with a label gets LABEL#2.
 
     Args:
-        faults: the faults.
-        beside: others, by their names, which are in force already.
+        faults: the faults, or their texts.
+        beside: the faults that are in force already, by name.
+
+    Returns:
+        The faults by name, in their order.
 
     Raises:
-        UsageError: a text is no fault, a name is given twice, or two slice the same direction.
+        UsageError: a text is no fault, a name is given twice, or two faults slice the same direction.
     """
     before = dict(beside or {})
     result: dict[str, Fault] = {}
@@ -432,7 +442,7 @@ def named(faults: Iterable[Fault | str], beside: Mapping[str, Fault] | None = No
 
 
 def _sliced(fault: Fault) -> set[str]:
-    """The directions that it slices."""
+    """Returns the directions that a fault slices: none, unless it is a slicer."""
     if fault.kind != "slicer":
         return set()
     return {"upstream", "downstream"} if fault.stream == "both" else {fault.stream}
@@ -442,9 +452,14 @@ def _sliced(fault: Fault) -> set[str]:
 
 _COMMON = [each.name for each in fields(Fault)]
 _EXAMPLES = {
-    **{"bytes": "64KiB", "timeout": "2s", "latency": "100ms", "delay": "100ms", "rate": "100kB/s"},
+    "bytes": "64KiB",
+    "timeout": "2s",
+    "latency": "100ms",
+    "delay": "100ms",
+    "rate": "100kB/s",
     "average_size": "64",
 }
+"""Values for the error about a kind without its value, by attribute."""
 
 _ELSEWHERE = {
     "loss": ", because TCP sends again what is lost: programs see latency",
@@ -456,10 +471,11 @@ _ELSEWHERE = {
     **dict.fromkeys(("rate", "throttle"), ", did you mean bandwidth?"),
     **dict.fromkeys(("cut", "truncate"), ", did you mean limit_data?"),
 }
-"""What the error adds about kinds that people know from elsewhere."""
+"""Kinds of other programs that users may expect, with what the error says of them."""
 
 
 def _kind_meant(word: str) -> str:
+    """Returns the end of the error about a kind that does not exist: what was probably meant, or the kinds."""
     if word in PRESETS:
         return f", it is a preset, another option; in a program tcpproxy.faults.preset({word!r})"
     if word in _ELSEWHERE:
@@ -473,6 +489,7 @@ def _kind_meant(word: str) -> str:
 
 
 def _own(kind: type[Fault]) -> list[str]:
+    """Returns the attributes of a kind that are not shared; the first one is the VALUE of KIND=VALUE."""
     return [each.name for each in fields(kind) if each.name not in _COMMON]
 
 
@@ -481,10 +498,12 @@ def _required(kind: type[Fault], name: str) -> bool:
 
 
 def _key(name: str) -> str:
+    """Returns the key of an attribute in a text: `for` is a keyword of Python, and its attribute is `for_`."""
     return name.rstrip("_")
 
 
 def _named(key: str) -> str:
+    """Returns the attribute of a key: the reverse of `_key`."""
     return "for_" if key == "for" else key
 
 
@@ -536,7 +555,7 @@ def _rate(what: str, value: Any) -> Rate:
     return parse_rate(what, value)
 
 
-_WORDS: dict[str, Callable[[str, Any], object]] = {
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
     "stream": _stream,
     "toxicity": parse_share,
     "name": _name,
@@ -548,4 +567,4 @@ _WORDS: dict[str, Callable[[str, Any], object]] = {
     "distribution": lambda what, value: parse_choice(what, value, ("uniform", "normal")),
     "rate": _rate,
 }
-"""How the attributes are checked that are no times, sizes or counts."""
+"""What checks the attributes that are not in _TIMES, _SIZES or _COUNTS."""

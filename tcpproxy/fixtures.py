@@ -1,4 +1,4 @@
-"""What the fixtures of the pytest plugin hand out: factories of proxies, which stop them in the end."""
+"""ProxyFactory, the value of the fixtures of the pytest plugin: makes started proxies, and stops them in the end."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from .handles import Handle
 
 EVENTS = 20
-"""The last events of a proxy that a report shows."""
+"""How many events of a proxy a report shows: the last ones."""
 
 MOST_NAME = 200
-"""Characters of a test's name that are in that of its capture."""
+"""How many characters of a test's name are in the name of its capture file."""
 
 DUMP_LINES = 40
-"""Lines of a recording that a report shows: the first half of them, and the last."""
+"""How many lines of a recording a report shows: one half from the beginning, one from the end."""
 
 
 class UnmetError(AssertionError):
-    """What `strict` asks for has not happened."""
+    """With `strict`, a fault has acted on no connection."""
 
 
 class ProxyFactory:
@@ -53,11 +53,11 @@ class ProxyFactory:
 
     Args:
         nodeid: pytest's name of the test; empty for the session.
-        seed: from which each proxy's own seed follows, with `nodeid` and the number of proxies before it.
+        seed: the base of each proxy's seed: see `seed_of`.
         captures: the folder for a capture of each proxy; None: no captures.
 
     Attributes:
-        is_over: the test has failed or was skipped, so that `strict` asks for nothing more.
+        is_over: the test has failed or was skipped, so that `strict` is not checked.
     """
 
     def __init__(self, nodeid: str, *, seed: int = 0, captures: str | None = None) -> None:
@@ -77,18 +77,18 @@ class ProxyFactory:
         on_event: Callable[[Event], None] | None = None,
         **options: Any,
     ) -> Proxy:
-        """A started proxy in front of `target`; it stops after the test.
+        """Returns a started proxy in front of `target`; it stops after the test.
 
         Args:
             target: what to forward to: `HOST:PORT`, a URL, (host, port), a port of localhost, a socket, a server of
                 asyncio, anyio, trio or socketserver, or an object with `server_address`, or with `port` and perhaps
                 `host`. It need not listen yet.
-            strict: after a test that has passed, a fault that has acted on no connection is an error.
+            strict: if the test passes, a fault that has acted on no connection is an error.
             on_event: as for Proxy.
             **options: those of Proxy.
 
         Raises:
-            UsageError: nothing can be connected to by `target`, or an option is invalid.
+            UsageError: `target` has no address to connect to, or an option is invalid.
             StartError: the proxy cannot be started.
         """
         remote = target_of(target)
@@ -118,29 +118,30 @@ class ProxyFactory:
         self._stack.close()
 
     def _capture_file(self, number: int) -> str:
+        """Returns the path of a proxy's capture; makes its folder. Distinct tests get distinct names."""
         folder = Path(self._captures or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        worker = os.environ.get("PYTEST_XDIST_WORKER")  # each process of xdist has a session
+        worker = os.environ.get("PYTEST_XDIST_WORKER")  # each process of xdist has its own session
         file, _, test = (self._nodeid or (f"session-{worker}" if worker else "session")).partition("::")
         name = re.sub(r"[^\w.\[\]=-]+", "-", self._nodeid or file)
-        if len(name) > MOST_NAME or re.sub(r"[\w.\[\]=-]|::", "", test):  # others may differ in what is left out
+        if len(name) > MOST_NAME or re.sub(r"[\w.\[\]=-]|::", "", test):  # something of the name is left out
             name = f"{name[:MOST_NAME]}-{zlib.crc32(test.encode(errors='surrogatepass')):08x}"
         return str(folder / f"{name}-{number + 1}.pcapng")
 
     def describe(self) -> str:
-        """The proxies, their faults, connections and last events, and what was recorded; empty: there are none."""
+        """Returns a text for a report: proxies, faults, connections, last events, recordings; empty without proxies."""
         test = f" {shlex.quote(self._nodeid)}" if self._nodeid else ""
         again = f"pytest --tcpproxy-seed={self._seed}{test}"
         return "\n\n".join("\n".join(watched.describe(again)) for watched in self._watched)
 
 
 def seed_of(base: int, nodeid: str, number: int) -> int:
-    """The seed of a proxy: the same in each run, whatever other tests run, in which order, and in how many processes.
+    """Returns the seed of a proxy. It does not depend on the other tests of the run, their order or their processes.
 
     Args:
-        base: that of the run.
+        base: the seed of the run.
         nodeid: pytest's name of the test.
-        number: how many the test has asked for before.
+        number: how many proxies the test has made before.
     """
     return zlib.crc32(f"{base}\0{nodeid}\0{number}".encode(errors="surrogatepass"))
 
@@ -160,10 +161,10 @@ class _Watched:
         self._deliver(event)
 
     def stop(self, *, strict: bool) -> None:
-        """Resets what is left, and waits for the proxy's threads.
+        """Stops the proxy; connections that are left are reset.
 
         Raises:
-            WorkerError: what has ended the proxy before.
+            WorkerError: the proxy has failed before.
             UnmetError: `strict`, and a fault has acted on no connection.
         """
         self.proxy.stop(0)
@@ -176,7 +177,11 @@ class _Watched:
             raise UnmetError(f"tcpproxy(..., strict=True): {met}")
 
     def describe(self, again: str) -> list[str]:
-        """What a report says of it, in lines."""
+        """Returns the lines of a report about this proxy.
+
+        Args:
+            again: the command that runs the test with the same seed.
+        """
         proxy = self.proxy
         lines = [clean(repr(proxy)), summary(wall() - self._made, proxy.stats())]
         if faults := proxy._every_fault:
@@ -207,10 +212,10 @@ def _shown(recording: Recording) -> list[str]:
 
 
 def target_of(target: Any) -> Remote:
-    """Where `target` listens, in a form that Proxy takes.
+    """Returns where `target` listens, in a form that Proxy takes.
 
     Raises:
-        UsageError: it is nothing that can be connected to by TCP.
+        UsageError: it has no TCP address to connect to.
     """
     if isinstance(target, str):
         return _of_url(target) if is_url(target) else target
@@ -232,7 +237,7 @@ def _of_url(url: str) -> str:
 
 
 def _place(target: Any) -> object:
-    """The address of a socket or server; anything else: it has none."""
+    """Returns the address of a socket or server; None, or something that is no address, if it has none."""
     if hasattr(target, "getsockname"):
         return target.getsockname()
     if hasattr(target, "extra_attributes"):  # a listener of anyio

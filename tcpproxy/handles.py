@@ -1,4 +1,4 @@
-"""The faults of a proxy that are in force: to install, change and remove them, and what they have done."""
+"""The faults that are in force in a proxy: installs, changes and removes them, and knows what they have done."""
 
 from __future__ import annotations
 
@@ -31,46 +31,46 @@ TRY_AGAIN = 0.1
 """Seconds between two tries to open or close a window, when there are no descriptors or no memory."""
 
 KNOWN = 1000
-"""Connections that a handle knows by their ids: the last ones."""
+"""Ids of connections that a handle keeps, the last ones; and faults that are remembered after they were removed."""
 
 MOST_KNOWN = 1_000_000
-"""Connections of which the faults are remembered; as many as can be alive."""
+"""Live connections whose faults are remembered at most; no more can be alive."""
 
 
 class _Entry:
-    """A fault that is in force, or was."""
+    """A fault that is or was in force."""
 
     def __init__(self, installed: Installed) -> None:
         self.installed = installed
         self.connections: collections.deque[int] = collections.deque(maxlen=KNOWN)
         self.fired = 0
-        """Once it is removed."""
+        """On how many connections it has acted; set when it is removed. Before, see `Faults.fired`."""
         self.begun = 0.0
-        """When it was put in force; 0: the proxy has not started."""
+        """When it was put in force, of `monotonic`; 0: the proxy has not started."""
 
     def window(self, now: float) -> tuple[bool, float]:
-        """Is it open, and when does that change?"""
+        """Returns whether its window is open, and when that changes; inf: never. Times of `monotonic`."""
         is_open, change = window(self.installed.fault, now - self.begun if self.begun else 0.0)
         return is_open, self.begun + change if self.begun else math.inf
 
 
 class _Now(NamedTuple):
-    """What is in force. Replaced as a whole, so that who reads it needs no lock."""
+    """What is in force. It is replaced as a whole, so that readers need no lock."""
 
     entries: dict[str, _Entry]
-    """By name."""
+    """The faults, by name."""
     rulebook: Rulebook
-    """Their rules, in the same order, of those that have one."""
+    """The rules of those that have one, in the same order."""
 
     def faults(self) -> dict[str, Fault]:
         return {name: it.installed.fault for name, it in self.entries.items()}
 
     def fired(self) -> Iterator[tuple[_Entry, int]]:
-        """Each with a rule, and on how many connections it has acted."""
+        """Gives each fault that has a rule, with the number of connections on which it has acted."""
         return zip(_with_rules(self.entries), self.rulebook.fired(), strict=True)
 
     def keep_fired(self) -> None:
-        """Remembers that of those which are removed."""
+        """Stores these numbers in the faults, for those that are removed."""
         for it, fired in self.fired():
             it.fired = fired
 
@@ -83,10 +83,10 @@ class Faults:
     """The faults of a proxy.
 
     Args:
-        held: holds the proxy's lock, and gives its crew; None: it has none (yet).
-        shut: is told the crew and which kinds of NO_RULES are in force: ports refuse clients then, or let them hang.
+        held: holds the proxy's lock, and gives its crew; None: it has none, or none yet.
+        shut: called with the crew and the kinds of NO_RULES that are in force; makes the ports do what they say.
         faults: those that are in force from the start.
-        seed: of the dice; None: a random one.
+        seed: of the random numbers; None: a random one.
         impossible: why the proxy cannot have faults of these kinds.
         warn: called with a sentence when a window cannot open or close.
         is_over: whether the proxy has ended.
@@ -95,7 +95,7 @@ class Faults:
         UsageError: a fault is invalid, or two contradict each other.
 
     Attributes:
-        seed: of the dice.
+        seed: of the random numbers.
     """
 
     def __init__(
@@ -116,22 +116,22 @@ class Faults:
         self._thread: Thread | None = None
         self._keys = 0
         self._now = _Now({}, Rulebook([]))
-        self._by_key: dict[int, _Entry] = {}  # also of faults that were removed, whose events may still come
-        self._acted: dict[int, list[str]] = {}  # names, by the id of a live connection
+        self._by_key: dict[int, _Entry] = {}  # also faults that were removed: their events may still come
+        self._acted: dict[int, list[str]] = {}  # names of faults, by the id of a live connection
         if faults:
             self._install(faults, None)
 
     # --- changes ---
 
     def install(self, faults: Some) -> Handle:
-        """Puts faults in force, all at once."""
+        """Puts faults in force, all at once. Errors are those of `Controls.fault`."""
         with self._held() as crew:
             return self._install(faults, crew)
 
     def _install(self, faults: Some, crew: Crew | None) -> Handle:
         new = {}
         if crew:
-            crew.accept_waiting()  # those who have connected before are live
+            crew.accept_waiting()  # clients that have connected before are live connections
         since = crew.last_id() if crew else 0
         if not isinstance(faults, Iterable) or isinstance(faults, bytes):
             raise UsageError(f"faults {quoted(faults)} are no faults, expected them or texts like latency=100ms")
@@ -154,14 +154,14 @@ class Faults:
         return Handle(self, tuple(new.values()))
 
     def _forget_some(self) -> None:
-        """Forgets those that were removed long ago."""
+        """Forgets removed faults, except for the last KNOWN."""
         in_force = {it.installed.key for it in self._now.entries.values()}
         gone = [key for key in self._by_key if key not in in_force]
         for key in gone[:-KNOWN]:
             del self._by_key[key]
 
     def update(self, entry: _Entry, changes: dict[str, Any]) -> None:
-        """Puts a fault in force with other values."""
+        """Changes attributes of a fault that is in force. Errors are those of `Handle.update`."""
         if "name" in changes:
             raise UsageError(f"fault {entry.installed.name} has a name of its own already, expected other attributes")
         with self._held() as crew:
@@ -180,17 +180,17 @@ class Faults:
                 raise
 
     def remove(self, gone: Collection[_Entry] | None = None) -> None:
-        """Removes faults, all at once; None: all that there are. Nothing happens to those that were removed before."""
+        """Removes faults, all at once; None: all that are in force. Skips those that were removed before."""
         with self._held() as crew:
             before = self._now
             left = {name: it for name, it in before.entries.items() if gone is not None and it not in gone}
             if len(left) < len(before.entries):
-                before.keep_fired()  # for who reads it meanwhile
+                before.keep_fired()  # for a thread that reads `fired` meanwhile; below, the final numbers
                 self._set(left, crew)
                 before.keep_fired()
 
     def _set(self, entries: dict[str, _Entry], crew: Crew | None) -> None:
-        """Puts these in force in place of those before."""
+        """Puts these faults in force instead of those that are."""
         if len(entries) > MOST_RULES:
             raise UsageError(f"{len(entries)} faults are too many, expected {MOST_RULES} at most")
         now = monotonic()
@@ -208,21 +208,21 @@ class Faults:
         self._changed.set()
 
     def _rule(self, entry: _Entry, now: float) -> dict[str, int]:
-        """Outside its window the rule takes no connection, and what it has done is remembered."""
+        """Returns the rule of a fault. Outside the window it takes no connection: it stays for its count of those."""
         found = rule(entry.installed, self.seed)
         return found if entry.window(now)[0] else {**found, "share": 0}
 
     # --- windows ---
 
     def begin(self, crew: Crew) -> None:
-        """The proxy starts."""
+        """To be called when the proxy starts: windows are counted from now on."""
         for it in self._now.entries.values():
             it.begun = monotonic()
         self._set(self._now.entries, None)
         crew.begin_with(self._now.rulebook)
 
     def end(self) -> None:
-        """The proxy stops. From any thread."""
+        """To be called when the proxy stops, by any thread: ends the thread of the windows."""
         self._over = True
         self._changed.set()
 
@@ -259,60 +259,68 @@ class Faults:
 
     @property
     def handles(self) -> tuple[Handle, ...]:
-        """Of those that are in force, in the order in which they were installed."""
+        """A handle for each fault in force, in the order in which they were installed."""
         return tuple(Handle(self, (it,)) for it in self._now.entries.values())
 
     @property
     def every(self) -> tuple[Handle, ...]:
-        """Also of those that were removed, as far as they are known."""
+        """The same, with those faults that were removed and are not forgotten yet."""
         return tuple(Handle(self, (it,)) for it in list(self._by_key.values()))
 
     @property
     def seed_text(self) -> str:
-        """The seed, and which dice it is for."""
+        """The seed with the version of the dice: another version draws other numbers from the same seed."""
         return f"{self.seed} (dice {DICE})"
 
     def end_of(self, some: Collection[_Entry]) -> str:
-        """Why they act no more; empty: they may."""
+        """Returns why faults cannot act any more, for an error; empty: they can."""
         if self._is_over():
             return "before the proxy ended"
         entries = self._now.entries
         return "" if any(entries.get(it.installed.name) is it for it in some) else "before it was removed"
 
     def fired(self, entry: _Entry) -> int:
-        """On how many connections a fault has acted."""
+        """Returns on how many connections a fault has acted."""
         return next((fired for it, fired in self._now.fired() if it is entry), entry.fired)
 
     def note(self, number: int, key: int) -> str:
-        """A fault has acted on a connection. Returns its name. Called by the log thread alone, as `forget`."""
+        """Notes that a fault has acted on a connection, by its event. Only for the log thread.
+
+        Args:
+            number: the id of the connection.
+            key: the key of the fault.
+
+        Returns:
+            The name of the fault; empty if it is not known any more.
+        """
         entry = self._by_key.get(key)
         if not entry:
             return ""
         entry.connections.append(number)
         self._acted.setdefault(number, []).append(entry.installed.name)
-        if len(self._acted) > MOST_KNOWN:  # the end of some was lost
+        if len(self._acted) > MOST_KNOWN:  # events of ends were lost
             self._acted.pop(next(iter(self._acted)))
         return entry.installed.name
 
     def acted(self, number: int, keys: Iterable[int]) -> tuple[str, ...]:
-        """The names of the faults that have acted on a live connection.
+        """Returns the names of the faults that have acted on a live connection.
 
         Args:
-            number: its id.
-            keys: of those in force that have, perhaps a moment ago: the log thread may not have heard of that yet.
+            number: the id of the connection.
+            keys: of the faults in force that have acted on it, by the core; their events may not have come yet.
         """
         now = [it.installed.name for key in keys if (it := self._by_key.get(key))]
         return tuple(dict.fromkeys([*self._acted.get(number, ()), *now]))
 
     def forget(self, number: int) -> tuple[str, ...]:
-        """A connection is over. Returns the names of the faults that have acted on it."""
+        """Returns the names of the faults that have acted on a connection, which has ended. Only for the log thread."""
         return tuple(self._acted.pop(number, ()))
 
 
 class Handle:
-    """One or several faults that were put in force together. A context manager: leaving it removes them.
+    """One or several faults that were put in force together. A context manager, which removes them.
 
-    `handle[0]` is that of the first one alone.
+    `handle[0]` is a handle of the first one alone.
     """
 
     def __init__(self, faults: Faults, entries: tuple[_Entry, ...]) -> None:
@@ -341,31 +349,34 @@ class Handle:
 
     @property
     def name(self) -> str:
-        """Of the first one."""
+        """The name of the first fault."""
         return self._entries[0].installed.name
 
     @property
     def fault(self) -> Fault:
-        """The first one, as it is now."""
+        """The first fault, with its updates."""
         return self._entries[0].installed.fault
 
     @property
     def fired(self) -> int:
-        """On how many connections they have acted: held, cut or discarded something. Of several: the sum."""
+        """On how many connections the fault has acted: held, cut or discarded something. Of several faults: the sum."""
         return sum(map(self._faults.fired, self._entries))
 
     @property
     def connections(self) -> tuple[int, ...]:
-        """The ids of the connections on which they have acted: of each fault the last 1,000."""
+        """The ids of the connections on which they have acted: for each fault the last 1,000."""
         return tuple(dict.fromkeys(number for it in self._entries for number in it.connections.copy()))
 
     def update(self, **changes: Any) -> None:
-        """Changes attributes of a fault. Both directions of all connections have them when it returns.
+        """Changes attributes of a fault, for both directions of all connections. They are in force when it returns.
 
-        Connections that the fault has taken keep it, with the position and time from which on it acts.
+        In a connection that the fault has taken and still takes, positions and times are counted as before.
+
+        Args:
+            **changes: attributes of the fault, except `name`.
 
         Raises:
-            UsageError: a value is invalid, or the name; the fault was removed; or the handle is that of several.
+            UsageError: a value is invalid, the fault was removed, or the handle has several faults.
         """
         if len(self._entries) != 1:
             raise UsageError(f"{len(self._entries)} faults cannot be updated at once, expected handle[0] or the like")
@@ -380,11 +391,11 @@ class Handle:
         self._faults.remove(self._entries)
 
     def wait_fired(self, n: int = 1, timeout: float | str | None = 5.0) -> None:
-        """Waits until they have acted on `n` connections.
+        """Waits until `fired` is `n` at least.
 
         Args:
-            n: how many.
-            timeout: seconds or a text like `250ms`; None: for ever.
+            n: a number of connections.
+            timeout: seconds, or a text like `250ms`; None: no limit.
 
         Raises:
             WaitTimeout: not in this time, or they were removed or the proxy has ended without it.
@@ -399,7 +410,7 @@ class Handle:
         await awaiting.poll_async(self._looking(n, timeout))
 
     def _looking(self, n: int, timeout: float | str | None) -> Callable[[], int | None]:
-        """What looks whether they have fired so often: on how many, or None; raises once the time is over."""
+        """Returns the function that `wait_fired` polls: it returns `fired`, or None as long as that is below `n`."""
         n = parse_number("n", n, 0, ALL)
         limit = parse_limit("timeout", timeout)
         deadline = monotonic() + limit
@@ -419,7 +430,15 @@ class Handle:
 
 
 def window(fault: Fault, time: float) -> tuple[bool, float]:
-    """Is a fault in force so many seconds after it was put in force, and when does that change? inf: never."""
+    """Tells whether the window of a fault (start, for, repeat) is open.
+
+    Args:
+        fault: the fault.
+        time: seconds since it was put in force.
+
+    Returns:
+        Whether it is open, and when that changes, in seconds since the fault was put in force; inf: never.
+    """
     start, length, every = map(_seconds, (fault.start, fault.for_, fault.repeat))
     since = time - (start or 0.0)
     if since < 0:

@@ -1,8 +1,7 @@
-"""The pytest plugin: the fixtures `tcpproxy` and `tcpproxy_factory`, and a section about their proxies for a test that
-failed.
+"""The pytest plugin: the fixtures `tcpproxy` and `tcpproxy_factory`, and a section in the reports of failed tests.
 
-Every pytest run of an environment with tcpproxy loads it. So it imports pytest and nothing else; what the fixtures do
-is in tcpproxy/fixtures.py, which the first of them imports. PYTEST_DONT_REWRITE
+Every run of pytest in an environment with tcpproxy loads it. So it imports pytest and nothing else; what the fixtures
+do is in tcpproxy/fixtures.py, which is imported when a test first uses one. PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from .fixtures import ProxyFactory
 
 _FACTORIES = pytest.StashKey["list[ProxyFactory]"]()
-"""Of a test, or of the session: the factories that it has asked for."""
-
+"""In the stash of a test, or of the session: its factories."""
 
 _SEED = pytest.StashKey[int]()
 
@@ -42,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draws the seed, once for all processes of xdist."""
+    """Reads or draws the seed of the run, once for all processes of xdist."""
     told = config.getoption("--tcpproxy-seed")
     text = config.getini("tcpproxy_seed") if told is None else told
     drawn = getattr(config, "workerinput", {}).get("tcpproxy_seed")
@@ -59,12 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tells a process of xdist the seed."""
+    """Gives the seed to a process of xdist."""
     node.workerinput["tcpproxy_seed"] = node.config.stash[_SEED]
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """The seed, if it is not the one of every run."""
+    """Returns a line with the seed, unless it is the default."""
     seed = config.stash[_SEED]
     return f"tcpproxy: seed {seed}, as with --tcpproxy-seed={seed}" if seed else None
 
@@ -80,7 +78,7 @@ def tcpproxy(request: pytest.FixtureRequest) -> Iterator[ProxyFactory]:
 
 @pytest.fixture(scope="session")
 def tcpproxy_factory(request: pytest.FixtureRequest) -> Iterator[ProxyFactory]:
-    """Makes TCP proxies that stop at the end of the session. It is called as the fixture tcpproxy is."""
+    """Makes TCP proxies that stop at the end of the session; otherwise like the fixture tcpproxy."""
     yield from _factory(request.session, request.config)
 
 

@@ -1,4 +1,4 @@
-"""Faults as the core knows them: rules of numbers (`Rule` of _core/plan.pxd). Pure."""
+"""Translates faults to the rules of the core, which hold numbers only (`Rule` of _core/plan.pxd)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from . import faults
 from .faults import Fault
 
 KINDS = ("cut", "timeout", "idle", "latency", "slow_close", "bandwidth", "slicer", "stall", "dial")
-"""RULE_ of the core, from 1 on."""
+"""The constants RULE_ of _core/plan.pxd in their order; the first is 1."""
 
 ENDS = ("close", "reset", "stall")
-"""END_ of the core, from 1 on."""
+"""The constants END_ of _core/plan.pxd in their order; the first is 1."""
 
 ALL = 2**64 - 1
 
 NO_RULES = ("refuse", "hang")
-"""Kinds that are no rules of the core: the proxy itself does what they say."""
+"""Kinds without a rule in the core: they concern the listeners, which the proxy closes or changes."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Installed:
 
     Attributes:
         fault: the fault.
-        name: what it is called, as `faults.named` says.
-        key: a number that it keeps when it is updated, and no other fault of the proxy ever has; from 1.
-        since: the id of the connection that was accepted last before it was in force.
+        name: its name, given by `faults.named`.
+        key: a number from 1 that no other fault of the proxy has, ever; an update does not change it.
+        since: the id of the last connection that was accepted before the fault was in force.
     """
 
     fault: Fault
@@ -39,7 +39,7 @@ class Installed:
 
 
 def name_number(name: str) -> int:
-    """The number of a fault's name, for the dice: FNV-1a."""
+    """Returns the number of a fault's name for the dice: its FNV-1a hash of 64 bits."""
     number = 0xCBF29CE484222325
     for byte in name.encode():
         number = (number ^ byte) * 0x100000001B3 & ALL
@@ -47,7 +47,12 @@ def name_number(name: str) -> int:
 
 
 def rule(installed: Installed, seed: int) -> dict[str, int]:
-    """The fields of its rule that are not 0. `seed` is the proxy's. Its window (start, for, repeat) is not in it."""
+    """Returns the fields of a fault's rule that are not 0. The rule has no window (start, for, repeat).
+
+    Args:
+        installed: a fault whose kind is not in NO_RULES.
+        seed: the proxy's, for a fault without one of its own.
+    """
     fault = installed.fault
     result = {
         "key": installed.key,
@@ -74,7 +79,7 @@ def rule(installed: Installed, seed: int) -> dict[str, int]:
 
 
 def _own(fault: Fault) -> dict[str, Any]:
-    """What the kind says."""
+    """Returns the fields that depend on the kind."""
     match fault:
         case faults.limit_data():
             return {**_kind("cut"), "by_bytes": True, "after_bytes": fault.bytes, "end": _end(fault.end)}
@@ -121,12 +126,12 @@ def _end(name: str) -> int:
 
 
 def _ns(time: object) -> int:
-    """Of a time as a fault keeps it; None: 0."""
+    """Returns the nanoseconds of a time as a fault keeps it; None: 0."""
     return time // timedelta(microseconds=1) * 1000 if isinstance(time, timedelta) else 0
 
 
 def _client(network: str | None) -> dict[str, int]:
-    """A network as an IPv6 one: IPv4 addresses are ::ffff:a.b.c.d."""
+    """Returns the fields of a network, which the core has in IPv6 form: IPv4 addresses are ::ffff:a.b.c.d."""
     if network is None:
         return {}
     import ipaddress  # few faults need it
