@@ -155,27 +155,27 @@ FAULTS = (
     ("slow_close=TIME", "Delay the end of file alone."),
     ("stall", "Hold everything back; nothing is lost."),
     ("timeout=TIME[,end=reset]", "Discard the bytes, and end the connection later; 0: never."),
-    ("timeout=TIME,idle=true", "End the connection after so long without a byte."),
-    ("limit_data=SIZE[,end=reset|stall]", "End the connection behind so many bytes."),
+    ("timeout=TIME,idle=true", "End the connection after this time without a byte."),
+    ("limit_data=SIZE[,end=reset|stall]", "End the connection after this many bytes."),
     ("reset_peer[=TIME]", "Reset both peers: at accept, or later."),
     ("close[=TIME]", "The same with an end of file."),
-    ("refuse", "Refuse connections; the others go on."),
-    ("hang", "Connecting does not complete; the others go on. Linux."),
+    ("refuse", "Refuse new connections; those that are open go on."),
+    ("hang", "New connections do not complete; those that are open go on. Linux."),
     ("blackhole", "Accept, and do nothing more."),
     ("connect_delay=TIME", "Connect to REMOTE later."),
 )
-"""Kinds of fault; what they do in detail is in docs/faults.md."""
+"""Kinds of fault. docs/faults.md has the details."""
 
 KEYS = (
-    ("toxicity=10%", "A share of the connections, by the seed."),
-    ("first=N, nth=N, every=N", "The first ones, the nth one, every nth one since the start."),
-    ("client=NETWORK, connection=ID", "Those of a network, or one by its number."),
-    ("after_bytes=SIZE, after=TIME", "Begin behind so many bytes, or so long after the connection."),
-    ("times=N", "Act on so many connections at most."),
-    ("start=TIME, for=TIME, repeat=TIME", "Windows, from the start of the proxy on."),
+    ("toxicity=10%", "Only a share of the connections, chosen by the seed."),
+    ("first=N, nth=N, every=N", "Only the first N connections, the Nth one, every Nth one."),
+    ("client=NETWORK, connection=ID", "Only clients of a network, or one connection by its number."),
+    ("after_bytes=SIZE, after=TIME", "Begin after this many bytes, or this time after the accept."),
+    ("times=N", "Act on N connections at most."),
+    ("start=TIME, for=TIME, repeat=TIME", "Windows of time, counted from the start of the proxy."),
     ("name=NAME, seed=N", "A name for the log; a seed of its own."),
 )
-"""What most kinds take besides."""
+"""Attributes that most kinds of fault have."""
 
 
 def faults_text(columns: int) -> str:
