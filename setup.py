@@ -8,9 +8,9 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["accepting", "admission", "bending", "bulk", "capture", "closing", "connecting", "control", "engine"]
-MODULES += ["events", "fallback", "half", "header", "inbox", "metering", "opening", "packets", "pcapng", "pieces"]
-MODULES += ["plan", "reader", "recorded", "recordings", "relay", "reports", "resources", "rulebook", "savefile"]
-MODULES += ["shaped", "shaper", "shaping", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
+MODULES += ["events", "fallback", "half", "header", "inbox", "introducing", "metering", "opening", "packets", "pcapng"]
+MODULES += ["pieces", "plan", "reader", "recorded", "recordings", "relay", "reports", "resources", "rulebook"]
+MODULES += ["savefile", "shaped", "shaper", "shaping", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",
     "win": "poll",

@@ -10,12 +10,13 @@ import contextlib
 import socket
 from collections.abc import Callable, Collection, Sequence
 from threading import TIMEOUT_MAX
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import lifetime
 from ._core.capture import TapReader
 from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
+from .config.networks import UNIX
 from .errors import StartError, WorkerError, describe
 from .native import Event, Lock, Thread, allocate_lock, make_thread, monotonic, this_thread
 from .network.forwarding import Forwarding, all_targets
@@ -119,6 +120,7 @@ class Crew:
             admitted=self._admitted(),
             rates=rates.max_rate,
             rates_each=rates.max_rate_per_connection,
+            **self._proxies(),
         )
         shown = self._config.seeing.shown
         reporting = self._threads.copy()
@@ -150,6 +152,16 @@ class Crew:
         counts = [len(each.targets) for each in self._forwards]
         return [sum(counts[:place]) for place in range(len(counts))]
 
+    def _proxies(self) -> dict[str, Any]:
+        """Who puts a header of the PROXY protocol in front of what clients send, as workers are told."""
+        listed = self._config.proxy_protocol.accept_proxy
+        if listed is None:
+            return {}
+        from .network.networks import bounds
+
+        networks = [each for each in listed if each != UNIX]
+        return {"proxies": bounds(networks), "unix_proxies": UNIX in listed}
+
     def _settings(self, log_wakeup: Wakeup, lookup_wakeup: Wakeup) -> _Settings:
         """What each worker is told."""
         config = self._config
@@ -162,6 +174,7 @@ class Crew:
             "lookup_wakeup": lookup_wakeup.fileno(),
             "buffer_size": config.memory.buffer_size,
             "connect_timeout": config.timeouts.connect_timeout,
+            "header_timeout": config.proxy_protocol.proxy_header_timeout,
             "half_close_timeout": config.timeouts.half_close_timeout,
             "idle_timeout": config.timeouts.idle_timeout,
             "keepalive": config.timeouts.keepalive,
@@ -401,9 +414,11 @@ class Crew:
         targets = [each.name for each in self._targets]
         faults = self._reporter.faults
         return [
-            Connection(*item, target=targets[target], faults=faults.acted(item[0], keys) if faults else (), held=held)
+            Connection(
+                *item, target=targets[target], faults=faults.acted(item[0], keys) if faults else (), held=held, via=via
+            )
             for worker in self._workers
-            for item, target, held, keys in worker.connections()
+            for item, target, held, keys, via in worker.connections()
         ]
 
     # --- what the threads do ---

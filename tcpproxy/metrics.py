@@ -31,7 +31,7 @@ ENDS = tuple(reason for reason in REASONS if reason)
 FAILURES = ("connect-refused", "connect-timeout", "unreachable", "dns", "limit")
 """The reasons why an upstream was not reached."""
 
-REFUSALS = ("denied", "limit", "shutdown")
+REFUSALS = ("denied", "proxy-header", "limit", "shutdown", "killed")
 """The reasons why a client was reset at once."""
 
 

@@ -74,6 +74,8 @@ class Connection:
         faults: the names of the faults that have acted on it: held, cut or discarded something.
         held: bytes that faults hold now, to upstream and to the client. `waiting_for_upstream` and `waiting_for_client`
             have them, too.
+        via: who has named the client in a header of the PROXY protocol, `host:port`; empty: the client has connected
+            itself.
     """
 
     id: int
@@ -92,6 +94,7 @@ class Connection:
     target: str = ""
     faults: tuple[str, ...] = ()
     held: tuple[int, int] = (0, 0)
+    via: str = ""
 
 
 @dataclass(frozen=True, slots=True)

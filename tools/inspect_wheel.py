@@ -32,6 +32,7 @@ MODULES = [
     "half",
     "header",
     "inbox",
+    "introducing",
     "metering",
     "opening",
     "packets",

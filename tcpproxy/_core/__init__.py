@@ -13,6 +13,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     relay      events, timers and turns of one connection
     opening    from an accepted socket to two connected ones
     fallback   which target of a forward a connection tries, and what is remembered of each
+    introducing  the PROXY header of a client that has one
     bending    what faults do to a connection: they take hold of it, and end it
     closing    resets passed on, last bytes drained, sockets closed
     reports    event records, and the tap's records of begins and ends: the only place that writes facts

@@ -1,7 +1,7 @@
 # The listeners of a worker: the model is in accepting.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
-from tcpproxy._core.admission cimport admission_admits
+from tcpproxy._core.admission cimport admission_admits, admission_wants_header
 from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT, REASON_DENIED, REASON_LIMIT
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_push
 from tcpproxy._core.loop cimport Group, Listener, Upstream
@@ -175,6 +175,12 @@ cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil:
             return
 
 
+cdef bint _may_connect(Loop *loop, Message *accepted) noexcept nogil:
+    """Is it welcome? Who comes by way of a listed proxy is known only when its header has been read."""
+    accepted.proxied = admission_wants_header(loop.group.admission, &accepted.client)
+    return accepted.proxied or admission_admits(loop.group.admission, &accepted.client)
+
+
 cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil:
     """Accepts one connection. False: no more for now. `announced`: an event says that one is waiting."""
     cdef Message accepted
@@ -190,9 +196,10 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
         accepted.fd = <net_socket> fd
         accepted.target = listener.target
         accepted.body = accepted.done = NULL
-        if loop.group.admission != NULL and not admission_admits(loop.group.admission, &accepted.client):
+        accepted.proxied = False
+        if loop.group.admission != NULL and not _may_connect(loop, &accepted):
             opening_turn_away(loop, &accepted, REASON_DENIED, 0)
-        elif sources_enter(&loop.group.sources, &accepted.client):
+        elif accepted.proxied or sources_enter(&loop.group.sources, &accepted.client):
             _choose_worker(loop, &accepted)
         else:
             opening_turn_away(loop, &accepted, REASON_LIMIT, 0)

@@ -19,6 +19,8 @@ cdef struct Networks:
 
 cdef struct Admission:
     Networks admitted           # a client whose address is not among these is reset
+    Networks proxies            # peers whose first bytes are a header of the PROXY protocol
+    bint unix_proxies           # so are those of every peer of a UNIX socket
 
 # Takes sorted bounds, each BOUND_BYTES long, from `packed`: 0 or -ENOMEM. No bounds are a list, too, of nobody
 cdef int networks_init(Networks *networks, const uint8_t *packed, uint64_t count) noexcept nogil
@@ -26,4 +28,6 @@ cdef void networks_free(Networks *networks) noexcept nogil
 cdef bint networks_have(const Networks *networks, const net_addr *address) noexcept nogil      # False for a UNIX socket's peer
 # May this client connect? The peer of a UNIX socket may: who may write to the socket's file is the list of those
 cdef bint admission_admits(const Admission *admission, const net_addr *client) noexcept nogil
+# Is a header to come from this peer?
+cdef bint admission_wants_header(const Admission *admission, const net_addr *peer) noexcept nogil
 cdef void admission_free(Admission *admission) noexcept nogil

@@ -53,5 +53,12 @@ cdef bint admission_admits(const Admission *admission, const net_addr *client) n
     return admission.admitted.bounds == NULL or net_is_unix(client) or networks_have(&admission.admitted, client)
 
 
+cdef bint admission_wants_header(const Admission *admission, const net_addr *peer) noexcept nogil:
+    if net_is_unix(peer):
+        return admission.unix_proxies
+    return admission.proxies.bounds != NULL and networks_have(&admission.proxies, peer)
+
+
 cdef void admission_free(Admission *admission) noexcept nogil:
     networks_free(&admission.admitted)
+    networks_free(&admission.proxies)

@@ -2,7 +2,7 @@
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from tcpproxy._core.closing cimport closing_cut, closing_out_of_memory
 from tcpproxy._core.half cimport HALF_SHUT, Half
-from tcpproxy._core.loop cimport CLIENT, RELAY_FREE, RELAY_RELAYING, UPSTREAM, loop_enqueue, relay_shaping
+from tcpproxy._core.loop cimport CLIENT, RELAY_RESOLVING, RELAY_RELAYING, UPSTREAM, loop_enqueue, relay_shaping
 from tcpproxy._core.net cimport net_unpack
 from tcpproxy._core.plan cimport plan_hold, plan_release, plan_takes
 from tcpproxy._core.reports cimport reports_fault
@@ -96,7 +96,7 @@ cdef void bending_change(Loop *loop, Plan *plan) noexcept nogil:
     loop.plan = plan
     for i in range(loop.table.size):
         relay = table_at(&loop.table, i)
-        if RELAY_FREE < relay.state <= RELAY_RELAYING:
+        if RELAY_RESOLVING <= relay.state <= RELAY_RELAYING:
             _change(loop, relay, plan)
     plan_release(before)
 

@@ -1,16 +1,20 @@
 # The end of a relay: the model is in closing.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+from tcpproxy._core.buffer cimport buffer_clear
 from tcpproxy._core.connecting cimport Connecting, connecting_free
 from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_FAULT, REASON_KILLED, REASON_LIMIT, REASON_SHUTDOWN, \
     REASON_UPSTREAM_RESET
 from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break, half_holds
-from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_LINGERING, RELAY_RESETTING, RELAY_RELAYING, UPSTREAM, \
-    loop_enqueue, relay_shaping
+from tcpproxy._core.inbox cimport Message
+from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_INTRODUCING, RELAY_LINGERING, RELAY_RESETTING, RELAY_RELAYING, \
+    UPSTREAM, loop_enqueue, relay_shaping
 from tcpproxy._core.metering cimport metering_end
 from tcpproxy._core.net cimport ENOMEM, NET_NONE, net_close, net_recv, net_reset, net_shut_write, net_socket, \
     net_unsent, net_would_block
 from tcpproxy._core.poller cimport READY_IN, WATCH_STREAM, poller_rearm, poller_remove
-from tcpproxy._core.reports cimport reports_ended, reports_failed
+from tcpproxy._core.reports cimport reports_ended, reports_failed, reports_left, reports_refused
 from tcpproxy._core.shaper cimport Shaping
 from tcpproxy._core.shaping cimport shaping_free
 from tcpproxy._core.sources cimport sources_leave
@@ -209,8 +213,50 @@ cdef void closing_out_of_memory(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void closing_abort(Loop *loop, Relay *relay) noexcept nogil:
+    if relay.state == RELAY_INTRODUCING:
+        closing_refuse(loop, relay, REASON_SHUTDOWN, 0, NULL)
+        return
     relay.reason = REASON_SHUTDOWN
     closing_close(loop, relay, True)
+
+
+cdef void closing_refuse(Loop *loop, Relay *relay, uint8_t reason, int error, Refusal *more) noexcept nogil:
+    cdef Message accepted
+    cdef Refusal refusal
+    if more == NULL:
+        memset(&refusal, 0, sizeof(refusal))
+        more = &refusal
+    if relay.origin != NULL:
+        more.via = relay.origin.via
+    accepted.id = relay.id
+    accepted.client = relay.client
+    accepted.target = relay.target
+    accepted.fd = relay.sides[CLIENT].watch.fd
+    sync_sub(&loop.counters.active, 1)          # before the report, which must be true when it is read
+    reports_refused(loop, &accepted, reason, error, more)
+    _forget(loop, relay)
+
+
+cdef void closing_leave(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil:
+    sync_sub(&loop.counters.active, 1)
+    reports_left(loop, reason)
+    _forget(loop, relay)
+
+
+cdef void _forget(Loop *loop, Relay *relay) noexcept nogil:
+    """Resets the client. The slot stays: see _release."""
+    cdef Side *client = &relay.sides[CLIENT]
+    cdef net_socket fd = client.watch.fd
+    poller_remove(loop.pump.poller, &client.watch, WATCH_STREAM)
+    client.watch.fd = NET_NONE                  # before the number can be used again: see resources_close_after_fork
+    net_reset(fd)
+    timers_cancel(&loop.timers, &relay.deadline)
+    buffer_clear(&relay.halves[CLIENT].buffer)
+    free(relay.origin)
+    relay.origin = NULL
+    relay.state = RELAY_CLOSED
+    relay.next_closed = loop.closed
+    loop.closed = relay
 
 
 cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil:

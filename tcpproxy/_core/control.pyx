@@ -1,7 +1,8 @@
 # What other threads tell a worker to do with its connections: the model is in control.pxd.
 from libc.stdint cimport uint32_t
-from tcpproxy._core.closing cimport closing_kill
-from tcpproxy._core.loop cimport RELAY_RELAYING, RELAY_RESETTING, Relay, loop_enqueue, relay_alive
+from tcpproxy._core.closing cimport closing_kill, closing_refuse
+from tcpproxy._core.events cimport REASON_KILLED
+from tcpproxy._core.loop cimport RELAY_INTRODUCING, RELAY_RELAYING, RELAY_RESETTING, Relay, loop_enqueue, relay_alive
 from tcpproxy._core.table cimport table_at
 from tcpproxy._core.timers cimport TIMER_NONE, timers_arm
 
@@ -26,6 +27,9 @@ cdef void control_kill(Loop *loop, Kill *kill) noexcept nogil:
     for i in range(loop.table.size):
         relay = table_at(&loop.table, i)
         if relay_alive(relay) and not relay.killed and _is_meant(kill, relay.id):
+            if relay.state == RELAY_INTRODUCING:        # no connection yet
+                closing_refuse(loop, relay, REASON_KILLED, 0, NULL)
+                continue
             if kill.killed == kill.most:
                 return
             closing_kill(loop, relay, kill.reset)

@@ -13,6 +13,7 @@ cdef struct ViewItem:       # one live relay, as another thread sees it
     net_addr client
     net_addr upstream
     net_addr outgoing       # the proxy's own address toward upstream
+    net_addr via            # who has named the client in a PROXY header; none: nobody
     uint64_t to_upstream
     uint64_t to_client
     uint64_t waiting[2]     # of each half: bytes that it has read and could not deliver yet

@@ -11,7 +11,7 @@ from tcpproxy._core.events cimport REASON_SHUTDOWN
 from tcpproxy._core.half cimport half_waiting
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_CONNECTION, MESSAGE_HANG, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, \
     MESSAGE_PLAN, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
-from tcpproxy._core.loop cimport ABORT, CLIENT, UPSTREAM, Group, Relay, loop_resume, relay_alive, relay_shaping
+from tcpproxy._core.loop cimport ABORT, CLIENT, RELAY_INTRODUCING, UPSTREAM, Group, Relay, loop_resume, relay_alive, relay_shaping
 from tcpproxy._core.net cimport NET_NONE, net_own_address
 from tcpproxy._core.opening cimport opening_resolved, opening_start, opening_turn_away
 from tcpproxy._core.plan cimport Plan, plan_bit
@@ -90,7 +90,8 @@ cdef void _finish(Loop *loop) noexcept nogil:
         if not inbox_pop(&loop.inbox, &message):
             thread_yield()
         elif message.kind == MESSAGE_CONNECTION:
-            sources_leave(&loop.group.sources, &message.client)
+            if not message.proxied:
+                sources_leave(&loop.group.sources, &message.client)
             opening_turn_away(loop, &message, REASON_SHUTDOWN, 0)
         else:
             _carry_out(loop, &message)
@@ -307,7 +308,7 @@ cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
         view.keys[i] = loop.plan.rules[i].key
     for i in range(loop.table.size):
         relay = table_at(&loop.table, i)
-        if not relay_alive(relay) or relay.killed:
+        if not relay_alive(relay) or relay.killed or relay.state == RELAY_INTRODUCING:
             continue
         if view.count < view.room:
             item = &view.items[view.count]
@@ -324,7 +325,9 @@ cdef void _fill_view(Loop *loop, View *view) noexcept nogil:
             item.held[CLIENT] = item.held[UPSTREAM] = item.acted = 0
             if bending_has(relay):
                 _fill_faults(loop, item, relay)
-            item.outgoing.length = 0
+            item.outgoing.length = item.via.length = 0
+            if relay.origin != NULL:
+                item.via = relay.origin.via
             if relay.connected_ns and relay.sides[UPSTREAM].watch.fd != NET_NONE:
                 net_own_address(relay.sides[UPSTREAM].watch.fd, &item.outgoing)
             item.state = relay.state

@@ -36,7 +36,11 @@ cdef enum:                  # why a relay ended; names in events_reason_name
     REASON_KILLED           # by the program (Proxy.kill, Proxy.down)
     REASON_FAULT            # by a fault
     REASON_DENIED           # the address of the client is not admitted
+    REASON_PROXY_HEADER     # the PROXY header of a client is wrong or late; `error` is HEADER_ of header.pxd
     REASONS
+
+cdef enum:
+    BEGIN = 16              # bytes of a PROXY header that are told if it is wrong
 
 cdef struct EventRecord:
     uint8_t kind
@@ -53,6 +57,9 @@ cdef struct EventRecord:
     net_addr client
     net_addr upstream       # the address that was connected, or the one tried last
     net_addr outgoing       # the proxy's own address toward upstream; only if EVENTS_OUTGOING is wanted
+    net_addr via            # who has sent a PROXY header, and so named the client; none: nobody
+    uint8_t begin_size      # REASON_PROXY_HEADER: how the header begins
+    uint8_t begin[BEGIN]
 
 cdef struct EventRing:
     EventRecord *records

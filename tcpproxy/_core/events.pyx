@@ -12,7 +12,7 @@ cdef extern from * nogil:
                                               "fault", "upstream-down", "upstream-up"};
     static const char *const REASON_NAMES[] = {
         "", "client-eof", "upstream-eof", "client-reset", "upstream-reset", "idle", "half-close-timeout", "connect-refused",
-        "connect-timeout", "unreachable", "dns", "limit", "shutdown", "killed", "fault", "denied",
+        "connect-timeout", "unreachable", "dns", "limit", "shutdown", "killed", "fault", "denied", "proxy-header",
     };
     """
     const char **KIND_NAMES         # in the order of EVENT_, from 0

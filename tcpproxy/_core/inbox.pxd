@@ -33,6 +33,7 @@ cdef struct Message:
     int target                  # index of the upstream
     net_addr client
     uint8_t kind
+    bint proxied                # of a connection: a PROXY header comes first, and it is not counted for its source yet
 
 cdef struct Inbox:
     Message cells[INBOX_MESSAGES]

@@ -26,6 +26,7 @@ cdef bint inbox_push(Inbox *inbox, const Message *message) noexcept nogil:
     cell.fd = message.fd
     cell.target = message.target
     cell.client = message.client
+    cell.proxied = message.proxied
     cell.body = message.body
     cell.done = message.done
     sync_store(&cell.sequence, at + 1)

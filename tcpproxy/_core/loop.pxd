@@ -24,6 +24,7 @@ cdef enum:                  # which side; halves[side] carries what that side se
 
 cdef enum:                  # Relay.state, in the order of a relay's life
     RELAY_FREE = 0
+    RELAY_INTRODUCING       # its PROXY header is read; nobody has been told of it
     RELAY_RESOLVING         # waits for the addresses of upstream
     RELAY_CONNECTING
     RELAY_GREETING          # is connected; upstream has not taken all of the PROXY header yet
@@ -53,7 +54,9 @@ cdef struct Meter:          # what a relay has if there are rates, of each direc
     uint32_t portion[2]     # bytes that are reserved, and were not read yet
 
 cdef struct Origin:         # of a relay; allocated only when somebody wants it
-    net_addr outgoing       # the proxy's own address toward upstream
+    net_addr outgoing       # the proxy's own address toward upstream; none: not wanted
+    net_addr via            # who has sent a PROXY header, and so named the client; none: nobody
+    net_addr destination    # that the client has connected to, as the header says
     Meter *meter            # NULL: there are no rates
 
 cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
@@ -68,8 +71,8 @@ cdef struct Relay:          # one proxied connection; its two sockets are `sides
     uint64_t accepted_ns
     uint64_t connected_ns   # 0: not connected
     uint64_t moved_ns       # of the last turn that moved bytes or passed an end on; 0: none has
-    Origin *origin          # NULL: not wanted, or no memory for it
-    net_addr client
+    Origin *origin          # NULL: nothing in it is wanted, or there was no memory for it
+    net_addr client         # where its connection comes from, or what a PROXY header says
     net_addr upstream       # connected to, or tried last
     uint32_t index          # its slot in the table
     uint32_t generation     # how often the slot was used: part of the tag, so that a stale event finds no relay

@@ -42,7 +42,8 @@ cdef void metering_set(Group *group, int side, uint64_t total, uint64_t each) no
 
 
 cdef bint metering_begin(Relay *relay) noexcept nogil:
-    relay.origin = <Origin *> calloc(1, sizeof(Origin))
+    if relay.origin == NULL:
+        relay.origin = <Origin *> calloc(1, sizeof(Origin))
     if relay.origin == NULL:
         return False
     relay.origin.meter = <Meter *> calloc(1, sizeof(Meter))

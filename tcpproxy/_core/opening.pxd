@@ -1,8 +1,8 @@
 # The beginning of a relay: from an accepted socket to two connected ones.
 #
-#   resolving --addresses--> connecting --an attempt wins--> (greeting --> ) relaying
-#       ^                        |
-#       `--- the next target <---'   of a forward with several (fallback.pxd)
+#   (introducing --who it is--> ) resolving --addresses--> connecting --an attempt wins--> (greeting --> ) relaying
+#                                     ^                        |
+#                                     `--- the next target <---'   of a forward with several (fallback.pxd)
 #
 # A failure resets the client. What the client sends meanwhile waits in the kernel. With --send-proxy the first bytes for upstream
 # are a header; almost always its kernel takes all of it at once, and no relay is ever greeting.

@@ -10,8 +10,9 @@ from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_CONNECT_TIMEOUT, 
 from tcpproxy._core.fallback cimport fallback_begin, fallback_has, fallback_next, fallback_reached
 from tcpproxy._core.half cimport MODE_SPLICE, ZERO_COPY_ALWAYS, Side
 from tcpproxy._core.header cimport HEADER_ROOM, header_write
-from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY_RELAYING, RELAY_RESOLVING, UPSTREAM, \
-    Upstream, loop_enqueue
+from tcpproxy._core.introducing cimport introducing_begin, introducing_event
+from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY_INTRODUCING, RELAY_RELAYING, RELAY_RESOLVING, \
+    UPSTREAM, Upstream, loop_enqueue
 from tcpproxy._core.metering cimport metering_begin
 from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOENT, ENOMEM, ETIMEDOUT, NET_HOLDS, NET_NONE, net_addr, \
     net_is_unix, net_no_delay, net_out_of_resources, net_own_address, net_peek, net_reset, net_send, net_send_held, \
@@ -33,7 +34,8 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
         relay.sides[CLIENT].watch.fd = accepted.fd
         relay.sides[CLIENT].watch.tag = table_tag(relay)
     if relay == NULL or poller_add(loop.pump.poller, &relay.sides[CLIENT].watch, WATCH_STREAM) < 0:
-        sources_leave(&loop.group.sources, &accepted.client)
+        if not accepted.proxied:
+            sources_leave(&loop.group.sources, &accepted.client)
         opening_turn_away(loop, accepted, REASON_LIMIT, ENOMEM)
         if relay != NULL:
             table_release(&loop.table, relay)
@@ -49,6 +51,14 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
     relay.target = <uint8_t> accepted.target
     relay.accepted_ns = loop.now_ns
     relay.deadline.owner = relay.check.owner = relay
+    if accepted.proxied:
+        introducing_begin(loop, relay)
+    else:
+        _begin(loop, relay)
+
+
+cdef void _begin(Loop *loop, Relay *relay) noexcept nogil:
+    """It is known who the client is."""
     relay.state = RELAY_RESOLVING
     reports_accepted(loop, relay)
     timers_arm(&loop.timers, &relay.deadline, TIMER_CONNECT, loop.now_ns)
@@ -68,7 +78,7 @@ cdef void opening_turn(Loop *loop, Relay *relay) noexcept nogil:
 
 cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil:
     sync_sub(&loop.counters.active, 1)          # before the report, which must be true when it is read
-    reports_refused(loop, accepted, reason, error)
+    reports_refused(loop, accepted, reason, error, NULL)
     net_reset(accepted.fd)
 
 
@@ -79,6 +89,10 @@ cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept
     have delivered those before a reset. A FIN may be half a close, of a client that waits for a greeting.
     """
     cdef char byte
+    if relay.state == RELAY_INTRODUCING:
+        if introducing_event(loop, relay, bits):
+            _begin(loop, relay)
+        return
     if not bits & READY_ERROR:
         return
     relay.sides[CLIENT].error_pending = True
@@ -299,6 +313,9 @@ cdef void opening_greet(Loop *loop, Relay *relay) noexcept nogil:
     cdef Side *upstream = &relay.sides[UPSTREAM]
     cdef Buffer *rest = &relay.halves[CLIENT].buffer
     cdef int64_t sent
+    if rest.memory == NULL:                     # a fault that has taken hold meanwhile holds it, in front of the client's bytes
+        _relay(loop, relay)
+        return
     if not upstream.ready & READY_OUT:
         return
     sent = net_send(upstream.watch.fd, rest.memory + rest.start, rest.end - rest.start)
@@ -325,6 +342,9 @@ cdef void _find_destination(Loop *loop, const Relay *relay, net_addr *destinatio
     """Sets what the client connected to; it costs a call only where the listener does not say it."""
     cdef const Upstream *first = &loop.upstreams[loop.upstreams[relay.target].first]
     cdef const net_addr *place = &first.places[net_speaks_v6(&relay.client)]
+    if relay.origin != NULL and relay.origin.via.length:
+        destination[0] = relay.origin.destination
+        return
     if place.length and place.length == relay.client.length:
         destination[0] = place[0]
     else:

@@ -42,6 +42,7 @@ cdef struct Flow:
     uint8_t v4              # both sides are IPv4; else both are written as IPv6
     uint8_t connected
     net_addr listener
+    net_addr via            # who has named the client; none: nobody
 
 # Appends the packets of a record to `out`, which has PACKETS_ROOM bytes. Returns their size, often 0. `flow` is zeroed, but for
 # `interface`, before the first record of its connection, and can be forgotten after TAP_END. It may miss records: a connection

@@ -27,6 +27,7 @@ cdef enum:
     PROTOCOL_TCP = 6
     WAITED_NS = 1000000         # a send that the kernel takes at once is done within 20 us
     COMMENT = PCAPNG_TEXT + 1   # bytes, with a 0 at the end
+    PLACE = 166                 # the same, of two addresses
     UNIX_PORT = 65535           # of an upstream that is no IP address
 
 cdef struct Segment:
@@ -177,6 +178,7 @@ cdef void _open(Flow *flow, const TapRecord *record, const TapOpen *body) noexce
     flow.id = record.id
     flow.opened_ns = record.time_ns
     flow.listener = body.listener
+    flow.via = body.via
     _set_address(flow, CLIENT, &body.client)
     # Different for all connections, since the factor is odd: a client's port that is used again begins a new stream in
     # Wireshark, which takes an ISN near 0 for such a port, too.
@@ -202,17 +204,28 @@ cdef void _set_upstream(Flow *flow, const net_addr *addr) noexcept nogil:
     flow.sum = _fold(total)
 
 
+cdef void _describe_place(const Flow *flow, char *to) noexcept nogil:
+    """Writes where the connection came in, and who has named its client in a PROXY header, if anybody has."""
+    cdef char listener[80]
+    cdef char via[80]
+    net_format(&flow.listener, listener)
+    net_format(&flow.via, via)
+    snprintf(to, PLACE, "%s%s%s", listener, <const char *> b", via " if flow.via.length else <const char *> b"", via)
+
+
 cdef uint8_t *_connected(Packets *packets, Flow *flow, const TapRecord *record, const TapConnected *body,
                          uint8_t *out) noexcept nogil:
     cdef char comment[COMMENT]
-    cdef char listener[80]
+    cdef char place[PLACE]
     cdef char local[80]
     _set_upstream(flow, &body.upstream)
-    net_format(&flow.listener, listener)
+    _describe_place(flow, place)
     net_format(&body.local, local)
     cdef uint64_t tenths = (record.time_ns - flow.opened_ns) / 100000
-    snprintf(comment, COMMENT, "#%llu listened on %s, left from %s, connected in %llu.%llu ms", <unsigned long long> flow.id,
-             listener, local, <unsigned long long> tenths / 10, <unsigned long long> tenths % 10)
+    if snprintf(comment, COMMENT, "#%llu listened on %s, left from %s, connected in %llu.%llu ms",
+                <unsigned long long> flow.id, place, local,
+                <unsigned long long> tenths / 10, <unsigned long long> tenths % 10) < 0:
+        comment[0] = 0
     out = _write_flags(packets, flow, CLIENT, TCP_SYN, flow.opened_ns, comment, out)
     flow.delivered[CLIENT] = 1
     out = _write_flags(packets, flow, UPSTREAM, TCP_SYN | TCP_ACK, record.time_ns, NULL, out)
@@ -315,13 +328,13 @@ cdef uint8_t *_never_connected(Packets *packets, Flow *flow, const TapRecord *re
                                uint8_t *out) noexcept nogil:
     # A SYN that upstream refuses, or that the client gives up.
     cdef char opened[COMMENT]
-    cdef char listener[80]
+    cdef char place[PLACE]
     cdef uint64_t reset_ns = max(flow.reset_ns[CLIENT], flow.reset_ns[UPSTREAM])
     if not reset_ns:
         reset_ns = record.time_ns
     _set_upstream(flow, &body.upstream)
-    net_format(&flow.listener, listener)
-    snprintf(opened, COMMENT, "#%llu listened on %s", <unsigned long long> flow.id, listener)
+    _describe_place(flow, place)
+    snprintf(opened, COMMENT, "#%llu listened on %s", <unsigned long long> flow.id, place)
     out = _write_flags(packets, flow, CLIENT, TCP_SYN, flow.opened_ns, opened, out)
     if _client_left(body):
         return _write_flags(packets, flow, CLIENT, TCP_RST, reset_ns, comment, out)

@@ -7,6 +7,7 @@ from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASO
     REASON_NONE, REASON_UPSTREAM_EOF, REASON_UPSTREAM_RESET
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_SHAPED, PUMP_STALLED, \
     PUMP_WAIT, Half, Side, half_pump
+from tcpproxy._core.introducing cimport introducing_timed_out
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, \
     RELAY_RESOLVING, UPSTREAM, loop_enqueue, loop_stall
 from tcpproxy._core.metering cimport metering_pump, metering_waits
@@ -17,7 +18,7 @@ from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, 
 from tcpproxy._core.shaped cimport shaped_pump
 from tcpproxy._core.shaper cimport shaper_holds, shaper_waits
 from tcpproxy._core.sync cimport sync_bump
-from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
+from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_HEADER, TIMER_IDLE, TIMER_KEEPALIVE, \
     TIMER_LINGER, TIMER_NONE, TIMER_RATE, TIMER_RETRY, TIMER_SHAPER, TIMER_SHARE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, \
     timers_arm, timers_cancel
 
@@ -64,6 +65,8 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
     elif kind == TIMER_RATE:
         if relay.state == RELAY_RELAYING:
             loop_enqueue(loop, relay)
+    elif kind == TIMER_HEADER:
+        introducing_timed_out(loop, relay)
     elif kind == TIMER_SHAPER:
         bending_alarm(loop, relay)
     elif kind == TIMER_FLUSH or kind == TIMER_STUCK:

@@ -1,13 +1,22 @@
 # What the core reports of its connections: the only place that writes event records, counts connections, and tells the tap of
 # their beginnings and ends.
 from libc.stdint cimport uint8_t, uint64_t
+from tcpproxy._core.events cimport BEGIN
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay
+from tcpproxy._core.net cimport net_addr
+
+cdef struct Refusal:        # of a client
+    net_addr via            # see EventRecord
+    uint8_t begin_size
+    uint8_t begin[BEGIN]
 
 cdef void reports_bounds(double *connects, double *durations) noexcept nogil   # BUCKETS - 1 each, in seconds
 cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil
 cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil
-cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil   # turned away
+# Turned away; `more` may be NULL
+cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error, const Refusal *more) noexcept nogil
+cdef void reports_left(Loop *loop, uint8_t reason) noexcept nogil              # the same, of a client that was never heard of
 cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil      # its upstream was not reached
 cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil
 # A fault acts on it, the first time; `up`, `down`: how far its directions are

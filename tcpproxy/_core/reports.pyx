@@ -1,7 +1,7 @@
 # What the core reports of its connections: the model is in reports.pxd.
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from tcpproxy._core.events cimport EVENT_CONNECTED, EVENT_END, EVENT_FAILED, EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, \
     EventRecord, events_claim, events_publish, events_wanted
 from tcpproxy._core.loop cimport BUCKETS, CLIENT, UPSTREAM, Histogram, Origin
@@ -49,14 +49,19 @@ cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil:
         record.id = relay.id
         record.client = relay.client
         record.target = relay.target
+        if relay.origin != NULL:
+            record.via = relay.origin.via
         events_publish(&loop.events)
     if loop.pump.tap != NULL:
-        _tap_open(loop, relay.id, &relay.client, relay.sides[CLIENT].watch.fd)
+        _tap_open(loop, relay.id, &relay.client, relay.origin, relay.sides[CLIENT].watch.fd)
 
 
-cdef void _tap_open(Loop *loop, uint64_t id, const net_addr *client, net_socket fd) noexcept nogil:
+cdef void _tap_open(Loop *loop, uint64_t id, const net_addr *client, const Origin *origin, net_socket fd) noexcept nogil:
     cdef TapOpen opened
     opened.client = client[0]
+    opened.via.length = 0
+    if origin != NULL:
+        opened.via = origin.via
     net_own_address(fd, &opened.listener)
     tap_note(loop.pump.tap, TAP_OPEN, id, CLIENT, 0, &opened, sizeof(opened))
 
@@ -97,25 +102,34 @@ cdef void _describe(EventRecord *record, const Relay *relay) noexcept nogil:
     record.upstream = relay.upstream
     if relay.origin != NULL:
         record.outgoing = relay.origin.outgoing
+        record.via = relay.origin.via
 
 
-cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil:
-    cdef EventRecord *record = _claim(loop, EVENT_FAILED)
-    cdef TapEnd end
+cdef void reports_left(Loop *loop, uint8_t reason) noexcept nogil:
     sync_bump(&loop.counters.refused, 1)
     sync_bump(&loop.counters.refused_by[reason], 1)
+
+
+cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error, const Refusal *more) noexcept nogil:
+    cdef EventRecord *record = _claim(loop, EVENT_FAILED)
+    cdef TapEnd end
+    reports_left(loop, reason)
     if record != NULL:
         record.reason = reason
         record.error = error
         record.id = accepted.id
         record.client = accepted.client
         record.target = <uint8_t> accepted.target
+        if more != NULL:
+            record.via = more.via
+            record.begin_size = more.begin_size
+            memcpy(record.begin, more.begin, BEGIN)
         events_publish(&loop.events)
     if loop.pump.tap != NULL:
         memset(&end, 0, sizeof(end))
         end.error = error
         end.reason = reason
-        _tap_open(loop, accepted.id, &accepted.client, accepted.fd)
+        _tap_open(loop, accepted.id, &accepted.client, NULL, accepted.fd)
         tap_note(loop.pump.tap, TAP_END, accepted.id, CLIENT, 0, &end, sizeof(end))
 
 

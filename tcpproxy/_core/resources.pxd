@@ -10,6 +10,7 @@ cdef struct Settings:       # of one worker
     net_socket lookup_wakeup    # and when addresses of an upstream are wanted
     int buffer_size             # bytes
     double connect_timeout      # seconds
+    double header_timeout       # seconds
     double half_close_timeout   # seconds; 0: the first EOF closes both directions
     double idle_timeout         # seconds; 0: none
     int keepalive               # seconds; 0: off

@@ -15,7 +15,7 @@ from tcpproxy._core.spin cimport spin_init
 from tcpproxy._core.splice cimport PIPE_BYTES, Pipe, pipes_free
 from tcpproxy._core.table cimport table_at, table_free
 from tcpproxy._core.tap cimport TAP_READ, TAP_SIZE, Tap, tap_free, tap_init
-from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_IDLE, TIMER_KEEPALIVE, \
+from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_HEADER, TIMER_IDLE, TIMER_KEEPALIVE, \
     TIMER_LINGER, TIMER_RETRY, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED
 
 cdef enum:
@@ -86,6 +86,7 @@ cdef void _init_timers(Loop *loop, const Settings *settings) noexcept nogil:
     if settings.keepalive:
         loop.timers.lists[TIMER_UNACKED].length_ns = loop.tuning.keepalive_interval * <uint64_t> NS_PER_SECOND
     loop.timers.lists[TIMER_CONNECT].length_ns = <uint64_t> (settings.connect_timeout * NS_PER_SECOND)
+    loop.timers.lists[TIMER_HEADER].length_ns = <uint64_t> (settings.header_timeout * NS_PER_SECOND)
     loop.timers.lists[TIMER_HALF_CLOSE].length_ns = <uint64_t> (settings.half_close_timeout * NS_PER_SECOND)
     loop.timers.lists[TIMER_IDLE].length_ns = <uint64_t> (settings.idle_timeout * NS_PER_SECOND)
     loop.timers.lists[TIMER_STAGGER].length_ns = STAGGER_MS * <uint64_t> NS_PER_MS

@@ -54,7 +54,8 @@ cdef struct TapRecord:      # 48 bytes; the body follows
 
 cdef struct TapOpen:
     net_addr client
-    net_addr listener       # the proxy's address that the client connected to
+    net_addr listener       # the proxy's address that the client connected to, or whoever has named it in a PROXY header
+    net_addr via            # that one; none: nobody has
 
 cdef struct TapConnected:
     net_addr upstream

@@ -19,6 +19,7 @@ cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_FLUSH             # check whether the kernel has sent what a reset would destroy
     TIMER_STUCK             # the same, after a check that saw no progress
     TIMER_RETRY             # connect again: a UNIX socket's backlog was full
+    TIMER_HEADER            # the PROXY header of a client must be complete by then
     TIMER_KINDS             # so many lists
     TIMER_SHAPER = TIMER_KINDS      # of alarms: bytes that a shaper holds are due
     TIMER_RATE              # of alarms: a direction may read again

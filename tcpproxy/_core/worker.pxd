@@ -9,7 +9,7 @@ from tcpproxy._core.net cimport net_addr
 cdef class _Group:
     cdef Group group
     cdef Admission admission
-    cdef admit(self, bytes admitted)
+    cdef admit(self, bytes admitted, bytes proxies, bint unix_proxies)
 
 cdef class Worker:
     cdef Loop *loop

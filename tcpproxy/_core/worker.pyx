@@ -7,14 +7,15 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.accepting cimport NewListeners, accepting_add
-from tcpproxy._core.admission cimport BOUND_BYTES, admission_free, networks_init
+from tcpproxy._core.admission cimport BOUND_BYTES, Networks, admission_free, networks_init
 from tcpproxy._core.bending cimport bending_change
 from tcpproxy._core.connecting cimport ADDRESSES, AddressList
 from tcpproxy._core.control cimport Kill
 from tcpproxy._core.engine cimport View, ViewItem, engine_ask, engine_run
-from tcpproxy._core.events cimport EVENT_NEW, EVENT_UPSTREAM_UP, EVENTS_OUTGOING, REASON_DENIED, EventRecord, events_empty, \
-    events_kind_name, events_reason_name, events_sleep, events_take
+from tcpproxy._core.events cimport EVENT_NEW, EVENT_UPSTREAM_UP, EVENTS_OUTGOING, REASON_PROXY_HEADER, EventRecord, \
+    events_empty, events_kind_name, events_reason_name, events_sleep, events_take
 from tcpproxy._core.half cimport ZERO_COPY_ALWAYS, ZERO_COPY_AUTO, ZERO_COPY_OFF
+from tcpproxy._core.header cimport header_problem
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_HANG, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, MESSAGE_PLAN, \
     MESSAGE_SYNC, MESSAGE_VIEW, Message
 from tcpproxy._core.loop cimport ABORT, BUCKETS, CLIENT, CONNECTIONS, DRAIN, FORWARDS, LISTENERS, RELAY_GREETING, \
@@ -43,7 +44,7 @@ LIMITS = {
     "connections": CONNECTIONS,
 }
 KINDS = tuple([events_kind_name(kind).decode() for kind in range(EVENT_NEW, EVENT_UPSTREAM_UP + 1)])
-REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_DENIED + 1)])
+REASONS = tuple([events_reason_name(reason).decode() for reason in range(REASON_PROXY_HEADER + 1)])
 STATES = ("resolving", "connecting", "relaying", "closing")
 
 
@@ -101,6 +102,11 @@ cdef object _with_interface(str text):
         return text
 
 
+cdef object _take_networks(Networks *networks, bytes bounds):
+    if networks_init(networks, <const uint8_t *> PyBytes_AsString(bounds), len(bounds) // BOUND_BYTES) < 0:
+        raise MemoryError
+
+
 cdef class _Group:
     """The workers of one proxy, and their common limits."""
 
@@ -108,10 +114,12 @@ cdef class _Group:
         sources_free(&self.group.sources)
         admission_free(&self.admission)
 
-    cdef admit(self, bytes admitted):
-        cdef const uint8_t *bounds = <const uint8_t *> PyBytes_AsString(admitted)
-        if networks_init(&self.admission.admitted, bounds, len(admitted) // BOUND_BYTES) < 0:
-            raise MemoryError
+    cdef admit(self, bytes admitted, bytes proxies, bint unix_proxies):
+        if admitted is not None:
+            _take_networks(&self.admission.admitted, admitted)
+        if proxies is not None:
+            _take_networks(&self.admission.proxies, proxies)
+        self.admission.unix_proxies = unix_proxies
         self.group.admission = &self.admission
 
 
@@ -140,11 +148,14 @@ cdef class Worker:
             free(self.loop)
 
     @staticmethod
-    def link(workers, *, limit, per_source, bytes admitted=None, rates=(0, 0), rates_each=(0, 0)):
+    def link(workers, *, limit, per_source, bytes admitted=None, bytes proxies=None, bint unix_proxies=False, rates=(0, 0),
+             rates_each=(0, 0)):
         """Makes these workers share their connections, at most `limit` at a time. Before any of them runs.
 
         A source (an IPv4 address, the /64 of an IPv6 address) may have `per_source` of them; 0: any number. `admitted`: bounds
         of networks, as admission.pxd has them; a client from elsewhere is reset. None: clients may come from anywhere.
+        `proxies`: in the same way, whose first bytes are a header of the PROXY protocol; `unix_proxies`: also those of peers of
+        UNIX sockets.
         `rates`: of all connections, to upstream and to clients, in bytes per second; 0: none. `rates_each`: of each connection.
         """
         cdef _Group together = _Group()
@@ -155,8 +166,8 @@ cdef class Worker:
         secret = int.from_bytes(os.urandom(8), "little")
         if per_source and sources_init(&together.group.sources, limit, per_source, secret) < 0:
             raise MemoryError
-        if admitted is not None:
-            together.admit(admitted)
+        if admitted is not None or proxies is not None or unix_proxies:
+            together.admit(admitted, proxies, unix_proxies)
         for side in range(2):
             metering_set(&together.group, side, rates[side], rates_each[side])
         for worker in workers:
@@ -263,16 +274,17 @@ cdef class Worker:
 
     def take_events(self, int most):
         """Up to `most` records: (kind, reason, errno, id, client, upstream, outgoing, to_upstream, to_client, duration,
-        connect, time, fault, target).
+        connect, time, fault, via, what is wrong with its PROXY header, target).
         """
         cdef EventRecord record
         cdef int64_t wall_offset = <int64_t> wall_ns() - <int64_t> clock_ns()
         taken = []
         while len(taken) < most and events_take(&self.loop.events, &record):
-            taken.append((KINDS[record.kind - EVENT_NEW], REASONS[record.reason], record.error, record.id,
+            taken.append((KINDS[record.kind - EVENT_NEW], REASONS[record.reason], max(record.error, 0), record.id,
                           address_text(&record.client), address_text(&record.upstream), address_text(&record.outgoing),
                           record.to_upstream, record.to_client, record.duration_ns / 1e9, record.connect_ns / 1e9,
-                          (<int64_t> record.at_ns + wall_offset) / 1e9, record.fault, record.target))
+                          (<int64_t> record.at_ns + wall_offset) / 1e9, record.fault, address_text(&record.via),
+                          _problem(&record), record.target))
         return taken
 
     def await_events(self):
@@ -421,9 +433,9 @@ cdef class Worker:
         }
 
     def connections(self):
-        """Live relays: (numbers, target, held in each direction, keys of faults that have acted). The numbers are (id, client,
-        upstream, state, to_upstream, to_client, age, connect_time, idle, waiting_for_upstream, waiting_for_client, outgoing).
-        Empty when the worker does not run.
+        """Live relays: (numbers, target, held in each direction, keys of faults that have acted, via). The numbers are
+        (id, client, upstream, state, to_upstream, to_client, age, connect_time, idle, waiting_for_upstream,
+        waiting_for_client, outgoing). Empty when the worker does not run.
         """
         cdef View view
         cdef uint64_t i
@@ -439,7 +451,7 @@ cdef class Worker:
                      view.items[i].age_ns / 1e9, view.items[i].connect_ns / 1e9, view.items[i].idle_ns / 1e9,
                      view.items[i].waiting[CLIENT], view.items[i].waiting[UPSTREAM], address_text(&view.items[i].outgoing)),
                      view.items[i].target, (view.items[i].held[CLIENT], view.items[i].held[UPSTREAM]),
-                     _keys(&view, view.items[i].acted) if view.items[i].acted else ())
+                     _keys(&view, view.items[i].acted) if view.items[i].acted else (), address_text(&view.items[i].via))
                     for i in range(view.count)]
         finally:
             free(view.items)
@@ -471,6 +483,14 @@ cdef class Worker:
         resources_close_after_fork(self.loop)
         self.abandoned = True
         self.lock = self.make_lock()                # a thread that is not in this process may hold the old one
+
+
+cdef object _problem(const EventRecord *record):
+    """What is wrong with a PROXY header, and how it begins; empty: the record is not about one."""
+    if record.reason != REASON_PROXY_HEADER:
+        return ""
+    text = header_problem(record.error).decode()
+    return f"{text}: {(<const char *> record.begin)[:record.begin_size]!r}" if record.begin_size else text
 
 
 cdef object _times(const Histogram *histogram):

@@ -46,7 +46,7 @@ class Config:
         connecting: `source` (a tuple).
         clients: `max_connections` (None: from the limit of open files), `max_connections_per_source` (0: any number),
             `allow` and `deny` (None: none).
-        proxy_protocol: `send_proxy` (None: off).
+        proxy_protocol: `send_proxy` (None: off), `accept_proxy` (None: off), `proxy_header_timeout`.
         timeouts: `connect_timeout`, `half_close_timeout`, `idle_timeout`, `keepalive`, `grace`.
         memory: `buffer_size`, `socket_buffer`.
         rates: `max_rate`, `max_rate_per_connection`, each (to upstream, to clients) in bytes per second; 0: none.
@@ -144,6 +144,7 @@ class Config:
             for name, group in GROUPS.items()
         }
         _check_seeing(groups["seeing"], values, labels)
+        _check_proxying(values, labels)
         listening = groups["listening"]
         forwards = listening.forwards
         if remote:
@@ -220,6 +221,12 @@ _BESIDE = ("on_event", "record", "sockets", "faults", "seed")
 
 _IN_PROGRAM = {"fault": "'faults'", "preset": "faults=tcpproxy.faults.preset(NAME)"}
 """Options of the command that an argument with another name replaces."""
+
+
+def _check_proxying(values: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+    default = next(row.default for row in ROWS["proxy_protocol"] if row.name == "proxy_header_timeout")
+    if values["proxy_header_timeout"] != default and values["accept_proxy"] is None:
+        raise UsageError(f"{labels['proxy_header_timeout']} needs {labels['accept_proxy']}")
 
 
 def _check_argument(name: str) -> None:

@@ -24,6 +24,7 @@ from .options import (
     path,
     place,
     preset,
+    proxies,
     rates,
     rows,
     size,
@@ -111,6 +112,7 @@ class Clients:
         most=LIMITS["connections"],
         unset=0,
         shown="any number",
+        minor=True,
     )
     allow: tuple[Any, ...] | None = networks(
         "Networks that clients may come from; others are reset.",
@@ -136,6 +138,21 @@ class ProxyProtocol:
         "The first bytes that upstream gets are a header, `v1` (a line of text) or `v2` (binary), with the client's "
         "address and the one that it has connected to. Upstream must be told to expect it. It is sent at once, also if "
         "the client sends nothing. A client of a UNIX socket has no address: the header says that.",
+    )
+    accept_proxy: tuple[Any, ...] | None = proxies(
+        "Peers that tell clients' addresses, by the PROXY protocol.",
+        "What comes from these networks begins with a header of the PROXY protocol, v1 or v2, or is reset; `unix` "
+        "stands for all peers of UNIX sockets. The header's address is the client's from then on: in the log, for "
+        "`--allow` and `--deny`, for `--max-connections-per-source`, and for `--send-proxy`. From elsewhere come "
+        "clients themselves, whatever they send.",
+    )
+    proxy_header_timeout: float = duration(
+        "10s",
+        "Limit for the header of a peer in --accept-proxy.",
+        "Some load balancers send it only with the client's first bytes: those must be told to send it at once. An "
+        "error without `--accept-proxy`.",
+        least=3,
+        minor=True,
     )
 
 
@@ -417,6 +434,8 @@ class Options(TypedDict, total=False):
     allow: str | Sequence[str] | None
     deny: str | Sequence[str] | None
     send_proxy: str | None
+    accept_proxy: str | Sequence[str] | None
+    proxy_header_timeout: float | str
     connect_timeout: float | str
     half_close_timeout: float | str
     idle_timeout: float | str | None

@@ -12,6 +12,9 @@ from ..text import quoted
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
+UNIX = "unix"
+"""Stands for every peer of a UNIX socket."""
+
 EXPECTED = "expected addresses and networks like 10.0.0.0/8, ::1 or 2001:db8::/32"
 
 
@@ -34,6 +37,17 @@ def parse_networks(what: str, value: Any) -> tuple[IPv4Network | IPv6Network, ..
     if not texts:
         raise UsageError(f"{what} is empty, {EXPECTED}")
     return tuple(_network(what, text) for text in texts)
+
+
+def parse_proxies(what: str, value: Any) -> tuple[IPv4Network | IPv6Network | str, ...] | None:
+    """The same, and the word `unix`."""
+    if value is None:
+        return None
+    given = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    texts = [text.strip() for each in given for text in str(each).split(",")]
+    networks = [text for text in texts if text != UNIX]
+    found = (parse_networks(what, networks) or ()) if networks or not texts else ()
+    return (*found, *([UNIX] if UNIX in texts else []))
 
 
 def _network(what: str, text: str) -> IPv4Network | IPv6Network:

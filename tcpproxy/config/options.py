@@ -28,7 +28,7 @@ from ..values import (
 )
 from .endpoints import parse_bind, parse_local_port, parse_sources
 from .forwards import ForwardSpec, parse_forward
-from .networks import parse_networks
+from .networks import parse_networks, parse_proxies
 from .place import parse_place
 
 _KEY = "option"
@@ -257,6 +257,11 @@ def sources(help: str, doc: str, **more: Any) -> Any:
         return parse_sources(what, (value,) if isinstance(value, str) else value)
 
     return _row((), parse, "ADDR", help, doc, shown="the system's choice", multiple=True, **more)
+
+
+def proxies(help: str, doc: str, **more: Any) -> Any:
+    """The same, and the word `unix`."""
+    return _row(None, parse_proxies, "NETWORK|unix,...", help, doc, shown="none", multiple=True, **more)
 
 
 def busy_poll(help: str, doc: str) -> Any:

@@ -26,6 +26,11 @@ def admitted(allow: Iterable[Network] | None, deny: Iterable[Network]) -> bytes:
     return _packed(found)
 
 
+def bounds(networks: Iterable[Network]) -> bytes:
+    """The bounds of some networks."""
+    return _packed(_bounds(networks))
+
+
 def _packed(bounds: Iterable[int]) -> bytes:
     """Returns the bounds as bytes, 16 for each, in network order; without one after the last address."""
     return b"".join(bound.to_bytes(16, "big") for bound in bounds if bound < _END)

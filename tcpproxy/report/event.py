@@ -62,6 +62,7 @@ Reason = Literal[
     "killed",
     "fault",
     "denied",
+    "proxy-header",
 ]
 """Why a connection ended or failed.
 
@@ -78,6 +79,8 @@ shutdown: the proxy was stopped, or has failed.
 killed: the program has ended it (`Proxy.kill`, `Proxy.down`).
 fault: a fault has ended it.
 denied: the client's address is not among those that `allow` and `deny` leave.
+proxy-header: a peer in `accept_proxy` has sent no header of the PROXY protocol, or a wrong one; `text` says what is
+    wrong.
 """
 
 
@@ -104,6 +107,8 @@ class Event(NamedTuple):
         faults: of `end` and `failed`: the names of the faults that have acted on the connection.
         target: what the connection goes to, or has tried last, as it was given; of `listening` and `new` all that it
             may go to; empty where the event is about neither a listener nor a connection nor a target.
+        via: who has named the client in a header of the PROXY protocol, `host:port`; empty: the client has connected
+            itself.
     """
 
     kind: EventKind
@@ -122,11 +127,13 @@ class Event(NamedTuple):
     lost: int = 0
     faults: tuple[str, ...] = ()
     target: str = ""
+    via: str = ""
 
 
-Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, float, float, int, int]
+Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, float, float, int, str, str, int]
 """What Worker.take_events returns: (kind, reason, errno, id, client, upstream, outgoing, to_upstream, to_client,
-duration, connect_time, time, fault, number of the forward)."""
+duration, connect_time, time, fault, via, what is wrong with its PROXY header, number of
+the forward)."""
 
 
 OF_TARGETS: tuple[EventKind, ...] = ("upstream-down", "upstream-up")
@@ -149,8 +156,7 @@ def decode(record: Record, target: str, lookup_error: str, faults: "Faults | Non
         instead: `upstream-down`: the target that is tried in place of this one; empty: none is left.
     """
     kind, reason, error, number, client, upstream, outgoing, to_upstream, to_client = record[:9]
-    duration, connect_time, time, key, _ = record[9:]
-    text = ""
+    duration, connect_time, time, key, via, text, _ = record[9:]
     acted: tuple[str, ...] = ()
     if kind == "fault":
         text = faults.note(number, key) if faults else ""
@@ -178,4 +184,5 @@ def decode(record: Record, target: str, lookup_error: str, faults: "Faults | Non
         time,
         faults=acted,
         target=target if number or kind in OF_TARGETS else "",
+        via=via,
     )

@@ -48,6 +48,8 @@ def fields(event: Event) -> dict[str, object]:
         return {name: value for name in OF_OTHERS if (value := _value(event, name))}
     found = {name: _value(event, name) for name in OF_CONNECTIONS[event.kind]}
     found["target"] = event.target
+    if event.via:
+        found["via"] = event.via
     if event.faults:
         found["faults"] = list(event.faults)
     return found

@@ -52,4 +52,5 @@ def _connection(it: Event) -> Connection:
         reason=it.reason,
         target=it.target,
         faults=it.faults,
+        via=it.via,
     )

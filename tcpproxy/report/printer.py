@@ -15,7 +15,7 @@ from ..text import clean
 from .event import OF_TARGETS, Event, EventKind, Record, decode
 from .fields import fields, json_line
 from .ratelimit import RateLimit
-from .sentences import sentences
+from .sentences import origin, sentences
 
 UNREACHED = ("connect-refused", "unreachable", "dns")
 """Reasons that a refusal by this process's own sandbox can have."""
@@ -114,7 +114,10 @@ class Printer:
             self.many([decode(record, targets[record[-1]], "") for record in records])
         else:
             self.flush_suppressed()
-            lines = [f"New connection from {record[4]}" + f" #{record[3]}" * self._numbered for record in records]
+            lines = [
+                f"New connection from {origin(record[4], record[-3])}" + f" #{record[3]}" * self._numbered
+                for record in records
+            ]
             self._write(self._stdout, lines)
 
     def show(self, pieces: Iterable[Piece]) -> None:

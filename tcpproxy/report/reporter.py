@@ -259,7 +259,7 @@ class Reporter:
         return [self._event(record) for record in records]
 
     def _event(self, record: Record) -> Event:
-        kind, key, number = record[0], record[-2], record[-1]
+        kind, key, number = record[0], record[12], record[-1]
         target = self._targets[number]
         name = self._forwards[number].target if kind == "new" else target.name
         instead = self._targets[key].name if kind == "upstream-down" and key != number else ""

@@ -18,15 +18,17 @@ def sentences(event: Event, *, numbered: bool, several: bool) -> list[str]:
         case "listening":
             return [f"Listening on {event.text}" + (f" -> {event.target}" if several else "")]
         case "new":
-            return [f"New connection from {event.client}{number}"]
+            return [f"New connection from {origin(event.client, event.via)}{number}"]
         case "connected":
             source = f" from {event.outgoing}" if event.outgoing else ""
             took = f"in {event.connect_time * 1000:.1f} ms"
             return [f"Connected {event.client} to {event.upstream}{source} {took}{number}"]
         case "failed" if event.reason == "limit" and not event.error:
-            return [f"Refused {event.client}: its source has as many connections as it may{number}"]
+            return [f"Refused {origin(event.client, event.via)}: its source has as many connections as it may{number}"]
         case "failed" if event.reason == "denied":
-            return [f"Refused {event.client}: its address is not allowed{number}"]
+            return [f"Refused {origin(event.client, event.via)}: its address is not allowed{number}"]
+        case "failed" if event.reason == "proxy-header":
+            return [f"Refused {event.client}: no valid PROXY header: {event.text}{number}"]
         case "failed":
             where = f" ({event.upstream or event.target or 'upstream'} for client {event.client})"
             return [f"Error establishing upstream connection: {event.text or event.reason}{where}{number}"]
@@ -55,6 +57,16 @@ def sentences(event: Event, *, numbered: bool, several: bool) -> list[str]:
         case "lost":
             return [event.text]
     return [f"{event.kind}: {event.text}"]
+
+
+def origin(client: str, via: str) -> str:
+    """Where a connection comes from.
+
+    Args:
+        client: its address.
+        via: who has named it; empty: nobody, it has connected itself.
+    """
+    return f"{client} via {via}" if via else client
 
 
 def sentence(event: Event, *, several: bool = False) -> str:

@@ -70,6 +70,7 @@ def record(connection: Connection, rate_up: float, rate_down: float) -> dict[str
         "waiting_for_client": it.waiting_for_client,
         "target": it.target,
         **_bent(it),
+        **({"via": it.via} if it.via else {}),
     }
 
 

@@ -581,6 +581,7 @@ class Two:
                     "zero_copy": ZERO_COPY["auto"],
                     "busy_poll_us": 0,
                     "send_header": 0,
+                    "header_timeout": 10,
                     "tap": 0,
                     "paused": 0,
                     "upstreams": 1,

@@ -447,6 +447,7 @@ class Untended:
             "ephemeral_last": 0,
             "busy_poll_us": 0,
             "send_header": 0,
+            "header_timeout": 10,
             "tap": 1,
             "paused": 0,
             "upstreams": 1,

@@ -599,7 +599,7 @@ UNKNOWN = {
     "--keep-alive": "--keepalive",
     "--quite": "--quiet",
     **dict.fromkeys(("--port", "--listen", "-p"), "-l 3"),
-    "--timeout": "--connect-timeout or --half-close-timeout or --idle-timeout",
+    "--timeout": "--proxy-header-timeout or --connect-timeout or --half-close-timeout or --idle-timeout",
     "--max": "--max-connections or --max-connections-per-source or --max-rate or --max-rate-per-connection",
     "--rate": "--max-rate",
     "--ver": "--version",

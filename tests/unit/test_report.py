@@ -313,17 +313,19 @@ def test_decoded_record() -> None:
         0.25,
         1e9,
         0,
+        "192.0.2.8:9",
+        "",
         0,
     )
     text = f"{describe(errno.ECONNREFUSED)} (os error {errno.ECONNREFUSED})"
     expected = Event("failed", "connect-refused", errno.ECONNREFUSED, CLIENT, UPSTREAM, 1, 2, 0.5, 0.25, text, 17)
-    expected = expected._replace(outgoing="192.0.2.9:40000", time=1e9, target="db:80")
+    expected = expected._replace(outgoing="192.0.2.9:40000", time=1e9, target="db:80", via="192.0.2.8:9")
     assert decode(record, "db:80", "unrelated") == expected
-    dns: Record = ("failed", "dns", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.0, 1e9, 0, 0)
+    dns: Record = ("failed", "dns", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.0, 1e9, 0, "", "", 0)
     assert decode(dns, "db:80", "no such host").text == "failed to lookup address information: no such host"
     assert decode(dns, "db:80", "").text == "failed to lookup address information: no answer in time"
-    assert decode(("end", "idle", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.1, 1e9, 0, 0), "db:80", "").text == ""
-    assert decode(("limit", "", 0, 0, "", "", "", 0, 0, 0.0, 0.0, 1e9, 0, 0), "db:80", "").target == ""
+    assert decode(("end", "idle", 0, 1, CLIENT, "", "", 0, 0, 0.5, 0.1, 1e9, 0, "", "", 0), "db:80", "").text == ""
+    assert decode(("limit", "", 0, 0, "", "", "", 0, 0, 0.0, 0.0, 1e9, 0, "", "", 0), "db:80", "").target == ""
 
 
 # --- injection ---
@@ -507,7 +509,7 @@ def test_newcomers_read_like_other_events(streams: Streams, as_json: bool, debug
     """New connections take a short way of their own, to the same lines."""
     printer = streams.printer(json=as_json, debug=debug)
     records: list[Record] = [
-        ("new", "", 0, number, f"192.0.2.1:{number}", "", "", 0, 0, 0.0, 0.0, 1e9, 0, target)
+        ("new", "", 0, number, f"192.0.2.1:{number}", "", "", 0, 0, 0.0, 0.0, 1e9, 0, "", "", target)
         for number, target in ((50000, 0), (50001, 1))
     ]
     assert all(map(is_new, records))

@@ -12,9 +12,7 @@ import pytest
 
 LAST = 112
 
-NOT_TESTED = {
-    **dict.fromkeys(range(110, 112), "a PROXY protocol header is waited for, of listed peers only: none is read"),
-}
+NOT_TESTED: dict[int, str] = {}
 
 TESTED_IN_PART: dict[int, str] = {}
 
@@ -61,6 +59,6 @@ def test_the_checklist() -> None:
     lines = re.findall(r"^\| *(\d+) \|(.+)\|(.+)\|(.+)\|$", text, re.MULTILINE)
     assert [int(number) for number, *_ in lines] == list(range(1, LAST + 1))
     assert all(cell.strip() for _, *cells in lines for cell in cells)
-    (sentence,) = re.findall(r"No test covers these rows today([^.]+)\.", text)
-    named = re.findall(r"(\d+)(?: to (\d+))?", sentence)
+    sentences = re.findall(r"No test covers these rows today([^.]+)\.", text)
+    named = re.findall(r"(\d+)(?: to (\d+))?", "".join(sentences))
     assert {row for first, last in named for row in range(int(first), int(last or first) + 1)} == set(NOT_TESTED)

@@ -93,6 +93,7 @@ cdef class FlowDoor:
 
     def open(self, time_ns, client, listener):
         cdef TapOpen body
+        body.via.length = 0
         pack(&body.client, client)
         pack(&body.listener, listener)
         return self.append(TAP_OPEN, time_ns, 0, 0, &body, sizeof(body))
