@@ -5,7 +5,7 @@
 #
 # An alarm has a due time of its own. Alarms are in a pairing heap, of which each is a node itself: setting one is O(1), takes no
 # memory and cannot fail; cancelling is O(log n), amortized. Only a few relays have one.
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_NONE = 0
@@ -47,6 +47,7 @@ cdef struct Alarm:
 
 cdef struct Timers:
     TimerList lists[TIMER_KINDS]
+    uint32_t armed          # bit 1 << kind: that list is not empty. Each wait looks at these only
     Alarm *alarms           # the one that is due first: the root of the heap
     uint64_t earliest_ns    # nothing is due before: a batch need not look until then
 

@@ -1,5 +1,5 @@
 # Deadlines: the model is in timers.pxd.
-from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 
 
 cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) noexcept nogil:
@@ -15,6 +15,7 @@ cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) no
         line.last.next = timer
     else:
         line.first = timer
+        timers.armed |= <uint32_t> 1 << kind
     line.last = timer
 
 
@@ -30,6 +31,8 @@ cdef void timers_cancel(Timers *timers, Timer *timer) noexcept nogil:
         timer.next.previous = timer.previous
     else:
         line.last = timer.previous
+        if line.last == NULL:
+            timers.armed &= ~(<uint32_t> 1 << timer.kind)
     timer.previous = timer.next = NULL
     timer.kind = TIMER_NONE
 
@@ -137,12 +140,13 @@ cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil
 
 cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil:
     cdef uint64_t due = timers.alarms.due_ns if timers.alarms != NULL else UINT64_MAX
-    cdef Timer *timer
-    cdef int kind
-    for kind in range(TIMER_NONE + 1, TIMER_KINDS):
-        timer = timers.lists[kind].first
-        if timer != NULL and timer.due_ns < due:
-            due = timer.due_ns
+    cdef const TimerList *line = timers.lists
+    cdef uint32_t armed = timers.armed
+    while armed:
+        if armed & 1 and line.first.due_ns < due:
+            due = line.first.due_ns
+        armed >>= 1
+        line += 1
     if due == UINT64_MAX:
         return -1
     return <int64_t> (due - now_ns) if due > now_ns else 0
