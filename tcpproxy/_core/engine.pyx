@@ -169,12 +169,12 @@ cdef int _wait(Loop *loop) noexcept nogil:
     """Waits for events and updates now_ns. Returns the number of events, or -errno."""
     cdef int64_t timeout_ns
     cdef int count
-    cdef bint bulk_only = not _group_interactive(loop)
-    cdef bint exact = loop.timers.alarms != NULL        # of faults, whose delays are to be right to less than a millisecond
+    cdef bint exact, bulk_only = not _group_interactive(loop)
     loop.pump.splice_size = PIPE_BYTES if bulk_only else SPLICE_SHARED_BYTES
     if bulk_count(&loop.bulk, _moved(loop), bulk_only, loop.now_ns):
         bulk_judge(&loop.bulk, _all_moved(loop.group))
     timeout_ns = _wait_ns(loop)
+    exact = loop.timers.alarms != NULL  # of faults, whose delays are to be right to less than a millisecond
     if loop.spin.mode != SPIN_OFF and not loop.bulk.on and timeout_ns != 0 and sync_peek(&loop.counters.active):
         return spin_wait(&loop.spin, loop.pump.poller, loop.ready, POLLER_BATCH, timeout_ns, exact, loop.last_side,
                          &loop.now_ns)

@@ -33,8 +33,8 @@ cdef extern from * nogil:
     #define SYS_epoll_pwait2 441
     #endif
     /* epoll_wait with a time-out in ns. It fails with ENOSYS if a seccomp filter is in force, which might kill the process
-     * for a call that it does not know. */
-    static int epoll_wait_ns(int epfd, struct epoll_event *events, int room, int64_t ns)
+     * for a call that it does not know. Not inlined: `limit` would cost every other wait a check of the stack. */
+    __attribute__((noinline)) static int epoll_wait_ns(int epfd, struct epoll_event *events, int room, int64_t ns)
     {
         struct { int64_t seconds, ns; } limit = {ns / 1000000000, ns % 1000000000};
         if (prctl(PR_GET_SECCOMP) > 0) {
@@ -129,7 +129,7 @@ cdef inline uint32_t _bits(uint32_t events) noexcept nogil:
     return bits
 
 
-cdef int _wait(Epoll *poller, int room, int64_t timeout_ns, bint exact) noexcept nogil:
+cdef inline int _wait(Epoll *poller, int room, int64_t timeout_ns, bint exact) noexcept nogil:
     cdef int timeout_ms = -1, n
     cdef int64_t ms
     if exact and timeout_ns > 0 and not poller.inexact:
