@@ -185,13 +185,9 @@ cdef inline int _pump_half(Loop *loop, Relay *relay, int side) noexcept nogil:
     return half_pump(&relay.halves[side], &relay.sides[side], &relay.sides[1 - side], &loop.pump)
 
 
-cdef inline int _pump_both(Loop *loop, Relay *relay) noexcept nogil:
-    cdef int moved
-    if loop.metered:
-        moved = metering_pump(loop, relay, CLIENT)
-        return moved | metering_pump(loop, relay, UPSTREAM)
-    moved = _pump_half(loop, relay, CLIENT)
-    return moved | _pump_half(loop, relay, UPSTREAM)
+cdef int _pump_metered(Loop *loop, Relay *relay) noexcept nogil:
+    cdef int moved = metering_pump(loop, relay, CLIENT)
+    return moved | metering_pump(loop, relay, UPSTREAM)
 
 
 cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
@@ -202,12 +198,20 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     if loop.pump.tap != NULL:
         loop.pump.tap.id = relay.id
         loop.pump.tap.client = client
-    moved = _pump_both(loop, relay)
+    if loop.metered:
+        moved = _pump_metered(loop, relay)
+    else:
+        moved = _pump_half(loop, relay, CLIENT)
+        moved |= _pump_half(loop, relay, UPSTREAM)
     if not loop.half_close and (_has_ended(relay, CLIENT) or _has_ended(relay, UPSTREAM)):
         # --half-close-timeout 0: the first EOF closes both directions. What was read is still delivered.
         _stop_reading(&relay.halves[CLIENT])
         _stop_reading(&relay.halves[UPSTREAM])
-        moved |= _pump_both(loop, relay)
+        if loop.metered:
+            moved |= _pump_metered(loop, relay)
+        else:
+            moved |= _pump_half(loop, relay, CLIENT)
+            moved |= _pump_half(loop, relay, UPSTREAM)
     up = relay.halves[CLIENT].delivered - up
     down = relay.halves[UPSTREAM].delivered - down
     sync_bump(&loop.counters.to_upstream, up)
