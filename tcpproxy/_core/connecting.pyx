@@ -1,6 +1,7 @@
 # Connecting to upstream: the model is in connecting.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 from tcpproxy._core.net cimport ECONNREFUSED, EINPROGRESS, NET_NONE, net_connect, net_met_itself, net_open, \
     net_reset, net_socket, net_take_error, net_unconnected, net_was_connected
 from tcpproxy._core.poller cimport READY_ERROR, READY_OUT, WATCH_STREAM, poller_add, poller_move, poller_remove
@@ -25,19 +26,23 @@ cdef void connecting_use(Connecting *connecting, AddressList *list) noexcept nog
     connecting.list = list
 
 
-cdef void connecting_restart(Connecting *connecting, Poller *poller) noexcept nogil:
+cdef inline void _give_all_up(Connecting *connecting, Poller *poller) noexcept nogil:
     cdef uint32_t i
     for i in range(connecting.started):
         _give_up(connecting, poller, i)
-        connecting.ready[i] = 0
     addresses_release(connecting.list)
+
+
+cdef void connecting_restart(Connecting *connecting, Poller *poller) noexcept nogil:
+    _give_all_up(connecting, poller)
+    memset(connecting.ready, 0, sizeof(connecting.ready))
     connecting.list = NULL
     connecting.started = connecting.last = 0
     connecting.error = 0
 
 
 cdef void connecting_free(Connecting *connecting, Poller *poller) noexcept nogil:
-    connecting_restart(connecting, poller)
+    _give_all_up(connecting, poller)
     free(connecting)
 
 
