@@ -86,7 +86,7 @@ def test_rates() -> None:
 
 def test_record_has_every_field() -> None:
     found = record(ONE, 0.4, 12_900_000.2)
-    live = {*Connection.__slots__} - {"reason", "faults", "held"}
+    live = {*Connection.__slots__} - {"reason", "faults", "held", "via"}
     assert found.keys() == {*live, "rate_to_upstream", "rate_to_client"}
     assert (found["rate_to_upstream"], found["rate_to_client"]) == (0, 12_900_000)
     json.dumps(found)

@@ -17,7 +17,7 @@ from tcpproxy.report.event import Event, Record
 from tcpproxy.report.reporter import AT_ONCE, FEW, GATHER, Reporter
 from tcpproxy.wakeup import Wakeup
 
-RECORD: Record = ("new", "", 0, 1, "127.0.0.1:1", "", "", 0, 0, 0.0, 0.0, 0.0, 0, 0)
+RECORD: Record = ("new", "", 0, 1, "127.0.0.1:1", "", "", 0, 0, 0.0, 0.0, 0.0, 0, "", "", 0)
 FORWARDS = [Forwarding(parse_forward("forwards", "0:db:80"))]
 
 
