@@ -107,9 +107,9 @@ class Crew:
                     with listener.dup() as duplicate:
                         worker.listen(duplicate.fileno(), first)
                         duplicate.detach()  # from here on the worker owns and closes it
-            for number, target in enumerate(self._targets):
+            for place, target in enumerate(self._targets):
                 if target.addresses:
-                    worker.set_addresses(number, target.addresses, TTL if target.resolver else None)
+                    worker.set_addresses(place, target.addresses, TTL if target.resolver else None)
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         per_source = self._config.clients.max_connections_per_source
         rates = self._config.rates

@@ -159,7 +159,7 @@ def test_a_signal_before_the_start_has_returned(echo: Echo, listener: socket.soc
         assert proxy.listens.wait(TIMEOUT)
         with connect(listener.getsockname()) as client:
             assert echoes(client)
-            run.stop(again=True)
+            run.stop(may_abort=True)
             proxy.may_return.set()
             proxy.wait()
             assert echoes(client)
