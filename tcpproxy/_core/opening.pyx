@@ -212,7 +212,7 @@ cdef uint8_t _too_late(Relay *relay) noexcept nogil:
     """The reason of a time-out."""
     if relay.state == RELAY_RESOLVING:
         return REASON_DNS
-    if relay.connecting.started:
+    if relay.connecting != NULL and relay.connecting.started:      # NULL: it is connected, and only its header is not sent
         relay.connecting.last = relay.connecting.started - 1
     return REASON_CONNECT_TIMEOUT
 
