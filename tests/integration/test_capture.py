@@ -100,7 +100,9 @@ def test_what_wireshark_reads(make_proxy: Make, upstream: Upstream, file: Path, 
     assert proxy.capture.size == file.stat().st_size
     packets = captures.packets(file.read_bytes())
     assert proxy.capture.packets == len(packets)
-    assert {packet.destination[1] for packet in packets if packet.flags == captures.SYN} == {proxy.config.forwards[0].target.port}
+    assert {packet.destination[1] for packet in packets if packet.flags == captures.SYN} == {
+        proxy.config.forwards[0].target.port
+    }
     assert captures.analysis(file) == []
     # With two workers streams need not be in the order of accept.
     streams = captures.clients(file)
