@@ -13,7 +13,7 @@ from campaigns import totals
 from networks import Closed, Namespace, Silent
 from support.command import Command
 from support.machine import absent
-from support.peers import Echo, Link, Upstream
+from support.peers import Echo, Link, Named, Upstream
 
 import tcpproxy
 
@@ -101,6 +101,11 @@ def upstream(stack: contextlib.ExitStack) -> Upstream:
 @pytest.fixture
 def echo(stack: contextlib.ExitStack) -> Echo:
     return stack.enter_context(contextlib.closing(Echo()))
+
+
+@pytest.fixture
+def named(stack: contextlib.ExitStack) -> Named:
+    return stack.enter_context(contextlib.closing(Named()))
 
 
 @pytest.fixture

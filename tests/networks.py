@@ -21,6 +21,19 @@ from support.machine import needs
 from support.waiting import TIMEOUT
 
 
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> list[str]:
+    """Makes the name `both.test` have these addresses, in a list that may be changed."""
+    answers, real = list(hosts), socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *args: object, **options: object) -> object:
+        if host != "both.test" or options.get("flags"):
+            return real(host, port, *args, **options)  # type: ignore[arg-type]
+        return [found for each in answers for found in real(each, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return answers
+
+
 class Closed:
     """An address that refuses connections, until somebody listens there."""
 

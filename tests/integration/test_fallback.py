@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from networks import Closed, Silent
 from support.command import Command
-from support.peers import Echo, Named, connect
+from support.peers import Echo, Named, connect, said
 from support.streams import echoes, read_exactly
 from support.waiting import TIMEOUT, eventually
 
@@ -27,19 +27,8 @@ MakeProxy = Callable[..., Proxy]
 
 
 @pytest.fixture
-def named(stack: contextlib.ExitStack) -> Named:
-    return stack.enter_context(contextlib.closing(Named()))
-
-
-@pytest.fixture
 def other(stack: contextlib.ExitStack) -> Named:
     return stack.enter_context(contextlib.closing(Named()))
-
-
-def said(proxy: Proxy) -> int:
-    """The port of the server that is reached."""
-    with connect(proxy.address) as client:
-        return int(read_exactly(client, 5))
 
 
 def changes(events: list[tcpproxy.Event]) -> list[tuple[str, str, str, str]]:
@@ -55,7 +44,7 @@ def test_the_first_that_answers(
     """Strictly in order: nothing is balanced."""
     targets = f"{closed.name},{named.name},{other.name}"
     proxy = make_proxy(targets, workers=workers, zero_copy=zero_copy)
-    assert [said(proxy) for _ in range(8)] == [named.port] * 8
+    assert [said(proxy.address) for _ in range(8)] == [named.port] * 8
     with connect(proxy.address) as client:
         read_exactly(client, 5)
         assert echoes(client, bytes(300_000))
@@ -71,7 +60,7 @@ def test_change_is_said_once(
 ) -> None:
     """And so is the change back. A refusal comes at once, so that the first target is used as soon as it is there."""
     proxy = make_proxy(f"{closed.name},{named.name}", workers=workers)
-    assert {said(proxy) for _ in range(5)} == {named.port}
+    assert {said(proxy.address) for _ in range(5)} == {named.port}
     closed.listen()
     for _ in range(3):
         with connect(proxy.address), closed.accept() as server:
@@ -103,7 +92,7 @@ def test_all_are_down(make_proxy: MakeProxy, closed: Closed, events: list[tcppro
 
 def test_a_name_without_addresses(make_proxy: MakeProxy, named: Named, events: list[tcpproxy.Event]) -> None:
     proxy = make_proxy(["nowhere.invalid:80", named.name])
-    assert said(proxy) == said(proxy) == named.port
+    assert said(proxy.address) == said(proxy.address) == named.port
     proxy.stop()
     assert changes(events) == [("upstream-down", "nowhere.invalid:80", "dns", named.name)]
 
@@ -112,7 +101,7 @@ def test_names_with_several_addresses(make_proxy: MakeProxy, named: Named, close
     """All addresses of the first name are tried, and then those of the next one."""
     proxy = make_proxy(f"localhost:{closed.port},localhost:{named.port}", workers=2)
     for _ in range(5):
-        assert said(proxy) == named.port
+        assert said(proxy.address) == named.port
 
 
 def test_paths(make_proxy: MakeProxy, tmp_path: Path, closed: Closed, named: Named) -> None:
@@ -121,7 +110,7 @@ def test_paths(make_proxy: MakeProxy, tmp_path: Path, closed: Closed, named: Nam
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(dead))
         proxy = make_proxy([missing, dead, live, named.name])
-        assert said(proxy) == named.port
+        assert said(proxy.address) == named.port
         with socket.socket(socket.AF_UNIX) as serving:
             serving.bind(str(live))
             serving.listen()
@@ -140,7 +129,7 @@ def test_path_with_a_full_backlog(make_proxy: MakeProxy, tmp_path: Path, named: 
         filler.connect(str(path))
         proxy = make_proxy([path, named.name], connect_timeout=1)
         start = time.monotonic()
-        assert said(proxy) == named.port
+        assert said(proxy.address) == named.port
         assert 0.45 < time.monotonic() - start < 0.95
 
 
@@ -151,7 +140,7 @@ def test_share_of_the_time(make_proxy: MakeProxy, silent: Silent, named: Named) 
     """Of two targets the first one has half of the time. The client is served within --connect-timeout."""
     proxy = make_proxy(f"{silent.name},{named.name}", connect_timeout=1)
     start = time.monotonic()
-    assert said(proxy) == named.port
+    assert said(proxy.address) == named.port
     assert 0.45 < time.monotonic() - start < 0.95
 
 
@@ -172,11 +161,11 @@ def test_black_hole_is_passed_over(
     """One connection waits for it; those that follow do not, whichever worker they have."""
     proxy = make_proxy(f"{silent.name},{named.name}", connect_timeout=4, workers=workers)
     start = time.monotonic()
-    assert said(proxy) == named.port
+    assert said(proxy.address) == named.port
     assert time.monotonic() - start > 1.9
     start = time.monotonic()
     for _ in range(20):
-        assert said(proxy) == named.port
+        assert said(proxy.address) == named.port
     assert time.monotonic() - start < 1.5
     proxy.stop()
     assert changes(events) == [("upstream-down", silent.name, "connect-timeout", named.name)]
@@ -186,7 +175,7 @@ def test_one_tries_it_again(make_proxy: MakeProxy, named: Named, events: list[tc
     """After 10 seconds, while the others go on; it answers, and is used again from then on."""
     with contextlib.closing(Silent()) as silent:
         proxy = make_proxy(f"{silent.name},{named.name}", connect_timeout=3)
-        assert said(proxy) == named.port
+        assert said(proxy.address) == named.port
         start = time.monotonic()
         eventually(lambda: _slow(proxy), within=20, what="a connection that tries it again")
         assert 7 < time.monotonic() - start < 14
@@ -195,8 +184,8 @@ def test_one_tries_it_again(make_proxy: MakeProxy, named: Named, events: list[tc
         server = threading.Thread(target=_greet, args=(silent, stop))
         server.start()
         try:
-            eventually(lambda: said(proxy) == silent.port, within=20, what="the first target to be used again")
-            assert said(proxy) == silent.port
+            eventually(lambda: said(proxy.address) == silent.port, within=20, what="the first target to be used again")
+            assert said(proxy.address) == silent.port
         finally:
             stop.set()
             silent.socket.settimeout(0.1)
@@ -208,7 +197,7 @@ def test_one_tries_it_again(make_proxy: MakeProxy, named: Named, events: list[tc
 
 def _slow(proxy: Proxy) -> bool:
     start = time.monotonic()
-    said(proxy)
+    said(proxy.address)
     return time.monotonic() - start > 1
 
 
@@ -240,7 +229,7 @@ def test_client_that_leaves_meanwhile(make_proxy: MakeProxy, silent: Silent, nam
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         client.close()
         eventually(lambda: not proxy.connections())
-    assert said(proxy) == named.port
+    assert said(proxy.address) == named.port
 
 
 def test_abort_meanwhile(make_proxy: MakeProxy, silent: Silent, named: Named) -> None:

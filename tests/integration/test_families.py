@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Callable
 
 import pytest
-from networks import Closed, Silent
-from support.peers import Named, connect
+from networks import Closed, Silent, resolve_to
+from support.peers import Named, connect, said
 from support.streams import read_exactly
 from support.waiting import pause
 
@@ -22,25 +21,7 @@ NAME = "both.test"
 @pytest.fixture(autouse=True)
 def both(monkeypatch: pytest.MonkeyPatch) -> None:
     """The name has ::1, which is to be tried first, and 127.0.0.1."""
-    real = socket.getaddrinfo
-
-    def getaddrinfo(host: str, port: int, *args: object, **options: object) -> object:
-        if host != NAME or options.get("flags"):
-            return real(host, port, *args, **options)  # type: ignore[arg-type]
-        return [found for each in ("::1", "127.0.0.1") for found in real(each, port, type=socket.SOCK_STREAM)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-
-
-@pytest.fixture
-def named(stack: contextlib.ExitStack) -> Named:
-    return stack.enter_context(contextlib.closing(Named()))
-
-
-def said(proxy: Proxy) -> int:
-    """The port of the server that is reached."""
-    with connect(proxy.address) as client:
-        return int(read_exactly(client, 5))
+    resolve_to(monkeypatch, "::1", "127.0.0.1")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -57,7 +38,7 @@ def test_silent_family_costs_its_delay_once(make_proxy: MakeProxy, named: Named,
 
 def _time(proxy: Proxy) -> float:
     start = time.monotonic()
-    said(proxy)
+    said(proxy.address)
     return time.monotonic() - start
 
 
@@ -65,7 +46,7 @@ def test_silent_family_is_tried_last_all_the_same(make_proxy: MakeProxy) -> None
     """The other one has gone: the address of the family that was silent is used."""
     with contextlib.closing(Named()) as named, contextlib.closing(Silent("::1", named.port)) as silent:
         proxy = make_proxy(f"{NAME}:{named.port}")
-        assert said(proxy) == named.port
+        assert said(proxy.address) == named.port
         named.close()
         silent.let_in()
         with connect(proxy.address) as client, silent.accept() as server:
@@ -76,7 +57,7 @@ def test_silent_family_is_tried_last_all_the_same(make_proxy: MakeProxy) -> None
 def test_family_that_refuses_is_not_avoided(make_proxy: MakeProxy, named: Named) -> None:
     """A refusal costs nothing, so that IPv6 is used as soon as somebody listens."""
     proxy = make_proxy(f"{NAME}:{named.port}")
-    assert said(proxy) == named.port
+    assert said(proxy.address) == named.port
     with contextlib.closing(Closed("::1", named.port)) as second:
         second.listen()
         with connect(proxy.address) as client, second.accept() as server:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from networks import Closed
+from networks import Closed, resolve_to
 from support.command import Command
 from support.machine import descriptors
-from support.peers import Echo, Named, connect, free_port, relays
+from support.peers import Echo, Named, connect, free_port, relays, said
 from support.streams import echoes, read_all, read_exactly
 from support.waiting import TIMEOUT, eventually
 
@@ -31,12 +31,6 @@ MakeProxy = Callable[..., Proxy]
 def servers() -> Iterator[list[Named]]:
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(contextlib.closing(Named())) for _ in range(5)]
-
-
-def said(address: tuple[str, int]) -> int:
-    """Returns the port of the server that is reached there, which is its name."""
-    with connect(address) as client:
-        return int(read_exactly(client, 5))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -254,14 +248,7 @@ def test_a_circle(host: str) -> None:
 
 def test_a_way_out_of_a_circle(monkeypatch: pytest.MonkeyPatch, events: list[tcpproxy.Event]) -> None:
     """Of a name's addresses only those that lead back are left out; then the other forward is no circle."""
-    real = socket.getaddrinfo
-
-    def getaddrinfo(host: str, port: int, *args: object, **options: object) -> object:
-        if host != "both.test" or options.get("flags"):
-            return real(host, port, *args, **options)  # type: ignore[arg-type]
-        return [found for each in ("127.0.0.1", "::1") for found in real(each, port, type=socket.SOCK_STREAM)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    resolve_to(monkeypatch, "127.0.0.1", "::1")
     with contextlib.closing(Named("::1")) as server:
         first, second = free_port(), server.port
         forwards = [f"{second}:127.0.0.1:{first}", f"{first}:both.test:{second}"]

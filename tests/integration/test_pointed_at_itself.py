@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from networks import resolve_to
 from support.command import Command
 from support.machine import cpu_while_asleep, descriptors
 from support.peers import connect, free_port, reset
@@ -93,19 +94,6 @@ def test_circle_of_two(make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
     first.stop()
     second.stop()
     assert time.monotonic() - start < 5
-
-
-def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> list[str]:
-    """Makes the name `both.test` have these addresses, in a list that may be changed."""
-    answers, real = list(hosts), socket.getaddrinfo
-
-    def getaddrinfo(host: str, port: int, *args: object, **options: object) -> object:
-        if host != "both.test" or options.get("flags"):
-            return real(host, port, *args, **options)  # type: ignore[arg-type]
-        return [found for each in answers for found in real(each, port, type=socket.SOCK_STREAM)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return answers
 
 
 @pytest.mark.parametrize("hosts", [("127.0.0.1", "::1"), ("::1", "127.0.0.1")])

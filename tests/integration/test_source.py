@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from networks import Namespace
+from networks import Namespace, resolve_to
 from support.command import Command
 from support.peers import Echo, Upstream, connect
 from support.streams import echoes, read_exactly
@@ -53,15 +53,7 @@ def test_addresses_of_another_family_are_passed_over(
     make_proxy: MakeProxy, monkeypatch: pytest.MonkeyPatch, echo: Echo, events: list[tcpproxy.Event]
 ) -> None:
     """A name has ::1 first; nobody may connect there from an IPv4 address, nor from one that the system chooses."""
-    real = socket.getaddrinfo
-    both = ["::1", "127.0.0.1"]
-
-    def getaddrinfo(host: str, port: int, *args: object, **options: object) -> object:
-        if host != "both.test" or options.get("flags"):
-            return real(host, port, *args, **options)  # type: ignore[arg-type]
-        return [found for each in both for found in real(each, port, type=socket.SOCK_STREAM)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    both = resolve_to(monkeypatch, "::1", "127.0.0.1")
     with contextlib.closing(Upstream("::1", echo.port)):
         proxy = make_proxy(f"both.test:{echo.port}", source="127.0.0.7")
         with connect(proxy.address) as client:

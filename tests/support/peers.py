@@ -10,7 +10,7 @@ import threading
 
 import tcpproxy
 
-from .streams import echoes
+from .streams import echoes, read_exactly
 from .waiting import TIMEOUT
 
 
@@ -137,6 +137,12 @@ def connect(address: tuple[str, int]) -> socket.socket:
     connection = socket.create_connection(address, timeout=TIMEOUT)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
+
+
+def said(address: tuple[str, int]) -> int:
+    """The port of the Named that a connection reaches."""
+    with connect(address) as client:
+        return int(read_exactly(client, 5))
 
 
 def name_of(sock: socket.socket, *, peer: bool = False) -> str:
