@@ -8,8 +8,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = ["accepting", "admission", "bending", "bulk", "capture", "closing", "connecting", "control", "engine"]
-MODULES += ["events", "fallback", "half", "header", "inbox", "introducing", "metering", "opening", "packets", "pcapng"]
-MODULES += ["pieces", "plan", "reader", "recorded", "recordings", "relay", "reports", "resources", "rulebook"]
+MODULES += ["events", "fallback", "half", "header", "inbox", "introducing", "metering", "opening", "outlet", "packets"]
+MODULES += ["pcapng", "pieces", "plan", "reader", "recorded", "recordings", "relay", "reports", "resources", "rulebook"]
 MODULES += ["savefile", "shaped", "shaper", "shaping", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
 POLLERS = {
     "linux": "epoll",

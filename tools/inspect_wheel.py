@@ -35,6 +35,7 @@ MODULES = [
     "introducing",
     "metering",
     "opening",
+    "outlet",
     "packets",
     "pcapng",
     "pieces",

@@ -42,7 +42,8 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     poller     the contract of the pollers: epoll, kqueue, poll
     splice     pipes for splice(2)
     shaping    the faults of one connection: taken from a plan, and given up
-    shaper     what faults do to one direction, without a socket or a clock
+    outlet     what leaves the line of a shaper, and when
+    shaper     what faults do to one direction, without a socket or a clock: what goes into its line
     plan       faults that are in force together, and which connections they take
     timers     deadlines: a list for each constant length, and a heap of alarms
     bucket     a rate, which workers can share

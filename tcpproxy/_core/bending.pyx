@@ -4,11 +4,11 @@ from tcpproxy._core.closing cimport closing_cut, closing_out_of_memory
 from tcpproxy._core.half cimport HALF_SHUT, Half
 from tcpproxy._core.loop cimport CLIENT, RELAY_RESOLVING, RELAY_RELAYING, UPSTREAM, loop_enqueue, relay_shaping
 from tcpproxy._core.net cimport net_unpack
+from tcpproxy._core.outlet cimport TAKE_NOTHING, TAKE_RESET, outlet_due_ns, outlet_verdict
 from tcpproxy._core.plan cimport plan_hold, plan_release, plan_takes
 from tcpproxy._core.reports cimport reports_fault
 from tcpproxy._core.shaped cimport shaped_begin, shaped_end
-from tcpproxy._core.shaper cimport TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_begin, shaper_due_ns, shaper_holds, \
-    shaper_verdict
+from tcpproxy._core.shaper cimport Shaper, Shaping, shaper_begin, shaper_holds
 from tcpproxy._core.shaping cimport shaping_adopt, shaping_dial_ns, shaping_free, shaping_new
 from tcpproxy._core.table cimport table_at
 from tcpproxy._core.timers cimport TIMER_NONE, TIMER_SHAPER, alarms_cancel, alarms_set, timers_cancel
@@ -138,12 +138,12 @@ cdef bint bending_go_on(Loop *loop, Relay *relay) noexcept nogil:
         half = &relay.halves[side]
         if half.shaper == NULL:
             continue
-        verdict = shaper_verdict(half.shaper, loop.now_ns)
+        verdict = outlet_verdict(half.shaper, loop.now_ns)
         if verdict != TAKE_NOTHING:
             _report(loop, relay, shaping)
             closing_cut(loop, relay, side, verdict == TAKE_RESET, half.shaper.over != 0)
             return False
-        due_ns = min(due_ns, shaper_due_ns(half.shaper, _blocked(loop, relay, side), loop.now_ns))
+        due_ns = min(due_ns, outlet_due_ns(half.shaper, _blocked(loop, relay, side), loop.now_ns))
     if bending_waits(relay):
         due_ns = min(due_ns, shaping_dial_ns(shaping))
     _report(loop, relay, shaping)

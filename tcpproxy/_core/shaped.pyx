@@ -6,9 +6,9 @@ from tcpproxy._core.buffer cimport buffer_clear
 from tcpproxy._core.half cimport HALF_BROKEN, HALF_DRAINING, HALF_SHUT, MODE_COPY, MODE_REFUSED, PUMP_MORE, PUMP_MOVED, \
     PUMP_STALLED, PUMP_WAIT, half_break, half_drain_buffer, half_give_pipe, half_pass_on_end, half_read_nothing
 from tcpproxy._core.net cimport net_recv
+from tcpproxy._core.outlet cimport TAKE_BYTES, TAKE_FAILED, TAKE_NOTHING, TAKE_NO_MEMORY, outlet_due_ns, outlet_take
 from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
-from tcpproxy._core.shaper cimport SOURCE_EOF, TAKE_BYTES, TAKE_FAILED, TAKE_NO_MEMORY, TAKE_NOTHING, shaper_due_ns, shaper_end, \
-    shaper_holds, shaper_put, shaper_room, shaper_take
+from tcpproxy._core.shaper cimport SOURCE_EOF, shaper_end, shaper_holds, shaper_put, shaper_room
 from tcpproxy._core.splice cimport pipe_read
 from tcpproxy._core.tap cimport tap_claim, tap_commit
 
@@ -65,11 +65,11 @@ cdef int _take(Half *half, Side *source, Pump *pump) noexcept nogil:
     cdef char *place = NULL
     cdef uint32_t size
     cdef int what
-    if record and shaper_due_ns(half.shaper, False, pump.now_ns[0]) <= pump.now_ns[0]:
+    if record and outlet_due_ns(half.shaper, False, pump.now_ns[0]) <= pump.now_ns[0]:
         place = tap_claim(pump.tap, pump.size)
         if place == NULL:
             return TAP_FULL
-    what = shaper_take(half.shaper, pump.size, &half.buffer, pump.now_ns[0])
+    what = outlet_take(half.shaper, pump.size, &half.buffer, pump.now_ns[0])
     if what == TAKE_BYTES and place != NULL:
         size = half.buffer.end - half.buffer.start
         memcpy(place, half.buffer.memory + half.buffer.start, size)

@@ -31,15 +31,6 @@ cdef enum:                  # how a source ends, for shaper_end
     SOURCE_EOF = 1
     SOURCE_FAILED
 
-cdef enum:                  # results of shaper_take
-    TAKE_NOTHING = 0        # before shaper_due_ns
-    TAKE_BYTES              # `out` has them
-    TAKE_EOF                # the end of file of the source, after the last byte
-    TAKE_FAILED             # the failure of the source, after the last byte
-    TAKE_CLOSE              # end the connection: an end of file for both peers
-    TAKE_RESET              # end the connection: reset both peers
-    TAKE_NO_MEMORY          # bytes could not be taken out
-
 cdef struct Grip:           # a rule that has taken a direction of a connection, and its state there
     const Rule *rule
     const Limit *limit
@@ -93,12 +84,8 @@ cdef void shaper_begin(Shaper *shaper, uint64_t passed, uint64_t now_ns) noexcep
 cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil   # bytes that may be read now
 cdef int shaper_put(Shaper *shaper, const char *data, uint32_t size, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory
 cdef void shaper_end(Shaper *shaper, uint8_t how, uint64_t now_ns) noexcept nogil
-# Up to `most` bytes, into the empty `out`; or the end of the source
-cdef int shaper_take(Shaper *shaper, uint32_t most, Buffer *out, uint64_t now_ns) noexcept nogil
-cdef int shaper_verdict(Shaper *shaper, uint64_t now_ns) noexcept nogil         # TAKE_CLOSE, TAKE_RESET or TAKE_NOTHING
-# When to call shaper_take again; with `blocked` (the sink takes nothing) when to call shaper_verdict. UINT64_MAX: at no time
-cdef uint64_t shaper_due_ns(Shaper *shaper, bint blocked, uint64_t now_ns) noexcept nogil
 cdef bint shaper_discards(Shaper *shaper, uint64_t now_ns) noexcept nogil   # what is read is not kept
+cdef bint shaper_discard(Shaper *shaper, uint64_t now_ns) noexcept nogil    # the same, and it is discarded now: the rules act
 # To be called when a rule is about to hold, cut or discard something. False: it must not, others have used up its `times`
 cdef bint shaper_act(Shaper *shaper, Grip *grip) noexcept nogil
 cdef void shaper_aim(Shaper *shaper) noexcept nogil         # sets due_ns: the first entry of the line or the rules have changed

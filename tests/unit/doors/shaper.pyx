@@ -1,10 +1,11 @@
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.buffer cimport Buffer, buffer_clear
+from tcpproxy._core.outlet cimport TAKE_BYTES, TAKE_CLOSE, TAKE_EOF, TAKE_FAILED, TAKE_NOTHING, TAKE_NO_MEMORY, TAKE_RESET, \
+    outlet_due_ns, outlet_take, outlet_verdict
 from tcpproxy._core.plan cimport END_CLOSE, END_RESET, END_STALL, PLAN_RULES, RULE_BANDWIDTH, RULE_CUT, RULE_DIAL, RULE_IDLE, \
     RULE_LATENCY, RULE_SLICER, RULE_SLOW_CLOSE, RULE_STALL, RULE_TIMEOUT, Plan, Rule, plan_add, plan_new, plan_release, plan_takes
-from tcpproxy._core.shaper cimport CHUNK_BYTES, LINE_BYTES, SOURCE_EOF, SOURCE_FAILED, TAKE_BYTES, TAKE_CLOSE, TAKE_EOF, \
-    TAKE_FAILED, TAKE_NO_MEMORY, TAKE_NOTHING, TAKE_RESET, Shaper, Shaping, shaper_begin, shaper_due_ns, shaper_end, \
-    shaper_holds, shaper_put, shaper_room, shaper_take, shaper_verdict, shaper_waits
+from tcpproxy._core.shaper cimport CHUNK_BYTES, LINE_BYTES, SOURCE_EOF, SOURCE_FAILED, Shaper, Shaping, shaper_begin, \
+    shaper_end, shaper_holds, shaper_put, shaper_room, shaper_waits
 from tcpproxy._core.shaping cimport shaping_adopt, shaping_free, shaping_new
 
 from memory cimport memory_give_back, memory_take_all
@@ -98,16 +99,16 @@ cdef class ShaperDoor:
         cdef int what
         out.memory = NULL
         with nogil:
-            what = shaper_take(self.shaper, most, &out, now_ns)
+            what = outlet_take(self.shaper, most, &out, now_ns)
         data = out.memory[out.start:out.end] if what == TAKE_BYTES else b""
         buffer_clear(&out)
         return TAKEN[what], data
 
     def due_ns(self, uint64_t now_ns, *, blocked=False):
-        return shaper_due_ns(self.shaper, blocked, now_ns)
+        return outlet_due_ns(self.shaper, blocked, now_ns)
 
     def verdict(self, uint64_t now_ns):
-        return TAKEN[shaper_verdict(self.shaper, now_ns)]
+        return TAKEN[outlet_verdict(self.shaper, now_ns)]
 
     def room(self, uint64_t now_ns):
         return shaper_room(self.shaper, now_ns)
