@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import socket
-import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import awaiting, lifetime
-from .config.config import Config
 from .config.endpoints import Remote
 from .config.urls import with_address
 from .crew import LOG_DRAIN, Crew
-from .errors import CANNOT_REFUSE, StartError, UsageError, WaitTimeout
-from .native import Event as Signal
-from .native import Lock, monotonic
-from .network.forwarding import Forwarding, listen
+from .errors import StartError, UsageError
+from .native import Lock
+from .network.forwarding import Forwarding
+from .refusing import Refusing, undoing
 from .report.reporter import Reporter
-from .report.table import measure, table
 from .text import quoted
-from .values import parse_limit, parse_number
-from .views import Connection, Stats
+from .views import Connection
+from .waits import Waits
 
 if TYPE_CHECKING:
     from .faults import Fault
-    from .handles import Faults, Handle
+    from .handles import Handle
+    from .inforce import Faults
 
 Stream = Literal["both", "upstream", "downstream"]
 """Which way bytes go: upstream is what the client sends, downstream what the client gets."""
@@ -36,27 +31,18 @@ STREAMS: dict[Stream, int] = {"upstream": 1, "downstream": 2, "both": 3}
 """The bits STREAM_ of _core/plan.pxd, and both."""
 
 
-class Controls:
-    """The methods that change a running proxy or wait for it. Any thread may call them.
+class Controls(Refusing, Waits):
+    """The methods that change a running proxy. Any thread may call them.
 
     A change is in force when its method returns; repeating a call does no harm. `on_event` may call them, too: then
     they do not wait for the delivery of events, which needs `on_event` to return. A signal handler or a `__del__` gets
     a RuntimeError if it calls one in the middle of a start, a stop or another change of the same proxy.
     """
 
-    config: Config
-    _crew: Crew | None
     _reporter: Reporter
-    _forwards: list[Forwarding]
-    _given: list[socket.socket] | None
     _lock: Lock
     _busy: set[int]
-    _stopping: Signal
     _paused: int
-    _is_down: bool
-    _refuses: bool
-    _hangs: bool
-    _is_closed: bool
     _bent: Faults | None = None  # made for the first fault: its import takes milliseconds
     _seed: int | None
 
@@ -65,8 +51,6 @@ class Controls:
         @property
         def address(self) -> Any: ...
         def _tcp_address(self, what: str) -> tuple[str, int]: ...
-        def stats(self) -> Stats: ...
-        def connections(self, ended: bool = False) -> list[Connection]: ...
         def _not_nested(self) -> contextlib.AbstractContextManager[None]: ...
         def _find_targets(self, forwards: list[Forwarding]) -> None: ...
         def _leave_out_circles(self, forwards: list[Forwarding]) -> None: ...
@@ -149,7 +133,7 @@ class Controls:
         with self._held() as crew:
             paused = bits & ~self._paused
             self._set_paused(crew, self._paused | bits)
-        return _undoing(lambda: self._resume(paused))
+        return undoing(lambda: self._resume(paused))
 
     def resume(self, stream: Stream = "both") -> None:
         """Ends a pause: what was held is delivered, in order.
@@ -171,100 +155,7 @@ class Controls:
         if crew:
             crew.pause(paused)
 
-    # --- clients and upstream ---
-
-    def down(self, live: Literal["close", "reset", "keep"] = "close") -> contextlib.AbstractContextManager[object]:
-        """Refuses new connections, as if no server listened, until `up`. No other process can take the port.
-
-        Before the start of the proxy, it starts so.
-
-        Args:
-            live: what happens to the connections that are open: close and reset as for `kill`; keep: nothing.
-
-        Returns:
-            A context manager, which calls `up` unless the proxy was down before.
-
-        Raises:
-            UsageError: `live` is none of these, or the proxy accepts from `sockets`: clients would wait in them.
-            StartError: the system cannot keep the port; never on Linux.
-        """
-        if live not in ("close", "reset", "keep"):
-            raise UsageError(f"live {quoted(live)} is unknown, expected close, reset or keep")
-        if self._given:
-            raise UsageError(CANNOT_REFUSE)
-        was_down = self._set_down(True)
-        if live != "keep":
-            self.kill(live)
-        return _undoing((lambda: None) if was_down else self.up)
-
-    def up(self) -> None:
-        """Listens again, after `down`.
-
-        Raises:
-            StartError: the port is taken, or there are no descriptors.
-        """
-        self._set_down(False)
-
-    def _set_down(self, down: bool) -> bool:
-        """Keeps what the program wants, and opens or closes the ports. Returns what it wanted before."""
-        with self._held() as crew:
-            was_down, self._is_down = self._is_down, down
-            try:
-                self._open_or_close(crew)
-            except BaseException:
-                self._is_down = was_down  # a call that was interrupted is repeated
-                raise
-        return was_down
-
-    def _shut(self, crew: Crew | None, kinds: Collection[str]) -> None:
-        """Faults make the ports refuse clients or let them hang, or do not any more."""
-        hangs = "hang" in kinds
-        if hangs != self._hangs:
-            if crew:
-                crew.hang(hangs)
-            for each in self._forwards:  # for listeners to come
-                each.hang(hangs)
-            self._hangs = hangs
-        before, self._refuses = self._refuses, "refuse" in kinds
-        try:
-            self._open_or_close(crew)
-        except BaseException:
-            self._refuses = before
-            with contextlib.suppress(StartError):  # not on Linux: listeners are closed before their port is kept
-                self._open_or_close(crew)
-            raise
-
-    def _impossible(self) -> dict[str, str]:
-        """Why the proxy cannot have faults of these kinds."""
-        if self._given:
-            return {"refuse": CANNOT_REFUSE, "hang": CANNOT_REFUSE.replace("refuse clients", "let clients hang")}
-        if not sys.platform.startswith("linux"):
-            return {"hang": "this system cannot let clients hang, expected Linux; blackhole accepts, and does no more"}
-        if any(it.listener.path for it in self.config.forwards):
-            return {"hang": "clients of UNIX sockets cannot hang, expected a proxy that listens on TCP ports only"}
-        return {}
-
-    def _open_or_close(self, crew: Crew | None) -> None:
-        """Closes the ports if the program (`down`) or a fault (`refuse`) wants that, else opens them."""
-        closed = self._is_down or self._refuses
-        if crew and closed != self._is_closed and not self._stopping.is_set():
-            with lifetime.no_fork:
-                if closed:
-                    crew.replace_listeners([])
-                    self._is_closed = True  # also if a port cannot be kept
-                    for each in self._forwards:
-                        each.keep()
-                else:
-                    self._listen_again(crew)
-        self._is_closed = closed
-
-    def _listen_again(self, crew: Crew) -> None:
-        with contextlib.ExitStack() as stack:
-            listeners = [listen(each, stack) for each in self._forwards]
-            try:
-                crew.replace_listeners(listeners)
-            except OSError as error:
-                raise StartError.because(f"cannot listen again for {self.config.targets}", error) from error
+    # --- upstream ---
 
     @property
     def upstream(self) -> str:
@@ -358,7 +249,7 @@ class Controls:
         self._reporter.note("warning", text)
 
     def _bend(self, faults: Fault | str | Iterable[Fault | str] = ()) -> Faults:
-        from .handles import Faults
+        from .inforce import Faults
 
         made = Faults(self._held, self._shut, faults, self._seed, self._impossible(), self._warn, self._is_over)
         found: Faults = vars(self).setdefault("_bent", made)  # another thread may be here, too
@@ -379,129 +270,8 @@ class Controls:
         """
         return with_address(url, *self._tcp_address("port"))
 
-    def wait_for(
-        self,
-        *,
-        accepted: int | None = None,
-        active: int | None = None,
-        ended: int | None = None,
-        to_upstream: int | None = None,
-        to_client: int | None = None,
-        since: Stats | None = None,
-        timeout: float | str | None = 5.0,
-    ) -> Stats:
-        """Waits until the proxy's numbers have reached all of the given ones at the same time.
-
-        Args:
-            accepted: connections accepted, at least.
-            active: connections alive, exactly.
-            ended: connections that have ended, at least.
-            to_upstream: bytes delivered to upstream, at least.
-            to_client: bytes delivered to clients, at least.
-            since: subtract these numbers first, except `active`; None: count from the start of the proxy.
-            timeout: seconds, or a text like `250ms`; None: no limit.
-
-        Returns:
-            The numbers at that time.
-
-        Raises:
-            WaitTimeout: the time is over, or the proxy has ended; the text shows numbers and connections.
-            UsageError: the timeout is no duration, or a number is invalid.
-        """
-        wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
-        limit = parse_limit("timeout", timeout)
-        deadline = monotonic() + limit
-        __tracebackhide__ = True
-        return awaiting.poll(functools.partial(self._look, wanted, deadline, limit))
-
-    async def wait_for_async(
-        self,
-        *,
-        accepted: int | None = None,
-        active: int | None = None,
-        ended: int | None = None,
-        to_upstream: int | None = None,
-        to_client: int | None = None,
-        since: Stats | None = None,
-        timeout: float | str | None = 5.0,
-    ) -> Stats:
-        """`wait_for` without blocking the event loop."""
-        wanted = _Wanted(accepted, active, ended, to_upstream, to_client, since)
-        limit = parse_limit("timeout", timeout)
-        deadline = monotonic() + limit
-        __tracebackhide__ = True
-        return await awaiting.poll_async(functools.partial(self._look, wanted, deadline, limit))
-
-    def _is_over(self) -> bool:
-        """Has it ended, or failed to start?"""
-        crew = self._crew
-        return self._stopping.is_set() and not (crew and crew.running)
-
-    def _look(self, wanted: _Wanted, deadline: float, limit: float) -> Stats | None:
-        """Returns the numbers if they are as wanted; None: not yet.
-
-        Raises:
-            WaitTimeout: the deadline is past, or the proxy has ended.
-        """
-        __tracebackhide__ = True
-        over = self._is_over()  # asked first: then the numbers are final
-        stats = self.stats()
-        missing = wanted.missing(stats)
-        if not missing:
-            return stats
-        if over or monotonic() >= deadline:
-            when = "before the proxy ended" if over else f"within {limit:g} s"
-            known = self.connections(ended=True)
-            lines = table(known, measure([], known, 0), None) if known else ["no connections"]
-            raise WaitTimeout("\n".join([f"not {when}: {missing}", *lines]))
-        return None
-
-
-class _Wanted:
-    """What `wait_for` waits for."""
-
-    def __init__(
-        self,
-        accepted: int | None,
-        active: int | None,
-        ended: int | None,
-        to_upstream: int | None,
-        to_client: int | None,
-        since: Stats | None,
-    ) -> None:
-        if since is not None and not isinstance(since, Stats):
-            raise UsageError(f"since {quoted(since)} is no Stats, expected what stats() returns")
-        given = {
-            "accepted": accepted,
-            "active": active,
-            "ended": ended,
-            "to_upstream": to_upstream,
-            "to_client": to_client,
-        }
-        checked = {name: parse_number(name, value, 0, 2**64) for name, value in given.items() if value is not None}
-        self._active = checked.pop("active", None)
-        self._totals = {f"bytes_{name}" if name[:3] == "to_" else name: value for name, value in checked.items()}
-        self._since = {name: getattr(since, name) if since else 0 for name in self._totals}
-
-    def missing(self, stats: Stats) -> str:
-        """Returns a text of the numbers that are not as wanted; empty: all are."""
-        found = []
-        for name, value in self._totals.items():
-            if (now := getattr(stats, name) - self._since[name]) < value:
-                found.append(f"{name} {now} of {value}")
-        if self._active is not None and stats.active != self._active:
-            found.append(f"active {stats.active}, not {self._active}")
-        return ", ".join(found)
-
 
 def _stream_bits(stream: Stream) -> int:
     if not isinstance(stream, str) or stream not in STREAMS:
         raise UsageError(f"stream {quoted(stream)} is unknown, expected both, upstream or downstream")
     return STREAMS[stream]
-
-
-def _undoing(undo: Callable[[], None]) -> contextlib.AbstractContextManager[object]:
-    """Returns a context manager that calls `undo` when its block is left."""
-    stack = contextlib.ExitStack()
-    stack.callback(undo)
-    return stack

@@ -18,34 +18,16 @@ like "100kB/s" or "10Mbit/s"; it is kept as a Rate, in bytes per second. A size 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import Field, dataclass, fields
 from datetime import timedelta
 from typing import Any, ClassVar
 
+from .attributes import COUNTS, Time, kept, key_of
 from .errors import UsageError
+from .spelling import parse, spell
 from .text import quoted
-from .values import (
-    Rate,
-    format_time,
-    parse_choice,
-    parse_flag,
-    parse_number,
-    parse_rate,
-    parse_share,
-    parse_size,
-    parse_time,
-)
-
-Time = str | timedelta | int
-"""A time with its unit. 0 is the only number."""
-
-STREAMS = {"up": "upstream", "down": "downstream", "both": "both"}
-"""The names of the directions, by their short names."""
-
-MOST_BYTES = 999_999_999_999
-MOST_BURST = 10**9
-MOST_NUMBER = 10**9
+from .values import Rate
 
 PRESETS = {  # down and up in kbit/s, round trip in ms
     "2g": (35, 32, 1300),
@@ -63,12 +45,7 @@ PRESETS = {  # down and up in kbit/s, round trip in ms
 """The profiles of WebPageTest (`connectivity.ini.sample` at catchpoint/WebPageTest 0c6c27a; 4g and lte: the menu of
 webpagetest.org). WebPageTest limits packets; the proxy limits their content."""
 
-_SPEC = re.compile(r"(?:(?P<stream>\w+):)?(?P<kind>\w+)(?:=(?P<first>[^,]*))?(?P<more>(?:,[^,]*)*)", re.ASCII)
-_NAME = re.compile(r"[\w.#-]{1,64}", re.ASCII)
-_TIMES = ("latency", "jitter", "delay", "timeout", "after", "start", "for_", "repeat")
-_SIZES = ("bytes", "average_size", "size_variation", "after_bytes")
-_COUNTS = ("first", "nth", "every", "connection", "times")
-_WHICH = {"toxicity", "seed", "client", "live", *_COUNTS}
+_WHICH = {"toxicity", "seed", "client", "live", *COUNTS}
 _WHEN = {"after", "after_bytes"}
 
 
@@ -143,22 +120,10 @@ class Fault:
 
     def _kept(self, which: Field[Any], value: Any) -> object:
         """Checks the value of an attribute, and returns it in the form in which it is kept."""
-        name, key = which.name, _key(which.name)
+        name = which.name
         if name in self.lacks and value != which.default:
-            raise UsageError(f"{self.kind} has no {key}" + self.instead(name))
-        if value is None and which.default is None:
-            return None
-        if name in _TIMES:
-            return parse_time(key, value, other="us" if self.kind == "slicer" else "ms")
-        if name == "burst":
-            return parse_size(key, value, 1, MOST_BURST)
-        if name in _SIZES:
-            return parse_size(key, value, 0, MOST_BYTES)
-        if name in _COUNTS:
-            return parse_number(key, value, 1, MOST_NUMBER)
-        if name == "end":
-            return parse_choice(key, value, self.ends)
-        return _CHECKS[name](key, value)
+            raise UsageError(f"{self.kind} has no {key_of(name)}" + self.instead(name))
+        return None if value is None and which.default is None else kept(type(self), name, value)
 
     def instead(self, name: str) -> str:
         """Returns what the error about a missing attribute adds: the reason, and what to use instead."""
@@ -177,17 +142,7 @@ class Fault:
         return self.name or (self.kind if "stream" in self.lacks else f"{self.kind}_{self.stream}")
 
     def __str__(self) -> str:
-        stream = {"upstream": "up:", "downstream": "", "both": "both:"}[self.stream]
-        names = [*_own(type(self)), *_COMMON]
-        given = {name: _shown(value) for name in names if (value := getattr(self, name)) != self._kept_default(name)}
-        given.pop("stream", None)
-        main = _own(type(self))[:1]
-        head = self.kind + "".join(f"={given.pop(name)}" for name in main if name in given)
-        return stream + ",".join([head, *(f"{_key(name)}={text}" for name, text in given.items())])
-
-    def _kept_default(self, name: str) -> object:
-        default = type(self).__dataclass_fields__[name].default
-        return timedelta(0) if name in _TIMES and default == 0 else default
+        return spell(self)
 
     def __repr__(self) -> str:
         return f"<fault {str(self)!r}>"
@@ -200,41 +155,9 @@ class Fault:
             UsageError: the text names the fault, what is wrong, and what was expected.
         """
         try:
-            return _parse(text)
+            return parse(text, Fault.kinds, PRESETS)
         except UsageError as error:
             raise UsageError(f"fault {quoted(text)}: {re.sub(r'^fault [a-z_]+: ', '', str(error))}") from None
-
-
-def _parse(text: str) -> Fault:
-    match = _SPEC.fullmatch(text.strip()) if isinstance(text, str) else None
-    if not match:
-        raise UsageError("expected [up:|down:|both:]KIND[=VALUE][,KEY=VALUE]..., like latency=100ms,jitter=20ms")
-    kind = Fault.kinds.get(match["kind"])
-    if not kind:
-        raise UsageError(f"there is no {match['kind']}{_kind_meant(match['kind'].lower())}")
-    own = _own(kind)
-    given: dict[str, Any] = {}
-    if match["stream"] is not None:
-        given["stream"] = match["stream"]
-    if match["first"] is not None:
-        if not own:
-            raise UsageError(f"{kind.kind} has no value, but {quoted(match['first'])} is given")
-        given[own[0]] = match["first"]
-    known = {_key(name): name for name in [*own, *_COMMON] if name not in kind.lacks}
-    for part in match["more"].split(",")[1:]:
-        key, equals, value = part.partition("=")
-        name = known.get(key.strip(), "")
-        if not name and _named(key.strip()) in kind.lacks:
-            name = _named(key.strip())  # `instead` has a better error for it
-        if not name or not equals:
-            raise UsageError(f"{quoted(part)} is no KEY=VALUE of {kind.kind}{_nearest(key.strip(), known)}")
-        if name in given:
-            raise UsageError(f"{key.strip()} is given twice")
-        given[name] = value.strip()
-    missing = [name for name in own if name not in given and _required(kind, name)]
-    if missing:
-        raise UsageError(f"{missing[0]} is missing, expected something like {kind.kind}={_EXAMPLES[missing[0]]}")
-    return kind(**given)
 
 
 @dataclass(frozen=True, repr=False)
@@ -408,163 +331,6 @@ def preset(name: str, **common: Any) -> tuple[Fault, ...]:
     )
 
 
-def named(faults: Iterable[Fault | str], beside: Mapping[str, Fault] | None = None) -> dict[str, Fault]:
-    """Gives faults that are to be in force together distinct names; the second one with a label gets LABEL#2.
-
-    Args:
-        faults: the faults, or their texts.
-        beside: the faults that are in force already, by name.
-
-    Returns:
-        The faults by name, in their order.
-
-    Raises:
-        UsageError: a text is no fault, a name is given twice, or two faults slice the same direction.
-    """
-    before = dict(beside or {})
-    result: dict[str, Fault] = {}
-    sliced: set[str] = set()
-    for fault in before.values():
-        sliced |= _sliced(fault)
-    for each in faults:
-        fault = each if isinstance(each, Fault) else Fault.parse(each)
-        name, number = fault.label, 1
-        while name in result or name in before:
-            if fault.name:
-                raise UsageError(f"fault {quoted(str(fault))}: another one has this name")
-            number += 1
-            name = f"{fault.label}#{number}"
-        result[name] = fault
-        if sliced & _sliced(fault):
-            raise UsageError(f"fault {quoted(str(fault))}: another slicer has this direction")
-        sliced |= _sliced(fault)
-    return result
-
-
-def _sliced(fault: Fault) -> set[str]:
-    """Returns the directions that a fault slices: none, unless it is a slicer."""
-    if fault.kind != "slicer":
-        return set()
-    return {"upstream", "downstream"} if fault.stream == "both" else {fault.stream}
-
-
-# --- attributes ---
-
-_COMMON = [each.name for each in fields(Fault)]
-_EXAMPLES = {
-    "bytes": "64KiB",
-    "timeout": "2s",
-    "latency": "100ms",
-    "delay": "100ms",
-    "rate": "100kB/s",
-    "average_size": "64",
-}
-"""Values for the error about a kind without its value, by attribute."""
-
-_ELSEWHERE = {
-    "loss": ", because TCP sends again what is lost: programs see latency",
-    "packet_loss": ", because TCP sends again what is lost: programs see latency",
-    "down": ", refuse is what makes connecting fail",
-    "drop": ", did you mean limit_data, timeout or blackhole?",
-    **dict.fromkeys(("reset", "rst"), ", did you mean reset_peer?"),
-    **dict.fromkeys(("delay", "lag"), ", did you mean latency?"),
-    **dict.fromkeys(("rate", "throttle"), ", did you mean bandwidth?"),
-    **dict.fromkeys(("cut", "truncate"), ", did you mean limit_data?"),
-}
-"""Kinds of other programs that users may expect, with what the error says of them."""
-
-
-def _kind_meant(word: str) -> str:
-    """Returns the end of the error about a kind that does not exist: what was probably meant, or the kinds."""
-    if word in PRESETS:
-        return f", it is a preset, another option; in a program tcpproxy.faults.preset({word!r})"
-    if word in _ELSEWHERE:
-        return _ELSEWHERE[word]
-    kinds: list[type[Fault]] = [latency, *Fault.kinds.values()]
-    for kind in kinds:
-        if word in map(_key, (*_own(kind)[1:], *_COMMON)) and word not in kind.lacks:
-            main = _own(kind)[0]
-            return f", it is a key of a kind, like {kind.kind}={_EXAMPLES[main]},{word}=VALUE"
-    return _nearest(word, Fault.kinds)
-
-
-def _own(kind: type[Fault]) -> list[str]:
-    """Returns the attributes of a kind that are not shared; the first one is the VALUE of KIND=VALUE."""
-    return [each.name for each in fields(kind) if each.name not in _COMMON]
-
-
-def _required(kind: type[Fault], name: str) -> bool:
-    return not hasattr(kind, name)  # a field's default is an attribute of the class
-
-
-def _key(name: str) -> str:
-    """Returns the key of an attribute in a text: `for` is a keyword of Python, and its attribute is `for_`."""
-    return name.rstrip("_")
-
-
-def _named(key: str) -> str:
-    """Returns the attribute of a key: the reverse of `_key`."""
-    return "for_" if key == "for" else key
-
-
 def _time(value: Time) -> timedelta:
     assert isinstance(value, timedelta)
     return value
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, timedelta):
-        return format_time(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    import difflib  # only an error needs it
-
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f", did you mean {near[0]}?" if near else f", expected one of {', '.join(known)}"
-
-
-def _stream(what: str, value: object) -> str:
-    if isinstance(value, str) and (value in STREAMS or value in STREAMS.values()):
-        return STREAMS.get(value, value)
-    raise UsageError(f"{what} {quoted(value)} is unknown, expected up, down or both")
-
-
-def _network(what: str, value: object) -> str:
-    import ipaddress  # few faults need it
-
-    try:
-        if isinstance(value, str):
-            return str(ipaddress.ip_network(value))
-    except ValueError as error:
-        why = "has bits set behind its prefix" if "host bits" in str(error) else "is no network"
-        raise UsageError(f"{what} {quoted(value)} {why}, expected one like 10.0.0.0/8") from None
-    raise UsageError(f"{what} {quoted(value)} is no network, expected one like 10.0.0.0/8")
-
-
-def _name(what: str, value: object) -> str:
-    if isinstance(value, str) and _NAME.fullmatch(value):
-        return value
-    raise UsageError(f"{what} {quoted(value)} is no name, expected up to 64 letters, digits, and any of _ . # -")
-
-
-def _rate(what: str, value: Any) -> Rate:
-    if value in (0, "0"):
-        raise UsageError(f"{what} {quoted(value)} lets nothing pass: stall does that")
-    return parse_rate(what, value)
-
-
-_CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "stream": _stream,
-    "toxicity": parse_share,
-    "name": _name,
-    "seed": lambda what, value: parse_number(what, value, 0, 2**64 - 1),
-    "client": _network,
-    "live": parse_flag,
-    "idle": parse_flag,
-    "scope": lambda what, value: parse_choice(what, value, ("connection", "proxy")),
-    "distribution": lambda what, value: parse_choice(what, value, ("uniform", "normal")),
-    "rate": _rate,
-}
-"""What checks the attributes that are not in _TIMES, _SIZES or _COUNTS."""

@@ -1,13 +1,16 @@
-"""Translates faults to the rules of the core, which hold numbers only (`Rule` of _core/plan.pxd)."""
+"""Faults in force together: their names, and their rules in the core (`Rule` of _core/plan.pxd), which are numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from . import faults
+from .errors import UsageError
 from .faults import Fault
+from .text import quoted
 
 KINDS = ("cut", "timeout", "idle", "latency", "slow_close", "bandwidth", "slicer", "stall", "dial")
 """The constants RULE_ of _core/plan.pxd in their order; the first is 1."""
@@ -27,7 +30,7 @@ class Installed:
 
     Attributes:
         fault: the fault.
-        name: its name, given by `faults.named`.
+        name: its name, given by `named`.
         key: a number from 1 that no other fault of the proxy has, ever; an update does not change it.
         since: the id of the last connection that was accepted before the fault was in force.
     """
@@ -36,6 +39,46 @@ class Installed:
     name: str
     key: int
     since: int = 0
+
+
+def named(faults: Iterable[Fault | str], beside: Mapping[str, Fault] | None = None) -> dict[str, Fault]:
+    """Gives faults that are to be in force together distinct names; the second one with a label gets LABEL#2.
+
+    Args:
+        faults: the faults, or their texts.
+        beside: the faults that are in force already, by name.
+
+    Returns:
+        The faults by name, in their order.
+
+    Raises:
+        UsageError: a text is no fault, a name is given twice, or two faults slice the same direction.
+    """
+    before = dict(beside or {})
+    result: dict[str, Fault] = {}
+    sliced: set[str] = set()
+    for fault in before.values():
+        sliced |= _sliced(fault)
+    for each in faults:
+        fault = each if isinstance(each, Fault) else Fault.parse(each)
+        name, number = fault.label, 1
+        while name in result or name in before:
+            if fault.name:
+                raise UsageError(f"fault {quoted(str(fault))}: another one has this name")
+            number += 1
+            name = f"{fault.label}#{number}"
+        result[name] = fault
+        if sliced & _sliced(fault):
+            raise UsageError(f"fault {quoted(str(fault))}: another slicer has this direction")
+        sliced |= _sliced(fault)
+    return result
+
+
+def _sliced(fault: Fault) -> set[str]:
+    """Returns the directions that a fault slices: none, unless it is a slicer."""
+    if fault.kind != "slicer":
+        return set()
+    return {"upstream", "downstream"} if fault.stream == "both" else {fault.stream}
 
 
 def name_number(name: str) -> int:

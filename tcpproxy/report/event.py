@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from ..errors import describe
 
 if TYPE_CHECKING:
-    from ..handles import Faults
+    from ..inforce import Faults
 
 EventKind = Literal[
     "new",

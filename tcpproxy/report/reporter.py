@@ -21,7 +21,7 @@ from .printer import Printer
 from .sink import LoggingSink
 
 if TYPE_CHECKING:
-    from ..handles import Faults
+    from ..inforce import Faults
 
 AT_ONCE = 256
 """Most records taken from one worker in a pass."""

@@ -417,8 +417,8 @@ def test_coroutines(proxy):
     result.assert_outcomes(failed=4)
     assert ">       proxy.wait_for(accepted=3, timeout=0)" in text
     assert text.count("Captured tcpproxy call") == 4
-    assert [name for name in ("awaiting", "controls", "handles", "recording") if f"{name}.py" in text] == []
-    assert "controls.py" in run(source, "--full-trace").stdout.str()
+    assert [name for name in ("awaiting", "waits", "handles", "recording") if f"{name}.py" in text] == []
+    assert "waits.py" in run(source, "--full-trace").stdout.str()
 
 
 def test_the_module_is_meant(run: Run) -> None:

@@ -24,7 +24,6 @@ from tcpproxy.faults import (
     hang,
     latency,
     limit_data,
-    named,
     preset,
     refuse,
     reset_peer,
@@ -33,6 +32,7 @@ from tcpproxy.faults import (
     stall,
     timeout,
 )
+from tcpproxy.rules import named
 from tcpproxy.values import Rate, format_time, parse_rate, parse_time
 
 MS = timedelta(milliseconds=1)

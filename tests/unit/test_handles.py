@@ -8,7 +8,8 @@ import pytest
 
 from tcpproxy.errors import UsageError
 from tcpproxy.faults import Fault
-from tcpproxy.handles import Faults, window
+from tcpproxy.handles import window
+from tcpproxy.inforce import Faults
 
 
 @pytest.mark.parametrize(

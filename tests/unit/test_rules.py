@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from tcpproxy.faults import Fault, named
-from tcpproxy.rules import ALL, ENDS, KINDS, NO_RULES, Installed, name_number, rule
+from tcpproxy.faults import Fault
+from tcpproxy.rules import ALL, ENDS, KINDS, NO_RULES, Installed, name_number, named, rule
 
 DOOR = "shaper"
 COMMON = {"key": 5, "streams": 2, "seed": 8123, "live": 1, "share": ALL}

@@ -1,0 +1,136 @@
+"""Closes and opens the ports of a proxy, for its verbs and its faults. A part of Proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Literal
+
+from . import lifetime
+from .config.config import Config
+from .crew import Crew
+from .errors import CANNOT_REFUSE, StartError, UsageError
+from .native import Event as Signal
+from .network.forwarding import Forwarding, listen
+from .text import quoted
+
+
+class Refusing:
+    """The methods that let a proxy refuse clients."""
+
+    config: Config
+    _crew: Crew | None
+    _forwards: list[Forwarding]
+    _given: list[socket.socket] | None
+    _stopping: Signal
+    _is_down: bool
+    _refuses: bool
+    _hangs: bool
+    _is_closed: bool
+
+    if TYPE_CHECKING:  # Controls has them
+
+        def kill(self, end: Literal["reset", "close"] = "reset") -> int: ...
+        def _held(self) -> contextlib.AbstractContextManager[Crew | None]: ...
+
+    def down(self, live: Literal["close", "reset", "keep"] = "close") -> contextlib.AbstractContextManager[object]:
+        """Refuses new connections, as if no server listened, until `up`. No other process can take the port.
+
+        Before the start of the proxy, it starts so.
+
+        Args:
+            live: what happens to the connections that are open: close and reset as for `kill`; keep: nothing.
+
+        Returns:
+            A context manager, which calls `up` unless the proxy was down before.
+
+        Raises:
+            UsageError: `live` is none of these, or the proxy accepts from `sockets`: clients would wait in them.
+            StartError: the system cannot keep the port; never on Linux.
+        """
+        if live not in ("close", "reset", "keep"):
+            raise UsageError(f"live {quoted(live)} is unknown, expected close, reset or keep")
+        if self._given:
+            raise UsageError(CANNOT_REFUSE)
+        was_down = self._set_down(True)
+        if live != "keep":
+            self.kill(live)
+        return undoing((lambda: None) if was_down else self.up)
+
+    def up(self) -> None:
+        """Listens again, after `down`.
+
+        Raises:
+            StartError: the port is taken, or there are no descriptors.
+        """
+        self._set_down(False)
+
+    def _set_down(self, down: bool) -> bool:
+        """Keeps what the program wants, and opens or closes the ports. Returns what it wanted before."""
+        with self._held() as crew:
+            was_down, self._is_down = self._is_down, down
+            try:
+                self._open_or_close(crew)
+            except BaseException:
+                self._is_down = was_down  # a call that was interrupted is repeated
+                raise
+        return was_down
+
+    def _shut(self, crew: Crew | None, kinds: Collection[str]) -> None:
+        """Faults make the ports refuse clients or let them hang, or do not any more."""
+        hangs = "hang" in kinds
+        if hangs != self._hangs:
+            if crew:
+                crew.hang(hangs)
+            for each in self._forwards:  # for listeners to come
+                each.hang(hangs)
+            self._hangs = hangs
+        before, self._refuses = self._refuses, "refuse" in kinds
+        try:
+            self._open_or_close(crew)
+        except BaseException:
+            self._refuses = before
+            with contextlib.suppress(StartError):  # not on Linux: listeners are closed before their port is kept
+                self._open_or_close(crew)
+            raise
+
+    def _impossible(self) -> dict[str, str]:
+        """Why the proxy cannot have faults of these kinds."""
+        if self._given:
+            return {"refuse": CANNOT_REFUSE, "hang": CANNOT_REFUSE.replace("refuse clients", "let clients hang")}
+        if not sys.platform.startswith("linux"):
+            return {"hang": "this system cannot let clients hang, expected Linux; blackhole accepts, and does no more"}
+        if any(it.listener.path for it in self.config.forwards):
+            return {"hang": "clients of UNIX sockets cannot hang, expected a proxy that listens on TCP ports only"}
+        return {}
+
+    def _open_or_close(self, crew: Crew | None) -> None:
+        """Closes the ports if the program (`down`) or a fault (`refuse`) wants that, else opens them."""
+        closed = self._is_down or self._refuses
+        if crew and closed != self._is_closed and not self._stopping.is_set():
+            with lifetime.no_fork:
+                if closed:
+                    crew.replace_listeners([])
+                    self._is_closed = True  # also if a port cannot be kept
+                    for each in self._forwards:
+                        each.keep()
+                else:
+                    self._listen_again(crew)
+        self._is_closed = closed
+
+    def _listen_again(self, crew: Crew) -> None:
+        with contextlib.ExitStack() as stack:
+            listeners = [listen(each, stack) for each in self._forwards]
+            try:
+                crew.replace_listeners(listeners)
+            except OSError as error:
+                raise StartError.because(f"cannot listen again for {self.config.targets}", error) from error
+
+
+def undoing(undo: Callable[[], None]) -> contextlib.AbstractContextManager[object]:
+    """Returns a context manager that calls `undo` when its block is left."""
+    stack = contextlib.ExitStack()
+    stack.callback(undo)
+    return stack
