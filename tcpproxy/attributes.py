@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from .directions import parse_stream
 from .errors import UsageError
 from .text import quoted
 from .values import Rate, parse_choice, parse_flag, parse_number, parse_rate, parse_share, parse_size, parse_time
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 Time = str | timedelta | int
 """A time with its unit. 0 is the only number."""
-
-STREAMS = {"up": "upstream", "down": "downstream", "both": "both"}
-"""The names of the directions, by their short names."""
 
 MOST_BYTES = 999_999_999_999
 MOST_BURST = 10**9
@@ -60,12 +58,6 @@ def kept(kind: type[Fault], name: str, value: Any) -> object:
     return _CHECKS[name](key, value)
 
 
-def _stream(what: str, value: object) -> str:
-    if isinstance(value, str) and (value in STREAMS or value in STREAMS.values()):
-        return STREAMS.get(value, value)
-    raise UsageError(f"{what} {quoted(value)} is unknown, expected up, down or both")
-
-
 def _network(what: str, value: object) -> str:
     import ipaddress  # few faults need it
 
@@ -91,7 +83,7 @@ def _rate(what: str, value: Any) -> Rate:
 
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "stream": _stream,
+    "stream": parse_stream,
     "toxicity": parse_share,
     "name": _name,
     "seed": lambda what, value: parse_number(what, value, 0, 2**64 - 1),

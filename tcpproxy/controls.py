@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from .config.endpoints import Remote
 from .config.urls import with_address
 from .crew import LOG_DRAIN, Crew
+from .directions import STREAMS, parse_stream
 from .errors import StartError, UsageError
 from .native import Lock
 from .network.forwarding import Forwarding
 from .refusing import Refusing, undoing
 from .report.reporter import Reporter
 from .text import quoted
-from .views import Connection
+from .views import Alias, Connection, Direction
 from .waits import Waits
 
 if TYPE_CHECKING:
@@ -24,11 +25,7 @@ if TYPE_CHECKING:
     from .handles import Handle
     from .inforce import Faults
 
-Stream = Literal["both", "upstream", "downstream"]
-"""Which way bytes go: upstream is what the client sends, downstream what the client gets."""
-
-STREAMS: dict[Stream, int] = {"upstream": 1, "downstream": 2, "both": 3}
-"""The bits STREAM_ of _core/plan.pxd, and both."""
+Stream = Direction | Alias | Literal["both"]
 
 
 class Controls(Refusing, Waits):
@@ -121,7 +118,7 @@ class Controls(Refusing, Waits):
         the start of the proxy, the pause begins with the start.
 
         Args:
-            stream: upstream: what clients send; downstream: what they receive; or both.
+            stream: to_upstream: what clients send; to_client: what they receive; or both.
 
         Returns:
             A context manager, which resumes what this call has paused.
@@ -129,7 +126,7 @@ class Controls(Refusing, Waits):
         Raises:
             UsageError: there is no such stream.
         """
-        bits = _stream_bits(stream)
+        bits = STREAMS[parse_stream("stream", stream)]
         with self._held() as crew:
             paused = bits & ~self._paused
             self._set_paused(crew, self._paused | bits)
@@ -144,7 +141,7 @@ class Controls(Refusing, Waits):
         Raises:
             UsageError: there is no such stream.
         """
-        self._resume(_stream_bits(stream))
+        self._resume(STREAMS[parse_stream("stream", stream)])
 
     def _resume(self, bits: int) -> None:
         with self._held() as crew:
@@ -213,7 +210,7 @@ class Controls(Refusing, Waits):
         """Puts faults in force, all at once: for all connections, new and open ones, when it returns.
 
         Args:
-            faults: of `tcpproxy.faults`, or texts like "up:latency=100ms".
+            faults: of `tcpproxy.faults`, or texts like "to_upstream:latency=100ms".
 
         Returns:
             A handle, which removes and changes them and knows what they have done; a context manager, which removes
@@ -269,9 +266,3 @@ class Controls(Refusing, Waits):
             RuntimeError: the proxy has not been started.
         """
         return with_address(url, *self._tcp_address("port"))
-
-
-def _stream_bits(stream: Stream) -> int:
-    if not isinstance(stream, str) or stream not in STREAMS:
-        raise UsageError(f"stream {quoted(stream)} is unknown, expected both, upstream or downstream")
-    return STREAMS[stream]

@@ -1,7 +1,7 @@
 """Faults: what a proxy does to connections on purpose, so that a program can be tested under it.
 
-    latency("100ms", jitter="20ms", stream="upstream")
-    Fault.parse("up:latency=100ms,jitter=20ms")     # the same, in the form of the command line and of str()
+    latency("100ms", jitter="20ms", stream="to_upstream")
+    Fault.parse("to_upstream:latency=100ms,jitter=20ms")    # the same, in the form of the command line and of str()
 
 Kinds and attributes are those of toxiproxy's toxics. Added are `close` and `stall`, and the kinds that act when a
 client connects: `refuse`, `hang`, `blackhole`, `connect_delay`. A fault is checked when it is made, and compared by
@@ -59,9 +59,9 @@ class Fault:
         UsageError: a value is invalid, or the kind does not have the attribute.
 
     Attributes:
-        stream: the direction: "downstream" (to the client), "upstream" or "both"; "down" and "up" are accepted, too.
+        stream: the direction: "to_client", "to_upstream" or "both"; also "down", "up", "downstream", "upstream".
         toxicity: the share of connections that the fault takes, like 0.1 or "10%"; both directions of one alike.
-        name: for the log and for its random numbers; None: the kind and the stream, like latency_downstream.
+        name: for the log and for its random numbers; None: the kind and the stream, like latency_to_client.
         seed: of its random numbers; None: the proxy's seed.
         first: only the first n connections after the fault was put in force.
         nth: only the nth of them.
@@ -78,7 +78,7 @@ class Fault:
         repeat: the fault begins again this time after each beginning; None: it does not.
     """
 
-    stream: str = "downstream"
+    stream: str = "to_client"
     toxicity: float | str = 1.0
     name: str | None = None
     seed: int | None = None
@@ -149,7 +149,7 @@ class Fault:
 
     @staticmethod
     def parse(text: str) -> Fault:
-        """Makes a fault from `[STREAM:]KIND[=VALUE][,KEY=VALUE]...`; VALUE is the kind's first attribute.
+        """Makes a fault from `[DIRECTION:]KIND[=VALUE][,KEY=VALUE]...`; VALUE is the kind's first attribute.
 
         Raises:
             UsageError: the text names the fault, what is wrong, and what was expected.
@@ -326,8 +326,8 @@ def preset(name: str, **common: Any) -> tuple[Fault, ...]:
     down, up, round_trip = PRESETS[name]
     return (
         latency(timedelta(milliseconds=round_trip) / 2, stream="both", **common),
-        bandwidth(f"{down}kbit/s", stream="downstream", **common),
-        bandwidth(f"{up}kbit/s", stream="upstream", **common),
+        bandwidth(f"{down}kbit/s", stream="to_client", **common),
+        bandwidth(f"{up}kbit/s", stream="to_upstream", **common),
     )
 
 

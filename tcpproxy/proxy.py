@@ -65,7 +65,7 @@ class Proxy(Controls):
         record: how much to keep of each direction of each connection, for `recordings`: a size, True for 1 MiB,
             False for nothing.
         faults: what it does to connections on purpose from the start on: faults of `tcpproxy.faults`, or texts
-            like "up:latency=100ms".
+            like "to_upstream:latency=100ms".
         seed: of the dice of faults: the same seed, the same verdicts. None: a random one, which `seed` has.
         sockets: listening TCP sockets to accept from, in place of `bind` and `port`. The proxy uses duplicates:
             others may go on with these when it has ended. They become non-blocking, for all who have them. None:

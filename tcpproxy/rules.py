@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from . import faults
+from .directions import DIRECTIONS, STREAMS
 from .errors import UsageError
 from .faults import Fault
 from .text import quoted
@@ -78,7 +79,7 @@ def _sliced(fault: Fault) -> set[str]:
     """Returns the directions that a fault slices: none, unless it is a slicer."""
     if fault.kind != "slicer":
         return set()
-    return {"upstream", "downstream"} if fault.stream == "both" else {fault.stream}
+    return set(DIRECTIONS) if fault.stream == "both" else {fault.stream}
 
 
 def name_number(name: str) -> int:
@@ -99,7 +100,7 @@ def rule(installed: Installed, seed: int) -> dict[str, int]:
     fault = installed.fault
     result = {
         "key": installed.key,
-        "streams": {"upstream": 1, "downstream": 2, "both": 3}[fault.stream],
+        "streams": STREAMS[fault.stream],
         "fault": name_number(installed.name),
         "seed": seed if fault.seed is None else fault.seed,
         "since": installed.since,

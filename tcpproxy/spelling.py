@@ -1,4 +1,4 @@
-"""Faults as texts: `[STREAM:]KIND[=VALUE][,KEY=VALUE]...`, of the command line, of `Fault.parse` and of `str()`."""
+"""Faults as texts: `[DIRECTION:]KIND[=VALUE][,KEY=VALUE]...`, of the command line, of `Fault.parse` and of `str()`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shared_attributes(kind: type[Fault]) -> list[str]:
 def spell(fault: Fault) -> str:
     """Returns the text of a fault."""
     kind = type(fault)
-    stream = {"upstream": "up:", "downstream": "", "both": "both:"}[fault.stream]
+    stream = "" if fault.stream == kind.stream else f"{fault.stream}:"
     names = [*own_attributes(kind), *shared_attributes(kind)]
     given = {name: _shown(value) for name in names if (value := getattr(fault, name)) != _kept_default(kind, name)}
     given.pop("stream", None)
@@ -75,14 +75,14 @@ def _shown(value: object) -> str:
 
 
 def parse(text: str, kinds: Mapping[str, type[Fault]], presets: Collection[str]) -> Fault:
-    """Makes a fault from `[STREAM:]KIND[=VALUE][,KEY=VALUE]...`; VALUE is the kind's first attribute.
+    """Makes a fault from `[DIRECTION:]KIND[=VALUE][,KEY=VALUE]...`; VALUE is the kind's first attribute.
 
     Raises:
         UsageError: the text says what is wrong, and what was expected.
     """
     match = _SPEC.fullmatch(text.strip()) if isinstance(text, str) else None
     if not match:
-        raise UsageError("expected [up:|down:|both:]KIND[=VALUE][,KEY=VALUE]..., like latency=100ms,jitter=20ms")
+        raise UsageError("expected [DIRECTION:]KIND[=VALUE][,KEY=VALUE]..., like latency=100ms,jitter=20ms")
     kind = kinds.get(match["kind"])
     if not kind:
         raise UsageError(f"there is no {match['kind']}{_kind_meant(match['kind'].lower(), kinds, presets)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from .directions import DIRECTIONS, known_word
 from .errors import UsageError
 from .text import quoted
 
@@ -255,7 +256,7 @@ def parse_rate(what: str, value: str | Rate) -> Rate:
 
 
 def parse_rates(what: str, value: object) -> tuple[int, int]:
-    """Bytes per second to upstream and to clients: `10MB/s` for both, or `up=1MB/s,down=10MB/s`; None or `off` is 0.
+    """Bytes per second to upstream and to clients: `10MB/s` for both, or a rate for each direction; None or `off` is 0.
 
     Raises:
         UsageError: a rate as `parse_rate` says, or a direction twice or unknown.
@@ -267,11 +268,13 @@ def parse_rates(what: str, value: object) -> tuple[int, int]:
         return rate, rate
     found: dict[str, int] = {}
     for part in value.split(","):
-        name, equals, text = part.strip().partition("=")
-        if name not in ("up", "down") or not equals or name in found:
-            raise UsageError(f"{what} {quoted(value)} has {quoted(part)}, expected RATE or up=RATE,down=RATE")
+        word, equals, text = part.strip().partition("=")
+        name = known_word(word)
+        if name not in DIRECTIONS or not equals or name in found:
+            expected = "expected RATE or to_upstream=RATE,to_client=RATE"
+            raise UsageError(f"{what} {quoted(value)} has {quoted(part)}, {expected}")
         found[name] = int(parse_rate(what, text))
-    return found.get("up", 0), found.get("down", 0)
+    return found.get("to_upstream", 0), found.get("to_client", 0)
 
 
 def _is_number(value: object) -> bool:

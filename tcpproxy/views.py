@@ -13,6 +13,12 @@ closing: it passes on a reset, or discards what a peer sends after both ends.
 ended: it is over.
 """
 
+Direction = Literal["to_upstream", "to_client"]
+"""Which way bytes go: to_upstream is what the client has sent, to_client what upstream has sent."""
+
+Alias = Literal["up", "upstream", "down", "downstream"]
+"""Other words that are accepted for a direction: short ones, and those of toxiproxy."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:

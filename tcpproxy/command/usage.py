@@ -185,8 +185,9 @@ def faults_text(columns: int) -> str:
         columns: of the terminal.
     """
     width = max(NARROWEST, min(columns, WIDEST))
-    lines = ["--fault [up:|down:|both:]KIND[=VALUE][,KEY=VALUE]...", ""]
-    lines += textwrap.wrap("up is what clients send, down what they get; without a word it is down.", width)
+    lines = ["--fault [DIRECTION:]KIND[=VALUE][,KEY=VALUE]...", ""]
+    directions = "DIRECTION is to_upstream (what clients send), to_client (what they get; the default) or both."
+    lines += textwrap.wrap(directions, width)
     lines += textwrap.wrap("Times and rates carry a unit: 100us, 20ms, 2s; 64kB/s, 1MiB/s, 10Mbit/s.", width)
     lines += ["", "Kinds:", *_in_columns(FAULTS, EXAMPLE_COLUMNS, width)]
     lines += ["", "Keys:", *_in_columns(KEYS, EXAMPLE_COLUMNS, width)]

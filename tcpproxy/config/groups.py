@@ -229,7 +229,7 @@ class Rates:
 
     max_rate: tuple[int, int] = rates(
         "Bytes per second, of all connections together.",
-        "For each direction: `10MB/s`, `100Mbit/s`; or apart, `up=1MB/s,down=10MB/s`, where up is to upstream. All "
+        "For each direction: `10MB/s`, `100Mbit/s`; or apart, `to_upstream=1MB/s,to_client=10MB/s`. All "
         "connections have equal shares, and one that needs less leaves the rest to the others. Senders are slowed down "
         "by TCP: nothing is kept.",
         minor=True,
@@ -352,8 +352,8 @@ class Bending:
 
     fault: tuple[Any, ...] = faults(
         "Delay, cut, stall or refuse connections on purpose.",
-        "`[up:|down:|both:]KIND[=VALUE][,KEY=VALUE]...`, like `up:latency=100ms,jitter=20ms`; several times for "
-        "several faults. Without a direction it is `down`, to the client. `--help-faults` lists the kinds, "
+        "`[DIRECTION:]KIND[=VALUE][,KEY=VALUE]...`, like `to_upstream:latency=100ms,jitter=20ms`; several times for "
+        "several faults. Without a direction it is `to_client`. `--help-faults` lists the kinds, "
         "docs/faults.md says what they do.",
         command_only=True,
     )

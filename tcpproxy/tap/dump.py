@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from typing import Literal, NamedTuple
 
+from ..directions import DIRECTIONS
 from ..text import clean, timestamp
 
 PieceKind = Literal["data", "fin", "rst", "end", "gap", "lost"]
@@ -47,12 +48,6 @@ class Piece(NamedTuple):
 
 SIGNS = "><"
 """By side: toward upstream, toward the client."""
-
-Direction = Literal["to_upstream", "to_client"]
-"""Which way bytes go: to_upstream is what the client has sent, to_client what upstream has sent."""
-
-DIRECTIONS: tuple[Direction, Direction] = ("to_upstream", "to_client")
-"""By the number of the side that sends: client, upstream."""
 
 COLORS = ("\x1b[36m", "\x1b[33m")
 """Cyan and yellow, which also people who confuse red and green can tell apart."""

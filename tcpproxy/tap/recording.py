@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 from .. import awaiting
 from .._core import recorded
 from .._core.capture import TapReader
+from ..directions import DIRECTIONS, parse_side
 from ..errors import UsageError, WaitTimeout
 from ..native import let_greenlets_run, monotonic
 from ..text import quoted
 from ..values import parse_limit, parse_size
-from .dump import DIRECTIONS, Direction, header, hex_lines
+from ..views import Alias, Direction
+from .dump import header, hex_lines
 
 SLICE = 0.05
 """Seconds: a wait returns to Python so often, for Ctrl-C and other signals."""
@@ -140,7 +142,7 @@ class Recording:
     def wait_for(
         self,
         pattern: bytes | re.Pattern[bytes],
-        direction: Direction | None = None,
+        direction: Direction | Alias | None = None,
         timeout: float | str | None = 5.0,
     ) -> re.Match[bytes]:
         """Waits until these bytes have passed, also in several reads.
@@ -171,7 +173,7 @@ class Recording:
     async def wait_for_async(
         self,
         pattern: bytes | re.Pattern[bytes],
-        direction: Direction | None = None,
+        direction: Direction | Alias | None = None,
         timeout: float | str | None = 5.0,
     ) -> re.Match[bytes]:
         """`wait_for` without blocking the event loop."""
@@ -185,7 +187,7 @@ class Recording:
 
         return await awaiting.poll_async(read_on)
 
-    def _missed(self, pattern: bytes, direction: Direction | None, timeout: float, ended: bool) -> str:
+    def _missed(self, pattern: bytes, direction: Direction | Alias | None, timeout: float, ended: bool) -> str:
         _, _, reason, _, truncated, kept_up, kept_down, up, down = self._it.facts()
         when = f"before connection #{self.id} ended ({reason})" if ended else f"within {timeout:g} s"
         where = f" {direction.replace('_', ' ')}" if direction else ""
@@ -231,13 +233,15 @@ class _Looking:
     """
 
     def __init__(
-        self, recording: Recording, pattern: bytes | re.Pattern[bytes], direction: Direction | None, timeout: Any
+        self,
+        recording: Recording,
+        pattern: bytes | re.Pattern[bytes],
+        direction: Direction | Alias | None,
+        timeout: Any,
     ) -> None:
-        if direction is not None and direction not in DIRECTIONS:
-            raise UsageError(f"direction {quoted(direction)} is unknown, expected to_upstream or to_client")
         self._recording, self._pattern, self._direction = recording, pattern, direction
         self._wanted = _regex(pattern)
-        self._sides = [0, 1] if direction is None else [DIRECTIONS.index(direction)]
+        self._sides = [0, 1] if direction is None else [parse_side("direction", direction)]
         self._sizes = [-1, -1]
         self.limit = parse_limit("timeout", timeout)
         self._deadline = monotonic() + self.limit

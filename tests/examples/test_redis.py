@@ -37,7 +37,7 @@ def test_cancelled_request(tcpproxy, redis_port):
         client = redis.asyncio.Redis(host=proxy.host, port=proxy.port)
         await client.set("a", "1")
         await client.set("b", "2")
-        with proxy.pause("downstream"):
+        with proxy.pause("to_client"):
             task = asyncio.create_task(client.get("a"))
             before = proxy.stats()
             await proxy.wait_for_async(to_upstream=1, since=before)  # the request went out
@@ -90,7 +90,7 @@ def test_answer_is_lost(tcpproxy, redis_port):
     proxy = tcpproxy(redis_port)
     client = redis.Redis(*proxy.address, retry=Retry(NoBackoff(), 1))
     client.set("count", 0)
-    with proxy.fault("down:reset_peer,after_bytes=0,times=1") as lost:
+    with proxy.fault("to_client:reset_peer,after_bytes=0,times=1") as lost:
         client.incr("count")
     assert lost.fired == 1
     assert client.get("count") == b"2"

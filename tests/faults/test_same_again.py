@@ -24,10 +24,10 @@ DATA = payload(1500)
 
 SCHEDULES = {
     "up": [
-        "up:limit_data=1300,toxicity=40%,end=reset",
-        "up:close,after_bytes=0,nth=3",
-        "up:stall,after_bytes=50,every=7",
-        "up:limit_data=900,end=stall,nth=5",
+        "to_upstream:limit_data=1300,toxicity=40%,end=reset",
+        "to_upstream:close,after_bytes=0,nth=3",
+        "to_upstream:stall,after_bytes=50,every=7",
+        "to_upstream:limit_data=900,end=stall,nth=5",
     ],
     "down": [
         "reset_peer,after_bytes=700,toxicity=40%",
@@ -83,7 +83,7 @@ def play(proxy: Command, stream: str) -> list[tuple[int, str, int]]:
     log = []
     for event in map(json.loads, proxy.stdout):
         if event["kind"] == "fault" and event["text"].partition("_")[0] not in ("latency", "slicer"):
-            log.append((event["id"], event["text"].rpartition("_")[0], event[position]))
+            log.append((event["id"], event["text"].rpartition("_to_")[0], event[position]))
         elif event["kind"] == "end":
             log.append((event["id"], f"end: {event['reason']}", event[position]))
     return sorted(log)

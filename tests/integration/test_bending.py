@@ -262,7 +262,7 @@ def test_a_hole_is_no_stream(make_proxy: Callable[..., tcpproxy.Proxy], upstream
         (victim, one), (other, two) = [
             (stack.enter_context(connect(proxy.address)), stack.enter_context(upstream.accept())) for _ in range(2)
         ]
-        handle = proxy.fault("up:timeout=0")
+        handle = proxy.fault("to_upstream:timeout=0")
         victim.sendall(b"lost")
         handle.wait_fired()
         handle.remove()
@@ -342,7 +342,7 @@ def test_pause_and_faults(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo)
             pause(0.2)
             assert proxy.stats().wakeups - before < 20
         assert read_exactly(client, 4) == b"held"
-        with proxy.pause("upstream"), proxy.fault("stall"):
+        with proxy.pause("to_upstream"), proxy.fault("stall"):
             client.sendall(b"more")
             pause(0.05)
         assert read_exactly(client, 4) == b"more"
@@ -350,7 +350,7 @@ def test_pause_and_faults(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo)
 
 def test_an_idle_worker_sleeps(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream) -> None:
     """Faults that hold for good, or that wait for a reader, do not make it spin."""
-    proxy = make_proxy(upstream.name, faults=["up:stall", "down:latency=1ms"], socket_buffer="64KiB")
+    proxy = make_proxy(upstream.name, faults=["to_upstream:stall", "to_client:latency=1ms"], socket_buffer="64KiB")
     with connect(proxy.address) as client, upstream.accept() as server:
         client.sendall(bytes(64 * KIB))
         server.setblocking(False)
@@ -365,7 +365,7 @@ def test_an_idle_worker_sleeps(make_proxy: Callable[..., tcpproxy.Proxy], upstre
 
 def test_recordings_are_what_the_peer_was_given(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
     """In the order and up to the position of a cut; what is held is not in them yet."""
-    proxy = make_proxy(echo.name, record=True, faults=["limit_data=5,first=1", "up:stall,nth=2"])
+    proxy = make_proxy(echo.name, record=True, faults=["limit_data=5,first=1", "to_upstream:stall,nth=2"])
     with connect(proxy.address) as client:
         client.sendall(b"0123456789")
         assert receive(client) == (b"01234", "eof")
@@ -390,9 +390,9 @@ def test_a_fault_takes_over_what_is_buffered(
     proxy = make_proxy(upstream.name, record=4 * KIB if record else False)
     with connect(proxy.address) as client, upstream.accept() as server, in_background(send_and_shut, client, data):
         eventually(lambda: proxy.connections()[0].waiting_for_upstream > 0)
-        with proxy.fault("up:stall"):
+        with proxy.fault("to_upstream:stall"):
             pause(0.05)
-        with proxy.fault("up:latency=5ms"):
+        with proxy.fault("to_upstream:latency=5ms"):
             assert digest(read_all(server)) == digest(data)
 
 
@@ -400,7 +400,7 @@ def test_a_fault_takes_over_what_is_buffered(
 def test_changes_under_load_lose_nothing(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, workers: int) -> None:
     """A thousand changes of the faults, on connections that carry bulk and on new ones."""
     proxy = make_proxy(echo.name, workers=workers)
-    texts = ["both:latency=2ms", "up:bandwidth=50MB/s", "slicer=3000", "stall", "up:limit_data=100GB"]
+    texts = ["both:latency=2ms", "to_upstream:bandwidth=50MB/s", "slicer=3000", "stall", "to_upstream:limit_data=100GB"]
     stop = threading.Event()
     data = payload(64 * KIB)
 
@@ -428,7 +428,7 @@ def test_changes_under_load_lose_nothing(make_proxy: Callable[..., tcpproxy.Prox
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize(
-    "text", ["both:latency=2ms", "both:stall", "both:stall,first=1", "up:slicer=100", "down:slicer=100"]
+    "text", ["both:latency=2ms", "both:stall", "both:stall,first=1", "to_upstream:slicer=100", "to_client:slicer=100"]
 )
 def test_each_state_goes_on(
     make_proxy: Callable[..., tcpproxy.Proxy],
@@ -466,9 +466,9 @@ def test_positions_count_on_while_there_is_no_fault(
 ) -> None:
     """The position of an event is that of the stream, whatever faults came and went before."""
     proxy = make_proxy(echo.name)
-    with connect(proxy.address) as client, proxy.fault("up:latency=1ms"):
+    with connect(proxy.address) as client, proxy.fault("to_upstream:latency=1ms"):
         for _ in range(3):
-            with proxy.fault("down:latency=1ms"):
+            with proxy.fault("to_client:latency=1ms"):
                 assert echoes(client, b"12345")
             assert echoes(client, b"12345")
         with proxy.fault("limit_data=2,end=reset"):
@@ -486,7 +486,7 @@ def test_positions_count_on_while_there_is_no_fault(
     [
         (["reset_peer,after_bytes=700,toxicity=40%", "close,after_bytes=0,nth=3"], {"reset_peer": 700, "close": 0}),
         (
-            ["up:limit_data=1300,toxicity=30%,end=reset", "up:stall,after_bytes=50,every=7"],
+            ["to_upstream:limit_data=1300,toxicity=30%,end=reset", "to_upstream:stall,after_bytes=50,every=7"],
             {"limit_data": 1300, "stall": 50},
         ),
     ],
@@ -520,10 +520,12 @@ def test_the_same_log_however_the_bytes_are_cut(
                         client.shutdown(socket.SHUT_WR)
                 receive(client)
         proxy.abort()
-        acted = [it for it in events if it.kind == "fault" and it.text.rpartition("_")[0] in where]
-        logs.append(sorted((it.id, it.text, it.to_upstream if "up" in it.text else it.to_client) for it in acted))
+        acted = [it for it in events if it.kind == "fault" and it.text.rpartition("_to_")[0] in where]
+        logs.append(
+            sorted((it.id, it.text, it.to_upstream if "to_upstream" in it.text else it.to_client) for it in acted)
+        )
     assert logs[0] == logs[1] == logs[2] == logs[3]
-    assert {(name.rpartition("_")[0], at) for _, name, at in logs[0]} == set(where.items())
+    assert {(name.rpartition("_to_")[0], at) for _, name, at in logs[0]} == set(where.items())
 
 
 def send_in_pieces(sock: socket.socket, data: bytes, size: int) -> str:
@@ -715,7 +717,7 @@ def test_windows_open_and_close(make_proxy: Callable[..., tcpproxy.Proxy], echo:
 
 def test_windows_of_a_fault_that_comes_later(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
     """They count from when it is in force, however old the proxy is, and whether or not it had faults before."""
-    for before in ((), "up:latency=1us"):
+    for before in ((), "to_upstream:latency=1us"):
         proxy = make_proxy(echo.name, faults=before)
         with connect(proxy.address) as client:
             assert echoes(client)
@@ -731,11 +733,11 @@ def test_windows_of_a_fault_that_comes_later(make_proxy: Callable[..., tcpproxy.
 
 def test_waiting_in_vain(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
     """It does not wait on when the fault is gone, or the proxy."""
-    proxy = make_proxy(echo.name, faults=["stall", "up:stall"])
+    proxy = make_proxy(echo.name, faults=["stall", "to_upstream:stall"])
     down, up = proxy.faults
-    with pytest.raises(tcpproxy.WaitTimeout, match=r"^not within 0\.01 s: stall_downstream fired on 0 of 1 "):
+    with pytest.raises(tcpproxy.WaitTimeout, match=r"^not within 0\.01 s: stall_to_client fired on 0 of 1 "):
         down.wait_fired(timeout=0.01)
-    for end, text in ((down.remove, "before it was removed: stall_downstream"), (proxy.stop, "before the proxy ended")):
+    for end, text in ((down.remove, "before it was removed: stall_to_client"), (proxy.stop, "before the proxy ended")):
         handle = down if end == down.remove else up
         with (
             in_background(lambda end=end: (pause(0.05), end())),
@@ -752,16 +754,16 @@ def test_a_port_that_the_system_does_not_let_open(
     def fail(*_: object) -> None:
         raise tcpproxy.StartError(errno.EMFILE, "no descriptors")
 
-    proxy = make_proxy(echo.name, faults="up:latency=1us")
+    proxy = make_proxy(echo.name, faults="to_upstream:latency=1us")
     refuse = proxy.fault("refuse", "stall,first=1")
     with monkeypatch.context() as patch:
         patch.setattr(listening.Port, "listen", fail)
         with pytest.raises(tcpproxy.StartError, match="no descriptors"):
             refuse.remove()
-    assert [it.name for it in proxy.faults] == ["latency_upstream", "refuse", "stall_downstream"]
+    assert [it.name for it in proxy.faults] == ["latency_to_upstream", "refuse", "stall_to_client"]
     assert not accepts(proxy.address)
     refuse.remove()
-    assert [it.name for it in proxy.faults] == ["latency_upstream"]
+    assert [it.name for it in proxy.faults] == ["latency_to_upstream"]
     assert accepts(proxy.address)
     with monkeypatch.context() as patch:
         patch.setattr(crew.Crew, "hang", fail)
@@ -817,7 +819,7 @@ def accepts(address: tuple[str, int]) -> bool:
 def test_handle(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: list[tcpproxy.Event]) -> None:
     proxy = make_proxy(echo.name)
     with connect(proxy.address) as client, proxy.fault(latency("30ms")) as held:
-        assert (held.name, held.fired, held.connections) == ("latency_downstream", 0, ())
+        assert (held.name, held.fired, held.connections) == ("latency_to_client", 0, ())
         client.sendall(b"x")
         held.wait_fired()
         assert client.recv(1) == b"x"
@@ -837,14 +839,18 @@ def test_handle(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: l
         held.update(latency="1s")
     held.remove()
     end = end_of(events)
-    assert end.faults == ("latency_downstream",)
+    assert end.faults == ("latency_to_client",)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_connections_say(make_proxy: Callable[..., tcpproxy.Proxy], upstream: Upstream, workers: int) -> None:
     """Which faults have acted, as soon as they have, and what they hold; without faults neither."""
     chosen = "connection=1"
-    faults = [f"up:stall,{chosen}", f"down:latency=1h,{chosen}", "down:latency=1ms,name=unused,connection=7"]
+    faults = [
+        f"to_upstream:stall,{chosen}",
+        f"to_client:latency=1h,{chosen}",
+        "to_client:latency=1ms,name=unused,connection=7",
+    ]
     proxy = make_proxy(upstream.name, workers=workers, faults=faults)
     with contextlib.ExitStack() as stack:
         (client, server), (other, its_server) = [
@@ -853,12 +859,12 @@ def test_what_connections_say(make_proxy: Callable[..., tcpproxy.Proxy], upstrea
         assert [(it.faults, it.held) for it in proxy.connections()] == [((), (0, 0))] * 2
         client.sendall(b"12345")
         proxy.faults[0].wait_fired()
-        assert [(it.faults, it.held) for it in proxy.connections()] == [(("stall_upstream",), (5, 0)), ((), (0, 0))]
+        assert [(it.faults, it.held) for it in proxy.connections()] == [(("stall_to_upstream",), (5, 0)), ((), (0, 0))]
         server.sendall(b"123")
         other.sendall(b"12")
         assert read_exactly(its_server, 2) == b"12"
         proxy.faults[1].wait_fired()
-        both = ("stall_upstream", "latency_downstream")
+        both = ("stall_to_upstream", "latency_to_client")
         first, second = proxy.connections()
         assert (set(first.faults), first.held, second.faults) == ({*both}, (5, 3), ())
         assert (first.waiting_for_upstream, first.waiting_for_client) == (5, 3)
@@ -883,7 +889,7 @@ def test_connections_while_faults_change(make_proxy: Callable[..., tcpproxy.Prox
 
     def change() -> None:
         while not stop.is_set():
-            with proxy.fault("down:latency=1s,connection=99,name=never", "stall,connection=99"):
+            with proxy.fault("to_client:latency=1s,connection=99,name=never", "stall,connection=99"):
                 pass
 
     with contextlib.ExitStack() as stack:
@@ -922,7 +928,7 @@ def test_one_shot(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None
 def test_faults_of_one_call_have_one_handle(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
     proxy = make_proxy(echo.name)
     both = proxy.fault("latency=1ms", "latency=2ms")
-    assert [both[0].name, both[1].name, len(both)] == ["latency_downstream", "latency_downstream#2", 2]
+    assert [both[0].name, both[1].name, len(both)] == ["latency_to_client", "latency_to_client#2", 2]
     with pytest.raises(tcpproxy.UsageError, match=r"expected handle\[0\]"):
         both.update(latency="1s")
     both[0].remove()
@@ -943,7 +949,7 @@ def test_wrong_faults_change_nothing(make_proxy: Callable[..., tcpproxy.Proxy], 
         proxy.fault("latency=1ms", "slicer=20")
     with pytest.raises(tcpproxy.UsageError, match="expected 32 at most"):
         proxy.fault(*["latency=1ms"] * 32)
-    assert [it.name for it in proxy.faults] == ["slicer_downstream"]
+    assert [it.name for it in proxy.faults] == ["slicer_to_client"]
     with pytest.raises(tcpproxy.UsageError, match="faults 5 are no faults, expected"):
         tcpproxy.Proxy(1, faults=5)  # type: ignore[arg-type]
     with pytest.raises(tcpproxy.UsageError, match="has a name of its own already"):
@@ -982,10 +988,10 @@ def test_a_fault_is_known_for_as_long_as_it_is_in_force(
     proxy = make_proxy(echo.name)
     held = proxy.fault("latency=1us")
     for _ in range(KNOWN + 10):
-        proxy.fault("up:latency=1us").remove()
+        proxy.fault("to_upstream:latency=1us").remove()
     with connect(proxy.address) as client:
         assert echoes(client)
-    assert end_of(events).faults == ("latency_downstream",)
+    assert end_of(events).faults == ("latency_to_client",)
     assert held.connections == (1,)
     assert held in proxy._every_fault
 

@@ -18,7 +18,9 @@ from support.waiting import eventually
 
 def test_faults_and_seed_are_printed(command: Callable[..., Command], echo: Echo) -> None:
     """And what each fault has done: on a connection, at its end, and in the summary."""
-    proxy = command("-d", "--fault", "limit_data=3,first=1", "--fault", "up:latency=1ms", "--seed", "7", echo.name)
+    proxy = command(
+        "-d", "--fault", "limit_data=3,first=1", "--fault", "to_upstream:latency=1ms", "--seed", "7", echo.name
+    )
     with connect(proxy.address) as client:
         client.sendall(b"hello")
         assert read_all(client) == b"hel"
@@ -28,12 +30,12 @@ def test_faults_and_seed_are_printed(command: Callable[..., Command], echo: Echo
     proxy.process.send_signal(signal.SIGTERM)
     eventually(lambda: any("has acted on 2" in line for line in proxy.stderr))
     text = "".join(f"{line.rstrip()}\n" for line in proxy.stderr)
-    assert "Faults: limit_data=3,first=1, up:latency=1ms; seed 7 (dice 1)\n" in text
-    assert "Fault limit_data_downstream acts on " in text
+    assert "Faults: limit_data=3,first=1, to_upstream:latency=1ms; seed 7 (dice 1)\n" in text
+    assert "Fault limit_data_to_client acts on " in text
     assert "after 5 bytes to upstream, 3 to the client #1\n" in text
     assert ": fault #1\n" in text
-    assert "fault limit_data_downstream has acted on 1 connection\n" in text
-    assert "fault latency_upstream has acted on 2 connections\n" in text
+    assert "fault limit_data_to_client has acted on 1 connection\n" in text
+    assert "fault latency_to_upstream has acted on 2 connections\n" in text
 
 
 def test_json(command: Callable[..., Command], echo: Echo) -> None:

@@ -42,12 +42,12 @@ def ends(proxy: Proxy, upstream: Upstream, swapped: bool, stack: contextlib.Exit
 @pytest.fixture
 def forth(swapped: bool) -> str:
     """The stream from near to far."""
-    return "downstream" if swapped else "upstream"
+    return "to_client" if swapped else "to_upstream"
 
 
 @pytest.fixture
 def back(swapped: bool) -> str:
-    return "upstream" if swapped else "downstream"
+    return "to_upstream" if swapped else "to_client"
 
 
 def is_quiet(*socks: socket.socket, seconds: float = QUIET) -> bool:
@@ -188,12 +188,12 @@ def test_time_outs_stand_still(make_proxy: MakeProxy, echo: Echo) -> None:
         assert echoes(client)
         half.sendall(b"x")
         assert read_exactly(half, 1) == b"x"
-        with proxy.pause("upstream"):
+        with proxy.pause("to_upstream"):
             half.shutdown(socket.SHUT_WR)
             pause(0.7)
         assert echoes(client)
         assert read_all(half) == b""
-        with proxy.pause("downstream"):
+        with proxy.pause("to_client"):
             client.sendall(b"y")
             pause(0.7)
         assert read_exactly(client, 1) == b"y"
@@ -245,7 +245,7 @@ def test_new_connections(make_proxy: MakeProxy, upstream: Upstream) -> None:
 
 def test_before_the_start(upstream: Upstream) -> None:
     proxy = Proxy(upstream.name)
-    proxy.pause("upstream")
+    proxy.pause("to_upstream")
     with proxy, connect(proxy.address) as client, upstream.accept() as server:
         client.sendall(b"hello")
         server.sendall(b"welcome")
@@ -276,8 +276,21 @@ def test_blocks_in_blocks(proxy: Proxy, ends: list[socket.socket], forth: str, b
 
 def test_words_that_are_none(proxy: Proxy) -> None:
     for verb in (proxy.pause, proxy.resume):
-        with pytest.raises(UsageError, match="stream 'up' is unknown, expected both, upstream or downstream"):
-            verb("up")  # type: ignore[operator]
+        with pytest.raises(UsageError, match="stream 'left' is unknown, expected to_upstream, to_client or both"):
+            verb("left")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_other_words_for_a_direction(proxy: Proxy, ends: list[socket.socket], forth: str, number: int) -> None:
+    near, far = ends
+    word = {"to_upstream": ("up", "upstream"), "to_client": ("down", "downstream")}[forth][number]
+    with proxy.pause(word):  # type: ignore[arg-type]
+        near.sendall(b"question")
+        far.sendall(b"answer")
+        assert read_exactly(near, 6) == b"answer"
+        assert is_quiet(far)
+        proxy.resume(word)  # type: ignore[arg-type]
+        assert read_exactly(far, 8) == b"question"
 
 
 def test_kill_and_stop_meanwhile(proxy: Proxy, ends: list[socket.socket]) -> None:
@@ -300,7 +313,7 @@ def test_again_and_again_from_several_threads(proxy: Proxy, ends: list[socket.so
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(in_background(send_and_shut, near, data))
-        for stream in ("upstream", "downstream", "both"):
+        for stream in ("to_upstream", "to_client", "both"):
             stack.enter_context(in_background(blink, stream))
         assert read_all(far) == data
     assert repr(proxy).endswith(", listening>")

@@ -111,7 +111,7 @@ def test_it(tcpproxy, listener):
 """
     first, second = (section(run(source)) for _ in range(2))
     assert "latency_both: both:latency=1ms; acted on 1 connection\n" in first
-    assert "stall_downstream: stall,nth=2; never acted\n" in first
+    assert "stall_to_client: stall,nth=2; never acted\n" in first
     assert "Fault latency_both acts on" in first
     assert re.findall(r"seed=\d+", first) == re.findall(r"seed=\d+", second) != []
 

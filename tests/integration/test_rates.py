@@ -319,9 +319,12 @@ def test_slow_reader(make_proxy: MakeProxy, upstream: Upstream) -> None:
         ("500k", "max_rate '500k' has no unit, expected '500kB/s' or '500kbit/s'"),
         (500, "max_rate 500 has no unit, expected '500kB/s' or '500kbit/s'"),
         ("0B/s", "max_rate '0B/s' is out of range, expected 1B/s to 1000GB/s"),
-        ("up=1MB/s,up=2MB/s", "max_rate 'up=1MB/s,up=2MB/s' has 'up=2MB/s', expected RATE or up=RATE,down=RATE"),
-        ("left=1MB/s", "max_rate 'left=1MB/s' has 'left=1MB/s', expected RATE or up=RATE,down=RATE"),
-        ("up=1MB/s,5MB/s", "max_rate 'up=1MB/s,5MB/s' has '5MB/s', expected RATE or up=RATE,down=RATE"),
+        (
+            "up=1MB/s,up=2MB/s",
+            "max_rate 'up=1MB/s,up=2MB/s' has 'up=2MB/s', expected RATE or to_upstream=RATE,to_client=RATE",
+        ),
+        ("left=1MB/s", "max_rate 'left=1MB/s' has 'left=1MB/s', expected RATE or to_upstream=RATE,to_client=RATE"),
+        ("up=1MB/s,5MB/s", "max_rate 'up=1MB/s,5MB/s' has '5MB/s', expected RATE or to_upstream=RATE,to_client=RATE"),
         ("up=fast", "max_rate 'fast' is not a rate, expected a number with B/s or bit/s, like 100kB/s"),
     ],
 )
@@ -334,5 +337,7 @@ def test_bad_rate(rate: object, sentence: str) -> None:
 def test_rates_as_shown() -> None:
     rates = Proxy("db:1", max_rate="up=8Mbit/s", max_rate_per_connection="1KiB/s").config.rates
     assert (rates.max_rate, rates.max_rate_per_connection) == ((1_000_000, 0), (1024, 1024))
+    for words in ("to_upstream=1MB/s,to_client=2MB/s", "down=2MB/s,up=1MB/s", "upstream=1MB/s,downstream=2MB/s"):
+        assert Proxy("db:1", max_rate=words).config.rates.max_rate == (1_000_000, 2_000_000)
     assert Proxy("db:1").config.rates.max_rate == (0, 0)
     assert tcpproxy.Proxy("db:1", max_rate="off").config.rates.max_rate == (0, 0)

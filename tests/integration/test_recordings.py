@@ -297,7 +297,9 @@ def test_a_direction_that_is_none(proxy: Proxy) -> None:
     with connect(proxy.address) as client:
         assert echoes(client)
         with pytest.raises(UsageError, match="expected to_upstream or to_client"):
-            proxy.recordings[0].wait_for(b"", "up")  # type: ignore[arg-type]
+            proxy.recordings[0].wait_for(b"", "left")  # type: ignore[arg-type]
+        for word in ("to_upstream", "up", "upstream", "to_client", "down", "downstream"):
+            assert proxy.recordings[0].wait_for(b"", word)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("timeout", [math.nan, "soon", True])

@@ -232,7 +232,7 @@ def test_upstream_refuses(make_proxy: MakeProxy, events: list[tcpproxy.Event]) -
 
 def test_with_faults_and_pauses(upstream: Upstream, make_proxy: MakeProxy) -> None:
     """A header is no byte of the client: neither a delay nor a pause holds it up."""
-    proxy = make_proxy(upstream.name, send_proxy="v1", faults=["up:latency=10s"])
+    proxy = make_proxy(upstream.name, send_proxy="v1", faults=["to_upstream:latency=10s"])
     with connect(proxy.address) as client, upstream.accept() as server:
         client.sendall(b"later")
         header = expected("v1", client)

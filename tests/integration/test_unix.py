@@ -483,7 +483,7 @@ def test_verbs(make_pairs: Callable[..., Pairs], kind: str) -> None:
     proxy = pair.proxy
     client, server = pair()
     with client, server:
-        with proxy.pause("upstream"):
+        with proxy.pause("to_upstream"):
             client.sendall(b"late")
             server.settimeout(0.2)
             with pytest.raises(TimeoutError):

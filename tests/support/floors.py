@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOMS = {
     "core": "_core",
-    "ground": "errors text values views lifetime wakeup native awaiting processors",
+    "ground": "errors text directions values views lifetime wakeup native awaiting processors",
     "faults": "attributes spelling faults rules handles inforce",
     "config": "config",
     "network": "network",

@@ -47,8 +47,8 @@ MS = timedelta(milliseconds=1)
         ("latency=1500ms", latency("1.5s"), "latency=1.5s"),
         ("down:latency=2m", latency(timedelta(minutes=2)), "latency=120s"),
         ("latency,latency=100ms", latency("100ms"), "latency=100ms"),
-        ("up:bandwidth=64kB/s", bandwidth("64kB/s", stream="up"), "up:bandwidth=64kB/s"),
-        ("upstream:bandwidth=512kbit/s", bandwidth("64kB/s", stream="upstream"), "up:bandwidth=64kB/s"),
+        ("up:bandwidth=64kB/s", bandwidth("64kB/s", stream="up"), "to_upstream:bandwidth=64kB/s"),
+        ("upstream:bandwidth=512kbit/s", bandwidth("64kB/s", stream="upstream"), "to_upstream:bandwidth=64kB/s"),
         ("bandwidth=1MiB/s,burst=8KiB,scope=proxy", bandwidth("1MiB/s", 8192, scope="proxy"), None),
         ("slow_close=2s", slow_close("2s"), "slow_close=2s"),
         ("timeout=0", timeout(0), "timeout=0"),
@@ -68,7 +68,7 @@ MS = timedelta(milliseconds=1)
         ("limit_data=5kB,end=stall", limit_data(5000, "stall"), "limit_data=5000,end=stall"),
         ("slicer=64,size_variation=32,delay=10us", slicer(64, 32, "10us"), "slicer=64,size_variation=32,delay=10us"),
         ("both:stall,start=10s,for=5s,repeat=60s", stall(stream="both", start="10s", for_="5s", repeat="60s"), None),
-        ("stall,stream=up", stall(stream="up"), "up:stall"),
+        ("stall,stream=up", stall(stream="up"), "to_upstream:stall"),
         ("stall,name=cable.out-1,seed=18446744073709551615", stall(name="cable.out-1", seed=2**64 - 1), None),
         ("refuse,for=1s", refuse(for_="1s"), "refuse,for=1s"),
         ("hang,start=1s", hang(start="1s"), "hang,start=1s"),
@@ -93,9 +93,9 @@ NO_PAIR = "is no KEY=VALUE of "
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "expected [up:|down:|both:]KIND[=VALUE][,KEY=VALUE]..., like latency=100ms,jitter=20ms"),
-        ("=1", "expected [up:|"),
-        ("up:down:stall", "expected [up:|"),
+        ("", "expected [DIRECTION:]KIND[=VALUE][,KEY=VALUE]..., like latency=100ms,jitter=20ms"),
+        ("=1", "expected [DIRECTION:]"),
+        ("up:down:stall", "expected [DIRECTION:]"),
         ("lattency=1s", "there is no lattency, did you mean latency?"),
         ("loss=1%", "there is no loss, because TCP sends again what is lost: programs see latency"),
         ("down", "there is no down, refuse is what makes connecting fail"),
@@ -155,7 +155,7 @@ NO_PAIR = "is no KEY=VALUE of "
         ("latency=1s,", f"'' {NO_PAIR}latency, expected one of latency, jitter, distribution, stream, toxicity"),
         ("latency=1s,latency=2s", "latency is given twice"),
         ("up:stall,stream=up", "stream is given twice"),
-        ("left:stall", "stream 'left' is unknown, expected up, down or both"),
+        ("left:stall", "stream 'left' is unknown, expected to_upstream, to_client or both"),
         ("stall,toxicity=2", "toxicity '2' is not a share, expected 0 to 1 or 0% to 100%"),
         ("stall,toxicity=101%", "toxicity '101%' is not a share"),
         ("stall,toxicity=nan", "toxicity 'nan' is not a share"),
@@ -202,7 +202,7 @@ def test_what_cannot_be_meant(text: str, sentence: str) -> None:
         (lambda: stall(scope="proxy"), "fault stall: stall has no scope"),
         (lambda: Fault(), "Fault has no kind, expected one of limit_data, "),
         (lambda: preset("5g"), "there is no preset '5g', expected one of 2g, edge, 3gslow, 3g, "),
-        (lambda: Fault.parse(5), "fault 5: expected [up:|down:|both:]KIND"),  # type: ignore[arg-type]
+        (lambda: Fault.parse(5), "fault 5: expected [DIRECTION:]KIND"),  # type: ignore[arg-type]
         (lambda: named(["stall,name=a", "close,name=a"]), "fault 'close,name=a': another one has this name"),
         (lambda: named(["slicer=5", "both:slicer=6"]), "fault 'both:slicer=6': another slicer has this direction"),
         (lambda: dataclasses.replace(latency("1s"), jitter=5), f"fault latency: jitter 5 {NO_UNIT}'5ms' or '5s'"),
@@ -216,7 +216,7 @@ def test_what_a_program_cannot_mean(make: object, sentence: str) -> None:
 
 def test_values_are_kept_in_one_form() -> None:
     fault = latency("1.5s", jitter=5 * MS, stream="up", toxicity="25%")
-    assert (fault.latency, fault.jitter, fault.stream, fault.toxicity) == (1500 * MS, 5 * MS, "upstream", 0.25)
+    assert (fault.latency, fault.jitter, fault.stream, fault.toxicity) == (1500 * MS, 5 * MS, "to_upstream", 0.25)
     assert fault == latency("1500ms", "5ms", stream="upstream", toxicity=0.25)
     assert hash(fault) == hash(dataclasses.replace(fault))
     assert fault != latency("1.5s")
@@ -230,10 +230,10 @@ def test_names() -> None:
     """A further fault does not change the names of those before it, and so not their random numbers."""
     faults = named(["latency=1s", "up:latency=1s", latency("2s"), "refuse", "stall,name=x", latency("3s"), "slicer=1"])
     assert list(faults) == [
-        *("latency_downstream", "latency_upstream", "latency_downstream#2", "refuse", "x", "latency_downstream#3"),
-        "slicer_downstream",
+        *("latency_to_client", "latency_to_upstream", "latency_to_client#2", "refuse", "x", "latency_to_client#3"),
+        "slicer_to_client",
     ]
-    assert faults["latency_downstream#3"] == latency("3s")
+    assert faults["latency_to_client#3"] == latency("3s")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -245,8 +245,8 @@ def test_presets(name: str) -> None:
     assert [Fault.parse(str(fault)) for fault in faults] == list(faults)
     assert named(faults) == {
         "latency_both": latency(round_trip * MS / 2, stream="both", toxicity=0.5),
-        "bandwidth_downstream": bandwidth(f"{down}kbit/s", toxicity=0.5),
-        "bandwidth_upstream": bandwidth(f"{up}kbit/s", stream="up", toxicity=0.5),
+        "bandwidth_to_client": bandwidth(f"{down}kbit/s", toxicity=0.5),
+        "bandwidth_to_upstream": bandwidth(f"{up}kbit/s", stream="up", toxicity=0.5),
     }
 
 
@@ -267,7 +267,10 @@ which = {
     "seed": st.none() | st.integers(0, 2**64 - 1),
     "client": st.none() | st.ip_addresses().map(lambda ip: str((IPv4Network if ip.version == 4 else IPv6Network)(ip))),
 }
-stream = {"stream": st.sampled_from(["up", "down", "both"]), "live": st.booleans()}
+stream = {
+    "stream": st.sampled_from(["to_upstream", "to_client", "both", "up", "down", "upstream", "downstream"]),
+    "live": st.booleans(),
+}
 when = st.sampled_from(["after", "after_bytes", None])
 rates = st.integers(1, 10**12).map(Rate)
 

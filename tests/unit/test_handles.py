@@ -37,13 +37,13 @@ def test_names_stay() -> None:
     first, second = faults.handles
     first.remove()
     third = faults.install(["stall"])
-    assert [it.name for it in (first, second, third)] == ["stall_downstream", "stall_downstream#2", "stall_downstream"]
+    assert [it.name for it in (first, second, third)] == ["stall_to_client", "stall_to_client#2", "stall_to_client"]
     with pytest.raises(UsageError, match="not in force any more"):
         first.update(stream="up")
 
 
 def test_a_wrong_update_changes_nothing() -> None:
-    faults = Faults(faults=["slicer=10", "up:slicer=10"])
+    faults = Faults(faults=["slicer=10", "to_upstream:slicer=10"])
     with pytest.raises(UsageError, match="another slicer"):
         faults.handles[0].update(stream="both")
     with pytest.raises(UsageError, match="has no unit"):

@@ -22,7 +22,7 @@ COMMON = {"key": 5, "streams": 2, "seed": 8123, "live": 1, "share": ALL}
             "both:bandwidth=1MB/s,burst=8KiB,scope=proxy",
             {"kind": 6, "streams": 3, "rate": 10**6, "burst": 8192, "shared": 1},
         ),
-        ("up:slow_close=2s", {"kind": 5, "streams": 1, "delay_ns": 2 * 10**9}),
+        ("to_upstream:slow_close=2s", {"kind": 5, "streams": 1, "delay_ns": 2 * 10**9}),
         ("timeout=1s,end=reset", {"kind": 2, "delay_ns": 10**9, "end": 2}),
         ("timeout=1s,idle=true", {"kind": 3, "delay_ns": 10**9, "end": 1}),
         ("timeout=0", {"kind": 2, "end": 1}),
