@@ -3,14 +3,15 @@
 import os
 import sys
 import sysconfig
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ["accepting", "admission", "bending", "bulk", "capture", "closing", "connecting", "control", "engine"]
-MODULES += ["events", "fallback", "half", "header", "inbox", "introducing", "metering", "opening", "outlet", "packets"]
-MODULES += ["pcapng", "pieces", "plan", "reader", "recorded", "recordings", "relay", "reports", "resources", "rulebook"]
-MODULES += ["savefile", "shaped", "shaper", "shaping", "sources", "spin", "table", "tap", "timers", "trial", "worker"]
+CHOSEN = ("poller", "splice")
+"""Modules of which there is a file for each kind of system."""
+
+MODULES = sorted(path.stem for path in Path("tcpproxy/_core").glob("*.pyx") if path.stem.split("_")[0] not in CHOSEN)
 POLLERS = {
     "linux": "epoll",
     "win": "poll",
