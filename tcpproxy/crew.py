@@ -404,10 +404,18 @@ class Crew:
         """Those of each worker."""
         return [worker.counters() for worker in self._workers]
 
-    def measures(self) -> dict[str, list[float]]:
-        """What `Worker.measures` has, over all workers."""
-        each = [worker.measures() for worker in self._workers]
-        return {name: [sum(column) for column in zip(*(one[name] for one in each), strict=True)] for name in each[0]}
+    def measures(self, forward: int) -> list[dict[str, list[float]]]:
+        """What `Worker.measures` has of each target of a forward, by its number, over all workers."""
+        first = self._firsts[forward]
+        return [
+            sums([worker.measures(target) for worker in self._workers])
+            for target in range(first, first + len(self._forwards[forward].targets))
+        ]
+
+    def down(self, forward: int) -> list[bool]:
+        """Was each target of a forward not reached the last time? Nothing is remembered of a target that is alone."""
+        first, count = self._firsts[forward], len(self._forwards[forward].targets)
+        return [self._workers[0].is_down(first + number) for number in range(count)]
 
     def connections(self) -> list[Connection]:
         """The live connections of all workers."""
@@ -476,6 +484,11 @@ class Crew:
                 return
             if self._stopping.wait(0.1):
                 return
+
+
+def sums(each: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Adds numbers up, name by name and place by place."""
+    return {name: [sum(column) for column in zip(*(one[name] for one in each), strict=True)] for name in each[0]}
 
 
 def _join(thread: Thread, deadline: float | None) -> None:

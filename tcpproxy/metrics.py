@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from ._core.worker import CONNECT_BOUNDS, DURATION_BOUNDS, REASONS
+from .crew import sums
 
 if TYPE_CHECKING:
     from .crew import Crew
@@ -38,8 +39,8 @@ REFUSALS = ("denied", "proxy-header", "limit", "shutdown", "killed")
 class Collector(_Collector):
     """A collector of Prometheus for the metrics of one or more proxies. It costs nothing between two scrapes.
 
-    Each sample has the label `listener`, the address that its proxy listens on; with several forwards the first address
-    of each, with commas between them. A proxy that has not been started has no samples.
+    Each sample has the label `listener`, the first address that its forward listens on; what is of the whole proxy has
+    the addresses of all forwards, with commas between them. A proxy that has not been started has no samples.
 
     Args:
         proxies: all proxies of the registry: it accepts each name of a metric only once, so only one Collector.
@@ -51,7 +52,7 @@ class Collector(_Collector):
     def __init__(self, *proxies: Proxy) -> None:
         if not proxies:
             raise TypeError("Collector() needs a proxy")
-        self._proxies = [(proxy, ",".join(each.remote for each in proxy.config.forwards)) for proxy in proxies]
+        self._proxies = [(proxy, [list(map(str, it.targets)) for it in proxy.config.forwards]) for proxy in proxies]
 
     def describe(self) -> Iterable[Metric]:
         """Returns the metrics without samples, from which a registry takes their names."""
@@ -61,9 +62,9 @@ class Collector(_Collector):
         """Returns the metrics with their present values."""
         families = _Families()
         families.build.add_metric([__version__], 1)
-        for proxy, target in self._proxies:
+        for proxy, targets in self._proxies:
             if proxy.addresses and proxy._crew:
-                families.add(proxy, proxy._crew, target)
+                families.add(proxy, proxy._crew, targets)
         return families.all
 
 
@@ -78,8 +79,8 @@ class _Families:
             "bytes_to_client": self._counter("to_client_bytes", "Bytes delivered to clients."),
             "bytes_spliced": self._counter("spliced_bytes", "Bytes among these that never left the kernel."),
             "accept_errors": self._counter("accept_errors", "Calls of accept that failed, as for want of descriptors."),
-            "events_lost": self._counter("events_lost", "Records for the log that were dropped: it is too slow."),
         }
+        self._lost = self._counter("events_lost", "Records for the log that were dropped: it is too slow.")
         self._ended = self._counter("connections_ended", "Connections that are over, by why.", "reason")
         self._failed = self._counter(
             "connect_failures", "Connections whose upstream was not reached.", "target", "reason"
@@ -89,6 +90,7 @@ class _Families:
         self._active = self._gauge("connections_active", "Connections alive now.")
         self._limit = self._gauge("max_connections", "Connections at a time; further clients wait.")
         self._draining = self._gauge("draining", "1: it accepts no clients any more.")
+        self._up = self._gauge("target_up", "0: this one of several targets was not reached the last time.", "target")
         self._connects = self._histogram(
             "connect_duration_seconds", "From accept until upstream is connected.", "target"
         )
@@ -101,8 +103,8 @@ class _Families:
         self.all.append(family)
         return family
 
-    def _gauge(self, name: str, text: str) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(f"tcpproxy_{name}", text, labels=["listener"])
+    def _gauge(self, name: str, text: str, *labels: str) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(f"tcpproxy_{name}", text, labels=["listener", *labels])
         self.all.append(family)
         return family
 
@@ -111,27 +113,46 @@ class _Families:
         self.all.append(family)
         return family
 
-    def add(self, proxy: Proxy, crew: Crew, target: str) -> None:
-        """Adds the samples of one proxy."""
-        listener = ",".join(each.port.names[0] for each in proxy._forwards if each.port)
-        stats = proxy.stats()
-        for name, family in self._counters.items():
-            family.add_metric([listener], getattr(stats, name))
-        self._active.add_metric([listener], stats.active)
-        self._limit.add_metric([listener], crew.limit)
+    def add(self, proxy: Proxy, crew: Crew, targets: list[list[str]]) -> None:
+        """Adds the samples of one proxy.
+
+        Args:
+            targets: of each forward, in the order of `config.forwards`.
+        """
+        listeners = [each.port.names[0] for each in proxy._forwards if each.port]
         rates = proxy.config.rates
-        self._draining.add_metric([listener], proxy._stopping.is_set())
-        measures = crew.measures()
-        if any(rates.max_rate) or any(rates.max_rate_per_connection):
+        metered = any(rates.max_rate) or any(rates.max_rate_per_connection)
+        for number, (listener, names) in enumerate(zip(listeners, targets, strict=True)):
+            measures = crew.measures(number)
+            self._add_forward(listener, sums(measures), metered)
+            self._add_targets(listener, names, measures)
+            if len(names) > 1:
+                for name, is_down in zip(names, crew.down(number), strict=True):
+                    self._up.add_metric([listener, name], not is_down)
+        everything = ",".join(listeners)
+        self._lost.add_metric([everything], proxy.stats().events_lost)
+        self._limit.add_metric([everything], crew.limit)
+        self._draining.add_metric([everything], proxy._stopping.is_set())
+
+    def _add_forward(self, listener: str, measures: dict[str, list[float]], metered: bool) -> None:
+        """Adds the samples of one forward, from the numbers of all its targets together."""
+        for name, family in self._counters.items():
+            family.add_metric([listener], measures[name][0])
+        self._active.add_metric([listener], max(0, measures["accepted"][0] - measures["over"][0]))
+        if metered:
             self._throttled.add_metric([listener], measures["throttled"][0])
         for reason in ENDS:
             self._ended.add_metric([listener, reason], measures["ended"][REASONS.index(reason)])
-        for reason in FAILURES:
-            self._failed.add_metric([listener, target, reason], measures["failed"][REASONS.index(reason)])
         for reason in REFUSALS:
             self._refused.add_metric([listener, reason], measures["refused"][REASONS.index(reason)])
-        self._connects.add_metric([listener, target], *_buckets(CONNECT_BOUNDS, measures["connects"]))
         self._durations.add_metric([listener], *_buckets(DURATION_BOUNDS, measures["durations"]))
+
+    def _add_targets(self, listener: str, names: list[str], measures: list[dict[str, list[float]]]) -> None:
+        """Adds the samples of each target of a forward."""
+        for name, of_it in zip(names, measures, strict=True):
+            for reason in FAILURES:
+                self._failed.add_metric([listener, name, reason], of_it["failed"][REASONS.index(reason)])
+            self._connects.add_metric([listener, name], *_buckets(CONNECT_BOUNDS, of_it["connects"]))
 
 
 def _buckets(bounds: Sequence[float], times: list[float]) -> tuple[list[tuple[str, float]], float]:

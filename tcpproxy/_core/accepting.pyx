@@ -4,7 +4,7 @@ from libc.string cimport memset
 from tcpproxy._core.admission cimport admission_admits, admission_wants_header
 from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT, REASON_DENIED, REASON_LIMIT
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_push
-from tcpproxy._core.loop cimport Group, Listener, Upstream
+from tcpproxy._core.loop cimport Counters, Group, Listener, Upstream, loop_of_target
 from tcpproxy._core.net cimport net_accept, net_accept_transient, net_addr, net_close, net_hang, net_out_of_resources, \
     net_own_address, net_socket, net_speaks_v6, net_unpack, net_would_block
 from tcpproxy._core.opening cimport opening_start, opening_turn_away
@@ -184,6 +184,7 @@ cdef bint _may_connect(Loop *loop, Message *accepted) noexcept nogil:
 cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil:
     """Accepts one connection. False: no more for now. `announced`: an event says that one is waiting."""
     cdef Message accepted
+    cdef Counters *own = loop_of_target(loop, listener.target)
     cdef int64_t fd
     if not _reserve(loop):
         if announced:
@@ -211,6 +212,8 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
     if net_out_of_resources(fd) and not announced:
         return False                            # Linux needs a descriptor before it looks whether a connection waits
     sync_bump(&loop.counters.accept_errors, 1)
+    if own != NULL:
+        sync_bump(&own.accept_errors, 1)
     if net_accept_transient(<int> fd):
         return True
     _pause(loop, EVENT_ACCEPT_ERROR, <int> -fd)       # EMFILE and the like

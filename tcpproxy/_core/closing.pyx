@@ -239,7 +239,7 @@ cdef void closing_refuse(Loop *loop, Relay *relay, uint8_t reason, int error, Re
 
 cdef void closing_leave(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil:
     sync_sub(&loop.counters.active, 1)
-    reports_left(loop, reason)
+    reports_left(loop, relay.target, reason)
     _forget(loop, relay)
 
 

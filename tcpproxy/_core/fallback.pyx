@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from tcpproxy._core.connecting cimport Connecting, connecting_new, connecting_restart
 from tcpproxy._core.events cimport EVENT_UPSTREAM_DOWN, EVENT_UPSTREAM_UP
 from tcpproxy._core.loop cimport RELAY_RESOLVING
-from tcpproxy._core.reports cimport reports_target
+from tcpproxy._core.reports cimport reports_missed, reports_target
 from tcpproxy._core.sync cimport sync_claim, sync_load, sync_peek, sync_swap
 from tcpproxy._core.timers cimport TIMER_SHARE, alarms_cancel, alarms_set, timers_cancel
 
@@ -81,6 +81,8 @@ cdef bint fallback_next(Loop *loop, Relay *relay, uint8_t reason, int error) noe
     timers_cancel(&loop.timers, &relay.check)
     connecting_restart(connecting, loop.pump.poller)
     more = _choose(loop, relay)
+    if more:
+        reports_missed(loop, failed, reason)        # else reports_failed counts it
     if was_up:
         reports_target(loop, EVENT_UPSTREAM_DOWN, failed, reason, error, relay.target)
     return more

@@ -109,7 +109,7 @@ cdef struct Histogram:      # of times; the bounds are in reports.pyx
     uint64_t counts[BUCKETS]    # in the order of the bounds: how many were at most that, and not in an earlier bucket
     uint64_t sum_ns
 
-cdef struct Counters:       # written by the worker, except `active`; read by any thread
+cdef struct Counters:       # of a worker, or of one target; written by the worker, except `active`; read by any thread
     uint64_t accepted
     uint64_t ended          # relays that are over, for whatever reason
     uint64_t failed         # those whose upstream was not reached
@@ -117,6 +117,7 @@ cdef struct Counters:       # written by the worker, except `active`; read by an
     uint64_t to_upstream    # bytes delivered
     uint64_t to_client
     uint64_t wakeups        # batches: returns of the engine's _wait
+    uint64_t spliced        # of one target: bytes among these that never left the kernel; of a worker it is in Pump
     uint64_t accept_errors
     uint64_t throttled_ns   # for which directions have waited for a rate, added up
     uint64_t active         # relays alive now, and connections that are being accepted or handed over: for limits
@@ -161,6 +162,7 @@ cdef struct Loop:
     EventRing events
     Table table
     Counters counters
+    Counters *by_target     # of each upstream, without `active` and `wakeups`; NULL: there is only one
     Inbox inbox             # commands of other threads
     Group *group
     Accepting accepting
@@ -201,6 +203,11 @@ cdef inline void loop_enqueue(Loop *loop, Relay *relay) noexcept nogil:
     else:
         loop.queue_first = relay
     loop.queue_last = relay
+
+
+cdef inline Counters *loop_of_target(Loop *loop, int target) noexcept nogil:
+    """NULL: there is only one target, and Loop.counters says all."""
+    return &loop.by_target[target] if loop.by_target != NULL else NULL
 
 
 cdef inline void loop_stall(Loop *loop, Relay *relay) noexcept nogil:

@@ -4,7 +4,7 @@ from libc.stdlib cimport calloc, free
 from tcpproxy._core.bucket cimport bucket_charge, bucket_reserve, limit_set
 from tcpproxy._core.half cimport HALF_OPEN, PUMP_MORE, PUMP_SHAPED, PUMP_STALLED, PUMP_WAIT, ZERO_COPY_AUTO, ZERO_COPY_OFF, \
     Half, Pump, Side, half_pump, half_waiting
-from tcpproxy._core.loop cimport Meter, Origin
+from tcpproxy._core.loop cimport Counters, Meter, Origin, loop_of_target
 from tcpproxy._core.net cimport net_unread
 from tcpproxy._core.poller cimport READY_IN
 from tcpproxy._core.shaped cimport shaped_pump
@@ -79,7 +79,7 @@ cdef uint32_t _may_read(Loop *loop, Relay *relay, int side) noexcept nogil:
         unread = <uint32_t> net_unread(relay.sides[side].watch.fd)
         if unread == 0:
             return 1            # an end or a failure
-        _reserve(loop, meter, side, min(unread, loop.group.portion[side]))
+        _reserve(loop, relay, side, min(unread, loop.group.portion[side]))
     if meter.due_ns[side] <= loop.now_ns:
         return meter.portion[side]
     if meter.alarm.kind == TIMER_NONE or meter.due_ns[side] < meter.alarm.due_ns:
@@ -87,8 +87,10 @@ cdef uint32_t _may_read(Loop *loop, Relay *relay, int side) noexcept nogil:
     return 0
 
 
-cdef void _reserve(Loop *loop, Meter *meter, int side, uint32_t size) noexcept nogil:
+cdef void _reserve(Loop *loop, Relay *relay, int side, uint32_t size) noexcept nogil:
     cdef Group *group = loop.group
+    cdef Meter *meter = relay.origin.meter
+    cdef Counters *own = loop_of_target(loop, relay.target)
     cdef uint64_t due_ns = loop.now_ns
     if group.rate[side].rate:
         due_ns = max(due_ns, bucket_reserve(&group.used_up_ns[side], &group.rate[side], size, loop.now_ns))
@@ -97,6 +99,8 @@ cdef void _reserve(Loop *loop, Meter *meter, int side, uint32_t size) noexcept n
     meter.portion[side] = size
     meter.due_ns[side] = due_ns
     sync_bump(&loop.counters.throttled_ns, due_ns - loop.now_ns)
+    if own != NULL:
+        sync_bump(&own.throttled_ns, due_ns - loop.now_ns)
 
 
 cdef void _account(Loop *loop, Meter *meter, int side, uint64_t got) noexcept nogil:

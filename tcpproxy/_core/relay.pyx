@@ -17,7 +17,7 @@ from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event,
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT
 from tcpproxy._core.shaped cimport shaped_pump
 from tcpproxy._core.shaper cimport shaper_holds, shaper_waits
-from tcpproxy._core.sync cimport sync_bump
+from tcpproxy._core.sync cimport sync_bump, sync_peek
 from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE, TIMER_HEADER, TIMER_IDLE, TIMER_KEEPALIVE, \
     TIMER_LINGER, TIMER_NONE, TIMER_RATE, TIMER_RETRY, TIMER_SHAPER, TIMER_SHARE, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED, \
     timers_arm, timers_cancel
@@ -193,6 +193,7 @@ cdef int _pump_metered(Loop *loop, Relay *relay) noexcept nogil:
 cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     """Pumps both halves. Returns PUMP_ bits."""
     cdef uint64_t up = relay.halves[CLIENT].delivered, down = relay.halves[UPSTREAM].delivered
+    cdef uint64_t spliced = sync_peek(&loop.pump.spliced)
     cdef Side *client = &relay.sides[CLIENT]
     cdef int moved
     if loop.pump.tap != NULL:
@@ -216,6 +217,10 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
     down = relay.halves[UPSTREAM].delivered - down
     sync_bump(&loop.counters.to_upstream, up)
     sync_bump(&loop.counters.to_client, down)
+    if loop.by_target != NULL:
+        sync_bump(&loop.by_target[relay.target].to_upstream, up)
+        sync_bump(&loop.by_target[relay.target].to_client, down)
+        sync_bump(&loop.by_target[relay.target].spliced, sync_peek(&loop.pump.spliced) - spliced)
     _note_interactive(loop, relay, CLIENT, up)
     _note_interactive(loop, relay, UPSTREAM, down)
     return moved

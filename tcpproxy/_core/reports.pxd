@@ -16,8 +16,11 @@ cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil
 cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil
 # Turned away; `more` may be NULL
 cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error, const Refusal *more) noexcept nogil
-cdef void reports_left(Loop *loop, uint8_t reason) noexcept nogil              # the same, of a client that was never heard of
+# The same, of a client that was never heard of; `target`: the first one of its forward
+cdef void reports_left(Loop *loop, int target, uint8_t reason) noexcept nogil
 cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil      # its upstream was not reached
+# A target was not reached, and the next one is tried
+cdef void reports_missed(Loop *loop, int target, uint8_t reason) noexcept nogil
 cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil
 # A fault acts on it, the first time; `up`, `down`: how far its directions are
 cdef void reports_fault(Loop *loop, Relay *relay, uint64_t key, uint64_t up, uint64_t down) noexcept nogil

@@ -4,7 +4,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from tcpproxy._core.events cimport EVENT_CONNECTED, EVENT_END, EVENT_FAILED, EVENT_FAULT, EVENT_NEW, EVENTS_OUTGOING, \
     EventRecord, events_claim, events_publish, events_wanted
-from tcpproxy._core.loop cimport BUCKETS, CLIENT, UPSTREAM, Histogram, Origin
+from tcpproxy._core.loop cimport BUCKETS, CLIENT, UPSTREAM, Counters, Histogram, Origin, loop_of_target
 from tcpproxy._core.net cimport net_addr, net_own_address, net_socket
 from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.tap cimport TAP_CONNECTED, TAP_END, TAP_OPEN, TapConnected, TapEnd, TapOpen, tap_note
@@ -44,7 +44,10 @@ cdef EventRecord *_claim(Loop *loop, int kind) noexcept nogil:
 
 cdef void reports_accepted(Loop *loop, Relay *relay) noexcept nogil:
     cdef EventRecord *record = _claim(loop, EVENT_NEW)
+    cdef Counters *own = loop_of_target(loop, relay.target)
     sync_bump(&loop.counters.accepted, 1)
+    if own != NULL:
+        sync_bump(&own.accepted, 1)
     if record != NULL:
         record.id = relay.id
         record.client = relay.client
@@ -68,7 +71,10 @@ cdef void _tap_open(Loop *loop, uint64_t id, const net_addr *client, const Origi
 
 cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil:
     cdef EventRecord *record
+    cdef Counters *own = loop_of_target(loop, relay.target)
     _observe(&loop.counters.connects, CONNECTS, relay.connected_ns - relay.accepted_ns)
+    if own != NULL:
+        _observe(&own.connects, CONNECTS, relay.connected_ns - relay.accepted_ns)
     if loop.pump.tap != NULL:
         _tap_connected(loop, relay)
     if not events_wanted(&loop.events, 1 << EVENT_CONNECTED | EVENTS_OUTGOING):
@@ -105,15 +111,18 @@ cdef void _describe(EventRecord *record, const Relay *relay) noexcept nogil:
         record.via = relay.origin.via
 
 
-cdef void reports_left(Loop *loop, uint8_t reason) noexcept nogil:
+cdef void reports_left(Loop *loop, int target, uint8_t reason) noexcept nogil:
+    cdef Counters *own = loop_of_target(loop, target)
     sync_bump(&loop.counters.refused, 1)
     sync_bump(&loop.counters.refused_by[reason], 1)
+    if own != NULL:
+        sync_bump(&own.refused_by[reason], 1)
 
 
 cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, int error, const Refusal *more) noexcept nogil:
     cdef EventRecord *record = _claim(loop, EVENT_FAILED)
     cdef TapEnd end
-    reports_left(loop, reason)
+    reports_left(loop, accepted.target, reason)
     if record != NULL:
         record.reason = reason
         record.error = error
@@ -136,18 +145,32 @@ cdef void reports_refused(Loop *loop, const Message *accepted, uint8_t reason, i
 cdef void reports_failed(Loop *loop, Relay *relay) noexcept nogil:
     sync_bump(&loop.counters.failed, 1)
     sync_bump(&loop.counters.failed_by[relay.reason], 1)
+    reports_missed(loop, relay.target, relay.reason)
     _closed(loop, relay, EVENT_FAILED)
+
+
+cdef void reports_missed(Loop *loop, int target, uint8_t reason) noexcept nogil:
+    cdef Counters *own = loop_of_target(loop, target)
+    if own != NULL:
+        sync_bump(&own.failed_by[reason], 1)
 
 
 cdef void reports_ended(Loop *loop, Relay *relay) noexcept nogil:
     _closed(loop, relay, EVENT_END)
 
 
+cdef void _count_end(Counters *counters, const Relay *relay, uint64_t duration_ns) noexcept nogil:
+    sync_bump(&counters.ended, 1)
+    sync_bump(&counters.ended_by[relay.reason], 1)
+    _observe(&counters.durations, DURATIONS, duration_ns)
+
+
 cdef void _closed(Loop *loop, Relay *relay, int kind) noexcept nogil:
     cdef EventRecord *record = _claim(loop, kind)
-    sync_bump(&loop.counters.ended, 1)
-    sync_bump(&loop.counters.ended_by[relay.reason], 1)
-    _observe(&loop.counters.durations, DURATIONS, loop.now_ns - relay.accepted_ns)
+    cdef Counters *own = loop_of_target(loop, relay.target)
+    _count_end(&loop.counters, relay, loop.now_ns - relay.accepted_ns)
+    if own != NULL:
+        _count_end(own, relay, loop.now_ns - relay.accepted_ns)
     if loop.pump.tap != NULL:
         _tap_end(loop, relay)
     if record != NULL:

@@ -7,7 +7,7 @@ from tcpproxy._core.connecting cimport addresses_release
 from tcpproxy._core.events cimport events_free, events_init
 from tcpproxy._core.half cimport ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_init, inbox_pop
-from tcpproxy._core.loop cimport UPSTREAMS, Relay, relay_alive
+from tcpproxy._core.loop cimport UPSTREAMS, Counters, Relay, relay_alive
 from tcpproxy._core.net cimport NET_NONE, net_close, net_reset
 from tcpproxy._core.plan cimport plan_release
 from tcpproxy._core.poller cimport poller_free, poller_new
@@ -56,6 +56,10 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
     loop.pump.size = settings.buffer_size
     loop.paused = <uint8_t> settings.paused
     loop.upstream_count = settings.upstreams
+    if settings.upstreams > 1:
+        loop.by_target = <Counters *> calloc(settings.upstreams, sizeof(Counters))
+        if loop.by_target == NULL:
+            return -ENOMEM
     loop.send_header = settings.send_header
     loop.pump.budget = max(TURN_LEAST_BYTES, TURN_LEAST_READS * settings.buffer_size)
     loop.pump.splice_size = PIPE_BYTES
@@ -132,6 +136,7 @@ cdef void resources_free(Loop *loop) noexcept nogil:
         tap_free(loop.pump.tap)
         free(loop.pump.tap)
     free(loop.pump.scratch)
+    free(loop.by_target)
 
 
 cdef void resources_close_after_fork(Loop *loop) noexcept nogil:

@@ -3,7 +3,7 @@ from libc.stdint cimport uint64_t
 from tcpproxy._core.admission cimport Admission
 from tcpproxy._core.engine cimport View
 from tcpproxy._core.inbox cimport Message
-from tcpproxy._core.loop cimport Group, Loop
+from tcpproxy._core.loop cimport Counters, Group, Loop
 from tcpproxy._core.net cimport net_addr
 
 cdef class _Group:
@@ -21,6 +21,7 @@ cdef class Worker:
     cdef object lock                # one at a time of the threads that wake, view or close
     cdef void _wake(self)
     cdef void _tell(self, Message *message)
+    cdef Counters *_counters_of(self, int target) noexcept
     cdef bint _look(self, View *view) noexcept
 
 cdef object address_text(const net_addr *address)       # host:port, a path, unix:uid=...; "": there is none

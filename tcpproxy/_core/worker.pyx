@@ -414,17 +414,32 @@ cdef class Worker:
             "polls_hit": sync_peek(&self.loop.spin.hits), "polls_missed": sync_peek(&self.loop.spin.misses),
         }
 
-    def measures(self):
-        """More numbers since the start: how many connections have ended, failed and were refused, by reason (in the order of
+    cdef Counters *_counters_of(self, int target) noexcept:
+        """Of one upstream; of the worker, if that has no other."""
+        return &self.loop.by_target[target] if self.loop.by_target != NULL else &self.loop.counters
+
+    def is_down(self, int target):
+        """Was this upstream, one of several of a forward, not reached the last time? For all workers of the group."""
+        return sync_peek(&self.loop.group.down[target]) != 0
+
+    def measures(self, int target):
+        """Numbers since the start of one upstream, with the clients of its forward if it is the first one there.
+
+        How many connections have ended, failed and were refused, by reason (in the order of
         REASONS); how many connect times and durations are in each bucket, and last their sum in seconds.
 
         Last the seconds for which directions have waited for a rate.
 
         A bucket has those up to its bound (CONNECT_BOUNDS, DURATION_BOUNDS) and above the one before; the last one the rest.
         """
-        cdef Counters *it = &self.loop.counters
+        cdef Counters *it = self._counters_of(target)
+        cdef uint64_t ended = sync_load(&it.ended)      # first, as in counters()
+        cdef bint alone = it == &self.loop.counters
         cdef int i
         return {
+            "accepted": [sync_peek(&it.accepted)], "over": [ended], "accept_errors": [sync_peek(&it.accept_errors)],
+            "bytes_to_upstream": [sync_peek(&it.to_upstream)], "bytes_to_client": [sync_peek(&it.to_client)],
+            "bytes_spliced": [sync_peek(&self.loop.pump.spliced if alone else &it.spliced)],
             "ended": [sync_peek(&it.ended_by[i]) for i in range(len(REASONS))],
             "failed": [sync_peek(&it.failed_by[i]) for i in range(len(REASONS))],
             "refused": [sync_peek(&it.refused_by[i]) for i in range(len(REASONS))],

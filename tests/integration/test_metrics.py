@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -62,6 +63,15 @@ def ask(place: tuple[str, int] | str, path: str, *headers: str, method: str = "G
         connection.sendall("\r\n".join(lines).encode())
         head, _, body = read_all(connection).decode().partition("\r\n\r\n")
     return int(head.split()[1]), head, body
+
+
+def is_clean(text: str) -> bool:
+    """Has promtool, where it is installed, nothing to say?"""
+    if not shutil.which("promtool"):
+        return True
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return True
 
 
 def is_turned_away(address: tuple[str, int]) -> None:
@@ -209,8 +219,7 @@ def test_what_is_served(serving: Callable[..., tuple[Command, tuple[str, int]]])
         )
     assert ask(place, "/metrics", method="HEAD")[2] == ""
     needs("promtool")
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert is_clean(text)
 
 
 # --- probes ---
@@ -258,18 +267,70 @@ def test_health_is_that_of_the_workers(serving: Callable[..., tuple[Command, tup
 
 
 @posix
-def test_several_forwards(make_proxy: MakeProxy, echo: Echo, tmp_path: Path) -> None:
-    """One set of samples, with the names of all of them; also of a UNIX socket."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_several_forwards(make_proxy: MakeProxy, echo: Echo, tmp_path: Path, workers: int) -> None:
+    """Each has samples of its own, also one of a UNIX socket; what is of the whole proxy has all of their names."""
     path = f"{tmp_path}/s"
-    proxy = make_proxy(None, forwards=[f"0:{echo.name}", f"{path}:{echo.name}"])
-    with connect(proxy.forwards[0].address) as client:
-        assert echoes(client)
+    refused = f"127.0.0.1:{free_port()}"
+    forwards = [f"0:{echo.name}", f"{path}:{echo.name}", f"0:{refused}"]
+    proxy = make_proxy(None, forwards=forwards, workers=workers, zero_copy="always", max_rate="1GB/s")
+    tcp, local, closed = (f"127.0.0.1:{it.port}" if it.port else it.address for it in proxy.forwards)
     registry = CollectorRegistry()
     registry.register(Collector(proxy))
-    listener = f"127.0.0.1:{proxy.forwards[0].port},{path}"
-    assert registry.get_sample_value("tcpproxy_connections_accepted_total", {"listener": listener}) == 1
-    labels = {"listener": listener, "target": f"{echo.name},{echo.name}"}
-    assert registry.get_sample_value("tcpproxy_connect_duration_seconds_count", labels) == 1
+
+    def value(name: str, listener: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"tcpproxy_{name}", {"listener": listener, **labels})
+
+    with connect(proxy.forwards[0].address) as client, socket.socket(socket.AF_UNIX) as other:
+        other.settimeout(TIMEOUT)
+        other.connect(path)
+        assert echoes(client, bytes(1000))
+        assert echoes(other, bytes(10))
+        eventually(lambda: value("to_client_bytes_total", tcp) == 1000 and value("to_client_bytes_total", local) == 10)
+        assert value("connections_active", tcp) == value("connections_active", local) == 1
+        assert value("spliced_bytes_total", tcp) in (0, 2000), "0 where there is no splice"
+    for _ in range(3):
+        is_turned_away(proxy.forwards[2].address)
+    proxy.wait_for(ended=5)
+    assert [value("connections_accepted_total", it) for it in (tcp, local, closed)] == [1, 1, 3]
+    assert [value("connections_active", it) for it in (tcp, local, closed)] == [0, 0, 0]
+    assert [value("connection_duration_seconds_count", it) for it in (tcp, local, closed)] == [1, 1, 3]
+    assert value("connections_ended_total", closed, reason="connect-refused") == 3
+    assert value("connect_failures_total", closed, target=refused, reason="connect-refused") == 3
+    assert value("connect_failures_total", tcp, target=echo.name, reason="connect-refused") == 0
+    assert value("connect_duration_seconds_count", local, target=echo.name) == 1
+    assert value("throttled_seconds_total", tcp) is not None
+    everything = f"{tcp},{local},{closed}"
+    assert value("draining", everything) == value("events_lost_total", everything) == 0
+    assert value("max_connections", everything) == proxy._crew.limit  # type: ignore[union-attr]
+    assert value("target_up", tcp, target=echo.name) is None, "nothing is known of a target that is alone"
+    assert is_clean(generate_latest(registry).decode())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_targets_of_a_fallback(make_proxy: MakeProxy, echo: Echo, workers: int) -> None:
+    """Each that was tried has its failures, also where another one was reached; and whether it was, the last time."""
+    refused = f"127.0.0.1:{free_port()}"
+    proxy = make_proxy(f"{refused},{echo.name}", workers=workers)
+    assert samples(proxy)[f"target_up{{target={refused}}}"] == 1, "it was not tried yet"
+    for _ in range(4):
+        assert relays(proxy.address)
+    proxy.wait_for(ended=4)
+    now = samples(proxy)
+    assert now[f"connect_failures_total{{reason=connect-refused,target={refused}}}"] == 4
+    assert now[f"connect_failures_total{{reason=connect-refused,target={echo.name}}}"] == 0
+    assert now[f"connect_duration_seconds_count{{target={echo.name}}}"] == now["connections_accepted_total"] == 4
+    assert now[f"connect_duration_seconds_count{{target={refused}}}"] == now["connections_active"] == 0
+    assert now[f"target_up{{target={echo.name}}}"] == 1
+    assert now["connections_ended_total{reason=connect-refused}"] == proxy.stats().failed == 0
+    echo.close()
+    is_turned_away(proxy.address)
+    proxy.wait_for(ended=5)
+    now = samples(proxy)
+    assert now[f"connect_failures_total{{reason=connect-refused,target={echo.name}}}"] == 1
+    assert now[f"connect_failures_total{{reason=connect-refused,target={refused}}}"] == 5
+    assert now[f"target_up{{target={echo.name}}}"] == now[f"target_up{{target={refused}}}"] == 0
+    assert now["connections_ended_total{reason=connect-refused}"] == 1
 
 
 # --- where it is served ---
