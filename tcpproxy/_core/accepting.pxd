@@ -9,16 +9,16 @@ from tcpproxy._core.net cimport net_socket
 cdef struct NewListeners:       # from another thread
     net_socket fds[LISTENERS]   # listening and non-blocking
     uint8_t targets[LISTENERS]  # the upstream of each
-    int count                   # 0: nobody listens any more
+    int count                   # 0: the proxy does not listen any more
     bint taken                  # set by the worker, which owns the descriptors from then on
 
-# Adds a listener, which it owns from now on: before the loop runs
+# Adds a listener, which the loop owns from then on. To be called before the loop runs
 cdef void accepting_add(Loop *loop, net_socket fd, int target) noexcept nogil
 cdef void accepting_watch(Loop *loop) noexcept nogil                # registers the listeners, unless the proxy stops
-cdef void accepting_take_all(Loop *loop) noexcept nogil             # accepts the clients that wait
-# Accepts the clients that wait, then closes the listeners and takes these instead, or closes them if the proxy stops
+cdef void accepting_take_all(Loop *loop) noexcept nogil             # accepts all clients in the backlog
+# Accepts all clients in the backlog, then closes the listeners and takes these instead, or closes these if the proxy stops
 cdef void accepting_replace(Loop *loop, NewListeners *listeners) noexcept nogil
 cdef int64_t accepting_hang(Loop *loop, bint on) noexcept nogil     # net_hang for all listeners: 0, or -errno of one
 cdef void accepting_close(Loop *loop) noexcept nogil                # unregisters and closes the listeners
 cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil
-cdef void accepting_freed(Loop *loop) noexcept nogil                # relays have ended: there is room for others
+cdef void accepting_freed(Loop *loop) noexcept nogil                # relays have ended: others may be accepted

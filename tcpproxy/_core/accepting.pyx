@@ -26,7 +26,7 @@ cdef enum:
     # ns that a pause at Group.limit lasts even if a relay ends at once. Proxies that are connected in a circle refilled a free
     # slot 10,000 times a second; the 5 ms are a choice.
     LIMIT_PAUSE_LEAST_NS = 5000000
-    # Accepts at most when a command asks for all clients that wait: as many as the queue of a listener has room for.
+    # The most accepts when a command asks for all clients in the backlog: the size of a backlog.
     ACCEPTS_AT_MOST = 4096
 
 
@@ -40,7 +40,7 @@ cdef void accepting_add(Loop *loop, net_socket fd, int target) noexcept nogil:
 
 
 cdef void _note_place(Upstream *upstream, net_socket fd) noexcept nogil:
-    """Notes what clients of a listener connect to: its address, unless that stands for all of them."""
+    """Stores the address that clients of a listener connect to, unless it is a wildcard address."""
     cdef net_addr own
     cdef uint8_t ip[16]
     cdef uint16_t port
@@ -143,7 +143,7 @@ cdef void _pause(Loop *loop, int kind, int error) noexcept nogil:
 
 
 cdef bint _reserve(Loop *loop) noexcept nogil:
-    """Counts one connection more in `active`. False: the group has as many as it may, and nothing was counted."""
+    """Counts one more connection in `active`. False: the group is at its limit, and nothing was counted."""
     cdef Group *group = loop.group
     cdef uint64_t total = 0
     cdef int i
@@ -176,7 +176,7 @@ cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil:
 
 
 cdef bint _may_connect(Loop *loop, Message *accepted) noexcept nogil:
-    """Is it welcome? Who comes by way of a listed proxy is known only when its header has been read."""
+    """False: --allow or --deny resets it. The client of a trusted proxy is checked later, when its header has been read."""
     accepted.proxied = admission_wants_header(loop.group.admission, &accepted.client)
     return accepted.proxied or admission_admits(loop.group.admission, &accepted.client)
 

@@ -1,13 +1,15 @@
-# Which clients are served, by their addresses: one table for all workers of a proxy, made before they run.
+# Access lists: which clients are served, by their addresses. All workers of a proxy share one table, which is made before they
+# run.
 #
-# A set of networks is a sorted array of bounds, at each of which the answer changes: the first bound begins a range of addresses
-# that are in the set, the second one ends it, and so on. So an address is in the set if an odd number of bounds are not above
-# it, which a binary search tells. All IPv4 addresses are in it as IPv4-mapped ones, those of dual-stack listeners too.
+# A set of networks is a sorted array of bounds: the first bound begins a range of addresses that are in the set, the second one
+# is the first address after that range, and so on. So an address is in the set if an odd number of bounds are less than or equal
+# to it. A binary search finds that number. IPv4 addresses are stored as IPv4-mapped IPv6 addresses, which dual-stack listeners
+# report.
 from libc.stdint cimport uint8_t, uint64_t
 from tcpproxy._core.net cimport net_addr
 
 cdef enum:
-    BOUND_BYTES = 16            # of a bound, as it is given: an IPv6 address in network order
+    BOUND_BYTES = 16            # size of a packed bound: an IPv6 address in network order
 
 cdef struct Bound:              # an IPv6 address
     uint64_t high
@@ -20,14 +22,14 @@ cdef struct Networks:
 cdef struct Admission:
     Networks admitted           # a client whose address is not among these is reset
     Networks proxies            # peers whose first bytes are a header of the PROXY protocol
-    bint unix_proxies           # so are those of every peer of a UNIX socket
+    bint unix_proxies           # all peers of UNIX sockets are such proxies, too
 
-# Takes sorted bounds, each BOUND_BYTES long, from `packed`: 0 or -ENOMEM. No bounds are a list, too, of nobody
+# Copies sorted bounds, each BOUND_BYTES long, from `packed`. Returns 0 or -ENOMEM. A count of 0 makes an empty set
 cdef int networks_init(Networks *networks, const uint8_t *packed, uint64_t count) noexcept nogil
 cdef void networks_free(Networks *networks) noexcept nogil
 cdef bint networks_have(const Networks *networks, const net_addr *address) noexcept nogil      # False for a UNIX socket's peer
-# May this client connect? The peer of a UNIX socket may: who may write to the socket's file is the list of those
+# May this client connect? The peer of a UNIX socket always may: the permissions of the socket's file decide about it
 cdef bint admission_admits(const Admission *admission, const net_addr *client) noexcept nogil
-# Is a header to come from this peer?
+# Must connections of this peer begin with a PROXY header?
 cdef bint admission_wants_header(const Admission *admission, const net_addr *peer) noexcept nogil
 cdef void admission_free(Admission *admission) noexcept nogil

@@ -16,7 +16,7 @@ cdef inline uint64_t _number(const uint8_t *bytes) noexcept nogil:
 
 cdef int networks_init(Networks *networks, const uint8_t *packed, uint64_t count) noexcept nogil:
     cdef uint64_t i
-    networks.bounds = <Bound *> malloc((count + 1) * sizeof(Bound))        # never nothing: NULL is no list
+    networks.bounds = <Bound *> malloc((count + 1) * sizeof(Bound))        # not malloc(0): NULL means no list
     if networks.bounds == NULL:
         return -ENOMEM
     networks.count = count

@@ -1,5 +1,5 @@
-# What faults do to a relay: take it when it begins or when the faults change, give it a turn when something is due, and end it.
-# What they do to the bytes of a direction is in shaper.pxd, which shaped_pump calls.
+# What faults do to a relay as a whole: they take it when it begins or when the faults change, give it a turn when held bytes are
+# due, and end it. What they do to the bytes of a direction is in shaper.pxd, which shaped_pump calls.
 #
 # A relay that a plan takes has a Shaping, and each direction that a rule takes has its Shaper in Half.shaper. The Shaping is
 # freed when no direction has one any more.
@@ -10,14 +10,14 @@
 #   RST, at a position   the bytes before it were given to the kernel for the sink. The source is reset at once, the sink when the
 #                        kernel has sent them (RELAY_RESETTING)
 #   FIN                  both sides get FIN, after the bytes that were given to the kernel; the relay lingers
-#   nothing connected    the client gets the RST or FIN, and upstream is not connected to any more
+#   not connected        the client gets the RST or FIN, and connecting to upstream is given up
 #
-# All else that the relay holds in either direction is dropped.
+# Everything else that the relay holds, in both directions, is dropped.
 from tcpproxy._core.loop cimport RELAY_RESOLVING, Loop, Relay
 from tcpproxy._core.plan cimport Plan
 from tcpproxy._core.timers cimport TIMER_NONE
 
-# A client was accepted. False: a fault has ended the relay, or makes it wait: see bending_waits
+# When a client was accepted. False: a fault has ended the relay, or delays it (bending_waits)
 cdef bint bending_begin(Loop *loop, Relay *relay) noexcept nogil
 # After the pumps of a turn: reports the rules that have acted, and sets the alarm. False: a fault has ended the relay
 cdef bint bending_go_on(Loop *loop, Relay *relay) noexcept nogil

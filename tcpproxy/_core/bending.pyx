@@ -42,7 +42,7 @@ cdef bint _adopt(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
         if shaping != NULL:
             shaping.alarm.owner = relay
     for side in range(2 if shaping != NULL else 0):
-        if relay.halves[side].shaper == NULL:       # it was never shaped, or is not any more
+        if relay.halves[side].shaper == NULL:       # it is not shaped now
             shaper_begin(&shaping.halves[side], relay.halves[side].delivered, loop.now_ns)
     if shaping == NULL or shaping_adopt(shaping, plan, loop.now_ns) < 0:
         if shaping != NULL and relay_shaping(relay) == NULL:
@@ -60,7 +60,7 @@ cdef bint _adopt(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
 
 
 cdef void _let_go(Loop *loop, Relay *relay, Shaping *shaping) noexcept nogil:
-    """Takes the shaper out of directions in which it has nothing to do any more; frees the Shaping if it is in none."""
+    """Frees the shapers of directions that are not shaped any more, and the Shaping if no direction is shaped."""
     cdef Half *half
     cdef int side
     for side in range(2):
@@ -161,6 +161,6 @@ cdef void bending_alarm(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef inline bint _blocked(const Loop *loop, const Relay *relay, int side) noexcept nogil:
-    """Nothing can leave before an event: the sink is full or not there yet, or the direction is paused or over."""
+    """Nothing can leave before an event: the sink is full or not connected yet, or the direction is paused or has ended."""
     return relay.state != RELAY_RELAYING or relay.halves[side].buffer.memory != NULL or loop.paused & (1 << side) \
         or relay.halves[side].state >= HALF_SHUT

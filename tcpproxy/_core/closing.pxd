@@ -18,10 +18,10 @@ cdef void closing_out_of_memory(Loop *loop, Relay *relay) noexcept nogil       #
 # A fault ends it, by RST or FIN to both sides. `flush`: bytes that `side` has sent, and that are delivered, have to arrive
 cdef void closing_cut(Loop *loop, Relay *relay, int side, bint reset, bint flush) noexcept nogil
 cdef void closing_connect_failed(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil   # upstream was not reached
-# Of a relay that nobody has been told of: resets the client, and says why, or not even that; `more` may be NULL
+# For a relay that was not reported yet: resets the client and reports `failed`, or reports nothing. `more` may be NULL
 cdef void closing_refuse(Loop *loop, Relay *relay, uint8_t reason, int error, Refusal *more) noexcept nogil
 cdef void closing_leave(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil
-cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil     # closes those that are still under way
+cdef void closing_forget_attempts(Loop *loop, Relay *relay) noexcept nogil     # closes the attempts that are still in progress
 # First failure of a side: nothing more is delivered to it; what it sent before is still read and delivered
 cdef void closing_side_failed(Loop *loop, Relay *relay, int side) noexcept nogil
 # Passes a reset on, once all bytes in front of it are delivered. True: the relay no longer relays

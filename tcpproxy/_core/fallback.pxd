@@ -1,28 +1,28 @@
-# Forwards with several targets: which one a connection tries, and what is remembered of each.
+# Forwards with several targets: which target a connection tries, and what is remembered of each target.
 #
-# The targets are tried in order. Each has an equal share of the time that is left until TIMER_CONNECT, and the last one all
-# of it. Next is the turn of another one when a name does not resolve, or nothing is connected; not when it is ourselves who lack
-# something (REASON_LIMIT), and never once a connection stood.
+# The targets are tried in order. Each has an equal share of the time that is left until TIMER_CONNECT; the last one has all of
+# it. The next target is tried if a name does not resolve or no attempt succeeds. It is not tried if this process or machine lacks
+# a resource (REASON_LIMIT), and never after a connection has been established.
 #
 # Group.down has a word for each target, which all workers share:
 #
-#   0                   it was reached the last time, or not tried yet
-#   FALLBACK_AT_ONCE    it was not, and that took less than FALLBACK_SLOW_NS: it is asked each time
-#   a time              it was not, and that took longer: a connection passes it over until then. Then one connection, that which
-#                       moves the time on, tries it again, while the others go on passing it over
+#   0                   the last attempt succeeded, or there was none
+#   FALLBACK_AT_ONCE    the last attempt failed in less than FALLBACK_SLOW_NS: every connection tries the target
+#   a time              the last attempt failed more slowly: connections skip the target until this time. Then one connection sets
+#                       a later time (compare-and-swap) and tries the target again, while the others still skip it
 #
-# Where all that are left are passed over, they are tried in order all the same.
+# If all remaining targets are to be skipped, they are tried in order all the same.
 from libc.stdint cimport uint8_t
 from tcpproxy._core.loop cimport Loop, Relay
 
 cdef enum:
     FALLBACK_AT_ONCE = 1
-    FALLBACK_SLOW_NS = 1000000000       # a choice: an unreachable neighbour takes 3 s to say so
+    FALLBACK_SLOW_NS = 1000000000       # a choice: the kernel takes 3 s to report an unreachable neighbour
     FALLBACK_PASS_OVER_NS = 10000000000     # nginx's fail_timeout
 
-# Sets Relay.target to the one to begin with. False: there was no memory for it
+# Sets Relay.target to the first one to try. False: out of memory
 cdef bint fallback_begin(Loop *loop, Relay *relay) noexcept nogil
-# The present target was not reached. True: Relay.target is another one; False: none is left
+# The current target was not reached. True: Relay.target is the next one to try; False: none is left
 cdef bint fallback_next(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil
 cdef void fallback_reached(Loop *loop, Relay *relay) noexcept nogil
 

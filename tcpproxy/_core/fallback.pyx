@@ -13,13 +13,13 @@ cdef inline bint _is_passed_over(const uint64_t *down, uint64_t now_ns) noexcept
 
 
 cdef bint _may_try(uint64_t *down, uint64_t now_ns) noexcept nogil:
-    """True: the caller tries it. Where it was passed over for long enough, that is so for one caller."""
+    """True: the caller tries the target. When the time of a skipped target is over, one caller only gets True."""
     cdef uint64_t word = sync_load(down)
     return word <= FALLBACK_AT_ONCE or (word <= now_ns and sync_claim(down, word, now_ns + FALLBACK_PASS_OVER_NS))
 
 
 cdef bint _choose(Loop *loop, Relay *relay) noexcept nogil:
-    """Begins with another target. False: all have been tried."""
+    """Sets Relay.target to the next target to try. False: all have been tried."""
     cdef Connecting *connecting = relay.connecting
     cdef uint64_t *down = &loop.group.down[connecting.first]
     cdef int count = loop.upstreams[connecting.first].targets, chosen = -1, untried = -1, i
@@ -46,7 +46,7 @@ cdef bint _choose(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void _give_time(Loop *loop, Relay *relay, const uint64_t *down, int count) noexcept nogil:
-    """Sets the alarm at the end of the present target's share."""
+    """Sets the alarm for the end of the current target's share of the time."""
     cdef Connecting *connecting = relay.connecting
     cdef uint64_t left_ns = relay.deadline.due_ns - loop.now_ns if relay.deadline.due_ns > loop.now_ns else 0
     cdef int i, left = 1

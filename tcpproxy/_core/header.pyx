@@ -105,7 +105,7 @@ cdef int _read_fields(const uint8_t *data, int at, int end, int family, HeaderAd
 
 
 cdef int _port(const char *text) noexcept nogil:
-    """A number from 0 to 65535 in digits, without a zero in front; -1: it is none."""
+    """Parses a number from 0 to 65535 without leading zeros. -1: it is invalid."""
     cdef int number = 0, i = 0
     while text[i]:
         if text[i] < c"0" or text[i] > c"9" or i == 5 or (i == 1 and number == 0):
@@ -118,7 +118,7 @@ cdef int _port(const char *text) noexcept nogil:
 # --- version 2 ---
 
 cdef int _addresses_size(uint8_t family) noexcept nogil:
-    """Bytes of the addresses of a family and transport; -1: there is no such one."""
+    """Size of the addresses of a family and transport; -1: an unknown family or transport."""
     if family == 0:
         return 0
     if not 1 <= family & 15 <= 2:
@@ -141,7 +141,7 @@ cdef int _read_binary(const uint8_t *data, int size, HeaderAddresses *said) noex
     length = FIXED + (data[14] << 8 | data[15])
     if length > HEADER_MOST:
         return HEADER_LONG
-    addresses = _addresses_size(data[13]) if data[12] & 15 == COMMAND_PROXY else 0    # LOCAL: whatever it has is skipped
+    addresses = _addresses_size(data[13]) if data[12] & 15 == COMMAND_PROXY else 0    # LOCAL: its addresses are ignored
     if addresses < 0:
         return HEADER_FAMILY
     if length < FIXED + addresses:
@@ -152,7 +152,7 @@ cdef int _read_binary(const uint8_t *data, int size, HeaderAddresses *said) noex
 
 
 cdef int _read_addresses(const uint8_t *data, int length, int addresses, HeaderAddresses *said) noexcept nogil:
-    """Of PROXY. Returns the size of the header, or a problem."""
+    """Reads addresses and TLVs of a PROXY command. Returns the size of the header, or a problem."""
     cdef int at = FIXED + addresses, end, ip = 4 if addresses == 12 else 16
     cdef const uint8_t *ports = data + FIXED + 2 * ip
     while at < length:
@@ -169,7 +169,7 @@ cdef int _read_addresses(const uint8_t *data, int length, int addresses, HeaderA
 
 
 cdef bint _is_crc(const uint8_t *data, int length, int at) noexcept nogil:
-    """Is the checksum at `at` that of the header, with zeros in its place?"""
+    """Is the checksum at `at` right? It is computed over the header with zeros in place of the checksum."""
     cdef uint32_t crc = 0xffffffff, told
     cdef int i
     for i in range(length):
@@ -202,7 +202,7 @@ cdef int _write_line(bint known, bint v4, const uint8_t *ips, const uint16_t *po
 
 
 cdef int _write_binary(bint known, bint v4, const uint8_t *ips, const uint16_t *ports, uint8_t *to) noexcept nogil:
-    """One of LOCAL has no addresses: the family of UNIX sockets is where receivers err."""
+    """Without IP addresses it is LOCAL: receivers have bugs in the handling of the family UNIX."""
     cdef int ip = 4 if v4 else 16, skip = 12 if v4 else 0, length = 2 * ip + 4 if known else 0, i
     cdef uint8_t *after = to + FIXED + 2 * ip
     memcpy(to, HEADER_SIGNATURE, 12)

@@ -1,4 +1,4 @@
-# A client whose first bytes are a header: the model is in introducing.pxd.
+# Connections that begin with a PROXY header: the model is in introducing.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy, memset
@@ -22,10 +22,10 @@ cdef void introducing_begin(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef bint introducing_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
-    """Reads until the header is complete or nothing more is there.
+    """Reads until the header is complete or the socket would block.
 
-    All is peeked at, and what belongs to the header is taken: of a part of a header that is all. A poller that is
-    level-triggered would report bytes that stay again and again.
+    The bytes are peeked at (MSG_PEEK), and only those of the header are then consumed. Those of an incomplete header are
+    consumed and kept in the half's buffer: a level-triggered poller would report bytes that stay in the socket again and again.
     """
     cdef Side *client = &relay.sides[CLIENT]
     cdef uint8_t data[HEADER_MOST]
@@ -63,7 +63,7 @@ cdef bint introducing_event(Loop *loop, Relay *relay, uint32_t bits) noexcept no
 
 
 cdef int _copy_held(const Relay *relay, uint8_t *to) noexcept nogil:
-    """Copies what it has of the header so far. Returns the size."""
+    """Copies the bytes of the header received so far. Returns their number."""
     cdef const Buffer *held = &relay.halves[CLIENT].buffer
     if held.memory != NULL:
         memcpy(to, held.memory, held.end)
@@ -71,7 +71,10 @@ cdef int _copy_held(const Relay *relay, uint8_t *to) noexcept nogil:
 
 
 cdef bint _welcome(Loop *loop, Relay *relay, const HeaderAddresses *said) noexcept nogil:
-    """The client is who the header says; or its peer, which needs no further leave, if that is what it says."""
+    """The header is complete: checks its client against --allow and --deny. False: the client was reset.
+
+    If the header has no client (LOCAL, UNKNOWN), the peer is the client, and is not checked.
+    """
     buffer_clear(&relay.halves[CLIENT].buffer)
     if said.client.length:
         relay.origin = <Origin *> calloc(1, sizeof(Origin))
@@ -94,7 +97,7 @@ cdef bint _welcome(Loop *loop, Relay *relay, const HeaderAddresses *said) noexce
 # --- without a header ---
 
 cdef void _ended(Loop *loop, Relay *relay) noexcept nogil:
-    """The peer has ended: without a word if it never sent any, as health checks and scans of ports do."""
+    """End of file or a failure before the header was complete. Not logged if no byte came: a health check or a port scan."""
     cdef uint8_t data[HEADER_MOST]
     cdef int size = _copy_held(relay, data)
     if size == 0:

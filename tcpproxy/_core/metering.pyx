@@ -13,14 +13,14 @@ from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.timers cimport TIMER_RATE, alarms_cancel, alarms_set
 
 cdef enum:
-    # A choice: so many connections as share a rate, times this, is how long each waits for its turn. A wake-up that comes late by
-    # less than BURST_PART of a second loses nothing.
+    # A choice. The time between two turns of a connection is this, times the number of connections that share the rate.
+    # A wake-up that is late by less than the burst (1 / BURST_PART s) loses no throughput.
     PORTION_NS = 4000000
     LEAST_PORTION_BYTES = 1448      # a segment
     MOST_PORTION_BYTES = 262144     # what a turn reads: TURN_LEAST_BYTES of resources.pyx
-    BURST_PART = 50                 # of what passes in a second may be saved up: 20 ms
+    BURST_PART = 50                 # the burst is this part of the rate per second: 20 ms
     MOST_BURST_BYTES = 1000000000
-    # A splice of less costs more than a copy: SPLICE_WORTH_BYTES of half.pyx.
+    # Below this size a splice costs more than a copy: SPLICE_WORTH_BYTES of half.pyx.
     SPLICE_LEAST_BYTES = 16384
 
 
@@ -64,13 +64,13 @@ cdef void metering_end(Loop *loop, Relay *relay) noexcept nogil:
 # --- how much may be read ---
 
 cdef inline bint _wants(const Loop *loop, Half *half, const Side *source) noexcept nogil:
-    """It would read now, if it may."""
+    """The direction would read now if there were no rate."""
     return half.state == HALF_OPEN and source.ready & READY_IN and half.buffer.memory == NULL and half.pipe == NULL \
         and (half.shaper == NULL or shaper_room(half.shaper, loop.now_ns) > 0)
 
 
 cdef uint32_t _may_read(Loop *loop, Relay *relay, int side) noexcept nogil:
-    """Bytes; 0: none, or not yet, and an alarm is set."""
+    """How many bytes the direction may read now. 0: there is nothing to read; or it must wait, and an alarm is set."""
     cdef Meter *meter = relay.origin.meter
     cdef uint32_t unread
     if meter.portion[side] == 0:
@@ -120,7 +120,7 @@ cdef void _account(Loop *loop, Meter *meter, int side, uint64_t got) noexcept no
 # --- the pump ---
 
 cdef int _pump(Loop *loop, Relay *relay, int side, uint32_t may) noexcept nogil:
-    """Pumps, and reads `may` bytes at most in the first read. Returns PUMP_ bits."""
+    """Pumps. The first read takes at most `may` bytes. Returns PUMP_ bits."""
     cdef Pump *pump = &loop.pump
     cdef Pump usual = pump[0]
     cdef int result
@@ -156,7 +156,7 @@ cdef int metering_pump(Loop *loop, Relay *relay, int side) noexcept nogil:
         got = -<int64_t> (half.delivered + half_waiting(half))
         result |= _pump(loop, relay, side, may) & ~PUMP_MORE
         got += half.delivered + half_waiting(half)
-        if got > 0:             # else the half is broken, and what it held is gone
+        if got > 0:             # else the half is broken, and its bytes were dropped
             _account(loop, relay.origin.meter, side, got)
             used += got
         if result & PUMP_STALLED or not _wants(loop, half, &relay.sides[side]):

@@ -1,11 +1,11 @@
 # The beginning of a relay: from an accepted socket to two connected ones.
 #
-#   (introducing --who it is--> ) resolving --addresses--> connecting --an attempt wins--> (greeting --> ) relaying
+#   (introducing --a header---> ) resolving --addresses--> connecting --an attempt wins--> (greeting --> ) relaying
 #                                     ^                        |
 #                                     `--- the next target <---'   of a forward with several (fallback.pxd)
 #
-# A failure resets the client. What the client sends meanwhile waits in the kernel. With --send-proxy the first bytes for upstream
-# are a header; almost always its kernel takes all of it at once, and no relay is ever greeting.
+# A failure resets the client. Bytes that the client sends meanwhile stay in its socket. With --send-proxy the first bytes for
+# upstream are a header. The socket's send buffer almost always has room for all of it, so RELAY_GREETING is rare.
 from libc.stdint cimport uint8_t, uint32_t
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay

@@ -58,7 +58,7 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
 
 
 cdef void _begin(Loop *loop, Relay *relay) noexcept nogil:
-    """It is known who the client is."""
+    """Goes on when the client's address is known: at once, or after its PROXY header."""
     relay.state = RELAY_RESOLVING
     reports_accepted(loop, relay)
     timers_arm(&loop.timers, &relay.deadline, TIMER_CONNECT, loop.now_ns)
@@ -111,7 +111,7 @@ cdef void _dial(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void _failed(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil:
-    """The present target was not reached.
+    """The current target was not reached.
 
     The next one follows in a turn: this batch may have another event of the attempts that have failed, whose tags those of
     the next target have, too.
@@ -146,7 +146,7 @@ cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
     elif not upstream.waiting:
         sync_store(&upstream.asked, 1)
         sent = net_send(loop.lookup_wakeup, <const char *> "n", 1)
-        upstream.waiting = sent > 0 or net_would_block(sent)    # not sent, for want of memory: the next client asks again
+        upstream.waiting = sent > 0 or net_would_block(sent)    # not sent, for lack of memory: the next client asks again
 
 
 cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil:
@@ -167,7 +167,7 @@ cdef void _avoid_family(Loop *loop, int target) noexcept nogil:
         if avoided != upstream.list.avoided:
             upstream.list = addresses_avoid(upstream.list, avoided)
     elif avoided:
-        sync_claim(&loop.group.avoided[target], avoided, 0)     # the next lookup has the order of the system again
+        sync_claim(&loop.group.avoided[target], avoided, 0)     # from the next look-up on the system's order holds again
 
 
 cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
@@ -187,7 +187,7 @@ cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil:
     cdef const net_addr *first = &relay.connecting.list.addresses[0]
     if connecting_next(relay.connecting, loop.pump.poller, table_tag(relay)) == CONNECTING_FAILED:
         if net_would_block(-relay.connecting.error) and net_is_unix(first):
-            relay.connecting.started = 0        # its backlog is full: again, until TIMER_CONNECT
+            relay.connecting.started = 0        # the backlog is full: retries until TIMER_CONNECT
             timers_arm(&loop.timers, &relay.check, TIMER_RETRY, loop.now_ns)
             return
         _failed(loop, relay, _failure(relay.connecting.error), relay.connecting.error)
@@ -199,7 +199,7 @@ cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil:
 
 cdef uint8_t _failure(int error) noexcept nogil:
     """The reason that goes with the errno of a failed connect."""
-    if error == ECONNREFUSED or error == ENOENT:        # the second: nobody has bound the path of a UNIX socket
+    if error == ECONNREFUSED or error == ENOENT:        # ENOENT: the path of a UNIX socket does not exist
         return REASON_REFUSED
     if error == ETIMEDOUT:
         return REASON_CONNECT_TIMEOUT
@@ -298,7 +298,7 @@ cdef bint _greets(Loop *loop, Relay *relay) noexcept nogil:
             _await_room(loop, upstream)
             return False
         sent = -ENOMEM
-    upstream.error = <int> -sent                # relay.pyx passes it on, behind what upstream has sent
+    upstream.error = <int> -sent                # relay.pyx passes it on, after the bytes of upstream
     return True
 
 
@@ -339,7 +339,7 @@ cdef void _await_room(Loop *loop, Side *upstream) noexcept nogil:
 
 
 cdef void _find_destination(Loop *loop, const Relay *relay, net_addr *destination) noexcept nogil:
-    """Sets what the client connected to; it costs a call only where the listener does not say it."""
+    """Sets the address that the client connected to. It needs a call only if the listener has a wildcard address."""
     cdef const Upstream *first = &loop.upstreams[loop.upstreams[relay.target].first]
     cdef const net_addr *place = &first.places[net_speaks_v6(&relay.client)]
     if relay.origin != NULL and relay.origin.via.length:

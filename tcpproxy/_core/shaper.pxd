@@ -5,13 +5,13 @@
 #
 # THE RULES
 #
-#   Order        Bytes leave in the order in which they came, none twice, none left out, never early. The end of file or the
-#                failure of the source is the last entry of the line: it overtakes no byte, and latency delays it as well.
-#   Positions    are offsets in the stream: exactly the bytes before a cut leave, however they were read. Nothing is discarded
-#                before a cut has acted, so a limit that is raised in time has no effect.
+#   Order        Bytes leave in the order in which they arrived, each exactly once and never early. The end of file or the
+#                failure of the source is the last entry of the queue (`line`): it overtakes no byte, and latency delays it, too.
+#   Positions    are offsets in the stream: exactly the bytes before a cut leave, whatever the sizes of reads. Nothing is
+#                discarded before a cut has acted, so a limit that is raised before it is reached has no effect.
 #   Bound        shaper_room returns how much may be read. With latency the line holds LINE_BYTES at most; with latency and a
-#                rate, what the rate lets pass in the time of the latency, and `small` more: else a slow link would have a queue
-#                of minutes. Without latency the line holds `small` at most: the socket is the queue.
+#                rate, what the rate lets pass in the time of the latency, and `small` more: otherwise a slow link would have a
+#                queue of minutes. Without latency the line holds `small` at most: the socket is the queue.
 #   Change       shaping_adopt gives a connection the rules of another plan. A rule of the same key goes on where it was. What
 #                the line holds is due at its arrival plus the new delay.
 #   Acting       A rule acts on a connection from when it first holds, cuts or discards something: then its bit is set in
@@ -24,8 +24,8 @@ from tcpproxy._core.plan cimport Plan, Rule, Tally
 from tcpproxy._core.timers cimport Alarm
 
 cdef enum:
-    LINE_BYTES = 4194304    # the most that one direction holds. So a latency limits the rate to LINE_BYTES in the time of it
-    CHUNK_BYTES = 96        # the memory of a chunk besides its bytes, which counts for LINE_BYTES
+    LINE_BYTES = 4194304    # the most that one direction holds. So a latency limits the rate to LINE_BYTES per latency
+    CHUNK_BYTES = 96        # the overhead of a chunk, which counts toward LINE_BYTES
 
 cdef enum:                  # how a source ends, for shaper_end
     SOURCE_EOF = 1
@@ -35,9 +35,9 @@ cdef struct Grip:           # a rule that has taken a direction of a connection,
     const Rule *rule
     const Limit *limit
     Tally *tally
-    uint64_t start          # the position from which on it acts
-    uint64_t start_ns       # the time from which on it acts
-    uint64_t bucket         # of a rate that is not shared: see bucket.pxd
+    uint64_t start          # the position at which it begins
+    uint64_t start_ns       # the time at which it begins
+    uint64_t bucket         # the token bucket of a rate that is not shared: bucket.pxd
     uint64_t slice_end      # the position at which the slice ends
     uint64_t slice_ns       # the next slice is not due before this time
     uint32_t bit            # of Shaping.acted
@@ -74,7 +74,7 @@ cdef struct Shaping:        # of a relay that a plan takes
     uint64_t id             # of the connection
     uint64_t client_high    # the address of the client, as an IPv6 one
     uint64_t client_low
-    uint32_t acted          # rules that have acted on the connection: bits, by their place in the plan
+    uint32_t acted          # bits of the rules that have acted on the connection: their indexes in the plan
     uint32_t told           # those of `acted` that were reported
     uint32_t spent          # rules without effect here, because others have used up their `times`
     Shaper halves[2]
@@ -93,10 +93,10 @@ cdef void shaper_clear(Shaper *shaper) noexcept nogil       # drops what is held
 
 
 cdef inline bint shaper_holds(const Shaper *shaper) noexcept nogil:
-    """Bytes or an end are still to come out."""
+    """Bytes or the end of the source are held."""
     return shaper.first != NULL or shaper.ended != 0
 
 
 cdef inline bint shaper_waits(const Shaper *shaper) noexcept nogil:
-    """The same, and they are not discarded: they will come out at some time."""
+    """The same, and they will leave at some time, because they are not discarded."""
     return shaper_holds(shaper) and not shaper.over and not shaper.discarded

@@ -13,7 +13,7 @@ cdef void shaper_begin(Shaper *shaper, uint64_t passed, uint64_t now_ns) noexcep
 
 
 cdef bint shaper_act(Shaper *shaper, Grip *grip) noexcept nogil:
-    """Notes that a rule acts on this connection. False: it must not, because others have used up its `times`."""
+    """Notes that a rule acts on this connection. False: it must not, because `times` is used up by other connections."""
     cdef Shaping *shaping = shaper.shaping
     if shaping.acted & grip.bit:
         return True
@@ -140,7 +140,7 @@ cdef void shaper_aim(Shaper *shaper) noexcept nogil:
     """
     cdef uint64_t position = shaper.passed, arrival_ns = shaper.ended_ns
     if shaper.first != NULL:
-        position -= shaper.first.buffer.start       # the begin of the chunk, of which a part may have left
+        position -= shaper.first.buffer.start       # the beginning of the chunk, a part of which may have left
         arrival_ns = shaper.first.arrival_ns
     elif not shaper.ended:
         return

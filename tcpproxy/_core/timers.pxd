@@ -3,27 +3,27 @@
 # All timers of one kind have the same length, so a list in arming order is also in order of due time. Arming, re-arming and
 # cancelling are O(1); the next due time is the earliest of the lists' heads.
 #
-# An alarm has a due time of its own. Alarms are in a pairing heap, of which each is a node itself: setting one is O(1), takes no
-# memory and cannot fail; cancelling is O(log n), amortized. Only a few relays have one.
+# An alarm has a due time of its own. Alarms are in an intrusive pairing heap: setting one is O(1), allocates nothing and cannot
+# fail; cancelling is O(log n), amortized. Only a few relays have one.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:                  # the kinds; TIMER_NONE: not armed
     TIMER_NONE = 0
     TIMER_CONNECT           # upstream must be connected by then, name lookup included
     TIMER_STAGGER           # start the next connection attempt (RFC 8305)
-    TIMER_KEEPALIVE         # set the keepalive options: they are not worth their calls for a shorter connection
+    TIMER_KEEPALIVE         # set the keepalive options: shorter connections save these calls
     TIMER_UNACKED           # check a side with unacknowledged bytes, by keepalive's rule (net_unacked)
     TIMER_IDLE              # no byte in either direction for this long
     TIMER_HALF_CLOSE        # one direction has ended, and no byte has moved for this long
-    TIMER_LINGER            # only last bytes are left to send, and none has left the kernel for this long
+    TIMER_LINGER            # only queued bytes are left to send, and none has left the kernel for this long
     TIMER_FLUSH             # check whether the kernel has sent what a reset would destroy
     TIMER_STUCK             # the same, after a check that saw no progress
     TIMER_RETRY             # connect again: a UNIX socket's backlog was full
     TIMER_HEADER            # the PROXY header of a client must be complete by then
-    TIMER_KINDS             # so many lists
-    TIMER_SHAPER = TIMER_KINDS      # of alarms: bytes that a shaper holds are due
-    TIMER_RATE              # of alarms: a direction may read again
-    TIMER_SHARE             # of alarms: a target has had its share of the time to connect
+    TIMER_KINDS             # the number of lists
+    TIMER_SHAPER = TIMER_KINDS      # alarm: bytes that a shaper holds are due
+    TIMER_RATE              # alarm: a direction may read again
+    TIMER_SHARE             # alarm: a target's share of the time to connect is over
 
 cdef struct Timer:
     Timer *previous
@@ -47,13 +47,14 @@ cdef struct Alarm:
 
 cdef struct Timers:
     TimerList lists[TIMER_KINDS]
-    uint32_t armed          # bit 1 << kind: that list is not empty. Each wait looks at these only
+    uint32_t armed          # bit 1 << kind: that list is not empty. A wait looks at these lists only
     Alarm *alarms           # the one that is due first: the root of the heap
-    uint64_t earliest_ns    # nothing is due before: a batch need not look until then
+    uint64_t earliest_ns    # nothing is due before this time, so a batch need not look
 
 cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) noexcept nogil   # re-arms as well
 cdef void timers_cancel(Timers *timers, Timer *timer) noexcept nogil                           # does nothing if it is not armed
-cdef void alarms_set(Timers *timers, Alarm *alarm, int kind, uint64_t due_ns) noexcept nogil       # sets it anew as well
+cdef void alarms_set(Timers *timers, Alarm *alarm, int kind, uint64_t due_ns) noexcept nogil       # also moves one that is set
 cdef void alarms_cancel(Timers *timers, Alarm *alarm) noexcept nogil                           # does nothing if it is not set
-cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil    # disarms one that is due; its owner, or NULL
-cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil         # until the next one is due; -1: none
+# Disarms one that is due. Returns its owner, or NULL if none is due
+cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil
+cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil         # time until the next one; -1: none is set
