@@ -31,7 +31,7 @@ Stream = Direction | Alias | Literal["both"]
 class Controls(Refusing, Waits):
     """The methods that change a running proxy. Any thread may call them.
 
-    A change is in force when its method returns; repeating a call does no harm. `on_event` may call them, too: then
+    A change is in force when its method returns. Repeating a call is harmless. `on_event` may call them, too: then
     they do not wait for the delivery of events, which needs `on_event` to return. A signal handler or a `__del__` gets
     a RuntimeError if it calls one in the middle of a start, a stop or another change of the same proxy.
     """
@@ -62,7 +62,7 @@ class Controls(Refusing, Waits):
         crew = self._crew
         if threading.get_ident() in self._busy:  # a signal handler, or a __del__
             raise RuntimeError("called in the middle of a start, a stop or another change of the same proxy")
-        if crew and crew.is_own_thread() and not crew.may_ask():  # a __del__, called where garbage was collected
+        if crew and crew.is_own_thread() and not crew.may_ask():  # a __del__, called by the garbage collector
             raise RuntimeError("called in a thread of the proxy, expected any other one, or on_event")
         with self._not_nested(), self._lock:
             yield self._crew
@@ -84,7 +84,7 @@ class Controls(Refusing, Waits):
         "close", bytes that the proxy has given to its kernel still reach the peer.
 
         Args:
-            end: reset: both peers get a reset (RST); close: an end of file (FIN). What they send then is discarded.
+            end: reset: both peers get a reset (RST); close: an end of file (FIN), and later bytes are discarded.
             only: the id of one connection, or a function that returns for a Connection whether to end it; None: all.
 
         Returns:

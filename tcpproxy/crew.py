@@ -1,5 +1,5 @@
-"""Crew: the threads of a proxy. One per worker, one for the log, one that serves lookups of names, and with a tap one
-that reads it.
+"""Crew: the threads of a proxy. One per worker, one for the log, one that serves look-ups of names, and one that reads
+the tap if there is one.
 
 Each query has a further thread (see network/resolver.py), and with several targets each lookup that it serves.
 """
@@ -44,14 +44,14 @@ class Crew:
     """Makes the workers of a proxy and the threads that serve them; starts, stops and joins them.
 
     Args:
-        config: what the proxy was told.
+        config: the configuration of the proxy.
         reporter: what the log thread runs.
-        forwards: what it forwards.
+        forwards: the forwards of the proxy.
         failed: called once, by a worker's thread, if a worker ends by itself.
         record: bytes to record of each direction of each connection; 0: none.
         capture: what is written to a file; `close` closes it.
-        paused: directions that rest from the start: see `pause`.
-        sources: where connections to upstream come from, one of a family; none: the system's choice.
+        paused: directions that are paused from the start: see `pause`.
+        sources: local addresses of connections to upstream, one of a family; none: the system chooses.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Crew:
         """Connections at a time."""
 
     def open(self, listeners: Sequence[Sequence[socket.socket]], limit: int) -> None:
-        """Makes workers and threads, none of which runs yet. After an error `close` gives back what was made.
+        """Makes workers and threads, none of which runs yet. After an error `close` frees what was made.
 
         Args:
             listeners: of each forward; each worker gets a duplicate of each; the caller keeps and closes these.
@@ -138,7 +138,7 @@ class Crew:
             self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, lookup_wakeup)
 
     def _admitted(self) -> bytes | None:
-        """Where clients may come from, as workers are told; None: anywhere."""
+        """The table of admitted networks for the workers; None: all are admitted."""
         clients = self._config.clients
         if clients.allow is None and clients.deny is None:
             return None
@@ -153,7 +153,7 @@ class Crew:
         return [sum(counts[:place]) for place in range(len(counts))]
 
     def _proxies(self) -> dict[str, Any]:
-        """Who puts a header of the PROXY protocol in front of what clients send, as workers are told."""
+        """The table of the peers that send PROXY headers, for the workers."""
         listed = self._config.proxy_protocol.accept_proxy
         if listed is None:
             return {}
@@ -163,7 +163,7 @@ class Crew:
         return {"proxies": bounds(networks), "unix_proxies": UNIX in listed}
 
     def _settings(self, log_wakeup: Wakeup, lookup_wakeup: Wakeup) -> _Settings:
-        """What each worker is told."""
+        """The settings of each worker."""
         config = self._config
         busy_poll = config.speed.busy_poll
         if busy_poll < 0 and cpu_quota() is not None:
@@ -191,11 +191,11 @@ class Crew:
 
     @property
     def _taps(self) -> bool:
-        """Does anybody look at what passes?"""
+        """Is a tap needed: are bytes captured, recorded or dumped?"""
         return bool(self._record or self._capture or self._config.seeing.shown)
 
     def start(self) -> None:
-        """Starts all threads: that of the log last, because it says that the proxy listens.
+        """Starts all threads: the log thread last, because it reports that the proxy listens.
 
         Raises:
             RuntimeError: the system refuses a thread.
@@ -213,7 +213,7 @@ class Crew:
     def is_own_thread(self) -> bool:
         """Is the calling thread one of the proxy's own? None can wait for itself.
 
-        The log thread calls `on_event`, and in each, also in a worker's before it runs, garbage may be collected.
+        The log thread calls `on_event`. In any of them, also in a worker's before it runs, a `__del__` may be called.
         """
         own = (*self._threads, self._tap_thread, self._log_thread, self._lookup_thread)
         # An ident is given to another thread once its own has ended.
@@ -231,16 +231,16 @@ class Crew:
             worker.stop(abort=abort)
 
     def sync(self) -> None:
-        """Returns when every worker has carried out what it was told before."""
+        """Returns when every worker has carried out all earlier commands."""
         for worker in self._workers:
             worker.sync()
 
     def replace_listeners(self, listeners: Sequence[Sequence[socket.socket]]) -> None:
-        """Makes the workers close their listeners and accept from these. When it returns, they do.
+        """Makes the workers close their listeners and accept from these. It is in force when it returns.
 
         Args:
             listeners: of each forward; each worker gets a duplicate of each; the caller keeps and closes these.
-                None: nobody listens, and clients that waited have been accepted.
+                None: the workers accept the clients in the backlog, and then listen no more.
 
         Raises:
             OSError: no descriptor for a duplicate; nothing has changed.
@@ -259,7 +259,7 @@ class Crew:
                 worker.replace_listeners([(each.detach(), target) for each, target in own])
 
     def accept_waiting(self) -> None:
-        """Accepts the clients that wait to be accepted."""
+        """Accepts all clients in the backlog."""
         for worker in self._workers:
             worker.accept_waiting()
 
@@ -281,7 +281,7 @@ class Crew:
             worker.pause(directions)
 
     def kill(self, ids: Collection[int] | None, flush: Callable[[], object], *, reset: bool) -> int:
-        """Ends connections. When it returns, no byte of them crosses any more.
+        """Ends connections. When it returns, none of their bytes are delivered any more.
 
         Args:
             ids: their numbers; None: all that clients have at the time of the call.
@@ -304,7 +304,7 @@ class Crew:
         return total
 
     def set_upstream(self, new: Forwarding) -> None:
-        """Makes connections that do not connect yet go to another upstream. When it returns, they do.
+        """Makes connections that do not connect yet go to another upstream. It is in force when it returns.
 
         Args:
             new: takes the place of the only forward; both have one target.
@@ -337,7 +337,7 @@ class Crew:
             _join(thread, deadline)
 
     def close(self) -> None:
-        """Gives back all descriptors, once all workers have ended or none has started, and ends the other threads."""
+        """Closes all descriptors, once all workers have ended or none has started, and ends the other threads."""
         if self.tap and self._tap_thread and not self._end_tap(self.tap, self._tap_thread):
             return
         if self._capture:
@@ -366,8 +366,8 @@ class Crew:
     def _end_tap(self, tap: TapReader, thread: Thread) -> bool:
         """Ends the thread of the tap, before the workers' pollers are closed, which it wakes.
 
-        It may wait for who reads a pipe: after a while that is given up. For a disk that hangs for ever nothing helps:
-        then it is left behind as a daemon thread, with all that it uses, and the answer is False.
+        The thread may be blocked in a write to a pipe, which is given up after a while. A write to a disk that hangs
+        cannot be ended: then the thread is left behind as a daemon, with all that it uses, and False is returned.
         """
         tap.finish()
         _join(thread, monotonic() + LOG_DRAIN)
@@ -392,7 +392,7 @@ class Crew:
             worker.begin_with(rules)
 
     def bend(self, rules: Rulebook) -> None:
-        """Puts faults in force in place of those before; for all connections when it returns. After `start`."""
+        """Replaces the faults in force; for all connections when it returns. After `start`."""
         for worker in self._workers:
             worker.bend(rules)
 
@@ -444,7 +444,7 @@ class Crew:
             tap.run()
 
     def _trouble(self) -> str:
-        """For the log thread: what there is to warn of, once."""
+        """For the log thread: returns a new warning; empty: there is none."""
         if self.tap and self._capture and self.tap.slow():
             return f"the capture {self._capture.path} holds traffic up: less than 1 MiB of it a second is taken"
         return ""

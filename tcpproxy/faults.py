@@ -7,8 +7,8 @@ Kinds and attributes are those of toxiproxy's toxics. Added are `close` and `sta
 client connects: `refuse`, `hang`, `blackhole`, `connect_delay`. A fault is checked when it is made, and compared by
 value.
 
-A fault takes a connection that meets all of the fault's selectors; that is decided once. It acts on the connection from
-when it first holds, cuts or discards something.
+A fault takes a connection that meets all of the fault's selectors; that is decided once. It acts on the connection as
+soon as it delays, cuts or discards something there for the first time.
 
 A time is a text with a unit, like "100ms", a timedelta, or 0; it is kept as a timedelta. A rate is a text with a unit,
 like "100kB/s" or "10Mbit/s"; it is kept as a Rate, in bytes per second. A size is a number of bytes, or a text like
@@ -60,7 +60,7 @@ class Fault:
 
     Attributes:
         stream: the direction: "to_client", "to_upstream" or "both"; also "down", "up", "downstream", "upstream".
-        toxicity: the share of connections that the fault takes, like 0.1 or "10%"; both directions of one alike.
+        toxicity: the share of connections that the fault takes, like 0.1 or "10%"; the same in both directions.
         name: for the log and for its random numbers; None: the kind and the stream, like latency_to_client.
         seed: of its random numbers; None: the proxy's seed.
         first: only the first n connections after the fault was put in force.
@@ -68,10 +68,10 @@ class Fault:
         every: only every nth of them.
         connection: only the connection with this id.
         client: only clients of a network, like "10.0.0.0/8".
-        live: also connections that were open before. A fault with first, nth or every never takes these.
+        live: also connections that were open when the fault was put in force; never with first, nth or every.
         after_bytes: the fault begins when so many bytes of the direction have passed.
         after: the fault begins this time after it has taken the connection.
-        times: the fault acts on so many connections at most.
+        times: the most connections on which the fault acts.
         scope: "connection"; or "proxy": one rate or limit for all connections together.
         start: the fault begins this time after it was put in force, but not before the proxy starts.
         for_: the fault ends this time after its beginning; None: it does not end. `for` on the command line.
@@ -240,7 +240,7 @@ class slow_close(Fault, lacks={"scope", *_WHEN}):
 
 @dataclass(frozen=True, repr=False)
 class bandwidth(Fault):
-    """Limits the rate of a direction of each connection. Of several limits the lowest holds.
+    """Limits the rate of a direction of each connection. If there are several limits, the lowest one applies.
 
     Attributes:
         rate: the most bytes per second.
@@ -253,7 +253,7 @@ class bandwidth(Fault):
 
 @dataclass(frozen=True, repr=False)
 class slicer(Fault, lacks={"scope"}):
-    """Sends in small pieces. Where they end depends on the position in the stream alone.
+    """Sends in small pieces. Their ends depend only on the position in the stream.
 
     Attributes:
         average_size: bytes of a piece on average.
@@ -276,7 +276,7 @@ class slicer(Fault, lacks={"scope"}):
 
 @dataclass(frozen=True, repr=False)
 class stall(Fault, lacks={"scope"}):
-    """Holds bytes, end of file and reset. To each peer the other one is alive and silent."""
+    """Holds bytes, end of file and reset. To each peer the other one seems alive and silent."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -297,12 +297,12 @@ class hang(Fault, lacks={"stream", "scope", *_WHICH, *_WHEN}):
 
 @dataclass(frozen=True, repr=False)
 class blackhole(Fault, lacks={"stream", "scope", "live", *_WHEN}):
-    """A client is accepted, and nothing else happens: upstream is not connected to, nothing is read."""
+    """Accepts clients, and does nothing else: it does not connect to upstream, and reads nothing."""
 
 
 @dataclass(frozen=True, repr=False)
 class connect_delay(Fault, lacks={"stream", "scope", "live", *_WHEN}):
-    """Upstream is connected to later.
+    """Delays the connect to upstream.
 
     Attributes:
         delay: the time from the accept to the connect.

@@ -81,7 +81,7 @@ class Handle:
 
     @property
     def fired(self) -> int:
-        """On how many connections the fault has acted: held, cut or discarded something. Of several faults: the sum."""
+        """The number of connections on which the fault has acted; of several faults, the sum."""
         return sum(map(self._faults.fired, self._entries))
 
     @property
@@ -105,10 +105,10 @@ class Handle:
         self._faults.update(self._entries[0], changes)
 
     def remove(self) -> None:
-        """Removes the faults. What they hold goes on, in order. To repeat it does no harm.
+        """Removes the faults. What they hold is delivered, in order. Repeating the call is harmless.
 
         Raises:
-            StartError: behind `refuse`, nobody can listen again; nothing has changed.
+            StartError: after `refuse`, the port cannot be listened on again; nothing has changed.
         """
         self._faults.remove(self._entries)
 

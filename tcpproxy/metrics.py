@@ -37,7 +37,7 @@ REFUSALS = ("denied", "proxy-header", "limit", "shutdown", "killed")
 
 
 class Collector(_Collector):
-    """A collector of Prometheus for the metrics of one or more proxies. It costs nothing between two scrapes.
+    """A Prometheus collector for the metrics of one or more proxies. It costs nothing between two scrapes.
 
     Each sample has the label `listener`, the first address that its forward listens on; what is of the whole proxy has
     the addresses of all forwards, with commas between them. A proxy that has not been started has no samples.

@@ -56,8 +56,8 @@ class Proxy(Controls):
     Durations are seconds or texts like `250ms`, `5m`; sizes are bytes or texts like `64KiB`.
 
     Args:
-        remote: `HOST:PORT` or `[IPv6]:PORT`, several with commas or in a list, of which the first that is reached
-            counts; an int is a port of localhost; a tuple is an address as
+        remote: `HOST:PORT` or `[IPv6]:PORT`; of several, with commas or in a list, the first that
+            can be reached is used; an int is a port of localhost; a tuple is an address as
             `getsockname` returns it; a text that begins with `/`, or a `Path`, is a UNIX socket. None: `forwards`
             has the targets.
         on_event: called with each `Event`, in a thread of the proxy's own: a function, not a coroutine function;
@@ -315,7 +315,7 @@ class Proxy(Controls):
                     self._reporter.note("warning", warning)
 
     def _chooses(self, listener: socket.socket) -> bool:
-        """Is it said who may connect to this listener? UNIX sockets are exempt."""
+        """Is there a list of admitted clients for this listener? UNIX sockets are exempt."""
         return self.config.clients.allow is not None and isinstance(listener.getsockname(), tuple)
 
     def _undo(self, crew: Crew) -> None:
@@ -329,7 +329,7 @@ class Proxy(Controls):
         self.addresses = []
 
     def _close_ports(self) -> None:
-        """Gives the ports of all forwards up."""
+        """Releases the ports of all forwards."""
         for port in [*self._paths.values(), *(each.port for each in self._forwards if each.port)]:
             port.close()
         self._folders.close()
@@ -552,7 +552,7 @@ class Proxy(Controls):
         """The live connections, in the order of accept.
 
         Args:
-            ended: also the last 1,000 that are over, each with its reason, and those that were turned away. Waits until
+            ended: also the last 1,000 that have ended or were refused, each with its reason. Waits until
                 their events have been delivered, but not in `on_event`.
         """
         live = self._crew.connections() if self._crew else []
@@ -564,7 +564,7 @@ class Proxy(Controls):
         return [found[number] for number in sorted(found)]
 
     def _over(self, seconds: float) -> list[Event]:
-        """The ends of connections in so many seconds, the latest at the end."""
+        """The ends of connections in the last `seconds`, the latest at the end."""
         return self._reporter.over.last(seconds)
 
     @property

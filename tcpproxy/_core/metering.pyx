@@ -78,7 +78,7 @@ cdef uint32_t _may_read(Loop *loop, Relay *relay, int side) noexcept nogil:
             return 0
         unread = <uint32_t> net_unread(relay.sides[side].watch.fd)
         if unread == 0:
-            return 1            # an end or a failure
+            return 1            # an end of file or a failure
         _reserve(loop, relay, side, min(unread, loop.group.portion[side]))
     if meter.due_ns[side] <= loop.now_ns:
         return meter.portion[side]

@@ -84,9 +84,9 @@ cdef void shaper_begin(Shaper *shaper, uint64_t passed, uint64_t now_ns) noexcep
 cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil   # bytes that may be read now
 cdef int shaper_put(Shaper *shaper, const char *data, uint32_t size, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory
 cdef void shaper_end(Shaper *shaper, uint8_t how, uint64_t now_ns) noexcept nogil
-cdef bint shaper_discards(Shaper *shaper, uint64_t now_ns) noexcept nogil   # what is read is not kept
+cdef bint shaper_discards(Shaper *shaper, uint64_t now_ns) noexcept nogil   # bytes that are read now are discarded
 cdef bint shaper_discard(Shaper *shaper, uint64_t now_ns) noexcept nogil    # the same, and it is discarded now: the rules act
-# To be called when a rule is about to hold, cut or discard something. False: it must not, others have used up its `times`
+# To be called when a rule is about to hold, cut or discard something. False: it must not, because `times` is used up
 cdef bint shaper_act(Shaper *shaper, Grip *grip) noexcept nogil
 cdef void shaper_aim(Shaper *shaper) noexcept nogil         # sets due_ns: the first entry of the line or the rules have changed
 cdef void shaper_clear(Shaper *shaper) noexcept nogil       # drops what is held

@@ -43,7 +43,7 @@ cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil:
 
 
 cdef bint shaper_discard(Shaper *shaper, uint64_t now_ns) noexcept nogil:
-    """As shaper_discards, and notes that the rules act: for bytes or an end that are discarded now."""
+    """The same as shaper_discards, and notes that the rules act. For bytes or an end that are discarded now."""
     cdef Grip *grip
     cdef uint32_t i
     for i in range(shaper.count):

@@ -92,20 +92,20 @@ def _printer(config: Config, kind: type[Printer], about: dict[str, object], stdo
 
 
 def _sum_up_faults(proxy: Proxy, json: bool, stdout: int) -> None:
-    """Says on how many connections each fault has acted."""
+    """Prints the number of connections on which each fault has acted."""
     if not proxy.faults:
         return
     from ..rules import NO_RULES  # its imports take milliseconds
 
     for each in proxy.faults:
-        if each.fault.kind in NO_RULES:  # the system does not tell of clients that it refuses
+        if each.fault.kind in NO_RULES:  # the kernel does not report clients that it refuses
             continue
         text = f"fault {each.name} has acted on {count(each.fired, 'connection')}"
         final_words("faults", text, json, stdout, fault=each.name, connections=each.fired)
 
 
 def _last_words(proxy: Proxy, printer: Printer, json: bool, stdout: int) -> None:
-    """Says what has been left, lost, and captured."""
+    """Prints what was left behind, lost, and captured."""
     for text in proxy._left if proxy.config.output.debug else ():
         final_words("warning", text if json else f"warning: {text}", json, stdout)
     if lost := printer.unwritten:
@@ -136,7 +136,7 @@ def _show_faults(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 
 
 def _live(config: Config) -> Any:
-    """The module of the live view, if there is to be one: its imports take time."""
+    """The module of the live view, if it is asked for: its imports take time."""
     if not config.seeing.top:
         return None
     from . import view
@@ -146,7 +146,7 @@ def _live(config: Config) -> Any:
 
 
 def _metrics(config: Config) -> Callable[[Proxy], object] | None:
-    """Listens for who asks for metrics, if they are to be served; returns what begins to answer, in a thread."""
+    """Listens for scrapes, if metrics are to be served; returns the function that starts the answering thread."""
     place = config.operating.metrics
     if not place:
         return None

@@ -1,4 +1,4 @@
-"""What the command shows of itself: on a terminal, when asked by a signal, and at the end."""
+"""What the command prints about its proxy: on a terminal at the start, on a signal, and at the end."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def _where(forward: Forwarding) -> str:
 
 
 class Display:
-    """Says where a proxy forwards to, which connections are alive, and what it has done.
+    """Prints where a proxy forwards to, its live connections, and a summary.
 
     Args:
-        proxy: whose log thread writes the lines: an output that blocks must not stop whoever asks.
+        proxy: whose log thread writes the lines: an output that blocks must not block the caller.
         json: its log is JSON.
         stdout: where JSON goes.
     """
@@ -48,14 +48,14 @@ class Display:
         self._thread: threading.Thread | None = None
 
     def greet(self) -> None:
-        """On a terminal: where it forwards to, and how to stop it."""
+        """Prints, on a terminal, where it forwards to, and how to stop it."""
         if not os.isatty(2):
             return
         where = ", ".join(map(_where, self._proxy._forwards))
         self._proxy._note("forwarding", f"{where}; Ctrl-C stops")
 
     def show(self) -> None:
-        """Shows the live connections, in half a second, for their rates; nothing while that is being done already."""
+        """Prints the live connections, after measuring their rates for half a second. Does nothing during that time."""
         if self._thread and self._thread.is_alive():
             return
         self._thread = threading.Thread(target=self._show, name="tcpproxy-show", daemon=True)
@@ -78,7 +78,7 @@ class Display:
         self._proxy._print(lines)
 
     def sum_up(self) -> None:
-        """Says what the proxy has done, once it has ended."""
+        """Prints a summary of what the proxy has done, once it has ended."""
         if self._proxy.addresses:
             stats, duration = self._proxy.stats(), monotonic() - self._started
             fields = summary_fields(duration, stats)

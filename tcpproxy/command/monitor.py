@@ -88,9 +88,9 @@ def _answers(proxy: Proxy, metrics: Callable[[str], tuple[bytes, str]]) -> Answe
 
 
 def _unready(proxy: Proxy) -> str:
-    """Returns why no clients should be sent here; empty if they may be.
+    """Returns why the proxy is not ready for new clients; empty if it is.
 
-    Whether upstream is down does not matter: other relays of the same service could not reach it either.
+    An upstream that is down does not matter: other instances of the service could not reach it either.
     """
     state, crew = proxy._state, proxy._crew
     if state != "listening" or not crew:

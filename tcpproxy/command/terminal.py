@@ -1,4 +1,4 @@
-"""The terminal while a view has all of it: the screen beside the usual one, single keys, and the way back.
+"""The terminal while a view uses all of it: the alternate screen, single keys, and how both are restored.
 
 A terminal may block for ever (Ctrl-S, a connection that hangs), and signals must be obeyed all the same. So nothing
 here waits for it: what it does not take at once is kept, and the next picture is made when it has taken the last one.
@@ -61,7 +61,7 @@ class Terminal:
 
     @property
     def is_ours(self) -> bool:
-        """Is the process in the foreground? To others the terminal is not theirs to draw on, nor to read from."""
+        """Is the process in the foreground? Only then may it draw on the terminal, and read from it."""
         try:
             return os.tcgetpgrp(self.screen) == os.getpgrp()
         except OSError:
@@ -80,7 +80,7 @@ class Terminal:
         self.pending = ENTER
 
     def leave(self) -> None:
-        """Gives all back. A terminal that is stopped (Ctrl-S) goes on, or it would keep the last picture."""
+        """Restores everything. A terminal that is stopped (Ctrl-S) goes on, or it would keep the last picture."""
         if not self.entered:
             return
         self.entered = False
@@ -96,7 +96,7 @@ class Terminal:
         self.pending = b""
 
     def forget(self) -> None:
-        """Somebody else has had the terminal, and has set it right: the next picture begins with `enter`."""
+        """Another program has used the terminal, and has restored it: the next picture begins with `enter`."""
         self.entered, self.pending = False, b""
 
     def show(self, picture: bytes) -> None:

@@ -119,7 +119,7 @@ class View:
                 return number
 
     def close(self) -> None:
-        """Gives the terminal back, and repeats there what went wrong a moment ago. Any number of times."""
+        """Restores the terminal, and repeats there the latest errors. May be called any number of times."""
         self._terminal.leave()
         final_lines(self._kept.release())
 
@@ -134,7 +134,7 @@ class View:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)  # of SIGTSTP it returns when the shell has continued the process
             signal.signal(number, nothing)
-        elif number == signal.SIGCONT:  # it may come after a SIGSTOP, and somebody else has had the terminal
+        elif number == signal.SIGCONT:  # it may come after a SIGSTOP, and another program has used the terminal
             self._terminal.leave()
         self._changed = True
         return True

@@ -36,7 +36,7 @@ from .paths import is_path
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a proxy needs to know, as `Proxy.config` shows it; `make` builds one from what people write.
+    """The configuration of a proxy, as `Proxy.config` shows it; `make` builds one from arguments.
 
     Times are in seconds and sizes in bytes; `off` is 0.
 
@@ -203,7 +203,7 @@ def _check_targets(forwards: Sequence[ForwardSpec], labels: Mapping[str, str]) -
 
 
 def _check_seeing(seeing: Seeing, values: Mapping[str, Any], labels: Mapping[str, str]) -> None:
-    """What only the options together say: an option that could have no effect is a mistake of whoever gives it."""
+    """Checks options together: an option that can have no effect is an error."""
     if seeing.hex and seeing.text:
         raise UsageError("-x and -A are both given, expected one of them")
     default = next(row.default for row in ROWS["seeing"] if row.name == "dump_limit")

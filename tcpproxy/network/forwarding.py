@@ -1,4 +1,4 @@
-"""The forwards of a proxy that starts or runs: their ports, their targets, and how circles are avoided."""
+"""The forwards of a proxy that starts or runs: their ports, their targets, and how loops are avoided."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .unix import UnixPort
 
 
 class Target:
-    """Where a forward connects to; of several the first one that is reached.
+    """A target of a forward; of several, the first one that can be reached is used.
 
     Args:
         place: as it was given.
@@ -69,7 +69,7 @@ class Forwarding:
         return self.port is not None and self.port.is_own(address)
 
     def hang(self, on: bool) -> None:
-        """Decides whether clients of the next listeners hang in connect(). A UNIX socket has no such thing."""
+        """Decides whether clients of the next listeners hang in connect(). UNIX sockets cannot do that."""
         if isinstance(self.port, Port):
             self.port.hangs = on
 
@@ -110,7 +110,7 @@ def leave_out_circles(forwards: Sequence[Forwarding], label: str, note: Callable
     Raises:
         UsageError: all addresses of a target lead back.
     """
-    # Targets that keep an address come first: without their way back, others may not be in a circle any more.
+    # Targets that keep an address come first: after that, others may not be in a loop any more.
     for needed in True, False:
         for forward in forwards:
             for each in forward.targets:

@@ -65,7 +65,7 @@ def _duplicate(given: socket.socket) -> socket.socket:
 
 
 def _never_wait(listener: socket.socket) -> None:
-    """Makes a socket non-blocking, for all processes that have it. If one undoes that, accept() waits for only 1 ms.
+    """Makes a socket non-blocking, for all processes that share it. If one undoes that, accept() waits for only 1 ms.
 
     systemd undoes it when it starts another service with the same socket, without `NonBlocking=yes`.
     """

@@ -129,7 +129,7 @@ class Port:
         return sockets
 
     def keep(self) -> None:
-        """Keeps the port. To be called when all its listeners have been closed.
+        """Keeps the port reserved. To be called when all its listeners have been closed.
 
         Raises:
             StartError: another process has taken the port meanwhile; never on Linux.
@@ -252,14 +252,14 @@ def where(listener: socket.socket) -> tuple[str, int]:
 
 
 def strangers(listener: socket.socket, unix_mode: int) -> str:
-    """Returns who else may connect to a listener, for a warning; empty if only this machine, or this user, may.
+    """Describes who else can connect to a listener, for a warning; empty if only this machine, or this user, can.
 
     Args:
         listener: a socket that is bound.
         unix_mode: the permissions of its file, if it is a UNIX socket with a path.
     """
     name = listener.getsockname()
-    if not isinstance(name, tuple):  # bytes: an abstract name, which has no rights
+    if not isinstance(name, tuple):  # bytes: an abstract name, which has no permissions
         return "every user of this machine" if isinstance(name, bytes) or unix_mode & 0o002 else ""
     return "" if name[0].startswith("127.") or name[0] == "::1" else "other machines"
 

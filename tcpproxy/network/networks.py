@@ -1,4 +1,4 @@
-"""Compiles networks into the core's sorted table of bounds: see _core/admission.pxd. Pure functions."""
+"""Converts networks into the core's sorted table of bounds: see _core/admission.pxd. Pure functions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def admitted(allow: Iterable[Network] | None, deny: Iterable[Network]) -> bytes:
 
 
 def bounds(networks: Iterable[Network]) -> bytes:
-    """The bounds of some networks."""
+    """The table of bounds of some networks."""
     return _packed(_bounds(networks))
 
 
