@@ -35,13 +35,15 @@ class Build:
 class Feature:
     """Something that is on. In `options` {directory} is a directory to write in and {port} a free port.
 
-    `library` has arguments of Proxy instead, for what the command has no option for; `units` are those to count.
+    `library` has arguments of Proxy instead, for what the command has no option for; `units` are those to count;
+    `header` is how many bytes of its own the proxy sends upstream on each connection.
     """
 
     name: str
     options: tuple[str, ...] = ()
     library: tuple[str, ...] = ()
     units: tuple[str, ...] = ("round trip", "connection", "megabyte")
+    header: int = 0
 
 
 @contextlib.contextmanager
@@ -59,7 +61,7 @@ def staged(bench: Bench, build: Build, feature: Feature, *instrument: str) -> It
         command = [*instrument, build.python, *argv]
         with spawn(command, errors, stdout=subprocess.DEVNULL, cwd=bench.scratch) as process:
             wait_listening(process, port, errors, PATIENCE)
-            stage = Stage(port, process.pid, upstream, extra)
+            stage = Stage(port, process.pid, upstream, extra, feature.header)
             stage.rest()
             yield stage
 

@@ -30,6 +30,9 @@ MOST = 1.01
 OFF = Feature("off")
 COPYING = Feature("off, --zero-copy off", ("--zero-copy", "off"), units=("megabyte",))
 
+MANY_NETWORKS = [",".join(f"10.{n >> 8}.{n & 255}.0/25" for n in range(first, 10000, 2)) for first in (0, 1)]
+"""10,000 networks that do not touch; an argument may have 128 KiB at most, so there are two."""
+
 FEATURES = (
     Feature("--capture", ("--capture", "{directory}/capture.pcapng")),
     Feature("record=", library=("record=1GiB",)),
@@ -37,7 +40,9 @@ FEATURES = (
     Feature("--fault latency=1ms", ("--fault", "both:latency=1ms")),
     Feature("--fault bandwidth=1GB/s", ("--fault", "both:bandwidth=1GB/s")),
     Feature("--allow", ("--allow", "127.0.0.0/8")),
-    Feature("--send-proxy v2", ("--send-proxy", "v2")),
+    Feature("--deny, 10,000 networks", ("--deny", MANY_NETWORKS[0], "--deny", MANY_NETWORKS[1])),
+    Feature("--max-rate 10GB/s", ("--max-rate", "10GB/s")),
+    Feature("--send-proxy v2", ("--send-proxy", "v2"), header=28),
     Feature("--metrics", ("--metrics", "127.0.0.1:{port}"), units=(*OFF.units, "scrape")),
 )
 """What may be on: a line for each."""

@@ -26,12 +26,21 @@ Unit = Callable[[], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """A proxy between a client and an upstream that are both here: its port, its process, the upstream's listener."""
+    """A proxy between a client and an upstream that are both here.
+
+    Attributes:
+        port: where it listens.
+        pid: its process.
+        upstream: the listener of the upstream.
+        metrics: the port of its metrics, if it has any.
+        header: the size of the header that it sends upstream on each connection, in bytes.
+    """
 
     port: int
     pid: int
     upstream: socket.socket
     metrics: int
+    header: int
 
     def rest(self) -> None:
         """Returns when the proxy has used no CPU time for a moment."""
@@ -44,17 +53,15 @@ class Stage:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[tuple[socket.socket, socket.socket]]:
-        """Yields both ends of a connection that stands; both are closed at the end, the client's behind the other."""
+        """Yields both ends of a connection that stands; both are closed at the end, the client's last."""
         with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
             server, _ = self.upstream.accept()
             with server:
-                self.rest()
-                server.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    server.recv(4096)  # a header, if it sends one
                 for end in (client, server):
                     end.settimeout(PATIENCE)
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                receive(server, self.header)
+                self.rest()
                 yield client, server
             self.rest()
 
