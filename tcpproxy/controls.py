@@ -198,11 +198,17 @@ class Controls(Refusing, Waits):
             raise RuntimeError(f"{what} is of a proxy with one forward, and this one has {count}: see `forwards`")
 
     def restore(self) -> None:
-        """Removes all faults, and ends `pause` and `down`. It ends no connection."""
-        if self._bent:
-            self._bent.remove()
-        self.resume()
-        self.up()
+        """Removes all faults, and ends `pause` and `down`. It ends no connection.
+
+        Raises:
+            StartError: nobody can listen again; all the rest has been restored.
+        """
+        with contextlib.ExitStack() as stack:  # which goes on after an error, from the last one to the first one
+            stack.callback(self.up)
+            if self._bent:
+                stack.callback(self._bent.remove)
+                stack.callback(self._bent.remove_rules)
+            stack.callback(self.resume)
 
     # --- faults ---
 

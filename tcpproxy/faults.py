@@ -27,7 +27,7 @@ from .attributes import COUNTS, Time, kept, key_of
 from .errors import UsageError
 from .spelling import parse, spell
 from .text import quoted
-from .values import Rate
+from .values import Rate, format_time
 
 PRESETS = {  # down and up in kbit/s, round trip in ms
     "2g": (35, 32, 1300),
@@ -44,6 +44,9 @@ PRESETS = {  # down and up in kbit/s, round trip in ms
 }
 """The profiles of WebPageTest (`connectivity.ini.sample` at catchpoint/WebPageTest 0c6c27a; 4g and lte: the menu of
 webpagetest.org). WebPageTest limits packets; the proxy limits their content."""
+
+LEAST_REPEAT = timedelta(milliseconds=10)
+"""Each opening and closing of a window changes all connections: every 2 us they take half a processor."""
 
 _WHICH = {"toxicity", "seed", "client", "live", *COUNTS}
 _WHEN = {"after", "after_bytes"}
@@ -75,7 +78,7 @@ class Fault:
         scope: "connection"; or "proxy": one rate or limit for all connections together.
         start: the fault begins this time after it was put in force, but not before the proxy starts.
         for_: the fault ends this time after its beginning; None: it does not end. `for` on the command line.
-        repeat: the fault begins again this time after each beginning; None: it does not.
+        repeat: the fault begins again this time after each beginning, 10 ms at least; None: it does not.
     """
 
     stream: str = "to_client"
@@ -135,6 +138,8 @@ class Fault:
             raise UsageError("after and after_bytes are two beginnings, expected one of them")
         if self.repeat is not None and not (isinstance(self.for_, timedelta) and self.for_ < _time(self.repeat)):
             raise UsageError("repeat needs a for that is shorter, like for=5s,repeat=60s")
+        if self.repeat is not None and _time(self.repeat) < LEAST_REPEAT:
+            raise UsageError(f"repeat {format_time(_time(self.repeat))} is too short, expected 10ms or more")
 
     @property
     def label(self) -> str:

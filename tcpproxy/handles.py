@@ -33,6 +33,11 @@ class Entry:
         self.begun = 0.0
         """When it was put in force, of `monotonic`; 0: the proxy has not started."""
 
+    @property
+    def is_shared_limit(self) -> bool:
+        """Whether it ends all connections after so many bytes of all together."""
+        return self.installed.fault.kind == "limit_data" and self.installed.fault.scope == "proxy"
+
     def window(self, now: float) -> tuple[bool, float]:
         """Returns whether its window is open, and when that changes; inf: never. Times of `monotonic`."""
         is_open, change = window(self.installed.fault, now - self.begun if self.begun else 0.0)

@@ -31,6 +31,10 @@ MOST_KNOWN = 1_000_000
 """Live connections whose faults are remembered at most; no more can be alive."""
 
 
+LOOK_AGAIN = 0.01
+"""Seconds between two looks at all connections, when each client that connects finds the limit of all reached."""
+
+
 class _Now(NamedTuple):
     """What is in force. It is replaced as a whole, so that readers need no lock."""
 
@@ -90,6 +94,7 @@ class Faults:
         self._held, self._shut = held, shut
         self._change_at = math.inf
         self._changed, self._over = Event(), False
+        self._is_limit_reached = False  # one of all connections together
         self._thread: Thread | None = None
         self._keys = 0
         self._now = _Now({}, Rulebook([]))
@@ -166,6 +171,10 @@ class Faults:
                 self._set(left, crew)
                 before.keep_fired()
 
+    def remove_rules(self) -> None:
+        """Removes the faults that do not concern the listeners, which the system may keep from listening again."""
+        self.remove(_with_rules(self._now.entries))
+
     def _set(self, entries: dict[str, Entry], crew: Crew | None) -> None:
         """Puts these faults in force instead of those that are."""
         if len(entries) > MOST_RULES:
@@ -179,7 +188,8 @@ class Faults:
             crew.bend(rulebook)
         self._now = _Now(entries, rulebook)
         self._change_at = min(change for _, change in windows) if windows else math.inf
-        if self._change_at < math.inf and not self._thread:
+        shared = any(it.begun and it.is_shared_limit for it in entries.values())
+        if (shared or self._change_at < math.inf) and not self._thread:
             self._thread = make_thread("tcpproxy-faults", self._open_and_close)
             self._thread.start()
         self._changed.set()
@@ -209,11 +219,14 @@ class Faults:
             self._thread.join(timeout)
 
     def _open_and_close(self) -> None:
-        """The thread that opens and closes windows, once there is one with an edge."""
-        warned = False
+        """The thread that opens and closes windows, and ends all connections at a limit that they share.
+
+        A worker notices such a limit when it looks at a connection, and looks at all when faults are put in force.
+        """
+        warned, look_at = False, 0.0
         while not self._over:
             changed = self._changed = Event()  # before the look at what it is set for
-            wait = self._change_at - monotonic()
+            wait = min(self._change_at, look_at if self._is_limit_reached else math.inf) - monotonic()
             if self._over:
                 return
             if wait > 0:
@@ -222,6 +235,7 @@ class Faults:
             with self._held() as crew:
                 if not crew:  # the start has failed
                     return
+                self._is_limit_reached, look_at = False, monotonic() + LOOK_AGAIN
                 try:
                     self._set(self._now.entries, crew)
                     warned = False
@@ -273,6 +287,9 @@ class Faults:
         entry = self._by_key.get(key)
         if not entry:
             return ""
+        if entry.is_shared_limit:
+            self._is_limit_reached = True
+            self._changed.set()
         entry.connections.append(number)
         self._acted.setdefault(number, []).append(entry.installed.name)
         if len(self._acted) > MOST_KNOWN:  # events of ends were lost

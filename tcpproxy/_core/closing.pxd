@@ -1,7 +1,7 @@
 # The end of a relay: resets passed on, last bytes drained, sockets closed.
 #
 #   relaying --a side was reset--> resetting --the kernel has sent what it was given--> closed
-#   relaying --cut by a fault--> resetting, lingering or closed: see bending.pxd
+#   relaying --cut by a fault--> resetting, or as killed
 #   relaying --both FINs passed on, a peer still sends--> lingering --its FIN, or time--> closed
 #   any      --killed with FIN: its end is reported--> lingering --both FINs, or time--> closed
 #

@@ -138,8 +138,7 @@ cdef void closing_cut(Loop *loop, Relay *relay, int side, bint reset, bint flush
     relay.reason = REASON_FAULT
     relay.error = 0
     if not reset:
-        _finish_both(loop, relay)
-        closing_linger(loop, relay)
+        _end_by_fin(loop, relay)
     elif flush and relay.state == RELAY_RELAYING:
         half_break(&relay.halves[1 - side], &loop.pump)     # `side` is reset at once
         half_break(&relay.halves[side], &loop.pump)
@@ -260,16 +259,19 @@ cdef void _forget(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil:
-    """Ends a relay on request, and reports that. No byte of it is delivered any more, also of those that wait here.
-
-    FIN to both sides: it lingers, because closing with unread input would send RST. It is over all the same, so that the caller
-    waits for no peer.
-    """
+    """Ends a relay on request, and reports that. No byte of it is delivered any more, also of those that wait here."""
     relay.reason = REASON_KILLED
     relay.error = 0
     if reset or relay.state == RELAY_RESETTING:
         closing_close(loop, relay, True)
-        return
+    else:
+        _end_by_fin(loop, relay)
+
+
+cdef void _end_by_fin(Loop *loop, Relay *relay) noexcept nogil:
+    """FIN to both sides: it lingers, because closing with unread input would send RST. It is over all the same, and reported, so
+    that who waits for its end waits for no peer.
+    """
     _finish_both(loop, relay)
     metering_end(loop, relay)
     _uncount(loop, relay)

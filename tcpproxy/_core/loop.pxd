@@ -175,7 +175,7 @@ cdef struct Loop:
     bint metered            # there are rates
     bint half_close         # False: the first EOF closes both directions (--half-close-timeout 0)
     uint8_t paused          # bit 1 << side: what that side sends is neither read nor delivered, nor is its end
-    uint64_t lingering      # killed relays that linger: the loop does not end before
+    uint64_t lingering      # relays that were killed or cut, and linger: the loop does not end before
     net_socket lookup_wakeup    # a byte sent here wakes the lookup thread
     Relay *queue_first      # run queue: relays that have something to do
     Relay *queue_last

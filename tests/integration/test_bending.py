@@ -780,7 +780,7 @@ def test_a_port_that_the_system_does_not_let_open(
 def test_a_stop_ends_the_windows(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
     """Their thread is over when it returns, also if it is about to change something."""
     for _ in range(200):
-        make_proxy(echo.name, faults="stall,for=1ms,repeat=2ms").stop(0)
+        make_proxy(echo.name, faults="stall,for=5ms,repeat=10ms").stop(0)
         assert "tcpproxy-faults" not in [it.name for it in threading.enumerate()]
 
 
@@ -1012,3 +1012,71 @@ def test_a_limit_behind_the_end_of_a_direction(
         before = proxy.stats().wakeups
         pause(0.2)
         assert proxy.stats().wakeups - before < 20
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_a_limit_of_all_ends_idle_connections(
+    make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, workers: int, end: str
+) -> None:
+    """At once, and not when a byte comes; again when a limit that was raised is reached."""
+    proxy = make_proxy(echo.name, workers=workers, faults=f"limit_data=10,scope=proxy,end={end}")
+    limit = proxy.faults[0]
+    for turn in range(2):
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(connect(proxy.address)) for _ in range(5)]
+            for each in idle[:5]:
+                each.sendall(b"1")
+                assert read_exactly(each, 1) == b"1"
+            idle[0].sendall(b"12345")
+            proxy.wait_for(ended=5 * turn + 5, active=0)
+            for each in idle[1:]:
+                if end == "close":
+                    assert read_all(each) == b""
+                else:
+                    with pytest.raises(ConnectionResetError):
+                        each.recv(1)
+        limit.update(bytes=20)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("text", ["limit_data=5", "to_upstream:limit_data=5", "close=1ms", "timeout=1ms"])
+def test_a_connection_that_is_cut_by_fin_is_over(
+    make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo, events: list[tcpproxy.Event], text: str, workers: int
+) -> None:
+    """Also while its peers are still there, so that nobody waits for them; what they send then is discarded."""
+    proxy = make_proxy(echo.name, workers=workers)
+    with connect(proxy.address) as client:
+        assert echoes(client, b"1234")
+        with proxy.fault(text):
+            client.sendall(b"56789")
+            proxy.wait_for(ended=1, active=0, timeout=TIMEOUT / 5)
+            assert end_of(events).reason == "fault"
+            assert proxy.connections() == []
+            read_all(client)
+            client.sendall(b"more")
+    proxy.stop(0)
+    assert [it.kind for it in events].count("end") == 1
+
+
+def test_a_restore_tries_everything(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """If nobody can listen again, the other faults are gone, and the pause is over."""
+    proxy = make_proxy(echo.name)
+    with connect(proxy.address) as client:
+        assert echoes(client)
+        proxy.fault("refuse", "stall")
+        proxy.pause()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tcpproxy.refusing.listen", fail_to_listen)
+            with pytest.raises(tcpproxy.StartError, match="no descriptors"):
+                proxy.restore()
+        assert [it.name for it in proxy.faults] == ["refuse"]
+        assert echoes(client)
+        proxy.restore()
+        assert proxy.faults == ()
+        with connect(proxy.address) as other:
+            assert echoes(other)
+
+
+def fail_to_listen(*_: object) -> None:
+    raise tcpproxy.StartError(errno.EMFILE, "no descriptors")

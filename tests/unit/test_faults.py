@@ -172,6 +172,7 @@ NO_PAIR = "is no KEY=VALUE of "
         ("close,after=1s,after_bytes=1", "after and after_bytes are two beginnings, expected one of them"),
         ("stall,repeat=1s", "repeat needs a for that is shorter, like for=5s,repeat=60s"),
         ("stall,for=1s,repeat=1s", "repeat needs a for that is shorter"),
+        ("stall,for=1us,repeat=9999us", "repeat 9.999ms is too short, expected 10ms or more"),
         ("refuse,first=2", "refuse has no first, because the system refuses all connections or none; reset_peer takes"),
         ("refuse,toxicity=10%", "refuse has no toxicity, because the system refuses all connections or none"),
         ("up:refuse", "refuse has no stream, because "),
@@ -296,7 +297,7 @@ any_fault = st.one_of(
     kind(hang),
     kind(blackhole, which),
     kind(connect_delay, which, delay=times),
-    lengths.map(lambda length: stall(for_=length, repeat=length + MS)),
+    lengths.map(lambda length: stall(for_=length, repeat=length + 10 * MS)),
 )
 
 
