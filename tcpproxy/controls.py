@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from .config.endpoints import Remote
+from .config.targets import target_of
 from .config.urls import with_address
 from .crew import LOG_DRAIN, Crew
 from .directions import STREAMS, parse_stream
@@ -156,7 +156,9 @@ class Controls(Refusing, Waits):
 
     @property
     def upstream(self) -> str:
-        """Where new connections go, as `HOST:PORT`. It may be set to any target that `Proxy` takes.
+        """Where new connections go, as `HOST:PORT`.
+
+        It may be set to any target that `Proxy` takes, and to those of the fixture: a URL, a socket, a server.
 
         Setting looks a name up, which may take seconds. Connections that are connecting or connected keep their
         upstream.
@@ -170,9 +172,9 @@ class Controls(Refusing, Waits):
         return self.config.remote
 
     @upstream.setter
-    def upstream(self, remote: Remote) -> None:
+    def upstream(self, remote: object) -> None:
         self._check_single("upstream")
-        config = self.config.with_remote(remote)
+        config = self.config.with_remote(remote if isinstance(remote, list) else target_of(remote))
         if len(self.config.forwards[0].targets) > 1 or len(config.forwards[0].targets) > 1:
             raise RuntimeError("a proxy with several targets keeps them: upstream can be set where there is one")
         with self._held() as crew:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 import tcpproxy as package
 
 from .config.endpoints import Remote
-from .config.habits import is_url, url_target, without_password
-from .config.urls import reachable
-from .errors import UsageError
+from .config.targets import target_of
+from .errors import TcpProxyError
 from .native import wall
 from .proxy import Proxy, check_callback
 from .report.event import Event
@@ -29,7 +28,7 @@ from .report.table import measure, table
 from .report.totals import summary
 from .rules import NO_RULES
 from .tap.recording import Recording
-from .text import clean, count, quoted
+from .text import clean, count
 
 if TYPE_CHECKING:
     from .handles import Handle
@@ -80,9 +79,9 @@ class ProxyFactory:
         """Returns a started proxy in front of `target`; it stops after the test.
 
         Args:
-            target: what to forward to: `HOST:PORT`, a URL, (host, port), a port of localhost, a socket, a server of
-                asyncio, anyio, trio or socketserver, or an object with `server_address`, or with `port` and perhaps
-                `host`. It need not listen yet.
+            target: what to forward to: `HOST:PORT`, a URL, (host, port), a port of localhost, also as text, a socket, a
+                server of asyncio, anyio, trio or socketserver, or an object with `server_address`, or with `port` and
+                perhaps `host`. It need not listen yet.
             strict: if the test passes, a fault that has acted on no connection is an error.
             on_event: as for Proxy.
             **options: those of Proxy.
@@ -91,16 +90,25 @@ class ProxyFactory:
             UsageError: `target` has no address to connect to, or an option is invalid.
             StartError: the proxy cannot be started.
         """
+        __tracebackhide__ = True  # pytest's traceback ends at the line of the test
+        try:
+            watched = self._watch(target, on_event, options)
+            proxy = watched.proxy.start()
+        except (TcpProxyError, TypeError) as error:
+            if isinstance(error, TypeError) and not str(error).startswith("Proxy() got"):
+                raise
+            raise error.with_traceback(None) from None  # the sentence says all
+        self._stack.callback(lambda: watched.stop(strict=strict and not self.is_over))
+        self._watched.append(watched)
+        return proxy
+
+    def _watch(self, target: object, on_event: Callable[[Event], None] | None, options: dict[str, Any]) -> _Watched:
         remote = target_of(target)
         number = next(self._numbers)
         if self._captures:
             options.setdefault("capture", self._capture_file(number))
         options.setdefault("seed", seed_of(self._seed, self._nodeid, number))
-        watched = _Watched(remote, on_event, options)
-        proxy = watched.proxy.start()
-        self._stack.callback(lambda: watched.stop(strict=strict and not self.is_over))
-        self._watched.append(watched)
-        return proxy
+        return _Watched(remote, on_event, options)
 
     def __getattr__(self, name: str) -> Any:
         """Only for what is not there: a test means the module, which has the name of the fixture, or a proxy."""
@@ -209,46 +217,3 @@ def _shown(recording: Recording) -> list[str]:
         half = DUMP_LINES // 2
         lines[half:-half] = [f"... {len(lines) - 2 * half} lines are not shown ..."]
     return [repr(recording), *(f"  {line}" for line in lines)]
-
-
-def target_of(target: Any) -> Remote:
-    """Returns where `target` listens, in a form that Proxy takes.
-
-    Raises:
-        UsageError: it has no TCP address to connect to.
-    """
-    if isinstance(target, str):
-        return _of_url(target) if is_url(target) else target
-    if isinstance(target, int | tuple):
-        return target
-    place = _place(target)
-    if isinstance(place, tuple) and len(place) in (2, 4) and isinstance(place[0], str):
-        return (reachable(place[0]), *place[1:])
-    expected = "expected HOST:PORT, a URL, (host, port), a port, a listening socket, or a server"
-    raise UsageError(f"target {quoted(target)} cannot be connected to, {expected}")
-
-
-def _of_url(url: str) -> str:
-    place = url_target(url)
-    if not place or place.endswith(":PORT"):
-        missing = "port" if place else "host"
-        raise UsageError(f"target {quoted(without_password(url))} has no {missing}, expected SCHEME://HOST:PORT")
-    return place
-
-
-def _place(target: Any) -> object:
-    """Returns the address of a socket or server; None, or something that is no address, if it has none."""
-    if hasattr(target, "getsockname"):
-        return target.getsockname()
-    if hasattr(target, "extra_attributes"):  # a listener of anyio
-        from anyio.abc import SocketAttribute
-
-        return target.extra(SocketAttribute.local_address, None)
-    for name in ("sockets", "listeners", "server_address", "socket"):  # of asyncio, trio, socketserver, trio
-        if (found := getattr(target, name, None)) is None:
-            continue
-        if isinstance(found, tuple) and found and isinstance(found[0], str):
-            return found
-        return _place(next(iter(found), None)) if isinstance(found, list | tuple) else _place(found)
-    port = getattr(target, "port", None)
-    return (getattr(target, "host", None) or "localhost", port) if isinstance(port, int | str) and port else None

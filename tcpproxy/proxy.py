@@ -306,6 +306,7 @@ class Proxy(Controls):
             return
         for each, own in zip(forwards, listeners, strict=True):
             for name, listener in zip(each.port.names if each.port else [], own, strict=False):
+                self._told = True
                 self._reporter.note("listening", name, each.target)
                 if (who := strangers(listener, self._mode)) and not self._chooses(listener):
                     self._reporter.note("warning", f"listening on {name}, which {who} may reach")

@@ -29,10 +29,14 @@ class Refusing:
     _refuses: bool
     _hangs: bool
     _is_closed: bool
+    _told = False
+    """That it listens has been reported, since the start or the last `down`."""
 
     if TYPE_CHECKING:  # Controls has them
 
         def kill(self, end: Literal["reset", "close"] = "reset") -> int: ...
+        def _flush(self) -> None: ...
+        def _announce(self, forwards: list[Forwarding], listeners: list[list[socket.socket]]) -> None: ...
         def _held(self) -> contextlib.AbstractContextManager[Crew | None]: ...
 
     def down(self, live: Literal["close", "reset", "keep"] = "close") -> contextlib.AbstractContextManager[object]:
@@ -60,17 +64,19 @@ class Refusing:
         return undoing((lambda: None) if was_down else self.up)
 
     def up(self) -> None:
-        """Listens again, after `down`.
+        """Listens again, after `down`. When it returns, `on_event` had `listening`; not if a fault still refuses.
 
         Raises:
             StartError: the port is taken, or there are no descriptors.
         """
         self._set_down(False)
+        self._flush()
 
     def _set_down(self, down: bool) -> bool:
         """Keeps what the program wants, and opens or closes the ports. Returns what it wanted before."""
         with self._held() as crew:
             was_down, self._is_down = self._is_down, down
+            self._told = self._told and not down  # windows of `refuse` would tell it again and again
             try:
                 self._open_or_close(crew)
             except BaseException:
@@ -125,6 +131,8 @@ class Refusing:
             listeners = [listen(each, stack) for each in self._forwards]
             try:
                 crew.replace_listeners(listeners)
+                if not self._told:
+                    self._announce(self._forwards, listeners)
             except OSError as error:
                 raise StartError.because(f"cannot listen again for {self.config.targets}", error) from error
 

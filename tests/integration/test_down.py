@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from networks import Closed
@@ -112,11 +113,39 @@ def test_down_before_the_start(echo: Echo) -> None:
     proxy.down()
     with proxy:
         assert refuses(proxy.address)
+        assert [it.kind for it in events] == []
         proxy.up()
+        assert [it.kind for it in events] == ["listening"]
         assert relays(proxy.address)
     proxy.down()
     proxy.up()
     assert refuses(proxy.address)
+
+
+def test_that_it_listens_again_is_reported(make_proxy: MakeProxy, echo: Echo) -> None:
+    """After each `down`, once; not at the end of each window of a fault that refuses."""
+    events: list[Event] = []
+    proxy = make_proxy(echo.name, on_event=events.append)
+    for count in range(1, 4):
+        assert [it.text for it in events if it.kind == "listening"] == [address_name(proxy)] * count
+        proxy.down()
+        proxy.up()
+        proxy.up()
+    with proxy.fault("refuse"):
+        assert refuses(proxy.address)
+        proxy.down()
+        proxy.up()
+        assert [it.kind for it in events].count("listening") == 4
+    eventually(lambda: [it.kind for it in events].count("listening") == 5)
+    with proxy.fault("refuse"):
+        assert refuses(proxy.address)
+    assert relays(proxy.address)
+    proxy.stop()
+    assert [it.kind for it in events].count("listening") == 5
+
+
+def address_name(proxy: Proxy) -> str:
+    return f"{proxy.host}:{proxy.port}"
 
 
 def test_a_given_port_and_several_addresses(make_proxy: MakeProxy, echo: Echo) -> None:
@@ -343,3 +372,17 @@ def test_upstream_before_the_start(echo: Echo, closed: Closed) -> None:
     with proxy:
         assert relays(proxy.address)
     proxy.upstream = closed.name
+
+
+def test_a_socket_or_a_server_as_upstream(make_proxy: MakeProxy, echo: Echo) -> None:
+    """Whatever the fixture of pytest takes as its target."""
+    proxy = make_proxy("127.0.0.1:1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        proxy.upstream = server
+        with connect(proxy.address), server.accept()[0]:
+            assert proxy.upstream == f"127.0.0.1:{server.getsockname()[1]}"
+    for target in (f"redis://localhost:{echo.port}/0", str(echo.port), SimpleNamespace(port=echo.port)):
+        proxy.upstream = target
+        assert relays(proxy.address)
+    with pytest.raises(UsageError, match="expected HOST:PORT, a URL"):
+        proxy.upstream = object()

@@ -386,6 +386,25 @@ def test_failed(tcpproxy, listener):
     assert "fixtures.py" not in result.stdout.str()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "tcpproxy(9, idle_timeout='soon')",
+        "tcpproxy(9, nothing=1)",
+        "tcpproxy(object())",
+        "tcpproxy(9, faults='stall=1')",
+        "tcpproxy(9, bind='192.0.2.1')",
+    ],
+)
+def test_an_error_of_the_fixture_ends_at_the_line_of_the_test(run: Run, call: str) -> None:
+    """Neither the fixture's source nor that of the proxy is shown."""
+    result = run(f"def test_it(tcpproxy):\n    {call}\n")
+    result.assert_outcomes(failed=1)
+    text = result.stdout.str()
+    assert f">       {call}" in text or f">   {call}" in text
+    assert [name for name in ("fixtures", "proxy", "config", "faults", "inforce") if f"{name}.py:" in text] == []
+
+
 def test_a_wait_in_vain_ends_at_the_line_of_the_test(run: Run) -> None:
     """Not in the source of tcpproxy, unless all of the traceback is asked for."""
     source = """

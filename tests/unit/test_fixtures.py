@@ -6,12 +6,13 @@ import asyncio
 import http.server
 import socket
 import socketserver
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tcpproxy import Proxy, UsageError
-from tcpproxy.fixtures import target_of
+from tcpproxy.config.targets import target_of
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,8 @@ from tcpproxy.fixtures import target_of
     [
         ("db:5432", "db:5432"),
         (5432, 5432),
+        ("5432", 5432),
+        (Path("/run/db.sock"), Path("/run/db.sock")),
         (("db", 5432), ("db", 5432)),
         (("fe80::1", 80, 0, 3), ("fe80::1", 80, 0, 3)),
         ("redis://user:secret@cache:6380/0", "cache:6380"),
