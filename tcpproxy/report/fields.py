@@ -45,7 +45,8 @@ def fields(event: Event) -> dict[str, object]:
         names = ("upstream", "reason", "error", "text") if event.kind == "upstream-down" else ()
         return {"target": event.target, **{name: _value(event, name) for name in names}}
     if event.kind not in OF_CONNECTIONS:
-        return {name: value for name in OF_OTHERS if (value := _value(event, name))}
+        others = (*OF_OTHERS, "target") if event.kind == "lost" else OF_OTHERS
+        return {name: value for name in others if (value := _value(event, name))}
     found = {name: _value(event, name) for name in OF_CONNECTIONS[event.kind]}
     found["target"] = event.target
     if event.via:

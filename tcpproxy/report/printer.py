@@ -24,6 +24,13 @@ BURST = 10
 """Failed connections of one reason that get a line each in a second; one more line counts the others."""
 
 
+CHANGES = 4
+"""Lines in a second that say of one target whether it answers; one more line counts the others."""
+
+_CHANGES_OF = "upstream "
+"""In front of a target: a key of the rate limit, which no reason is."""
+
+
 class Printer:
     """Writes events as lines, in the words of the original command. Never raises; counts what cannot be written.
 
@@ -31,7 +38,7 @@ class Printer:
         debug: print how each connection ended.
         quiet: print no line for a new connection.
         json: print one JSON object a line instead of text, all on `stdout`, with the end of each connection.
-        several: there are several forwards: the line of each listener says where it forwards to.
+        several: there are several forwards: lines about listeners and connections say where they go to.
         about: JSON: further fields of `listening`.
         dump: shows the bytes that pass; None: they are not shown.
         stdout, stderr: descriptors to write to.
@@ -60,6 +67,8 @@ class Printer:
         self.suspicion = ""
         self._stdout, self._stderr = stdout, stderr
         self._rate_limit = RateLimit()
+        self._answers: dict[str, bool] = {}
+        """Whether a target answers, of those about which something was said."""
         self._torn: dict[int, bool] = {}
         """Descriptors whose last line is incomplete, because a disk was full."""
         self.unwritten = 0
@@ -114,8 +123,10 @@ class Printer:
             self.many([decode(record, targets[record[-1]], "") for record in records])
         else:
             self.flush_suppressed()
+            routes = [f" -> {target}" * self._several for target in targets]
             lines = [
-                f"New connection from {origin(record[4], record[-3])}" + f" #{record[3]}" * self._numbered
+                f"New connection from {origin(record[4], record[-3])}{routes[record[-1]]}"
+                + f" #{record[3]}" * self._numbered
                 for record in records
             ]
             self._write(self._stdout, lines)
@@ -142,15 +153,26 @@ class Printer:
 
     def flush_suppressed(self, final: bool = False) -> bool:
         """Says how many lines the rate limit has suppressed in the last seconds. True: call again a second later."""
-        for reason, count in self._rate_limit.take_suppressed(final).items():
-            text = f"{count} more lines of the kind failed ({reason}) were not shown"
-            lost = Event("lost", reason, text=text, lost=count)  # type: ignore[arg-type]  # a key is a reason
+        for key, count in self._rate_limit.take_suppressed(final).items():
+            lost = self._suppressed(key, count)
             self._write(self._stream(lost), self._lines(lost))
         return self._rate_limit.pending
+
+    def _suppressed(self, key: str, count: int) -> Event:
+        if not key.startswith(_CHANGES_OF):
+            text = f"{count} more lines of the kind failed ({key}) were not shown"
+            return Event("lost", key, text=text, lost=count)  # type: ignore[arg-type]  # the key is a reason
+        target = key.removeprefix(_CHANGES_OF)
+        state = "answers" if self._answers[target] else "does not answer"
+        text = f"{count} more changes of upstream {target} were not shown; it {state} now"
+        return Event("lost", text=text, lost=count, target=target)
 
     def _admitted(self, event: Event) -> bool:
         if event.kind == "failed":
             return self._rate_limit.admit(event.reason, BURST)
+        if event.kind in OF_TARGETS:
+            self._answers[event.target] = event.kind == "upstream-up"
+            return self._rate_limit.admit(_CHANGES_OF + event.target, CHANGES)
         # A lasting condition, checked again ten times a second: one line a second, and repeats are not counted.
         return event.kind not in ("accept-error", "limit") or self._rate_limit.admit(event.kind, 1, counted=False)
 

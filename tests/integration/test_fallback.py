@@ -45,6 +45,7 @@ def test_the_first_that_answers(
     targets = f"{closed.name},{named.name},{other.name}"
     proxy = make_proxy(targets, workers=workers, zero_copy=zero_copy)
     assert [said(proxy.address) for _ in range(8)] == [named.port] * 8
+    proxy.wait_for(active=0)
     with connect(proxy.address) as client:
         read_exactly(client, 5)
         assert echoes(client, bytes(300_000))

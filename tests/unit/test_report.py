@@ -23,9 +23,9 @@ from tcpproxy._core.worker import KINDS, REASONS, STATES
 from tcpproxy.errors import describe
 from tcpproxy.report.event import EventKind, Reason, Record, decode, is_new
 from tcpproxy.report.fields import error_name, fields, timestamp
-from tcpproxy.report.printer import BURST, Printer
+from tcpproxy.report.printer import BURST, CHANGES, Printer
 from tcpproxy.report.ratelimit import RateLimit
-from tcpproxy.report.sentences import sentences
+from tcpproxy.report.sentences import sentence, sentences
 from tcpproxy.report.sink import LoggingSink
 from tcpproxy.tap.dump import Dump
 from tcpproxy.text import clean
@@ -181,7 +181,10 @@ GOLDEN = {
     ),
     "warning": (Event("warning", text="beware"), '"warning", "kind": "warning", "text": "beware"}'),
     "stopping": (Event("stopping", text="waiting"), '"info", "kind": "stopping", "text": "waiting"}'),
-    "lost": (Event("lost", text="5 lost", lost=5), '"warning", "kind": "lost", "lost": 5, "text": "5 lost"}'),
+    "lost": (
+        Event("lost", text="5 lost", lost=5, target="db.example:80"),
+        '"warning", "kind": "lost", "lost": 5, "text": "5 lost", "target": "db.example:80"}',
+    ),
 }
 
 
@@ -505,9 +508,10 @@ def test_connections_are_never_held_back(streams: Streams) -> None:
 
 @pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
-def test_newcomers_read_like_other_events(streams: Streams, as_json: bool, debug: bool) -> None:
+@pytest.mark.parametrize("several", [False, True], ids=["", "several"])
+def test_newcomers_read_like_other_events(streams: Streams, as_json: bool, debug: bool, several: bool) -> None:
     """New connections take a short way of their own, to the same lines."""
-    printer = streams.printer(json=as_json, debug=debug)
+    printer = streams.printer(json=as_json, debug=debug, several=several)
     records: list[Record] = [
         ("new", "", 0, number, f"192.0.2.1:{number}", "", "", 0, 0, 0.0, 0.0, 1e9, 0, "", "", target)
         for number, target in ((50000, 0), (50001, 1))
@@ -520,6 +524,7 @@ def test_newcomers_read_like_other_events(streams: Streams, as_json: bool, debug
     assert err == []
     assert len(out) == 4
     assert out[:2] == out[2:]
+    assert as_json or several == out[0].startswith("New connection from 192.0.2.1:50000 -> db:80")
 
 
 # --- streams that fail ---
@@ -680,3 +685,53 @@ def test_with_several_forwards_a_listener_names_its_target(streams: Streams, cap
         LoggingSink()(event)
         LoggingSink(several=True)(event)
     assert [record.getMessage() for record in caplog.records] == lines
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (Event("new", client=CLIENT), "New connection from {who}"),
+        (Event("new", client=CLIENT, via="10.0.0.2:1"), f"New connection from {CLIENT} via 10.0.0.2:1 -> db:5432"),
+        (END, f"Closed {{who}} after 1.235 s, connected in 2.1 ms to {UPSTREAM}: client-eof"),
+        (FAILED, f"{LINES['failed'][2][0].removesuffix(f'{CLIENT})')}{{who}})"),
+        (Event("failed", "denied", client=CLIENT), "Refused {who}: its address is not allowed"),
+        (Event("failed", "limit", client=CLIENT), "Refused {who}: its source has as many connections as it may"),
+        (Event("failed", "proxy-header", client=CLIENT, text="x"), "Refused {who}: no valid PROXY header: x"),
+    ],
+)
+def test_with_several_forwards_a_connection_names_its_target(streams: Streams, event: Event, expected: str) -> None:
+    """So does its line in the log of a program, and the short way of new connections."""
+    event = event._replace(target="db:5432")
+    streams.printer(several=True, debug=event.kind == "end")(event)
+    out, err = streams.taken()
+    assert (out + err)[-1] == expected.format(who=f"{CLIENT} -> db:5432")
+    assert " -> db:5432" in sentence(event, several=True)
+    assert " -> " not in sentence(event)
+    streams.printer()(event)
+    assert not [line for lines in streams.taken() for line in lines if " -> " in line]
+
+
+def test_changes_of_a_target_that_alternates(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few a second, of each target; then how many were left out, and what is true at the end."""
+    clock = Clock()
+    monkeypatch.setattr(RateLimit.__init__, "__defaults__", (clock,))
+    printer, other = streams.printer(), streams.printer(json=True)
+    down, up = (Event(kind, target="db1:80", upstream="db2:80") for kind in ("upstream-down", "upstream-up"))  # type: ignore[arg-type]
+    for _ in range(20):
+        for each in (printer, other):
+            each.many([down, up])
+    printer(down._replace(target="db3:80"))
+    assert len(streams.taken()[1]) == CHANGES + 1
+    clock.now += 1
+    assert printer.flush_suppressed() is other.flush_suppressed() is False
+    out, err = streams.taken()
+    left = 40 - CHANGES
+    text = f"{left} more changes of upstream db1:80 were not shown; it answers now"
+    assert err == [text]
+    told = json.loads(out[0])
+    assert {**told, "time": ""} == {
+        **{"time": "", "level": "warning", "kind": "lost", "lost": left, "text": text, "target": "db1:80"}
+    }
+    printer.many([down, up, down, up, down])
+    printer.flush_suppressed(final=True)
+    assert streams.taken()[1][-1].endswith("changes of upstream db1:80 were not shown; it does not answer now")
