@@ -10,6 +10,7 @@
 #   Portion      PORTION_NS of the rate, of the lower rate if there are two; at least a segment, and at most what a turn reads.
 #                It is never larger than the number of unread bytes, for which the socket is asked first (FIONREAD).
 #   Ends         An end of file or a failure with no unread bytes before it needs no portion, and is passed on at once.
+#   Ended        A relay that ends gives back what it has reserved of a shared rate and not read.
 #   Debt         A read may be larger than the portion, as the last read of a turn may be. The excess is charged to the rate.
 #   Splice       is used as without a rate, except for portions that fit into one read of the scratch buffer.
 #   Faults       A direction that faults shape is limited in the same way.

@@ -256,6 +256,29 @@ def test_killed_and_aborted(slow: tuple[Proxy, socket.socket, socket.socket]) ->
         proxy.stop(0)
 
 
+@pytest.mark.parametrize("how", ["upstream", "kill"])
+def test_those_who_are_gone_are_not_waited_for(how: str, make_proxy: MakeProxy, upstream: Upstream) -> None:
+    """What they have reserved of a shared rate is free again: here 50 portions of 0.7 s each."""
+    proxy = make_proxy(upstream.name, max_rate="2kB/s")
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(proxy.address)) for _ in range(50)]
+        peers = [stack.enter_context(upstream.accept()) for _ in clients]
+        for client in clients:
+            client.sendall(bytes(1448))
+        eventually(lambda: proxy.stats().bytes_to_upstream >= 2 * 1448)
+        if how == "kill":
+            proxy.kill()
+        else:
+            for peer in peers:
+                reset(peer)
+        eventually(lambda: proxy.stats().active == 0)
+        start = time.monotonic()
+        with connect(proxy.address) as client, upstream.accept() as last:
+            client.sendall(b"x")
+            assert read_exactly(last, 1) == b"x"
+        assert time.monotonic() - start < 10
+
+
 def test_paused(make_proxy: MakeProxy, upstream: Upstream) -> None:
     proxy = make_proxy(upstream.name, max_rate="100kB/s")
     with Flow(proxy, upstream, 1, up=False) as flow:
