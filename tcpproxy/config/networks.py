@@ -32,8 +32,7 @@ def parse_networks(what: str, value: Any) -> tuple[IPv4Network | IPv6Network, ..
     """
     if value is None:
         return None
-    given = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-    texts = [text.strip() for each in given for text in str(each).split(",")]
+    texts = _texts(value)
     if not texts:
         raise UsageError(f"{what} is empty, {EXPECTED}")
     return tuple(_network(what, text) for text in texts)
@@ -43,11 +42,16 @@ def parse_proxies(what: str, value: Any) -> tuple[IPv4Network | IPv6Network | st
     """The same, and the word `unix`."""
     if value is None:
         return None
-    given = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-    texts = [text.strip() for each in given for text in str(each).split(",")]
+    texts = _texts(value)
     networks = [text for text in texts if text != UNIX]
     found = (parse_networks(what, networks) or ()) if networks or not texts else ()
     return (*found, *([UNIX] if UNIX in texts else []))
+
+
+def _texts(value: Any) -> list[str]:
+    """Returns the text of each network. One of `ipaddress` alone is no list: it would give all its addresses."""
+    alone = isinstance(value, str) or not isinstance(value, Iterable) or hasattr(value, "prefixlen")
+    return [text.strip() for each in ([value] if alone else value) for text in str(each).split(",")]
 
 
 def _network(what: str, text: str) -> IPv4Network | IPv6Network:

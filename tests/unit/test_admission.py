@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcpproxy.config.networks import parse_networks
+from tcpproxy.config.networks import parse_networks, parse_proxies
 from tcpproxy.errors import UsageError
 from tcpproxy.network.networks import Network, admitted
 
@@ -45,6 +45,13 @@ def test_no_list() -> None:
 
 
 NOT_ONE = "is no network, expected addresses and networks like 10.0.0.0/8, ::1 or 2001:db8::/32"
+
+
+def test_network_that_is_no_list() -> None:
+    """One of `ipaddress` gives all its addresses, as if it were a list."""
+    network = IPv4Network("10.0.0.0/24")
+    assert parse_networks("allow", network) == (network,)
+    assert parse_proxies("accept_proxy", network) == (network,)
 
 
 @pytest.mark.parametrize(
