@@ -280,9 +280,13 @@ def parse_sources(what: str, value: object) -> tuple[str, ...]:
         ip, percent, scope = host.partition("%") if isinstance(host, str) else ("", "", "")
         if not is_ip(ip) or (percent and (not scope or ":" not in ip)):
             raise UsageError(f"{what} {quoted(text)} is no IP address, {expected}")
-        if ip in ("0.0.0.0", "::"):
+        v6 = ":" in ip
+        raw = socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, ip)
+        if not any(raw):
             raise UsageError(f"{what} {quoted(text)} is every address, {expected}")
-        if (v6 := ":" in ip) in found:
+        if raw[0] == 255 if v6 else 224 <= raw[0] < 240 or raw == b"\xff" * 4:  # Linux binds to them
+            raise UsageError(f"{what} {quoted(text)} is a multicast or broadcast address, {expected}")
+        if v6 in found:
             family = "IPv6" if v6 else "IPv4"
             raise UsageError(f"{what} {quoted(text)} is the second {family} address, expected one of a family")
         found[v6] = host

@@ -103,6 +103,8 @@ def connect_from(address: tuple[str, int], port: int) -> socket.socket:
 
 # --- what is refused ---
 
+NOT_OF_ONE = "source '{}' is a multicast or broadcast address, expected an IP address of this machine, like 10.0.0.5"
+
 
 @pytest.mark.parametrize("source", ["203.0.113.77", "2001:db8::77", "fe80::1%none"])
 def test_not_of_this_machine(echo: Echo, source: str) -> None:
@@ -129,6 +131,10 @@ def test_not_of_this_machine(echo: Echo, source: str) -> None:
         ("10.0.0.1%1", "source '10.0.0.1%1' is no IP address, expected an IP address of this machine, like 10.0.0.5"),
         (5, "source 5 is no address, expected an IP address of this machine, like 10.0.0.5"),
         ("0.0.0.0", "source '0.0.0.0' is every address, expected an IP address of this machine, like 10.0.0.5"),
+        ("0:0::0", "source '0:0::0' is every address, expected an IP address of this machine, like 10.0.0.5"),
+        ("224.0.0.1", NOT_OF_ONE.format("224.0.0.1")),
+        ("255.255.255.255", NOT_OF_ONE.format("255.255.255.255")),
+        ("ff02::1", NOT_OF_ONE.format("ff02::1")),
         (["::1", "::2"], "source '::2' is the second IPv6 address, expected one of a family"),
     ],
 )
