@@ -31,7 +31,7 @@
 # has no `eof_read`, and the relay reads and discards what that one sends (lingering).
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.buffer cimport Buffer
-from tcpproxy._core.poller cimport Poller, Watch
+from tcpproxy._core.poller cimport Poller, Watch, poller_rearm
 from tcpproxy._core.shaper cimport Shaper, shaper_holds
 from tcpproxy._core.splice cimport Pipe, Pipes
 from tcpproxy._core.tap cimport Tap
@@ -105,6 +105,12 @@ cdef inline uint64_t half_waiting(const Half *half) noexcept nogil:
 cdef inline bint half_holds(const Half *half) noexcept nogil:
     """It has read bytes, or the end of a shaped source, that it has not delivered yet."""
     return half.buffer.memory != NULL or half.pipe != NULL or (half.shaper != NULL and shaper_holds(half.shaper))
+
+
+cdef inline void half_not_ready(Side *side, uint32_t bit, Pump *pump) noexcept nogil:
+    """Clears READY_IN after a read that has emptied the socket, or READY_OUT when it is full: an event sets it again."""
+    side.ready &= ~bit
+    poller_rearm(pump.poller, &side.watch, bit)
 
 
 cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil

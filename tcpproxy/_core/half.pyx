@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tcpproxy._core.buffer cimport buffer_clear, buffer_drop, buffer_fill
 from tcpproxy._core.net cimport ECONNRESET, NET_POLL_CLEARS_ERROR, net_out_of_resources, net_no_delay, net_recv, net_send, \
     net_shut_write, net_pacing_off, net_unread, net_would_block
-from tcpproxy._core.poller cimport READY_IN, READY_OUT, poller_rearm
+from tcpproxy._core.poller cimport READY_IN, READY_OUT
 from tcpproxy._core.shaper cimport SOURCE_EOF, SOURCE_FAILED, shaper_clear, shaper_end
 from tcpproxy._core.splice cimport Pipe, pipe_drain, pipe_fill, pipe_give, pipe_read, pipe_take, splice_refused
 from tcpproxy._core.sync cimport sync_bump
@@ -20,11 +20,6 @@ cdef enum:
     LIKELY_EMPTIED_BYTES = 65536    # a splice of less has probably emptied the source. With 256 KiB 8 % of all bytes were copied
 
 
-cdef inline void _not_ready(Side *side, uint32_t bit, Pump *pump) noexcept nogil:
-    side.ready &= ~bit
-    poller_rearm(pump.poller, &side.watch, bit)
-
-
 cdef int64_t _send(Half *half, Side *sink, const char *data, uint32_t size, Pump *pump) noexcept nogil:
     """Returns how many bytes the sink took. 0: it is full (READY_OUT is cleared), or has failed (sink.error)."""
     cdef int64_t sent
@@ -36,7 +31,7 @@ cdef int64_t _send(Half *half, Side *sink, const char *data, uint32_t size, Pump
         half.delivered += sent
         return sent
     if sent == 0 or net_would_block(sent):
-        _not_ready(sink, READY_OUT, pump)
+        half_not_ready(sink, READY_OUT, pump)
     else:
         sink.error = <int> -sent
     return 0
@@ -89,7 +84,7 @@ cdef int _drain_pipe(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
         sync_bump(&pump.spliced, sent)
         result = PUMP_MOVED
     elif sent == 0 or net_would_block(sent):
-        _not_ready(sink, READY_OUT, pump)
+        half_not_ready(sink, READY_OUT, pump)
     elif splice_refused(sent):
         half.mode = MODE_REFUSED
         sent = pipe_read(half.pipe, pump.scratch, pump.size)
@@ -154,7 +149,7 @@ cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
         # block". It is not so at an urgent mark, where recv stops early, nor behind an announced end, which no further
         # event reports.
         if got < <int64_t> pump.size and not source.read_to_eagain:
-            _not_ready(source, READY_IN, pump)
+            half_not_ready(source, READY_IN, pump)
         _choose_mode(half, sink, got, pump)
         return got
     half_read_nothing(half, source, got, pump)
@@ -171,7 +166,7 @@ cdef void half_read_nothing(Half *half, Side *source, int64_t got, Pump *pump) n
     elif net_would_block(got):
         # At an urgent mark recv may return EAGAIN with bytes unread, if a signal is pending (SIGSTOP). No event follows.
         if not source.read_to_eagain or net_unread(source.watch.fd) == 0:
-            _not_ready(source, READY_IN, pump)
+            half_not_ready(source, READY_IN, pump)
     else:
         source.error = <int> -got
         _source_ended(half, True, pump)

@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from tcpproxy._core.bucket cimport bucket_charge, bucket_reserve, bucket_takes_ns, limit_set
 from tcpproxy._core.half cimport HALF_OPEN, PUMP_MORE, PUMP_SHAPED, PUMP_STALLED, PUMP_WAIT, ZERO_COPY_AUTO, ZERO_COPY_OFF, \
-    Half, Pump, Side, half_pump, half_waiting
+    Half, Pump, Side, half_not_ready, half_pump, half_waiting
 from tcpproxy._core.loop cimport Counters, Meter, Origin, loop_of_target
 from tcpproxy._core.net cimport net_unread
 from tcpproxy._core.poller cimport READY_IN
@@ -85,17 +85,20 @@ cdef inline bint _wants(const Loop *loop, Half *half, const Side *source) noexce
         and (half.shaper == NULL or shaper_room(half.shaper, loop.now_ns) > 0)
 
 
-cdef uint32_t _may_read(Loop *loop, Relay *relay, int side) noexcept nogil:
-    """How many bytes the direction may read now. 0: there is nothing to read; or it must wait, and an alarm is set."""
+cdef uint32_t _may_read(Loop *loop, Relay *relay, int side, uint32_t *unread_now) noexcept nogil:
+    """How many bytes the direction may read now. 0: there is nothing to read; or it must wait, and an alarm is set.
+
+    `unread_now`: how many bytes are unread, if the socket was asked now; else 0.
+    """
     cdef Meter *meter = relay.origin.meter
-    cdef uint32_t unread
+    unread_now[0] = 0
     if meter.portion[side] == 0:
         if not _wants(loop, &relay.halves[side], &relay.sides[side]):
             return 0
-        unread = <uint32_t> net_unread(relay.sides[side].watch.fd)
-        if unread == 0:
+        unread_now[0] = <uint32_t> net_unread(relay.sides[side].watch.fd)
+        if unread_now[0] == 0:
             return 1            # an end of file or a failure
-        _reserve(loop, relay, side, min(unread, loop.group.portion[side]))
+        _reserve(loop, relay, side, min(unread_now[0], loop.group.portion[side]))
     if meter.due_ns[side] <= loop.now_ns:
         return meter.portion[side]
     if meter.alarm.kind == TIMER_NONE or meter.due_ns[side] < meter.alarm.due_ns:
@@ -164,17 +167,21 @@ cdef int metering_pump(Loop *loop, Relay *relay, int side) noexcept nogil:
     cdef int result = PUMP_SHAPED if half.shaper != NULL else PUMP_WAIT
     cdef uint64_t used = 0
     cdef int64_t got
-    cdef uint32_t may
+    cdef uint32_t may, unread
     if loop.paused & (1 << side):
         return result
     while True:
-        may = _may_read(loop, relay, side)
+        may = _may_read(loop, relay, side, &unread)
         got = -<int64_t> (half.delivered + half_waiting(half))
         result |= _pump(loop, relay, side, may) & ~PUMP_MORE
         got += half.delivered + half_waiting(half)
         if got > 0:             # else the half is broken, and its bytes were dropped
             _account(loop, relay.origin.meter, side, got)
             used += got
+            if got == <int64_t> unread and not relay.sides[side].read_to_eagain and relay.sides[side].ready & READY_IN:
+                # The socket is empty, as after a read that does not fill the scratch: see _recv in half.pyx. Bytes that
+                # came after it was asked cause an event.
+                half_not_ready(&relay.sides[side], READY_IN, &loop.pump)
         if result & PUMP_STALLED or not _wants(loop, half, &relay.sides[side]):
             return result
         if may == 0 and relay.origin.meter.portion[side]:
