@@ -25,7 +25,7 @@ from tcpproxy._core.timers cimport TIMER_FLUSH, TIMER_LINGER, TIMER_NONE, TIMER_
 
 cdef enum:
     # Reads that discard what a lingering side sends, in one turn: with a scratch of 64 KiB as much as a turn of the pump
-    # reads (TURN_LEAST_BYTES of resources.pyx). A choice.
+    # reads (TURN_LEAST_BYTES of half.pxd). A choice.
     DISCARDS_PER_TURN = 4
 
 

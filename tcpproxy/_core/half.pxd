@@ -49,6 +49,13 @@ cdef enum:                      # what half_pump returns, as bits
     PUMP_STALLED = 4            # the tap has no room for a read: call again when it has
     PUMP_SHAPED = 8             # the half has a shaper: it may say that the relay ends, or when to call again
 
+cdef enum:
+    # A splice of less is small: two calls and a pipe for what one copy of the scratch does. A choice, not a measurement.
+    SPLICE_WORTH_BYTES = 16384
+    # What one half reads in a turn, so that a bulk stream starves nobody: 256 KiB were measured (docs/decisions.md, "Budget of a
+    # turn").
+    TURN_LEAST_BYTES = 262144
+
 cdef enum:                      # Pump.zero_copy
     ZERO_COPY_OFF = 0
     ZERO_COPY_AUTO              # a half splices while its reads are large

@@ -15,8 +15,6 @@ cdef enum:
     NO_ROOM = -1            # what _recv returns when the tap has no room
     MODE_READS = 2          # reads in a row that change the mode. With 4 a transfer of 1 MiB cost a third more CPU
     SMALLEST_MSS_BYTES = 536    # a first send of so many fits one TCP segment, so Nagle holds back no rest of it
-    # A splice of less is small: two calls and a pipe for what one copy of the scratch does. A choice, not a measurement.
-    SPLICE_WORTH_BYTES = 16384
     LIKELY_EMPTIED_BYTES = 65536    # a splice of less has probably emptied the source. With 256 KiB 8 % of all bytes were copied
 
 

@@ -2,8 +2,8 @@
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from tcpproxy._core.bucket cimport bucket_charge, bucket_reserve, bucket_takes_ns, limit_set
-from tcpproxy._core.half cimport HALF_OPEN, PUMP_MORE, PUMP_SHAPED, PUMP_STALLED, PUMP_WAIT, ZERO_COPY_AUTO, ZERO_COPY_OFF, \
-    Half, Pump, Side, half_not_ready, half_pump, half_waiting
+from tcpproxy._core.half cimport HALF_OPEN, PUMP_MORE, PUMP_SHAPED, PUMP_STALLED, PUMP_WAIT, SPLICE_WORTH_BYTES, \
+    TURN_LEAST_BYTES, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, half_not_ready, half_pump, half_waiting
 from tcpproxy._core.loop cimport Counters, Meter, Origin, loop_of_target
 from tcpproxy._core.net cimport net_unread
 from tcpproxy._core.poller cimport READY_IN
@@ -17,11 +17,9 @@ cdef enum:
     # A wake-up that is late by less than the burst (1 / BURST_PART s) loses no throughput.
     PORTION_NS = 4000000
     LEAST_PORTION_BYTES = 1448      # a segment
-    MOST_PORTION_BYTES = 262144     # what a turn reads: TURN_LEAST_BYTES of resources.pyx
+    MOST_PORTION_BYTES = TURN_LEAST_BYTES
     BURST_PART = 50                 # the burst is this part of the rate per second: 20 ms
     MOST_BURST_BYTES = 1000000000
-    # Below this size a splice costs more than a copy: SPLICE_WORTH_BYTES of half.pyx.
-    SPLICE_LEAST_BYTES = 16384
 
 
 cdef uint32_t _portion(uint64_t rate) noexcept nogil:
@@ -147,7 +145,7 @@ cdef int _pump(Loop *loop, Relay *relay, int side, uint32_t may) noexcept nogil:
     if may:
         pump.size = min(pump.size, may)
         pump.splice_size = min(pump.splice_size, may)
-    if may < SPLICE_LEAST_BYTES and pump.zero_copy == ZERO_COPY_AUTO:
+    if may < SPLICE_WORTH_BYTES and pump.zero_copy == ZERO_COPY_AUTO:
         pump.zero_copy = ZERO_COPY_OFF
     if relay.halves[side].shaper != NULL:
         result = shaped_pump(&relay.halves[side], &relay.sides[side], &relay.sides[1 - side], pump)

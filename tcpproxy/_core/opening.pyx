@@ -341,10 +341,11 @@ cdef void _await_room(Loop *loop, Side *upstream) noexcept nogil:
 cdef void _find_destination(Loop *loop, const Relay *relay, net_addr *destination) noexcept nogil:
     """Sets the address that the client connected to. It needs a call only if the listener has a wildcard address."""
     cdef const Upstream *first = &loop.upstreams[loop.upstreams[relay.target].first]
-    cdef const net_addr *place = &first.places[net_speaks_v6(&relay.client)]
+    cdef const net_addr *place
     if relay.origin != NULL and relay.origin.via.length:
         destination[0] = relay.origin.destination
         return
+    place = &first.places[net_speaks_v6(&relay.client)]
     if place.length and place.length == relay.client.length:
         destination[0] = place[0]
     else:

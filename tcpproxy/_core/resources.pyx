@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free, malloc
 from tcpproxy._core.bulk cimport bulk_init
 from tcpproxy._core.connecting cimport addresses_release
 from tcpproxy._core.events cimport events_free, events_init
-from tcpproxy._core.half cimport ZERO_COPY_OFF
+from tcpproxy._core.half cimport TURN_LEAST_BYTES, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_init, inbox_pop
 from tcpproxy._core.loop cimport UPSTREAMS, Counters, Relay, relay_alive
 from tcpproxy._core.net cimport NET_NONE, net_close, net_reset
@@ -22,10 +22,7 @@ cdef enum:
     # Of a worker's ring; a power of two. A connection has three. A reader that sleeps for 20 ms loses none below
     # 100,000 a second.
     EVENT_RECORDS = 2048
-    # What one half reads in a turn, so that a bulk stream starves nobody: 256 KiB were measured (docs/decisions.md, "Budget of a
-    # turn"), and no fewer than four reads, a choice, with a larger --buffer-size.
-    TURN_LEAST_BYTES = 262144
-    TURN_LEAST_READS = 4
+    TURN_LEAST_READS = 4        # a choice, for a larger --buffer-size: as many reads as a turn has at least
     # TCP keepalive: probes without an answer until a peer counts as dead, and the part of the idle time between two of them. So
     # a dead peer is found after one and a half times the idle time. A choice.
     KEEPALIVE_PROBES = 3

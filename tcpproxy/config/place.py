@@ -38,7 +38,7 @@ def parse_place(what: str, value: object) -> Endpoint | None:
 def _place(text: str) -> Endpoint | None:
     """Parses an address and a port; None if the text is none."""
     host, colon, port = text.rpartition(":")
-    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
+    if not habits.is_port(port):
         return None
     if not colon:
         return Endpoint("127.0.0.1", int(port))
