@@ -164,9 +164,10 @@ class Controls(Refusing, Waits):
         upstream.
 
         Raises:
-            UsageError: on setting, no such address can exist, or it is the proxy's own.
+            UsageError: on setting, no such address can exist, or it is the proxy's own; or there are several targets,
+                now or in what is set.
             StartError: on setting, the system refuses memory, or a thread for the look-ups.
-            RuntimeError: the proxy has several forwards; on setting, also if there are several targets.
+            RuntimeError: the proxy has several forwards.
         """
         self._check_single("upstream")
         return self.config.remote
@@ -175,8 +176,10 @@ class Controls(Refusing, Waits):
     def upstream(self, remote: object) -> None:
         self._check_single("upstream")
         config = self.config.with_remote(remote if isinstance(remote, list) else target_of(remote))
-        if len(self.config.forwards[0].targets) > 1 or len(config.forwards[0].targets) > 1:
-            raise RuntimeError("a proxy with several targets keeps them: upstream can be set where there is one")
+        for each in (config, self.config):
+            if (count := len(each.forwards[0].targets)) > 1:
+                which = "the value has" if each is config else "the proxy has"
+                raise UsageError(f"upstream {quoted(remote)} cannot be set: {which} {count} targets, expected one")
         with self._held() as crew:
             if not crew:
                 self.config = config

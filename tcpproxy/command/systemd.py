@@ -22,7 +22,7 @@ from ..native import monotonic
 from ..network.forwarding import places_of
 from ..network.given import check_given
 from ..proxy import Proxy
-from ..text import count
+from ..text import count, quoted
 from .pulse import Pulse
 
 FIRST, MOST = 3, 1000
@@ -50,7 +50,9 @@ class Service:
         watched, pid = _number(environ.pop("WATCHDOG_USEC", "")), environ.pop("WATCHDOG_PID", "")
         self._period = watched / 1e6 / BEATS if pid in ("", str(os.getpid())) else 0.0
         self._room = _number(environ.pop("FDSTORE", ""))
-        self._passed = _passed(environ)
+        self.warning = ""
+        """A sentence for the operator; empty: none."""
+        self._passed = self._take_passed(environ)
         self._prefix = ""  # of names in the descriptor store; empty: nothing is stored
         self._thread: threading.Thread | None = None
         self._news = threading.Event()
@@ -58,6 +60,14 @@ class Service:
         self._over = False
 
     # --- sockets ---
+
+    def _take_passed(self, environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
+        pid, number = environ.get("LISTEN_PID", ""), _number(environ.get("LISTEN_FDS", ""))
+        if number and pid != str(os.getpid()):
+            own = os.getpid()
+            whose = f"LISTEN_PID is {quoted(pid)} and this is process {own}" if pid else "there is no LISTEN_PID"
+            self.warning = f"{count(number, 'passed socket')} not used: {whose}; start tcpproxy directly, or by exec"
+        return _passed(environ)
 
     def sockets(self, config: Config, given: Mapping[str, object]) -> list[socket.socket] | None:
         """Returns the sockets to accept from; None: the proxy makes its own.

@@ -335,11 +335,15 @@ def test_a_target_that_leads_back(named: Named) -> None:
 
 def test_upstream_is_kept(make_proxy: MakeProxy, named: Named, closed: Closed) -> None:
     proxy = make_proxy(f"{closed.name},{named.name}")
-    with pytest.raises(RuntimeError, match="a proxy with several targets keeps them"):
+    with pytest.raises(UsageError, match=r"^upstream '.*' cannot be set: the proxy has 2 targets, expected one$"):
         proxy.upstream = named.name
+    assert said(proxy.address) == named.port
     proxy = make_proxy(named.name)
-    with pytest.raises(RuntimeError, match="a proxy with several targets keeps them"):
-        proxy.upstream = f"{closed.name},{named.name}"
+    for several in (f"{closed.name},{named.name}", [closed.name, named.name]):
+        with pytest.raises(UsageError, match=r"^upstream .* cannot be set: the value has 2 targets, expected one$"):
+            proxy.upstream = several  # type: ignore[assignment]
+    assert proxy.upstream == named.name
+    assert said(proxy.address) == named.port
 
 
 def test_sandbox_lets_reach_all() -> None:

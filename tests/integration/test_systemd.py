@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -142,6 +143,24 @@ def test_what_is_for_another_process_or_no_number_is_ignored(
     process = command(echo.name, **passing([listener], pid_off_by=0 if environ else 1, **environ))
     assert process.address != listener.getsockname()
     assert relays(process.address)
+    if environ:
+        assert process.complaints == []
+        return
+    eventually(lambda: process.stderr)
+    (warning,) = process.stderr
+    other, own = map(int, re.findall(r"\d{2,}", warning))
+    whose = f"LISTEN_PID is '{other}' and this is process {own}"
+    assert warning == f"warning: 1 passed socket not used: {whose}; start tcpproxy directly, or by exec"
+    assert other == own + 1
+
+
+def test_sockets_for_nobody(command: Start, echo: Echo) -> None:
+    """LISTEN_FDS was given by hand, without the number of a process."""
+    process = command(echo.name, wrapper=("env", "-u", "LISTEN_PID", "LISTEN_FDS=2"))
+    assert relays(process.address)
+    eventually(lambda: process.stderr)
+    text = "2 passed sockets not used: there is no LISTEN_PID; start tcpproxy directly, or by exec"
+    assert process.stderr == [f"warning: {text}"]
 
 
 def datagrams(stack: contextlib.ExitStack) -> socket.socket:
