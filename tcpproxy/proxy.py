@@ -240,11 +240,17 @@ class Proxy(Controls):
             crew.start()
 
     def _find_targets(self, forwards: list[Forwarding]) -> None:
-        """Finds the targets' addresses: none (and a warning) of a name that does not resolve soon enough."""
+        """Finds the targets' addresses: none (and a warning) of a name that does not resolve soon enough.
+
+        Raises:
+            UsageError: a target cannot be connected to, whatever happens.
+        """
         asked: list[tuple[Target, Resolver, int]] = []
         sources = self.config.connecting.source
         for each in all_targets(forwards):
             place = each.place
+            if place.path and not place.path.startswith("@") and os.path.isdir(place.path):
+                raise UsageError(f"remote {quoted(each.name)} is a directory, expected the path of a UNIX socket")
             each.addresses = [unix_address(place.path)] if place.path else numeric(place.host, place.port) or []
             if not each.addresses:
                 each.resolver = self._resolver_of(place.host, place.port, families(sources))

@@ -172,7 +172,7 @@ KEYS = (
     ("client=NETWORK, connection=ID", "Only clients of a network, or one connection by its number."),
     ("after_bytes=SIZE, after=TIME", "Begin after this many bytes, or this time after the accept."),
     ("times=N", "Act on N connections at most."),
-    ("start=TIME, for=TIME, repeat=TIME", "Windows of time, counted from the start of the proxy."),
+    ("start=TIME, for=TIME, repeat=TIME", "Windows of time, counted from when it is put in force."),
     ("name=NAME, seed=N", "A name for the log; a seed of its own."),
 )
 """Attributes that most kinds of fault have."""
@@ -263,10 +263,16 @@ def _value_of(name: str, args: list[str]) -> str:
 
 
 def _hint_of_words(words: list[str], given: dict[str, Any]) -> str:
-    """What several arguments may mean: a forward with spaces in it, socat's addresses, or more networks for a list."""
+    """What several arguments may mean: a forward with spaces in it, addresses of socat, networks, a fallback."""
     for row in every_row():
         if row.name in ("allow", "deny") and given.get(row.name) and re.fullmatch(r"[\da-f.:]+/\d+", words[0], re.I):
             return f"; networks have commas between them: {row.long} {','.join([*given[row.name], words[0]])}"
+    for word in words:
+        if re.fullmatch(r"(pods?|po|service|svc|deploy(ment)?|replicaset|rs|statefulset|sts)/[\w.-]+", word, re.ASCII):
+            there = "`kubectl port-forward` reaches it, and tcpproxy reaches HOST:PORT"
+            return f"; {quoted(word)} is a name of kubectl's: {there}"
+    if len(words) == 2 and all(re.fullmatch(r"(?!localhost:)[\w-]*[a-z][\w.-]*:\d+", each, re.I) for each in words):
+        return f"; to use {words[1]} while {words[0]} cannot be reached: tcpproxy {','.join(words)}"
     return _hint(habits.forward(":".join(words)) or (habits.socat(*words) if len(words) == 2 else None))
 
 

@@ -134,13 +134,13 @@ class ProxyProtocol:
     """Who the client is, told from proxy to proxy."""
 
     send_proxy: str | None = version(
-        "Tell upstream each client's address, by the PROXY protocol.",
+        "Send clients' addresses to upstream, by the PROXY protocol.",
         "The first bytes that upstream gets are a header, `v1` (a line of text) or `v2` (binary), with the client's "
         "address and the one that it has connected to. Upstream must be told to expect it. It is sent at once, also if "
         "the client sends nothing. A client of a UNIX socket has no address: the header says that.",
     )
     accept_proxy: tuple[Any, ...] | None = proxies(
-        "Peers that tell clients' addresses, by the PROXY protocol.",
+        "Peers that send clients' addresses, by the PROXY protocol.",
         "What comes from these networks begins with a header of the PROXY protocol, v1 or v2, or is reset; `unix` "
         "stands for all peers of UNIX sockets. The header's address is the client's from then on: in the log, for "
         "`--allow` and `--deny`, for `--max-connections-per-source`, and for `--send-proxy`. From elsewhere come "
@@ -358,14 +358,14 @@ class Bending:
         command_only=True,
     )
     preset: tuple[Any, ...] = preset(
-        "Be as slow as a network, like 3g.",
+        "Imitate the latency and rate of a network.",
         "Latency and rates of WebPageTest's profiles: 2g, edge, 3gslow, 3g, 3gfast, 4g, lte, dial, dsl, cable, fios. "
         "The command prints the faults that it stands for.",
         command_only=True,
     )
     seed: int | None = number(
         None,
-        "Seed of what faults leave to chance.",
+        "Seed of the random numbers of faults.",
         "The same seed, the same connections and delays. The command prints it.",
         least=0,
         most=2**64 - 1,

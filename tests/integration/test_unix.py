@@ -551,12 +551,29 @@ def test_circles_of_paths(folder: Path, echo: Echo) -> None:
         ),
         ({"bind": "/x", "unix_mode": 600}, r"^unix_mode 600 is no mode of a file, expected octal digits from 0000 to"),
         ({"bind": "/x", "unix_mode": "0888"}, r"^unix_mode '0888' is no mode of a file"),
+        (
+            {"bind": "/x", "unix_mode": "0444"},
+            r"^unix_mode '0444' lets nobody connect, expected one with a 2, like 0600$",
+        ),
+        ({"bind": "/x", "unix_mode": 0}, r"^unix_mode 0 lets nobody connect"),
         ({"bind": "/x", "unix_mode": True}, r"^unix_mode True is no mode of a file"),
     ],
 )
 def test_wrong_usage(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         Proxy("db:80", **options)  # type: ignore[arg-type]
+
+
+def test_a_directory(folder: Path, echo: Echo) -> None:
+    with (
+        pytest.raises(UsageError, match=r"^remote '.*' is a directory, expected the path of a UNIX socket$"),
+        Proxy(str(folder)),
+    ):
+        pass
+    with Proxy(echo.name) as proxy:
+        with pytest.raises(UsageError, match="is a directory"):
+            proxy.upstream = str(folder)
+        assert proxy.upstream == echo.name
 
 
 # --- the command ---
@@ -576,7 +593,8 @@ def test_the_command(command: Callable[..., Command], echo: Echo, folder: Path) 
         with connect_unix(second) as client, connect(("127.0.0.1", port)) as other:
             assert echoes(client)
             assert echoes(other)
-    assert any(re.fullmatch(r"New connection from unix:uid=\d+(,pid=\d+)?", line) for line in outer.stdout)
+    line = rf"New connection from unix:uid=\d+(,pid=\d+)? -> {re.escape(str(first))}"
+    assert any(re.fullmatch(line, each) for each in outer.stdout)
     for process in outer, inner:
         process.signal(signal.SIGTERM)
         assert process.wait() == 0

@@ -668,6 +668,21 @@ def test_unknown_option(typed: str) -> None:
             f"argument {GOOD!r} is one too many, expected one REMOTE; "
             "networks have commas between them: --allow 10.0.0.0/8,2001:db8::/32",
         ),
+        (
+            ["db1:5432", "db2:5432"],
+            "argument 'db2:5432' is one too many, expected one REMOTE; "
+            "to use db2:5432 while db1:5432 cannot be reached: tcpproxy db1:5432,db2:5432",
+        ),
+        (
+            ["127.0.0.1:8080", "db:5432"],
+            "argument 'db:5432' is one too many, expected one REMOTE; "
+            "to listen on 127.0.0.1 port 8080 and forward to db:5432: tcpproxy -b 127.0.0.1 -l 8080 db:5432",
+        ),
+        (
+            ["port-forward", "pod/web", "8080:80"],
+            "argument 'pod/web' is one too many, expected one REMOTE; "
+            "'pod/web' is a name of kubectl's: `kubectl port-forward` reaches it, and tcpproxy reaches HOST:PORT",
+        ),
         (["-NL", "8080:db:5432"], "option '-N' is unknown: ssh needs it to run no command, this runs none"),
         (["-R", "8080:db:5432"], "option '-R' is unknown: there is no SSH server that could listen, expected -L"),
         ([GOOD, "too-much"], "argument 'too-much' is one too many, expected one REMOTE"),
