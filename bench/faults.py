@@ -108,7 +108,7 @@ CASES = (
         "2,000 connections with latency and jitter",
         many,
         (CPU_TRIP, RATE, P50_MS, P99_MS),
-        (Target("cpu", 0.1, "toxiproxy"),),
+        (Target("cpu", 1.0, "toxiproxy"),),
         PEERS,
     ),
     Case("faults-fixture", "a proxy started and stopped", fixture, (P50_MS, P99_MS), (Target("p50", 5.0),), PEERS),
