@@ -67,9 +67,9 @@ class Proxy(Controls):
         faults: what it does to connections on purpose from the start on: faults of `tcpproxy.faults`, or texts
             like "to_upstream:latency=100ms".
         seed: of the dice of faults: the same seed, the same verdicts. None: a random one, which `seed` has.
-        sockets: listening TCP sockets to accept from, in place of `bind` and `port`. The proxy uses duplicates:
-            others may go on with these when it has ended. They become non-blocking, for all who have them. None:
-            it makes its own.
+        sockets: listening sockets (TCP or UNIX) to accept from, in place of `bind` and `port`. The proxy uses
+            duplicates: others may go on with these when it has ended. They become non-blocking, for all processes
+            that have them. None: it makes its own.
     <options>
 
     Raises:
@@ -314,7 +314,7 @@ class Proxy(Controls):
             for name, listener in zip(each.port.names if each.port else [], own, strict=False):
                 self._told = True
                 self._reporter.note("listening", name, each.target)
-                if (who := strangers(listener, self._mode)) and not self._chooses(listener):
+                if (who := strangers(listener, None if self._given else self._mode)) and not self._chooses(listener):
                     self._reporter.note("warning", f"listening on {name}, which {who} may reach")
                 if self.config.proxy_protocol.send_proxy and not isinstance(listener.getsockname(), tuple):
                     self._reporter.note("warning", f"clients of {name} have no address that upstream could be told")

@@ -20,7 +20,7 @@ from ..config.config import Config
 from ..errors import StartError, TcpProxyError, UsageError
 from ..native import monotonic
 from ..network.forwarding import places_of
-from ..network.given import check_given
+from ..network.given import EXPECTED, check_given
 from ..proxy import Proxy
 from ..text import count, quoted
 from .pulse import Pulse
@@ -80,7 +80,7 @@ class Service:
             given: the options of the command line, by the names of their rows; None: an option was not given.
 
         Raises:
-            UsageError: a descriptor is no listening TCP socket, or a place to listen at was given, too.
+            UsageError: a descriptor is no listening socket, or a place to listen at was given, too.
         """
         # A name of the store cannot have a ':'.
         prefix = f"{config.listening.bind} {config.listening.port} ".replace(":", ".")
@@ -241,13 +241,13 @@ def _passed(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
 
 
 def _sockets(descriptors: list[int]) -> list[socket.socket]:
-    """Returns sockets of these descriptors. UsageError: one is no listening TCP socket."""
+    """Returns sockets of these descriptors. UsageError: one is no listening socket."""
     sockets = []
     for descriptor in descriptors:
         try:
             os.set_inheritable(descriptor, False)
             sockets.append(socket.socket(fileno=descriptor))
         except OSError:
-            text = f"descriptor {descriptor}, passed by systemd, is no socket, expected a listening TCP socket"
+            text = f"descriptor {descriptor}, passed by systemd, is no socket, {EXPECTED}"
             raise UsageError(text) from None
     return check_given(sockets, lambda index: f"descriptor {descriptors[index]}, passed by systemd,")

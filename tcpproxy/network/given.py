@@ -13,8 +13,12 @@ from ..config.endpoints import Endpoint
 from ..errors import StartError, UsageError
 from ..text import quoted
 from .listening import PLACES, Port, own_addresses, where
+from .resolver import Address
+from .unix import UNIX, bound_path, comes_to
 
-FAMILIES = {socket.AF_INET: "TCP", socket.AF_INET6: "TCP", getattr(socket, "AF_UNIX", None): "UNIX"}
+UNIX_FAMILY = getattr(socket, "AF_UNIX", None)
+FAMILIES = (socket.AF_INET, socket.AF_INET6, UNIX_FAMILY)
+EXPECTED = "expected a listening TCP or UNIX socket"
 
 
 def check_given(sockets: object, name: Callable[[int], str] = "sockets[{}]".format) -> list[socket.socket]:
@@ -25,7 +29,7 @@ def check_given(sockets: object, name: Callable[[int], str] = "sockets[{}]".form
         name: returns the name of the socket with this index, for errors.
 
     Raises:
-        UsageError: there are none or too many, or one does not listen for TCP connections.
+        UsageError: there are none or too many, or one does not listen for connections by TCP or to a UNIX socket.
     """
     found = list(sockets) if isinstance(sockets, Iterable) and not isinstance(sockets, str | bytes) else None
     if not found or not all(isinstance(each, socket.socket) for each in found):
@@ -34,18 +38,19 @@ def check_given(sockets: object, name: Callable[[int], str] = "sockets[{}]".form
         raise UsageError(f"{len(found)} sockets are given, expected at most {PLACES}")
     for index, each in enumerate(found):
         if problem := _problem(each):
-            raise UsageError(f"{name(index)} {problem}, expected a listening TCP socket")
+            raise UsageError(f"{name(index)} {problem}, {EXPECTED}")
     return found
 
 
 def _problem(given: socket.socket) -> str:
-    """Returns what is wrong with a socket, as the end of a sentence; empty if it listens for TCP connections."""
+    """Returns what is wrong with a socket, as the end of a sentence; empty if it listens for connections."""
     if given.fileno() < 0:
         return "is closed"
-    if FAMILIES.get(given.family) != "TCP":
-        return f"is a {FAMILIES.get(given.family, given.family)} socket"
+    if given.family not in FAMILIES:
+        return f"is a socket of family {int(given.family)}"
     if given.type != socket.SOCK_STREAM:
-        return "is a UDP socket" if given.type == socket.SOCK_DGRAM else "is no stream socket"
+        is_udp = given.type == socket.SOCK_DGRAM and given.family != UNIX_FAMILY
+        return "is a UDP socket" if is_udp else "is no stream socket"
     with contextlib.suppress(OSError):  # Windows knows the option only for a bound socket
         if given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return ""
@@ -97,9 +102,14 @@ class GivenPort(Port):
                     raise StartError.because("cannot listen on a socket that was given", error) from error
                 _never_wait(self._keepers[-1])
             undo.pop_all()
-        self.is_own = own_addresses(self._keepers)
-        self.addresses = [where(each) for each in self._keepers]
-        self.names = [str(Endpoint(*each)) for each in self.addresses]
+        self.addresses = [bound_path(each) if each.family == UNIX_FAMILY else where(each) for each in self._keepers]
+        self.names = [each if isinstance(each, str) else str(Endpoint(*each)) for each in self.addresses]
+        self._is_own_tcp = own_addresses([each for each in self._keepers if each.family != UNIX_FAMILY])
+        self.is_own = self._is_own
+
+    def _is_own(self, address: Address) -> bool:
+        paths = [each for each in self.addresses if isinstance(each, str)]
+        return any(comes_to(address, path) for path in paths) or (address[1] != UNIX and self._is_own_tcp(address))
 
     def listen(self) -> list[socket.socket]:
         """Returns duplicates, which listen already; the caller closes them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -80,8 +81,8 @@ class Port:
                 self._port = 0
         self.is_own = own_addresses(self._keepers)
         """Does a connection to an address reach this port?"""
-        self.addresses = [where(keeper) for keeper in self._keepers]
-        self.names = [str(Endpoint(*each)) for each in self.addresses]
+        self.addresses: list[tuple[str, int] | str] = [where(keeper) for keeper in self._keepers]
+        self.names = [str(Endpoint(*where(keeper))) for keeper in self._keepers]
 
     def _bind_all(self) -> list[socket.socket]:
         sockets: list[socket.socket] = []
@@ -251,16 +252,19 @@ def where(listener: socket.socket) -> tuple[str, int]:
     return host, port
 
 
-def strangers(listener: socket.socket, unix_mode: int) -> str:
+def strangers(listener: socket.socket, unix_mode: int | None) -> str:
     """Describes who else can connect to a listener, for a warning; empty if only this machine, or this user, can.
 
     Args:
         listener: a socket that is bound.
-        unix_mode: the permissions of its file, if it is a UNIX socket with a path.
+        unix_mode: the permissions of its file, if it is a UNIX socket with a path; None: those that it has.
     """
     name = listener.getsockname()
     if not isinstance(name, tuple):  # bytes: an abstract name, which has no permissions
-        return "every user of this machine" if isinstance(name, bytes) or unix_mode & 0o002 else ""
+        if unix_mode is None and not isinstance(name, bytes):
+            with contextlib.suppress(OSError):  # the file is gone, or in a folder that this user cannot search
+                unix_mode = os.stat(name).st_mode
+        return "every user of this machine" if isinstance(name, bytes) or (unix_mode or 0) & 0o002 else ""
     return "" if name[0].startswith("127.") or name[0] == "::1" else "other machines"
 
 

@@ -150,14 +150,31 @@ class UnixPort:
 
     def is_own(self, address: Address) -> bool:
         """Does a connection to this address reach this socket?"""
-        name, port, _ = address
-        if port != UNIX:
-            return False
-        if self.path.startswith("@"):
-            return address == unix_address(self.path)
-        with contextlib.suppress(OSError):
-            return name[:1] != b"\0" and _inode(os.fsdecode(name), os.stat) == (self._inode or _inode(self.path))
+        return comes_to(address, self.path, self._inode)
+
+
+def comes_to(address: Address, path: str, inode: tuple[int, int] | None = None) -> bool:
+    """Does a connection to an address reach the socket of a path?
+
+    Args:
+        address: where the connection goes.
+        path: as in `Endpoint.path`.
+        inode: device and inode number of its file; None: those that it has now.
+    """
+    name, port, _ = address
+    if port != UNIX:
         return False
+    if path.startswith("@"):
+        return address == unix_address(path)
+    with contextlib.suppress(OSError):
+        return name[:1] != b"\0" and _inode(os.fsdecode(name), os.stat) == (inode or _inode(path))
+    return False
+
+
+def bound_path(listener: socket.socket) -> str:
+    """Returns the path that a UNIX socket is bound to, in the form of `Endpoint.path`."""
+    name = listener.getsockname()
+    return name if isinstance(name, str) else f"@{name[1:].decode('utf-8', 'surrogateescape')}"
 
 
 def _inode(path: str, look: Callable[[str], os.stat_result] = os.lstat) -> tuple[int, int] | None:

@@ -127,14 +127,16 @@ def test_what_are_no_sockets(sockets: object, problem: str) -> None:
 
 def test_what_do_not_listen(listener: socket.socket) -> None:
     with contextlib.closing(socket.socket()) as other:
-        with pytest.raises(UsageError, match=r"^sockets\[1\] does not listen, expected a listening TCP socket$"):
+        with pytest.raises(
+            UsageError, match=r"^sockets\[1\] does not listen, expected a listening TCP or UNIX socket$"
+        ):
             Proxy("127.0.0.1:9", sockets=[listener, other])
         other.close()
-        with pytest.raises(UsageError, match=r"^sockets\[0\] is closed, expected a listening TCP socket$"):
+        with pytest.raises(UsageError, match=r"^sockets\[0\] is closed, expected a listening TCP or UNIX socket$"):
             Proxy("127.0.0.1:9", sockets=[other])
     with (
         contextlib.closing(socket.socket(type=socket.SOCK_DGRAM)) as other,
-        pytest.raises(UsageError, match=r"^sockets\[0\] is a UDP socket, expected a listening TCP socket$"),
+        pytest.raises(UsageError, match=r"^sockets\[0\] is a UDP socket, expected a listening TCP or UNIX socket$"),
     ):
         Proxy("127.0.0.1:9", sockets=[other])
 

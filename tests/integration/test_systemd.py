@@ -181,7 +181,7 @@ def unix(stack: contextlib.ExitStack) -> socket.socket:
     return stack.enter_context(socket.socketpair()[0])
 
 
-EXPECTED = "expected a listening TCP socket"
+EXPECTED = "expected a listening TCP or UNIX socket"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ EXPECTED = "expected a listening TCP socket"
         (datagrams, f"is a UDP socket, {EXPECTED}"),
         (unbound, f"does not listen, {EXPECTED}"),
         (connection, f"is a connection (of a socket unit with Accept=yes?), {EXPECTED}"),
-        (unix, f"is a UNIX socket, {EXPECTED}"),
+        (unix, f"is a connection (of a socket unit with Accept=yes?), {EXPECTED}"),
     ],
 )
 def test_a_socket_that_is_no_listener(

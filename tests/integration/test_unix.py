@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from support.command import Command, strace
 from support.machine import descriptors
+from support.manager import passing
 from support.peers import Echo, Upstream, connect
 from support.streams import echoes, payload, read_all, read_exactly, send_and_shut
 from support.waiting import TIMEOUT, eventually, in_background, pause
@@ -562,6 +563,60 @@ def test_circles_of_paths(folder: Path, echo: Echo) -> None:
 def test_wrong_usage(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         Proxy("db:80", **options)  # type: ignore[arg-type]
+
+
+# --- sockets that were given ---
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("place", ["file", pytest.param("abstract", marks=linux)])
+def test_a_given_socket(make_proxy: MakeProxy, echo: Echo, folder: Path, place: str, workers: int) -> None:
+    """Beside one of TCP. Its file stays, because it belongs to the caller."""
+    path, mark = folder / "given", "" if place == "file" else "@"
+    name = f"{mark}{path}"
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as given, socket.create_server(("127.0.0.1", 0)) as other:
+        given.bind(name.replace("@", "\0"))
+        given.listen()
+        proxy = make_proxy(echo.name, sockets=[given, other], workers=workers)
+        assert proxy.addresses == [name, other.getsockname()]
+        for _ in range(3):
+            with connect_unix(name.replace("@", "\0")) as client, connect(other.getsockname()) as second:
+                assert echoes(client)
+                assert echoes(second)
+        proxy.stop()
+        assert path.is_socket() == (place == "file")
+
+
+def test_a_given_socket_that_leads_back(folder: Path) -> None:
+    path = str(folder / "given")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as given:
+        given.bind(path)
+        given.listen()
+        with pytest.raises(UsageError, match="own"):
+            Proxy(path, sockets=[given]).start()
+
+
+@linux
+@pytest.mark.parametrize("mode", [0o600, 0o666], ids=oct)
+def test_a_given_socket_of_the_command(
+    command: Callable[..., Command], echo: Echo, folder: Path, stack: contextlib.ExitStack, mode: int
+) -> None:
+    """One that systemd has made. A restart refuses no client, and there is a warning if everybody may connect."""
+    path = folder / "given"
+    given = stack.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX)))
+    given.bind(str(path))
+    path.chmod(mode)
+    given.listen()
+    for _ in range(2):
+        process = command(echo.name, **passing([given]))
+        eventually(lambda process=process: process.stdout, TIMEOUT)
+        assert process.stdout[0] == f"Listening on {path}"
+        with connect_unix(path) as client:
+            assert echoes(client)
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+        warning = f"warning: listening on {path}, which every user of this machine may reach"
+        assert process.complaints == ([warning] if mode & 2 else [])
 
 
 def test_a_directory(folder: Path, echo: Echo) -> None:
