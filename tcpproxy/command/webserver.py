@@ -139,11 +139,19 @@ class _Exchange(BaseHTTPRequestHandler):
         self.rfile, self.wfile = BytesIO(request), BytesIO()
         self.client_address = ("", 0)
         self._answer = answer
-        if complete:
+        if not complete:
+            self._refuse(431)
+            return
+        try:
             self.handle_one_request()
-        else:
-            self.requestline, self.request_version, self.command = "", self.protocol_version, ""
-            self.send_error(431)
+        except Exception:  # the parser of headers reads MIME parameters, and raises for some
+            self.wfile = BytesIO()
+            self._refuse(400)
+
+    def _refuse(self, status: int) -> None:
+        """Answers a request that could not be read."""
+        self.requestline, self.request_version, self.command = "", self.protocol_version, ""
+        self.send_error(status)
 
     @property
     def written(self) -> bytes:

@@ -432,6 +432,8 @@ STRANGE = {
     "a bad version": b"GET / HTTP/9.x\r\n\r\n",
     "a bad header": b"GET /metrics HTTP/1.1\r\nno colon\r\n\r\n",
     "a bad path": b"GET \xff\xfe\x00 HTTP/1.1\r\n\r\n",
+    "a charset of its own": b"GET /metrics HTTP/1.1\r\nContent-Type: multipart/x; boundary*=undefined''x\r\n\r\n",
+    "a long number": b"GET /metrics HTTP/1.1\r\nContent-Type: multipart/x; boundary*" + b"9" * 5000 + b"*=x\r\n\r\n",
     "another method": b"BREW /metrics HTTP/1.1\r\n\r\n",
     "two requests": b"GET /healthz HTTP/1.1\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n",
 }
@@ -453,6 +455,8 @@ def test_strange_requests(serving: Callable[..., tuple[Command, tuple[str, int]]
         assert ask(place, "/healthz")[0] == 200, name
     assert answers["another method"].startswith(b"HTTP/1.1 501 ")
     assert answers["many headers"].startswith(b"HTTP/1.1 431 ")
+    assert answers["a charset of its own"].startswith(b"HTTP/1.1 400 ")
+    assert answers["a long number"].startswith(b"HTTP/1.1 400 ")
     assert answers["two requests"].count(b"HTTP/1.1 200 ") == 1
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
