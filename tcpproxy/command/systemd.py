@@ -37,6 +37,9 @@ EXTEND_EVERY, EXTEND_TO = 5.0, 15.0
 BEATS = 4
 """How many messages are sent to the watchdog in its period, so that a late one, on a busy machine, does no harm."""
 
+LONGEST = 3600.0
+"""Seconds from one message to the watchdog to the next at most: a wait of centuries is an error in Python."""
+
 
 class Service:
     """The connection between the command and systemd. Without systemd its methods do nothing.
@@ -48,7 +51,7 @@ class Service:
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         self._socket = _connected(environ.pop("NOTIFY_SOCKET", ""))
         watched, pid = _number(environ.pop("WATCHDOG_USEC", "")), environ.pop("WATCHDOG_PID", "")
-        self._period = watched / 1e6 / BEATS if pid in ("", str(os.getpid())) else 0.0
+        self._period = min(watched / 1e6 / BEATS, LONGEST) if pid in ("", str(os.getpid())) else 0.0
         self._room = _number(environ.pop("FDSTORE", ""))
         self.warning = ""
         """A sentence for the operator; empty: none."""

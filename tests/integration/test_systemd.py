@@ -309,6 +309,17 @@ def test_the_watchdog_hears_of_a_worker_that_is_stuck(
     assert process.wait() == 0
 
 
+def test_a_watchdog_with_a_period_of_centuries(command: Start, echo: Echo, manager: Manager) -> None:
+    """No wait of Python can take it."""
+    process = command(echo.name, env=environment(manager, WATCHDOG_USEC="9" * 18))
+    manager.told("WATCHDOG")
+    assert relays(process.address)
+    process.signal(signal.SIGTERM)
+    manager.told("STOPPING")
+    assert process.wait() == 0
+    assert process.complaints == []
+
+
 def test_the_watchdog_of_another_process(command: Start, echo: Echo, manager: Manager) -> None:
     process = command(echo.name, env=environment(manager, WATCHDOG_USEC="1000", WATCHDOG_PID="1"))
     assert relays(process.address)
