@@ -48,6 +48,8 @@ class StartError(TcpProxyError, OSError):
             what: what could not be done, with the address.
             error: what the system or the interpreter raised; one that is no OSError has no errno, as for a thread.
         """
+        if isinstance(error, socket.gaierror):  # its number is the resolver's, and no errno
+            return cls(None, f"{what}: {error.strerror}")
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
         return cls(number, f"{what}: {describe(number) if number else error}")
 

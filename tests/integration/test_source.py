@@ -106,7 +106,7 @@ def connect_from(address: tuple[str, int], port: int) -> socket.socket:
 NOT_OF_ONE = "source '{}' is a multicast or broadcast address, expected an IP address of this machine, like 10.0.0.5"
 
 
-@pytest.mark.parametrize("source", ["203.0.113.77", "2001:db8::77", "fe80::1%none"])
+@pytest.mark.parametrize("source", ["203.0.113.77", "2001:db8::77", "fe80::1%none", "::1%lo"])
 def test_not_of_this_machine(echo: Echo, source: str) -> None:
     """Nothing listens then."""
     proxy = Proxy("localhost:1", source=source)
@@ -119,6 +119,7 @@ def test_not_of_this_machine(echo: Echo, source: str) -> None:
         assert (command.wait(), command.stdout) == (1, [])
         (said,) = command.stderr
     assert said.startswith(f"tcpproxy: cannot connect from {source}, which is no address of this machine: ")
+    assert "Unknown error" not in said
 
 
 @pytest.mark.parametrize(
