@@ -42,6 +42,8 @@ class Folders:
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, int], int] = {}
+        self.bound: set[tuple[int, int]] = set()
+        """Files of sockets that will listen: connects to them are refused until then, but they are not left behind."""
 
     def lock(self, path: str) -> None:
         """Locks the folder of a path, unless the path is abstract; waits LOCK_WAIT at most.
@@ -75,6 +77,7 @@ class Folders:
         for fd in self._held.values():
             os.close(fd)
         self._held.clear()
+        self.bound.clear()
 
 
 class UnixPort:
@@ -104,11 +107,15 @@ class UnixPort:
     def _bind(self, folders: Folders) -> None:
         try:
             folders.lock(self.path)
+            if not self.path.startswith("@") and _inode(self.path) in folders.bound:  # another path of the same file
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
             self._bound = bind_path(self.path, self._mode)
         except OSError as error:
             raise StartError.because(f"cannot listen on {self.path}{self._which}", error) from error
         if not self.path.startswith("@"):
             self._inode = _inode(self.path)
+            if self._inode:
+                folders.bound.add(self._inode)
 
     def listen(self) -> list[socket.socket]:
         """Returns a listening socket, which the caller closes.

@@ -25,7 +25,7 @@ from support.streams import echoes, payload, read_all, read_exactly, send_and_sh
 from support.waiting import TIMEOUT, eventually, in_background, pause
 
 import tcpproxy
-from tcpproxy import Proxy, UsageError
+from tcpproxy import Proxy, StartError, UsageError
 from tcpproxy.config.forwards import parse_forward
 from tcpproxy.network.unix import Folders, UnixPort
 
@@ -764,6 +764,14 @@ def test_a_file_in_use(folder: Path, echo: Echo, full: bool) -> None:
             Proxy(echo.name, bind=path).start()
         upstream.accept().close()
     path.unlink()
+
+
+def test_one_file_for_two_forwards(folder: Path, echo: Echo) -> None:
+    """By two paths: what does not listen yet is not the file of a server that has ended."""
+    one, other = str(folder / "s"), f"{folder}/./s"
+    with pytest.raises(StartError, match=rf"^cannot listen on {other} for '.*': Address already in use$"):
+        Proxy(forwards=[f"{one}:{echo.name}", f"{other}:{echo.name}"]).start()
+    assert os.listdir(folder) == []
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "link"])
