@@ -1,7 +1,6 @@
-"""Crew: the threads of a proxy. One per worker, one for the log, one that serves look-ups of names, and one that reads
-the tap if there is one.
+"""Crew: the threads of a proxy. One per worker, one for the log, one that serves look-ups of names (lookups.py).
 
-Each query has a further thread (see network/resolver.py), and with several targets each lookup that it serves.
+If there is a tap, a further thread reads it.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from ._core.worker import ZERO_COPY, Worker
 from .config.config import Config
 from .config.networks import UNIX
 from .errors import StartError, WorkerError, describe
-from .native import Event, Lock, Thread, allocate_lock, make_thread, monotonic, this_thread
+from .lookups import Lookups
+from .native import Event, Thread, allocate_lock, make_thread, monotonic, this_thread
 from .network.forwarding import Forwarding, all_targets
 from .network.limits import ephemeral_ports
-from .network.resolver import TTL, Address, Resolver
+from .network.resolver import Address
 from .processors import cpu_quota
 from .report.reporter import Reporter
 from .views import Connection
@@ -68,15 +68,13 @@ class Crew:
         self._config, self._reporter, self._forwards, self._failed = config, reporter, forwards, failed
         self._targets, self._sources = all_targets(forwards), sources
         self._record, self._capture, self._paused = record, capture, paused
-        self._naming = Lock()  # over resolvers, and the addresses that workers have from them
-        self._lookup_wakeup: Wakeup | None = None
+        self._lookups: Lookups | None = None
         self.tap: TapReader | None = None
         self._tap_thread: Thread | None = None
         self._wakeups: list[Wakeup] = []
         self._workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._log_thread: Thread | None = None
-        self._lookup_thread: Thread | None = None
         self._begun = False  # all threads have been started
         self._stopping = Event()
         self.limit = 0
@@ -94,9 +92,10 @@ class Crew:
         """
         self.limit = limit
         self._wakeups.append(lookup_wakeup := Wakeup())
-        self._lookup_wakeup = lookup_wakeup
         self._wakeups.append(log_wakeup := Wakeup())
         settings = self._settings(log_wakeup, lookup_wakeup)
+        lookups = Lookups(self._targets, self._workers, lookup_wakeup, lambda: self.running, self._stopping)
+        self._lookups = lookups
         for number in range(self._config.operating.workers):
             worker = Worker(settings, allocate_lock)
             self._workers.append(worker)
@@ -107,9 +106,7 @@ class Crew:
                     with listener.dup() as duplicate:
                         worker.listen(duplicate.fileno(), first)
                         duplicate.detach()  # from here on the worker owns and closes it
-            for place, target in enumerate(self._targets):
-                if target.addresses:
-                    worker.set_addresses(place, target.addresses, TTL if target.resolver else None)
+            lookups.publish_first(worker)
             self._threads.append(make_thread(f"tcpproxy-worker-{number}", self._run, worker))
         per_source = self._config.clients.max_connections_per_source
         rates = self._config.rates
@@ -134,8 +131,6 @@ class Crew:
         for worker in self._workers:
             worker.want_events(self._reporter.kinds, self._reporter.wants_outgoing)
         self._log_thread = make_thread("tcpproxy-log", self._reporter.run)
-        if any(each.resolver for each in self._targets):
-            self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, lookup_wakeup)
 
     def _admitted(self) -> bytes | None:
         """The table of admitted networks for the workers; None: all are admitted."""
@@ -204,6 +199,10 @@ class Crew:
             if thread:
                 thread.start()
         self._begun = True
+
+    @property
+    def _lookup_thread(self) -> Thread | None:
+        return self._lookups.thread if self._lookups else None
 
     @property
     def running(self) -> bool:
@@ -313,21 +312,8 @@ class Crew:
             MemoryError, RuntimeError: there is no memory or no thread.
         """
         (target,) = new.targets
-        if target.resolver and not self._lookup_thread:
-            thread = self._lookup_thread = make_thread("tcpproxy-names", self._serve_lookups, self._lookup_wakeup)
-            try:
-                thread.start()
-            except RuntimeError:
-                self._lookup_thread = None
-                raise
-        with self._naming:
-            (known,) = self._targets
-            old, known.resolver = known.resolver, target.resolver
-            known.place, known.name, known.addresses = target.place, target.name, target.addresses
-            for worker in self._workers:
-                worker.set_addresses(0, target.addresses, TTL if target.resolver else None)
-        if old:
-            old.close()
+        assert self._lookups  # since `open`
+        self._lookups.replace(target)
         self.sync()
 
     def join(self, timeout: float | None) -> None:
@@ -448,42 +434,6 @@ class Crew:
         if self.tap and self._capture and self.tap.slow():
             return f"the capture {self._capture.path} holds traffic up: less than 1 MiB of it a second is taken"
         return ""
-
-    def _serve_lookups(self, wakeup: Wakeup) -> None:
-        """Looks a target's name up whenever a worker asks."""
-        while self.running or not self._stopping.is_set():
-            wakeup.wait()
-            for number in range(len(self._targets)):
-                asked = [
-                    each.wants_addresses(number) for each in self._workers
-                ]  # of each one: the call clears its flag
-                if any(asked):
-                    self._begin_lookup(number)
-
-    def _begin_lookup(self, number: int) -> None:
-        """Looks the name of a target up; with several targets in a thread of its own: a name server may hang."""
-        if len(self._targets) > 1:
-            with contextlib.suppress(RuntimeError, MemoryError):
-                return make_thread("tcpproxy-name", self._look_up, number).start()
-        self._look_up(number)
-
-    def _look_up(self, number: int) -> None:
-        if resolver := self._targets[number].resolver:
-            addresses, lifetime = resolver.lookup()
-            for worker in self._workers:
-                self._publish_addresses(worker, number, resolver, addresses, lifetime)
-
-    def _publish_addresses(
-        self, worker: Worker, number: int, resolver: Resolver, addresses: list[Address], lifetime: float
-    ) -> None:
-        """Gives a worker the answer that it waits for. Retries after a MemoryError: the worker does not ask again."""
-        while True:
-            with contextlib.suppress(MemoryError), self._naming:
-                if resolver is self._targets[number].resolver:  # else it has addresses of another upstream by now
-                    worker.set_addresses(number, addresses, lifetime)
-                return
-            if self._stopping.wait(0.1):
-                return
 
 
 def sums(each: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:

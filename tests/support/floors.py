@@ -15,7 +15,7 @@ ROOMS = {
     "network": "network",
     "tap": "tap",
     "report": "report",
-    "crew": "crew",
+    "crew": "crew lookups",
     "proxy": "proxy controls refusing waits",
     "package": "__init__",
     "extras": "metrics fixtures pytest_plugin",
