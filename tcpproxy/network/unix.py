@@ -48,6 +48,8 @@ class Folders:
     def lock(self, path: str) -> None:
         """Locks the folder of a path, unless the path is abstract; waits LOCK_WAIT at most.
 
+        A folder that this user may write and not read cannot be locked, and is used without.
+
         Raises:
             OSError: there is no such folder, or another program has it locked for longer.
         """
@@ -57,7 +59,10 @@ class Folders:
             return
         if path.startswith("@"):
             return
-        fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            return
         info = os.fstat(fd)
         if (info.st_dev, info.st_ino) in self._held:
             os.close(fd)

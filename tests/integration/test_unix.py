@@ -766,6 +766,26 @@ def test_a_file_in_use(folder: Path, echo: Echo, full: bool) -> None:
     path.unlink()
 
 
+OTHER_USER = """
+import os, sys, tcpproxy
+tcpproxy.Proxy(sys.argv[2], bind=sys.argv[1] + "0").start().stop()  # imports all, which the other user may not
+if os.geteuid() == 0:
+    os.seteuid(65534)
+with tcpproxy.Proxy(sys.argv[2], bind=sys.argv[1]) as proxy:
+    print(proxy.address)
+"""
+
+
+def test_a_folder_that_may_be_written_and_not_read(folder: Path, echo: Echo) -> None:
+    """It cannot be locked; the file is made all the same, and removed."""
+    folder.chmod(0o1733 if os.geteuid() == 0 else 0o300)
+    argv = [sys.executable, "-c", OTHER_USER, str(folder / "s"), echo.name]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=False)
+    folder.chmod(0o700)
+    assert (done.stdout, done.stderr, done.returncode) == (f"{folder}/s\n", "", 0)
+    assert os.listdir(folder) == []
+
+
 def test_one_file_for_two_forwards(folder: Path, echo: Echo) -> None:
     """By two paths: what does not listen yet is not the file of a server that has ended."""
     one, other = str(folder / "s"), f"{folder}/./s"
