@@ -19,7 +19,7 @@ cdef void opening_turn(Loop *loop, Relay *relay) noexcept nogil
 cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed
 cdef void opening_timed_out(Loop *loop, Relay *relay) noexcept nogil       # TIMER_CONNECT
-cdef void opening_greet(Loop *loop, Relay *relay) noexcept nogil           # an event of upstream in RELAY_GREETING
 cdef void opening_share_over(Loop *loop, Relay *relay) noexcept nogil      # TIMER_SHARE
-cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil
+# An event, as in relay_event: of the client before the relay is connected, or of upstream in RELAY_GREETING
+cdef void opening_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil
 cdef void opening_attempt_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil

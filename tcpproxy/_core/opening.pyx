@@ -57,7 +57,7 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
         _begin(loop, relay)
 
 
-cdef void _begin(Loop *loop, Relay *relay) noexcept nogil:
+cdef inline void _begin(Loop *loop, Relay *relay) noexcept nogil:
     """Goes on when the client's address is known: at once, or after its PROXY header."""
     relay.state = RELAY_RESOLVING
     reports_accepted(loop, relay)
@@ -82,7 +82,14 @@ cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason,
     net_reset(accepted.fd)
 
 
-cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
+cdef void opening_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) noexcept nogil:
+    if number == 0:
+        _client_event(loop, relay, bits)
+    else:
+        _greet(loop, relay)
+
+
+cdef void _client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
     """An event of a client whose upstream is not connected yet: is there anything left to connect for?
 
     Its bytes stay unread in the kernel, so that an error is reported before they are read. A direct connection would
@@ -103,7 +110,7 @@ cdef void opening_client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept
 
 # --- targets ---
 
-cdef void _dial(Loop *loop, Relay *relay) noexcept nogil:
+cdef inline void _dial(Loop *loop, Relay *relay) noexcept nogil:
     if loop.upstreams[relay.target].targets > 1 and not fallback_begin(loop, relay):
         closing_connect_failed(loop, relay, REASON_LIMIT, ENOMEM)
     else:
@@ -256,7 +263,7 @@ cdef void _connected(Loop *loop, Relay *relay, uint32_t number) noexcept nogil:
         _relay(loop, relay)
 
 
-cdef void _relay(Loop *loop, Relay *relay) noexcept nogil:
+cdef inline void _relay(Loop *loop, Relay *relay) noexcept nogil:
     relay.connected_ns = loop.now_ns
     relay.state = RELAY_RELAYING
     if loop.metered and not metering_begin(relay):
@@ -309,7 +316,8 @@ cdef bint _has_bytes(Loop *loop, const Relay *relay) noexcept nogil:
         and loop.pump.tap == NULL and not loop.paused and relay.halves[CLIENT].shaper == NULL
 
 
-cdef void opening_greet(Loop *loop, Relay *relay) noexcept nogil:
+cdef void _greet(Loop *loop, Relay *relay) noexcept nogil:
+    """An event of upstream in RELAY_GREETING: sends the rest of the header."""
     cdef Side *upstream = &relay.sides[UPSTREAM]
     cdef Buffer *rest = &relay.halves[CLIENT].buffer
     cdef int64_t sent

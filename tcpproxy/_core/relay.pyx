@@ -12,7 +12,7 @@ from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY
     RELAY_RESOLVING, UPSTREAM, loop_enqueue, loop_stall
 from tcpproxy._core.metering cimport metering_pump, metering_waits
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
-from tcpproxy._core.opening cimport opening_attempt_event, opening_client_event, opening_greet, opening_next_attempt, \
+from tcpproxy._core.opening cimport opening_attempt_event, opening_event, opening_next_attempt, \
     opening_share_over, opening_timed_out, opening_turn
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT
 from tcpproxy._core.shaped cimport shaped_pump
@@ -44,10 +44,7 @@ cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) 
     if bits & (READY_EOF | READY_URGENT):
         side.read_to_eagain = True
     if relay.state < RELAY_RELAYING:
-        if number == 0:
-            opening_client_event(loop, relay, bits)
-        else:
-            opening_greet(loop, relay)
+        opening_event(loop, relay, number, bits)
         return
     if bits & READY_ERROR:
         side.error_pending = True

@@ -18,7 +18,7 @@ from support.peers import Echo, Upstream, connect, free_port, relays
 from support.streams import echoes, is_over, read_exactly
 from support.waiting import eventually, in_background
 
-from tcpproxy import Event, Proxy, StartError, UsageError, crew
+from tcpproxy import Event, Proxy, StartError, UsageError, crew, lookups
 
 MakeProxy = Callable[..., Proxy]
 
@@ -348,7 +348,7 @@ def test_a_name_without_a_thread(proxy: Proxy, echo: Echo, monkeypatch: pytest.M
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(crew, "make_thread", fail)
+        patch.setattr(lookups, "make_thread", fail)
         with pytest.raises(StartError, match=r"cannot forward to localhost:\d+: can't start new thread"):
             proxy.upstream = f"localhost:{echo.port}"
     assert proxy.upstream == echo.name

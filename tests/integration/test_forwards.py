@@ -285,7 +285,7 @@ def test_a_name_server_that_hangs(
 ) -> None:
     """It holds up no other forward: neither at the start, which waits once for all names, nor later."""
     monkeypatch.setattr("tcpproxy.proxy.START_LOOKUP", 0.5)
-    monkeypatch.setattr("tcpproxy.crew.TTL", 0.01)
+    monkeypatch.setattr("tcpproxy.lookups.TTL", 0.01)
     monkeypatch.setattr("tcpproxy.network.resolver.TTL", 0.01)
     start = time.monotonic()
     forwards = [f"0:{number}.hangs.test:{servers[0].port}" for number in range(20)]

@@ -132,7 +132,7 @@ def test_the_other_address_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_name_that_becomes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the start, when nothing can be refused any more: a lookup without an answer, and no loop."""
     answers = resolve_to(monkeypatch, "::1")
-    monkeypatch.setattr("tcpproxy.crew.TTL", 0.01)
+    monkeypatch.setattr("tcpproxy.lookups.TTL", 0.01)
     monkeypatch.setattr("tcpproxy.network.resolver.TTL", 0.01)
     monkeypatch.setattr("tcpproxy.network.resolver.MAX_STALE", 0.0)
     port = free_port()
