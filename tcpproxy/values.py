@@ -35,7 +35,9 @@ _BITS: dict[str, int] = {
     "KB/s": 8000,
 }
 """Bits of a unit of rates."""
-_RATE = re.compile(rf"({_DECIMAL})\s*({'|'.join(_BITS)}|[kKMG]?)", re.ASCII)
+_RATE = re.compile(rf"({_DECIMAL})\s*({'|'.join(_BITS)})", re.ASCII)
+_RATE_ELSEWHERE = re.compile(rf"({_DECIMAL})\s*([kKmMgG]?)(i?)(bits?|b|B|)(?:/s|ps)?", re.ASCII)
+"""Rates as other tools write them."""
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{0,30})?|\.\d{1,30})(?:e-(\d{1,3}))?(%?)", re.ASCII)
 FASTEST = 10**12
 """Bytes per second: the highest rate."""
@@ -246,11 +248,8 @@ def parse_rate(what: str, value: str | Rate) -> Rate:
         return value
     match = _RATE.fullmatch(str(value).strip()) if _is_number(value) else None
     if not match:
-        raise UsageError(f"{what} {quoted(value)} is not a rate, expected a number with B/s or bit/s, like 100kB/s")
+        raise UsageError(f"{what} {quoted(value)} {_no_rate(value)}")
     number, unit = match.groups()
-    if unit not in _BITS:
-        unit = unit.replace("K", "k") or "k"  # the unit that others mean by a bare number is 1000 bytes or 1000 bits
-        raise UsageError(f"{what} {quoted(value)} has no unit, expected '{number}{unit}B/s' or '{number}{unit}bit/s'")
     digits, scale = _digits(number)
     rate, rest = divmod(digits * _BITS[unit], 8 * 10**scale)
     if rest:
@@ -258,6 +257,23 @@ def parse_rate(what: str, value: str | Rate) -> Rate:
     if not 1 <= rate <= FASTEST:
         raise UsageError(f"{what} {quoted(value)} is out of range, expected {Rate(1)} to {Rate(FASTEST)}")
     return Rate(rate)
+
+
+def _no_rate(value: object) -> str:
+    """What is wrong with it, and how the rate that it may stand for is written."""
+    match = _RATE_ELSEWHERE.fullmatch(str(value).strip()) if _is_number(value) else None
+    if match:
+        number, letter, binary, noun = match.groups()
+        prefix = ("k" if letter in "kK" and not binary else letter.upper()) if letter else ""
+        units = {f"{prefix}{binary}B/s": noun[:3] != "bit", f"{prefix}{binary}bit/s": noun != "B"}
+        if noun == "b" and letter in ("K", "M", "G"):  # Mbps is bits; what mbps is depends on the tool
+            units[f"{prefix}{binary}B/s"] = False
+        digits, scale = _digits(number)
+        read = [each for each in units if units[each] and each in _BITS and digits * _BITS[each] % (8 * 10**scale) == 0]
+        if read:
+            fault = "is not a rate" if noun else "has no unit"
+            return f"{fault}, expected {' or '.join(quoted(number + each) for each in read)}"
+    return "is not a rate, expected a number with B/s or bit/s, like 100kB/s"
 
 
 def parse_rates(what: str, value: object) -> tuple[int, int]:
@@ -268,6 +284,8 @@ def parse_rates(what: str, value: object) -> tuple[int, int]:
     """
     if value in (None, "off"):
         return 0, 0
+    if value in (0, "0") and not isinstance(value, bool):
+        raise UsageError(f"{what} {quoted(value)} lets nothing pass, expected off or a rate like 100kB/s")
     if not isinstance(value, str) or "=" not in value:
         rate = int(parse_rate(what, value))  # type: ignore[arg-type]
         return rate, rate

@@ -85,7 +85,7 @@ def connects(address: tuple[str, int]) -> bool:
     ("args", "words"),
     [
         (["--fault", "latency=100"], "'100' has no unit, expected '100ms' or '100s'"),
-        (["--fault", "bandwidth=100"], "'100' has no unit, expected '100kB/s' or '100kbit/s'"),
+        (["--fault", "bandwidth=100"], "'100' has no unit, expected '100B/s'"),
         (["--fault", "lattency=1s"], "there is no lattency, did you mean latency?"),
         (["--preset", "5g"], "there is no preset '5g', expected one of 2g,"),
         (["--seed", "x"], "--seed 'x' is not a whole number"),

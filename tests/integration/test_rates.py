@@ -338,9 +338,10 @@ def test_slow_reader(make_proxy: MakeProxy, upstream: Upstream) -> None:
 @pytest.mark.parametrize(
     ("rate", "sentence"),
     [
-        ("10MB", "max_rate '10MB' is not a rate, expected a number with B/s or bit/s, like 100kB/s"),
+        ("10MB", "max_rate '10MB' is not a rate, expected '10MB/s'"),
+        ("0", "max_rate '0' lets nothing pass, expected off or a rate like 100kB/s"),
         ("500k", "max_rate '500k' has no unit, expected '500kB/s' or '500kbit/s'"),
-        (500, "max_rate 500 has no unit, expected '500kB/s' or '500kbit/s'"),
+        (500, "max_rate 500 has no unit, expected '500B/s'"),
         ("0B/s", "max_rate '0B/s' is out of range, expected 1B/s to 1000GB/s"),
         (
             "up=1MB/s,up=2MB/s",

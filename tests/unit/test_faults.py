@@ -123,14 +123,23 @@ NO_PAIR = "is no KEY=VALUE of "
         ("latency=100", f"latency '100' {NO_UNIT}'100ms' or '100s'"),
         ("latency=1s,jitter=.5", f"jitter '.5' {NO_UNIT}'.5ms' or '.5s'"),
         ("slicer=8,delay=10", f"delay '10' {NO_UNIT}'10us' or '10s'"),
-        ("bandwidth=1000", f"rate '1000' {NO_UNIT}'1000kB/s' or '1000kbit/s'"),
+        ("bandwidth=1000", f"rate '1000' {NO_UNIT}'1000B/s' or '1000bit/s'"),
         ("bandwidth=1M", f"rate '1M' {NO_UNIT}'1MB/s' or '1Mbit/s'"),
         ("bandwidth=500K", f"rate '500K' {NO_UNIT}'500kB/s' or '500kbit/s'"),
         ("bandwidth=0", "rate '0' lets nothing pass: stall does that"),
         ("bandwidth=0kB/s", "rate '0kB/s' is out of range, expected 1B/s to 1000GB/s"),
         ("bandwidth=9999GB/s", "rate '9999GB/s' is out of range, expected 1B/s to 1000GB/s"),
         ("bandwidth=10bit/s", "rate '10bit/s' is no whole number of bytes per second"),
-        ("bandwidth=10mbps", "rate '10mbps' is not a rate, expected a number with B/s or bit/s, like 100kB/s"),
+        ("bandwidth=10fps", "rate '10fps' is not a rate, expected a number with B/s or bit/s, like 100kB/s"),
+        ("bandwidth=10mbps", "rate '10mbps' is not a rate, expected '10MB/s' or '10Mbit/s'"),
+        ("bandwidth=10mb/s", "rate '10mb/s' is not a rate, expected '10MB/s' or '10Mbit/s'"),
+        ("bandwidth=10MB", "rate '10MB' is not a rate, expected '10MB/s'"),
+        ("bandwidth=10MiB", "rate '10MiB' is not a rate, expected '10MiB/s'"),
+        ("bandwidth=1g", f"rate '1g' {NO_UNIT}'1GB/s' or '1Gbit/s'"),
+        ("bandwidth=1gbit", "rate '1gbit' is not a rate, expected '1Gbit/s'"),
+        ("bandwidth=1mbit/s", "rate '1mbit/s' is not a rate, expected '1Mbit/s'"),
+        ("bandwidth=100Mbps", "rate '100Mbps' is not a rate, expected '100Mbit/s'"),
+        ("bandwidth=1001", f"rate '1001' {NO_UNIT}'1001B/s'"),
         ("latency=ten", "latency 'ten' is not a time, expected a number with us, ms, s, m or h, like 250ms"),
         ("latency=-1s", "latency '-1s' is not a time, expected "),
         ("latency=", "latency '' is not a time, expected "),
@@ -196,7 +205,7 @@ def test_what_cannot_be_meant(text: str, sentence: str) -> None:
         (lambda: latency(timedelta(-1)), "fault latency: latency datetime.timedelta(days=-1) is out of range"),
         (lambda: latency(True), "fault latency: latency True is not a time, expected "),
         (lambda: latency(None), "fault latency: latency None is not a time, expected "),  # type: ignore[arg-type]
-        (lambda: bandwidth(1000), f"fault bandwidth: rate 1000 {NO_UNIT}'1000kB/s' or '1000kbit/s'"),  # type: ignore[arg-type]
+        (lambda: bandwidth(1000), f"fault bandwidth: rate 1000 {NO_UNIT}'1000B/s' or '1000bit/s'"),  # type: ignore[arg-type]
         (lambda: bandwidth(0), "fault bandwidth: rate 0 lets nothing pass: stall does that"),  # type: ignore[arg-type]
         (lambda: stall(toxicity=1.5), "fault stall: toxicity 1.5 is not a share"),
         (lambda: stall(live=1), "fault stall: live 1 is unknown, expected true or false"),  # type: ignore[arg-type]
