@@ -75,8 +75,32 @@ def _hint(text: str) -> str:
     """Returns the end of the error for texts that other programs accept; empty: the text is none of these."""
     if text in ("*", "all", "any"):
         return "; for everybody: 0.0.0.0/0,::/0"
+    if re.search(r"^@|^\.*/", text):
+        return "; lists are not read from files"
+    if text.startswith("!"):
+        return "; addresses to refuse are for the option deny, without '!'"
+    if text == UNIX:
+        return "; clients of UNIX sockets are always admitted"
+    octets = re.fullmatch(r"((?:\d{1,3}\.){1,3})\*?", text, re.ASCII)
+    if octets:
+        count = octets[1].count(".")
+        return _as_network(f"{octets[1]}{'.'.join('0' * (4 - count))}/{8 * count}")
+    if re.fullmatch(r"[\d.]+/(\d+\.){3}\d+", text, re.ASCII):
+        return _as_network(text)
+    if re.fullmatch(r"[\d.]+\s*-\s*[\d.]+", text, re.ASCII):
+        return "; a range is written as networks"
     if "%" in text:
         return "; an interface has no place in it"
     if re.fullmatch(r"\[[0-9A-Fa-f:.]+\](/\d+)?", text):
         return "; without brackets"
     return "; names are not looked up" if re.search(r"[g-zG-Z]", text) else ""
+
+
+def _as_network(text: str) -> str:
+    """The hint with the network that the text, also one with a netmask, stands for; empty: it stands for none."""
+    import ipaddress
+
+    try:
+        return f"; as a network: {ipaddress.ip_network(text, strict=False)}"
+    except ValueError:
+        return ""
