@@ -177,7 +177,7 @@ cdef void _avoid_family(Loop *loop, int target) noexcept nogil:
         sync_claim(&loop.group.avoided[target], avoided, 0)     # from the next look-up on the system's order holds again
 
 
-cdef void _connect(Loop *loop, Relay *relay) noexcept nogil:
+cdef inline void _connect(Loop *loop, Relay *relay) noexcept nogil:
     _avoid_family(loop, relay.target)
     if fallback_has(relay):
         connecting_use(relay.connecting, loop.upstreams[relay.target].list)

@@ -24,7 +24,7 @@ cdef void reports_bounds(double *connects, double *durations) noexcept nogil:
         durations[i] = DURATIONS[i] / 1e9
 
 
-cdef void _observe(Histogram *histogram, const uint64_t *bounds, uint64_t ns) noexcept nogil:
+cdef inline void _observe(Histogram *histogram, const uint64_t *bounds, uint64_t ns) noexcept nogil:
     cdef int bucket = 0
     while bucket < BUCKETS - 1 and ns > bounds[bucket]:
         bucket += 1

@@ -50,7 +50,7 @@ MUTANTS = {
                 "        while got > 0:\n"
                 "            got = pipe_fill(pipe, source.watch.fd, pump.splice_size)\n"
                 "        if net_would_block(got):\n"
-                "            _not_ready(source, READY_IN, pump)\n"
+                "            half_not_ready(source, READY_IN, pump)\n"
                 "        return pipe.held\n",
             ),
         ),
