@@ -273,13 +273,10 @@ class Proxy(Controls):
         Raises:
             StartError: one cannot be bound.
         """
+        mode = self.config.listening.unix_mode
         for spec in self.config.forwards:
             if (path := spec.listener.path) and path not in self._paths:
-                self._paths[path] = UnixPort(spec, self._mode, self._folders, len(self.config.forwards) > 1)
-
-    @property
-    def _mode(self) -> int:
-        return self.config.listening.unix_mode
+                self._paths[path] = UnixPort(spec, mode, self._folders, len(self.config.forwards) > 1)
 
     def _find_places(self, listener: Endpoint) -> list[Address]:
         """The addresses to listen on: none if the proxy is stopped during their look-up, which may take long."""
@@ -314,7 +311,7 @@ class Proxy(Controls):
             for name, listener in zip(each.port.names if each.port else [], own, strict=False):
                 self._told = True
                 self._reporter.note("listening", name, each.target)
-                if (who := strangers(listener, None if self._given else self._mode)) and not self._chooses(listener):
+                if (who := strangers(listener)) and not self._chooses(listener):
                     self._reporter.note("warning", f"listening on {name}, which {who} may reach")
                 if self.config.proxy_protocol.send_proxy and not isinstance(listener.getsockname(), tuple):
                     self._reporter.note("warning", f"clients of {name} have no address that upstream could be told")

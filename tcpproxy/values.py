@@ -162,16 +162,15 @@ def parse_choice(what: str, value: str, words: tuple[str, ...], hidden: tuple[st
 
 def parse_mode(what: str, value: int | str) -> int:
     """Rights of the file of a UNIX socket: `0600` in octal digits, or a number up to 0o777. UsageError otherwise."""
-    mode = -1
     if isinstance(value, str) and re.fullmatch(r"(0o?)?[0-7]{3}", value, re.ASCII):
         mode = int(value[-3:], 8)
     elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
         mode = value
-    if mode & 0o222 and mode > 0:  # connect() needs the right to write
-        return mode
-    if mode >= 0:
+    else:
+        raise UsageError(f"{what} {quoted(value)} is no mode of a file, expected octal digits from 0000 to 0777")
+    if not mode & 0o222:  # connect() needs the right to write
         raise UsageError(f"{what} {quoted(value)} lets nobody connect, expected one with a 2, like 0600")
-    raise UsageError(f"{what} {quoted(value)} is no mode of a file, expected octal digits from 0000 to 0777")
+    return mode
 
 
 def parse_size(what: str, value: int | str | None, least: int, most: int, *, off: bool = False) -> int:

@@ -184,7 +184,7 @@ cdef bint _may_connect(Loop *loop, Message *accepted) noexcept nogil:
 cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil:
     """Accepts one connection. False: no more for now. `announced`: an event says that one is waiting."""
     cdef Message accepted
-    cdef Counters *own = loop_of_target(loop, listener.target)
+    cdef Counters *own
     cdef int64_t fd
     if not _reserve(loop):
         if announced:
@@ -212,6 +212,7 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
     if net_out_of_resources(fd) and not announced:
         return False                            # Linux needs a descriptor before it looks whether a connection waits
     sync_bump(&loop.counters.accept_errors, 1)
+    own = loop_of_target(loop, listener.target)
     if own != NULL:
         sync_bump(&own.accept_errors, 1)
     if net_accept_transient(<int> fd):

@@ -63,6 +63,13 @@ cdef inline uint64_t bucket_reserve(uint64_t *bucket, const Limit *limit, uint64
             return start
 
 
+cdef inline void bucket_give_back(uint64_t *bucket, const Limit *limit, uint64_t size) noexcept nogil:
+    """Takes a charge of `size` bytes back, which are not sent."""
+    cdef uint64_t back_ns = bucket_takes_ns(limit, size), old = sync_load(bucket)
+    while old > back_ns and not sync_claim(bucket, old, old - back_ns):
+        old = sync_load(bucket)
+
+
 cdef inline void bucket_charge(uint64_t *bucket, const Limit *limit, uint64_t size, uint64_t now_ns) noexcept nogil:
     """Charges `size` bytes, which are sent now."""
     bucket_reserve(bucket, limit, size, now_ns)

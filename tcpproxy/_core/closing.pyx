@@ -270,7 +270,7 @@ cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil:
 
 cdef void _end_by_fin(Loop *loop, Relay *relay) noexcept nogil:
     """FIN to both sides: it lingers, because closing with unread input would send RST. It is over all the same, and reported, so
-    that who waits for its end waits for no peer.
+    that a caller that waits for its end does not wait for a peer.
     """
     _finish_both(loop, relay)
     metering_end(loop, relay)

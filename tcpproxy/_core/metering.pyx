@@ -1,7 +1,7 @@
 # Rates: the model is in metering.pxd.
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.bucket cimport bucket_charge, bucket_reserve, bucket_takes_ns, limit_set
+from tcpproxy._core.bucket cimport bucket_charge, bucket_give_back, bucket_reserve, limit_set
 from tcpproxy._core.half cimport HALF_OPEN, PUMP_MORE, PUMP_SHAPED, PUMP_STALLED, PUMP_WAIT, SPLICE_WORTH_BYTES, \
     TURN_LEAST_BYTES, ZERO_COPY_AUTO, ZERO_COPY_OFF, Half, Pump, Side, half_not_ready, half_pump, half_waiting
 from tcpproxy._core.loop cimport Counters, Meter, Origin, loop_of_target
@@ -9,7 +9,7 @@ from tcpproxy._core.net cimport net_unread
 from tcpproxy._core.poller cimport READY_IN
 from tcpproxy._core.shaped cimport shaped_pump
 from tcpproxy._core.shaper cimport shaper_room
-from tcpproxy._core.sync cimport sync_bump, sync_claim, sync_load
+from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.timers cimport TIMER_RATE, alarms_cancel, alarms_set
 
 cdef enum:
@@ -53,17 +53,10 @@ cdef bint metering_begin(Relay *relay) noexcept nogil:
 
 cdef void _give_back(Loop *loop, const Meter *meter) noexcept nogil:
     """What it has reserved of the shared rate and not read: else others would wait for bytes that never come."""
-    cdef uint64_t *used_up_ns
-    cdef uint64_t old, back_ns
     cdef int side
     for side in range(2):
-        if meter.portion[side] == 0 or not loop.group.rate[side].rate:
-            continue
-        used_up_ns = &loop.group.used_up_ns[side]
-        back_ns = bucket_takes_ns(&loop.group.rate[side], meter.portion[side])
-        old = sync_load(used_up_ns)
-        while old > back_ns and not sync_claim(used_up_ns, old, old - back_ns):
-            old = sync_load(used_up_ns)
+        if meter.portion[side] and loop.group.rate[side].rate:
+            bucket_give_back(&loop.group.used_up_ns[side], &loop.group.rate[side], meter.portion[side])
 
 
 cdef void metering_end(Loop *loop, Relay *relay) noexcept nogil:

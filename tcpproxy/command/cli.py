@@ -157,7 +157,7 @@ def _metrics(config: Config) -> Callable[[Proxy], object] | None:
     listener, answers = monitor.open_monitor(config, place)
 
     def begin(proxy: Proxy) -> None:
-        if who := strangers(listener, config.listening.unix_mode):
+        if who := strangers(listener):
             proxy._note("warning", f"serving metrics at {place}, which {who} may reach")
         webserver.WebServer(listener, answers(proxy)).start()
 

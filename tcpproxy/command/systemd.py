@@ -53,9 +53,8 @@ class Service:
         watched, pid = _number(environ.pop("WATCHDOG_USEC", "")), environ.pop("WATCHDOG_PID", "")
         self._period = min(watched / 1e6 / BEATS, LONGEST) if pid in ("", str(os.getpid())) else 0.0
         self._room = _number(environ.pop("FDSTORE", ""))
-        self.warning = ""
-        """A sentence for the operator; empty: none."""
-        self._passed = self._take_passed(environ)
+        self._passed, self.warning = _passed(environ)
+        """The second: about descriptors of another process; empty: there are none."""
         self._prefix = ""  # of names in the descriptor store; empty: nothing is stored
         self._thread: threading.Thread | None = None
         self._news = threading.Event()
@@ -63,14 +62,6 @@ class Service:
         self._over = False
 
     # --- sockets ---
-
-    def _take_passed(self, environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
-        pid, number = environ.get("LISTEN_PID", ""), _number(environ.get("LISTEN_FDS", ""))
-        if number and pid != str(os.getpid()):
-            own = os.getpid()
-            whose = f"LISTEN_PID is {quoted(pid)} and this is process {own}" if pid else "there is no LISTEN_PID"
-            self.warning = f"{count(number, 'passed socket')} not used: {whose}; start tcpproxy directly, or by exec"
-        return _passed(environ)
 
     def sockets(self, config: Config, given: Mapping[str, object]) -> list[socket.socket] | None:
         """Returns the sockets to accept from; None: the proxy makes its own.
@@ -230,17 +221,20 @@ def _connected(place: str) -> socket.socket | None:
     return None
 
 
-def _passed(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
-    """Returns name and number of each descriptor that is passed to this process; empty if none is."""
+def _passed(environ: MutableMapping[str, str]) -> tuple[list[tuple[str, int]], str]:
+    """Returns name and number of each descriptor passed to this process, and a warning about those of another one."""
     pid, number, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     environ.pop("LISTEN_PIDFDID", "")
-    if pid != str(os.getpid()):
-        return []
-    descriptors = range(FIRST, FIRST + min(_number(number), MOST))
+    own, found = str(os.getpid()), _number(number)
+    if not found:
+        return [], ""
+    if pid != own:
+        whose = f"LISTEN_PID is {quoted(pid)} and this is process {own}" if pid else "there is no LISTEN_PID"
+        return [], f"{count(found, 'passed socket')} not used: {whose}; start tcpproxy directly, or by exec"
+    descriptors = range(FIRST, FIRST + min(found, MOST))
     given = names.split(":")
-    return list(
-        zip(given if len(given) == len(descriptors) else ["unknown"] * len(descriptors), descriptors, strict=True)
-    )
+    named = given if len(given) == len(descriptors) else ["unknown"] * len(descriptors)
+    return list(zip(named, descriptors, strict=True)), ""
 
 
 def _sockets(descriptors: list[int]) -> list[socket.socket]:

@@ -268,7 +268,7 @@ def _hint_of_words(words: list[str], given: dict[str, Any]) -> str:
         if row.name in ("allow", "deny") and given.get(row.name) and re.fullmatch(r"[\da-f.:]+/\d+", words[0], re.I):
             return f"; networks have commas between them: {row.long} {','.join([*given[row.name], words[0]])}"
     for word in words:
-        if re.fullmatch(r"(pods?|po|service|svc|deploy(ment)?|replicaset|rs|statefulset|sts)/[\w.-]+", word, re.ASCII):
+        if habits.is_of_kubectl(word):
             there = "`kubectl port-forward` reaches it, and tcpproxy reaches HOST:PORT"
             return f"; {quoted(word)} is a name of kubectl's: {there}"
     if len(words) == 2 and all(re.fullmatch(r"(?!localhost:)[\w-]*[a-z][\w.-]*:\d+", each, re.I) for each in words):

@@ -17,6 +17,7 @@ _PORT = re.compile(r"0*[1-9]\d{0,4}", re.ASCII)
 _PATH = re.compile(
     r"[/@]|~/|\.{1,2}/|(.*:)?/(?!/)|.*\.sock\Z|unix(-connect|-listen|-client)?:(?!\d+\Z)", re.DOTALL | re.I
 )
+_KUBERNETES = re.compile(r"(pods?|po|service|svc|deploy(ment)?|replicaset|rs|statefulset|sts)/[\w.-]+", re.ASCII)
 _HOST = re.compile(r"\[[0-9a-f:.]+(%\w+)?\]|[\w*][\w.-]*\Z", re.I)
 _DEFAULT_PORTS = {
     **{"http": 80, "ws": 80, "https": 443, "wss": 443, "ftp": 21, "ssh": 22, "redis": 6379, "rediss": 6379},
@@ -106,6 +107,11 @@ def other_path(text: str) -> str:
     else:
         path = re.sub(r"\Aunix[a-z-]*:", "", text, flags=re.I)
     return plain_path(path)
+
+
+def is_of_kubectl(text: str) -> bool:
+    """Is it KIND/NAME of something in Kubernetes?"""
+    return _KUBERNETES.fullmatch(text) is not None
 
 
 def without_password(text: str) -> str:

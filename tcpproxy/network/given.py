@@ -9,12 +9,9 @@ import struct
 import sys
 from collections.abc import Callable, Iterable
 
-from ..config.endpoints import Endpoint
 from ..errors import StartError, UsageError
 from ..text import quoted
-from .listening import PLACES, Port, own_addresses, where
-from .resolver import Address
-from .unix import UNIX, bound_path, comes_to
+from .listening import PLACES, Port, own_addresses, where, written
 
 UNIX_FAMILY = getattr(socket, "AF_UNIX", None)
 FAMILIES = (socket.AF_INET, socket.AF_INET6, UNIX_FAMILY)
@@ -102,14 +99,9 @@ class GivenPort(Port):
                     raise StartError.because("cannot listen on a socket that was given", error) from error
                 _never_wait(self._keepers[-1])
             undo.pop_all()
-        self.addresses = [bound_path(each) if each.family == UNIX_FAMILY else where(each) for each in self._keepers]
-        self.names = [each if isinstance(each, str) else str(Endpoint(*each)) for each in self.addresses]
-        self._is_own_tcp = own_addresses([each for each in self._keepers if each.family != UNIX_FAMILY])
-        self.is_own = self._is_own
-
-    def _is_own(self, address: Address) -> bool:
-        paths = [each for each in self.addresses if isinstance(each, str)]
-        return any(comes_to(address, path) for path in paths) or (address[1] != UNIX and self._is_own_tcp(address))
+        self.is_own = own_addresses(self._keepers)
+        self.addresses = [where(each) for each in self._keepers]
+        self.names = [written(each) for each in self.addresses]
 
     def listen(self) -> list[socket.socket]:
         """Returns duplicates, which listen already; the caller closes them."""

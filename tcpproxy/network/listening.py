@@ -15,6 +15,7 @@ from ..config.forwards import ForwardSpec
 from ..errors import StartError
 from ..text import quoted
 from .resolver import Address, numeric
+from .unix import bound_path, comes_to
 
 BACKLOG = 4096
 """How many connections the kernel queues for a listener; the system may have a lower limit (net.core.somaxconn)."""
@@ -81,8 +82,8 @@ class Port:
                 self._port = 0
         self.is_own = own_addresses(self._keepers)
         """Does a connection to an address reach this port?"""
-        self.addresses: list[tuple[str, int] | str] = [where(keeper) for keeper in self._keepers]
-        self.names = [str(Endpoint(*where(keeper))) for keeper in self._keepers]
+        self.addresses = [where(keeper) for keeper in self._keepers]
+        self.names = [written(each) for each in self.addresses]
 
     def _bind_all(self) -> list[socket.socket]:
         sockets: list[socket.socket] = []
@@ -200,15 +201,18 @@ def own_addresses(listeners: list[socket.socket]) -> Callable[[Address], bool]:
 
     The listeners may be closed before it is called.
     """
-    places = []
+    places, paths = [], []
     for listener in listeners:
+        if listener.family not in (socket.AF_INET, socket.AF_INET6):
+            paths.append(bound_path(listener))
+            continue
         host, port = listener.getsockname()[:2]
         v6 = listener.family == socket.AF_INET6 and listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         places.append((listener.family, socket.inet_pton(listener.family, host.partition("%")[0]), port, bool(v6)))
 
     def is_own(target: Address) -> bool:
         is_v4 = len(target[0].removeprefix(_V4_MAPPED)) == 4
-        return any(
+        return any(comes_to(target, path) for path in paths) or any(
             target[1] == port and not (is_v4 and v6_only) and _reaches(family, own, target[0])
             for family, own, port, v6_only in places
         )
@@ -242,8 +246,10 @@ def _is_local(family: int, host: str) -> bool:
     return False
 
 
-def where(listener: socket.socket) -> tuple[str, int]:
-    """Returns (host, port) of a listener; a link-local IPv6 host has its scope."""
+def where(listener: socket.socket) -> tuple[str, int] | str:
+    """Returns (host, port) of a listener, where a link-local IPv6 host has its scope; the path of a UNIX socket."""
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return bound_path(listener)
     host, port, *more = listener.getsockname()
     if more and more[1] and "%" not in host:
         host = f"{host}%{more[1]}"
@@ -252,19 +258,25 @@ def where(listener: socket.socket) -> tuple[str, int]:
     return host, port
 
 
-def strangers(listener: socket.socket, unix_mode: int | None) -> str:
+def written(place: tuple[str, int] | str) -> str:
+    """Returns what `where` returns as a text."""
+    return place if isinstance(place, str) else str(Endpoint(*place))
+
+
+def strangers(listener: socket.socket) -> str:
     """Describes who else can connect to a listener, for a warning; empty if only this machine, or this user, can.
 
     Args:
         listener: a socket that is bound.
-        unix_mode: the permissions of its file, if it is a UNIX socket with a path; None: those that it has.
     """
     name = listener.getsockname()
-    if not isinstance(name, tuple):  # bytes: an abstract name, which has no permissions
-        if unix_mode is None and not isinstance(name, bytes):
-            with contextlib.suppress(OSError):  # the file is gone, or in a folder that this user cannot search
-                unix_mode = os.stat(name).st_mode
-        return "every user of this machine" if isinstance(name, bytes) or (unix_mode or 0) & 0o002 else ""
+    if isinstance(name, str):  # the file of a UNIX socket
+        mode = 0
+        with contextlib.suppress(OSError):  # it is gone, or in a folder that this user cannot search
+            mode = os.stat(name).st_mode
+        return "every user of this machine" if mode & 0o002 else ""
+    if isinstance(name, bytes):  # an abstract name, which has no permissions
+        return "every user of this machine"
     return "" if name[0].startswith("127.") or name[0] == "::1" else "other machines"
 
 
