@@ -225,14 +225,14 @@ ssize_t read(int fd, void *to, size_t size)
     return syscall(SYS_read, fd, to, size);
 }
 
-/* Those of a capture; a wake-up is one byte. */
+/* Those of a capture. A wake-up is at most the eight bytes of an eventfd, and no kernel refuses it but with EAGAIN. */
 ssize_t write(int fd, const void *from, size_t size)
 {
-    if (size > 1 && FAULTY(WRITE, INTERRUPTED))
+    if (size > 8 && FAULTY(WRITE, INTERRUPTED))
         return FAIL(EINTR);
-    if (size > 1 && FAULTY(WRITE, BROKEN))
+    if (size > 8 && FAULTY(WRITE, BROKEN))
         return FAIL(ENOSPC, EDQUOT, EIO, EFBIG);
-    if (size > 1 && FAULTY(WRITE, SHORT))
+    if (size > 8 && FAULTY(WRITE, SHORT))
         size = part(size);
     return syscall(SYS_write, fd, from, size);
 }
