@@ -14,6 +14,10 @@ from tcpproxy._core.sources cimport sources_enter
 from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_peek, sync_sub
 from tcpproxy._core.tag cimport tag_listener
 
+cdef enum:                  # docs/decisions.md has the measurement: "Short connections stay where they are accepted"
+    SHORT_LIVED_NS = 20000000   # connections that live shorter on average are short
+    SHORT_LIVED_EXCESS = 8      # how many more of them than the others a worker keeps before it hands one over
+
 cdef enum:
     # Connections that one event accepts at most: relays wait meanwhile. A choice; what was measured is how the number grows
     # (docs/decisions.md, "Several accepts in a row").
@@ -222,7 +226,11 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
 
 
 cdef void _choose_worker(Loop *loop, const Message *accepted) noexcept nogil:
-    """Keeps the connection, or hands it to the worker with the fewest connections, if that one has clearly fewer."""
+    """Keeps the connection, or hands it to the worker with the fewest connections, if that one has clearly fewer.
+
+    A difference of a few connections that end soon is not worth a wake-up of another thread.
+    """
+    cdef uint64_t excess = SHORT_LIVED_EXCESS if loop.accepting.lifetime_ns < SHORT_LIVED_NS else 0
     cdef uint64_t mine = sync_peek(&loop.counters.active) - 1, fewest = mine, other
     cdef Loop *best = loop
     cdef int i
@@ -231,7 +239,7 @@ cdef void _choose_worker(Loop *loop, const Message *accepted) noexcept nogil:
         if other < fewest:
             fewest = other
             best = loop.group.members[i]
-    if mine <= fewest + fewest // 4 or not _hand_off(loop, best, accepted):
+    if mine <= fewest + fewest // 4 + excess or not _hand_off(loop, best, accepted):
         opening_start(loop, accepted)
 
 

@@ -1,5 +1,5 @@
 # The end of a relay: the model is in closing.pxd.
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 from tcpproxy._core.buffer cimport buffer_clear
@@ -8,8 +8,8 @@ from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_FAULT, REASON_KIL
     REASON_UPSTREAM_RESET
 from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break, half_holds
 from tcpproxy._core.inbox cimport Message
-from tcpproxy._core.loop cimport CLIENT, RELAY_CLOSED, RELAY_INTRODUCING, RELAY_LINGERING, RELAY_RESETTING, RELAY_RELAYING, \
-    UPSTREAM, loop_enqueue, relay_shaping
+from tcpproxy._core.loop cimport CLIENT, LIFETIME_MOST_NS, LIFETIME_SHIFT, RELAY_CLOSED, RELAY_INTRODUCING, RELAY_LINGERING, \
+    RELAY_RESETTING, RELAY_RELAYING, UPSTREAM, loop_enqueue, relay_shaping
 from tcpproxy._core.metering cimport metering_end
 from tcpproxy._core.net cimport ENOMEM, NET_NONE, net_close, net_recv, net_reset, net_shut_write, net_socket, \
     net_unsent, net_would_block
@@ -363,5 +363,7 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
 
 
 cdef inline void _uncount(Loop *loop, Relay *relay) noexcept nogil:
+    cdef int64_t lived_ns = <int64_t> min(loop.now_ns - relay.accepted_ns, <uint64_t> LIFETIME_MOST_NS)
+    loop.accepting.lifetime_ns += (lived_ns - loop.accepting.lifetime_ns) >> LIFETIME_SHIFT
     sources_leave(&loop.group.sources, &relay.client)
     sync_sub(&loop.counters.active, 1)

@@ -2,7 +2,7 @@
 #
 # Loop is the one context: everything that the relays of a worker share. One thread owns a Loop. What other threads access
 # is listed in sync.h.
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.admission cimport Admission
 from tcpproxy._core.bucket cimport Limit
 from tcpproxy._core.bulk cimport Bulk
@@ -131,6 +131,10 @@ cdef struct Listener:
     Watch watch
     int target              # the first upstream of its clients
 
+cdef enum:                  # for Accepting.lifetime_ns
+    LIFETIME_MOST_NS = 1000000000   # counted of a connection, so that one long-lived one does not decide for long
+    LIFETIME_SHIFT = 3              # the average reaches back 8 connections
+
 cdef struct Accepting:      # see accepting.pxd
     Listener listeners[LISTENERS]
     int count
@@ -140,6 +144,7 @@ cdef struct Accepting:      # see accepting.pxd
     uint64_t resume_ns      # when to register them again; 0: nothing planned
     uint64_t paused_ns      # since when they are not registered
     bint at_limit           # paused because of Group.limit: a relay that ends shortens the pause
+    int64_t lifetime_ns     # of this worker's connections: a moving average, from LIFETIME_MOST_NS on
 
 cdef struct Group:          # what the workers of one proxy share
     int count

@@ -7,7 +7,7 @@ from tcpproxy._core.connecting cimport addresses_release
 from tcpproxy._core.events cimport events_free, events_init
 from tcpproxy._core.half cimport TURN_LEAST_BYTES, ZERO_COPY_OFF
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_init, inbox_pop
-from tcpproxy._core.loop cimport UPSTREAMS, Counters, Relay, relay_alive
+from tcpproxy._core.loop cimport LIFETIME_MOST_NS, UPSTREAMS, Counters, Relay, relay_alive
 from tcpproxy._core.net cimport NET_NONE, net_close, net_reset
 from tcpproxy._core.plan cimport plan_release
 from tcpproxy._core.poller cimport poller_free, poller_new
@@ -60,6 +60,7 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
     loop.send_header = settings.send_header
     loop.pump.budget = max(TURN_LEAST_BYTES, TURN_LEAST_READS * settings.buffer_size)
     loop.pump.splice_size = PIPE_BYTES
+    loop.accepting.lifetime_ns = LIFETIME_MOST_NS
     loop.pump.now_ns = &loop.now_ns
     loop.pump.may_read = UINT64_MAX
     loop.pump.zero_copy = settings.zero_copy

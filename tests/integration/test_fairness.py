@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import pytest
 from support.command import Command, strace
+from support.load import Load
 from support.machine import allow_descriptors, needs_splice
-from support.peers import Link, Upstream, connect
+from support.peers import Echo, Link, Upstream, connect
 from support.streams import MIB, bulk, payload, read_exactly
 from support.waiting import TIMEOUT, at_best, bounds, eventually, in_background
 
 import tcpproxy
+from tcpproxy._core.worker import POLLER
 
 
 class Pinger:
@@ -289,6 +292,21 @@ def test_short_connections_spread_over_the_workers(
                 stack.enter_context(upstream.accept())
     shares = accepted(proxy, 2000)
     assert max(shares) <= 2 * min(shares)
+
+
+@pytest.mark.skipif(POLLER != "epoll", reason="the others wake by another call")
+def test_short_connections_stay_where_they_are_accepted(
+    command: Callable[..., Command], echo: Echo, tmp_path: Path
+) -> None:
+    """A hand-over wakes another worker. With few connections at a time, every third one was handed over."""
+    trace = tmp_path / "trace"
+    proxy = command("-q", echo.name, "--workers=2", wrapper=strace("-e", "trace=write", "-o", str(trace)))
+    load = Load(proxy.address)
+    with load.running():
+        eventually(lambda: load.served > 500, 60)
+    proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == 0
+    assert trace.read_text().count(r'"\1\0\0\0\0\0\0\0", 8') < 50
 
 
 @pytest.mark.parametrize("workers", [1, 2], ids=["1worker", "2workers"])
