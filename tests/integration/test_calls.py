@@ -80,7 +80,7 @@ def test_a_connection(traced: Callable[..., collections.Counter[str]], options: 
 
 
 def test_a_connection_with_a_header(traced: Callable[..., collections.Counter[str]]) -> None:
-    """--send-proxy costs one send more and nothing else, whether or not the client's first bytes come with the header."""
+    """--send-proxy costs one send more and nothing else, whoever speaks first."""
     connections, header = 50, 28
 
     def one_by_one(address: tuple[str, int]) -> None:
@@ -98,8 +98,8 @@ def test_a_connection_with_a_header(traced: Callable[..., collections.Counter[st
     calls = traced(one_by_one, "-q", "--send-proxy", "v2")
     assert calls["sendto"] >= 3 * connections, "the trace does not show what it should"
     assert calls["getsockname"] == 0
-    # Three messages there and back cost 15 calls, 4 for each of the others, and TCP_NODELAY. A header that comes back alone
-    # costs two calls to move it, and stands for the first of three messages here.
+    # The first of three messages costs 15 calls, each of the others 4, and TCP_NODELAY one. A header that comes back
+    # alone costs two calls. It stands for the first message here.
     silent = connections // 2
     assert calls.total() <= (15.2 + 2 * 4 + 1 + 1) * connections - 2 * silent, calls
 
