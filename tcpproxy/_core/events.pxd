@@ -1,5 +1,9 @@
 # Facts that the core reports to Python: one ring of fixed-size records per worker, with one writer (the worker) and one
 # reader (the log thread). The writer never waits: records that do not fit are counted, and the reader logs the count.
+#
+# Whenever the reader has taken all, the next record is the first of the memory again. So a ring that is never full uses as much
+# of it as was ever waiting, a few cached pages, and not all. The writer alone changes `base`, and only while the ring is empty;
+# the reader looks at it only while it is not.
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 from tcpproxy._core.net cimport net_addr, net_socket
 from tcpproxy._core.sync cimport sync_peek
@@ -67,6 +71,7 @@ cdef struct EventRing:
     uint64_t wanted         # bit 1 << kind: records of that kind are written; EVENTS_OUTGOING
     uint64_t written        # records since the start; changed by the worker only
     uint64_t taken          # records since the start; changed by the reader only
+    uint64_t base           # number of the record that was written at the beginning of `records`
     uint64_t lost           # records that did not fit
     uint64_t asleep         # the reader sleeps until a byte arrives at its socket
     net_socket wakeup       # that byte is sent here

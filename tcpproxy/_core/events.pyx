@@ -36,10 +36,13 @@ cdef EventRecord *events_claim(EventRing *ring, int kind) noexcept nogil:
     cdef uint64_t written = sync_peek(&ring.written)
     if not sync_peek(&ring.wanted) & (<uint64_t> 1 << kind):
         return NULL
-    if written - sync_load(&ring.taken) > ring.mask:
+    cdef uint64_t waiting = written - sync_load(&ring.taken)
+    if waiting > ring.mask:
         sync_bump(&ring.lost, 1)
         return NULL
-    cdef EventRecord *record = &ring.records[written & ring.mask]
+    if waiting == 0:
+        ring.base = written
+    cdef EventRecord *record = &ring.records[(written - ring.base) & ring.mask]
     memset(record, 0, sizeof(EventRecord))
     record.kind = kind
     return record
@@ -60,7 +63,7 @@ cdef bint events_take(EventRing *ring, EventRecord *record) noexcept nogil:
     cdef uint64_t taken = sync_peek(&ring.taken)
     if taken == sync_load(&ring.written):
         return False
-    record[0] = ring.records[taken & ring.mask]
+    record[0] = ring.records[(taken - ring.base) & ring.mask]
     sync_store(&ring.taken, taken + 1)
     return True
 

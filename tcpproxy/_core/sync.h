@@ -19,6 +19,7 @@
  *   what Message.body points to  the worker: a View, a Kill, ...      the same thread, after `done`
  *   Loop.events: written, lost   the worker                           the log thread; `lost`: any thread
  *   Loop.events: taken           the log thread                       the worker
+ *   Loop.events: base            the worker, while all is taken       the log thread, while not all is taken
  *   Loop.events: asleep          the log thread sets it, the worker   both
  *                                clears it when it wakes that thread
  *   Loop.events: wanted          any thread (Worker.want_events)      the worker
@@ -47,7 +48,7 @@
  *   Group.interactive_ns         each worker                          each worker
  *   Sources.lock                 each worker: a spin lock over        each worker
  *                                Sources.slots
- *   Pieces.ring: as Loop.events  the reader of the tap                the log thread
+ *   Pieces.ring: as a Tap        the reader of the tap                the log thread
  *   Pieces.total                 the reader of the tap                any thread (TapReader.total)
  *   the rest of Pieces           the reader of the tap; the log       the same
  *                                thread once Reader.running is 0

@@ -48,6 +48,23 @@ def test_records_come_out_in_order_for_many_rounds(door: ModuleType, bell: Bell)
     assert ring.lost == 0
 
 
+def test_a_ring_that_is_emptied_begins_again(door: ModuleType, bell: Bell) -> None:
+    """Memory that was never needed is never touched."""
+    ring = door.RingDoor(8, bell[1].fileno(), 1 << NEW)
+    for number in range(0, 99, 3):
+        assert [ring.place(NEW, number + each) for each in range(3)] == [0, 1, 2]
+        assert [ring.take() for _ in range(4)] == [*((NEW, number + each) for each in range(3)), None]
+
+
+def test_a_ring_that_is_never_empty_uses_all_of_its_memory(door: ModuleType, bell: Bell) -> None:
+    ring = door.RingDoor(8, bell[1].fileno(), 1 << NEW)
+    assert [ring.place(NEW, number) for number in range(3)] == [0, 1, 2]
+    assert [ring.take() for _ in range(2)] == [(NEW, 0), (NEW, 1)]
+    assert [ring.place(NEW, number) for number in range(3, 12)] == [3, 4, 5, 6, 7, 0, 1, None, None]
+    assert [ring.take() for _ in range(9)] == [(NEW, number) for number in range(2, 10)] + [None]
+    assert ring.place(NEW, 12) == 0
+
+
 def test_what_nobody_wants_is_neither_written_nor_lost(door: ModuleType, bell: Bell) -> None:
     ring = door.RingDoor(8, bell[1].fileno(), 1 << END)
     assert ring.claim(NEW) is None

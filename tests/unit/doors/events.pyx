@@ -39,13 +39,17 @@ cdef class RingDoor:
         return None if record == NULL else memcmp(record, &clean, sizeof(clean)) == 0
 
     def write(self, int kind, uint64_t number):
+        return self.place(kind, number) is not None
+
+    def place(self, int kind, uint64_t number):
+        """Writes a record. Returns its place in the memory, or None: it was lost."""
         record = events_claim(&self.it, kind)
         if record == NULL:
-            return False
+            return None
         record.to_upstream = number
         record.error = -1
         events_publish(&self.it)
-        return True
+        return record - self.it.records
 
     def write_many(self, int kind, uint64_t count):
         """The numbers up to `count`, as fast as the reader makes room; for a thread."""
