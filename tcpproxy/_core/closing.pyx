@@ -9,7 +9,7 @@ from tcpproxy._core.events cimport REASON_CLIENT_RESET, REASON_FAULT, REASON_KIL
 from tcpproxy._core.half cimport HALF_SHUT, Half, Side, half_break, half_holds
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport CLIENT, LIFETIME_MOST_NS, LIFETIME_SHIFT, RELAY_CLOSED, RELAY_INTRODUCING, RELAY_LINGERING, \
-    RELAY_RESETTING, RELAY_RELAYING, UPSTREAM, loop_enqueue, relay_shaping
+    RELAY_RESETTING, RELAY_RELAYING, UPSTREAM, loop_bury, loop_enqueue, relay_shaping
 from tcpproxy._core.metering cimport metering_end
 from tcpproxy._core.net cimport ENOMEM, NET_NONE, net_close, net_recv, net_reset, net_shut_write, net_socket, \
     net_unsent, net_would_block
@@ -36,12 +36,13 @@ cdef int _unsent(Relay *relay, int side, bint *progress) noexcept nogil:
 
     Sets `progress` if some have left since the last call and some are still unsent.
     """
-    cdef Side *to = &relay.sides[side]
-    cdef int unsent = net_unsent(to.watch.fd) if to.watch.fd != NET_NONE else 0
-    cdef uint32_t left = <uint32_t> (relay.halves[1 - side].delivered - unsent)
-    if unsent > 0 and left != to.left_kernel:
+    cdef Half *half = &relay.halves[1 - side]
+    cdef net_socket fd = relay.sides[side].watch.fd
+    cdef int unsent = net_unsent(fd) if fd != NET_NONE else 0
+    cdef uint32_t left = <uint32_t> (half.delivered - unsent)
+    if unsent > 0 and left != half.left_kernel:
         progress[0] = True
-    to.left_kernel = left
+    half.left_kernel = left
     return unsent
 
 
@@ -254,8 +255,7 @@ cdef void _forget(Loop *loop, Relay *relay) noexcept nogil:
     free(relay.origin)
     relay.origin = NULL
     relay.state = RELAY_CLOSED
-    relay.next_closed = loop.closed
-    loop.closed = relay
+    loop_bury(loop, relay)
 
 
 cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil:
@@ -354,8 +354,7 @@ cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstr
     timers_cancel(&loop.timers, &relay.deadline)
     timers_cancel(&loop.timers, &relay.check)
     relay.state = RELAY_CLOSED
-    relay.next_closed = loop.closed
-    loop.closed = relay
+    loop_bury(loop, relay)
     if relay.killed:
         loop.lingering -= 1
     else:

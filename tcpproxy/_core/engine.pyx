@@ -11,7 +11,8 @@ from tcpproxy._core.events cimport REASON_SHUTDOWN
 from tcpproxy._core.half cimport half_waiting
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_CONNECTION, MESSAGE_HANG, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, \
     MESSAGE_PLAN, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
-from tcpproxy._core.loop cimport ABORT, CLIENT, RELAY_INTRODUCING, UPSTREAM, Group, Relay, loop_resume, relay_alive, relay_shaping
+from tcpproxy._core.loop cimport ABORT, CLIENT, RELAY_INTRODUCING, UPSTREAM, Group, Relay, loop_bury, loop_resume, relay_alive, \
+    relay_shaping
 from tcpproxy._core.net cimport NET_NONE, net_own_address
 from tcpproxy._core.opening cimport opening_resolved, opening_start, opening_turn_away
 from tcpproxy._core.plan cimport Plan, plan_bit
@@ -147,19 +148,18 @@ cdef void _timers(Loop *loop) noexcept nogil:
 
 cdef void _reclaim(Loop *loop) noexcept nogil:
     """Reclaims closed relays. One that is still on the run queue is reclaimed in the next batch."""
-    cdef Relay *relay = loop.closed
-    cdef Relay *rest
-    if relay == NULL:
+    cdef uint32_t rest = loop.closed
+    cdef Relay *relay
+    if rest == 0:
         return
-    loop.closed = NULL
-    while relay != NULL:
+    loop.closed = 0
+    while rest != 0:
+        relay = table_at(&loop.table, rest - 1)
         rest = relay.next_closed
         if relay.queued:                        # it was given another turn and then closed in the same batch
-            relay.next_closed = loop.closed
-            loop.closed = relay
+            loop_bury(loop, relay)
         else:
             table_release(&loop.table, relay)
-        relay = rest
     accepting_freed(loop)
 
 

@@ -69,7 +69,7 @@ cdef enum:                      # Half.mode
 cdef struct Side:               # one socket of a relay and its state
     Watch watch
     int32_t error               # errno of its failure; 0: none
-    uint32_t left_kernel        # bytes for it that had left our kernel at the last check (modulo 2^32)
+    uint32_t probes_at_ack      # see net_unacked
     uint8_t ready               # READY_IN, READY_OUT: the next call may succeed
     uint8_t read_to_eagain      # an end or an urgent mark was announced: a short read no longer means "drained"
     uint8_t eof_read            # its EOF was read
@@ -88,6 +88,7 @@ cdef struct Half:
     uint8_t mode
     uint8_t streak              # reads in a row that speak for the other mode
     uint8_t ask_recv            # the next read is a recv: the last splice has probably emptied the source
+    uint32_t left_kernel        # bytes that had left our kernel for the sink at the last check (modulo 2^32)
 
 cdef struct Pump:               # what all halves of a worker share
     Poller *poller

@@ -60,24 +60,10 @@ cdef struct Origin:         # of a relay; allocated only when somebody wants it
     Meter *meter            # NULL: there are no rates
 
 cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
+    # What a turn uses: four cache lines
     Relay *next             # of the run queue, of the stalled relays, or of the free slots
-    Relay *next_closed
-    Side sides[2]
-    Half halves[2]
-    Timer deadline          # connect, idle, half-close or linger: the one that applies
-    Timer check             # stagger while connecting, keepalive and unacked while relaying, flush while resetting
-    Connecting *connecting  # NULL unless connecting
-    uint64_t id             # the number of the connection, from 1, in the order of accept
-    uint64_t accepted_ns
-    uint64_t connected_ns   # 0: not connected
-    uint64_t moved_ns       # of the last turn that moved bytes or passed an end on; 0: none has
-    Origin *origin          # NULL: nothing in it is wanted, or there was no memory for it
-    net_addr client         # where its connection comes from, or what a PROXY header says
-    net_addr upstream       # connected to, or tried last
     uint32_t index          # its slot in the table
     uint32_t generation     # how often the slot was used: part of the tag, so that a stale event finds no relay
-    int32_t error           # errno behind the reason
-    uint32_t probes_at_ack[2]   # of each side: see net_unacked
     uint8_t state
     uint8_t reason          # REASON_ of events.pxd
     uint8_t attempt         # upstream's socket in the tag: the number of the attempt that won, plus 1
@@ -86,6 +72,21 @@ cdef struct Relay:          # one proxied connection; its two sockets are `sides
     uint8_t stalled         # waits for room in the tap
     uint8_t last_sender     # the side whose bytes were delivered last
     uint8_t killed          # its end was reported; it lingers and is not counted in `active`
+    Side sides[2]
+    Half halves[2]
+    uint64_t moved_ns       # of the last turn that moved bytes or passed an end on; 0: none has
+    Timer deadline          # connect, idle, half-close or linger: the one that applies
+    Timer check             # stagger while connecting, keepalive and unacked while relaying, flush while resetting
+    # What its beginning and its end use
+    Connecting *connecting  # NULL unless connecting
+    uint64_t id             # the number of the connection, from 1, in the order of accept
+    uint64_t accepted_ns
+    uint64_t connected_ns   # 0: not connected
+    Origin *origin          # NULL: nothing in it is wanted, or there was no memory for it
+    net_addr client         # where its connection comes from, or what a PROXY header says
+    net_addr upstream       # connected to, or tried last
+    int32_t error           # errno behind the reason
+    uint32_t next_closed    # as Loop.closed
 
 cdef struct Table:          # relays by index; see table.pxd
     Relay *chunks[TABLE_CHUNKS]
@@ -186,7 +187,7 @@ cdef struct Loop:
     Relay *queue_last
     Relay *stalled_first    # relays that wait for room in the tap, in the order in which they asked for it
     Relay *stalled_last
-    Relay *closed           # in this batch
+    uint32_t closed         # the last one that was closed and is to be reclaimed: its index, plus 1; 0: there is none
     Spin spin
     Bulk bulk
     int send_header         # version of the PROXY protocol that upstream is sent a header of; 0: none
@@ -208,6 +209,12 @@ cdef inline void loop_enqueue(Loop *loop, Relay *relay) noexcept nogil:
     else:
         loop.queue_first = relay
     loop.queue_last = relay
+
+
+cdef inline void loop_bury(Loop *loop, Relay *relay) noexcept nogil:
+    """Lets a closed relay wait until its slot is reclaimed."""
+    relay.next_closed = loop.closed
+    loop.closed = relay.index + 1
 
 
 cdef inline Counters *loop_of_target(Loop *loop, int target) noexcept nogil:

@@ -23,7 +23,8 @@ from tcpproxy._core.reports cimport reports_accepted, reports_connected, reports
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.sync cimport sync_claim, sync_peek, sync_set, sync_store, sync_sub
 from tcpproxy._core.table cimport table_new, table_release, table_tag
-from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_KEEPALIVE, TIMER_RETRY, TIMER_STAGGER, timers_arm, timers_cancel
+from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_KEEPALIVE, TIMER_RETRY, TIMER_STAGGER, timer_init, timers_arm, \
+    timers_cancel
 
 
 # --- a client ---
@@ -50,7 +51,8 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
     relay.client = accepted.client
     relay.target = <uint8_t> accepted.target
     relay.accepted_ns = loop.now_ns
-    relay.deadline.owner = relay.check.owner = relay
+    timer_init(&relay.deadline, relay)
+    timer_init(&relay.check, relay)
     if accepted.proxied:
         introducing_begin(loop, relay)
     else:

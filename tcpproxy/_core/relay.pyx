@@ -114,7 +114,7 @@ cdef void _check_unacked(Loop *loop, Relay *relay) noexcept nogil:
     for side in range(2):
         if relay.sides[side].is_unix:
             continue                            # the kernel knows when that peer is gone
-        rc = net_unacked(relay.sides[side].watch.fd, &loop.tuning, &relay.probes_at_ack[side])
+        rc = net_unacked(relay.sides[side].watch.fd, &loop.tuning, &relay.sides[side].probes_at_ack)
         if rc < 0:
             relay.sides[side].error = -rc
             _after_turn(loop, relay)

@@ -10,6 +10,10 @@ cdef enum:
 cdef Relay *table_new(Table *table) noexcept nogil                     # zeroed but for index, generation; NULL: no memory
 cdef void table_release(Table *table, Relay *relay) noexcept nogil     # its generation ends
 cdef void table_free(Table *table) noexcept nogil
-cdef Relay *table_at(Table *table, uint32_t index) noexcept nogil      # NULL: beyond the table
 cdef Relay *table_find(Table *table, uint64_t tag) noexcept nogil      # NULL: stale, or closed
 cdef uint64_t table_tag(const Relay *relay) noexcept nogil
+
+
+cdef inline Relay *table_at(Table *table, uint32_t index) noexcept nogil:
+    """NULL: beyond the table."""
+    return &table.chunks[index // CHUNK][index % CHUNK] if index < table.size else NULL

@@ -51,10 +51,6 @@ cdef void table_free(Table *table) noexcept nogil:
     table.free = NULL
 
 
-cdef Relay *table_at(Table *table, uint32_t index) noexcept nogil:
-    return &table.chunks[index // CHUNK][index % CHUNK] if index < table.size else NULL
-
-
 cdef Relay *table_find(Table *table, uint64_t tag) noexcept nogil:
     cdef Relay *relay = table_at(table, tag_index(tag))
     return relay if relay != NULL and relay.generation == tag_generation(tag) and relay_alive(relay) else NULL

@@ -29,7 +29,7 @@ cdef struct Timer:
     Timer *previous
     Timer *next
     uint64_t due_ns
-    void *owner
+    uint32_t place          # bytes from the beginning of its owner to the timer
     uint8_t kind            # TIMER_NONE: not armed
 
 cdef struct TimerList:
@@ -58,3 +58,8 @@ cdef void alarms_cancel(Timers *timers, Alarm *alarm) noexcept nogil            
 # Disarms one that is due. Returns its owner, or NULL if none is due
 cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil
 cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil         # time until the next one; -1: none is set
+
+
+cdef inline void timer_init(Timer *timer, void *owner) noexcept nogil:
+    """To be called before it is armed; `owner` is what contains it."""
+    timer.place = <uint32_t> (<char *> timer - <char *> owner)

@@ -125,7 +125,7 @@ cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil
         if timer.due_ns <= now_ns:
             timers_cancel(timers, timer)
             kind[0] = i
-            return timer.owner
+            return <char *> timer - timer.place
         if timer.due_ns < earliest_ns:
             earliest_ns = timer.due_ns
     if alarm != NULL and alarm.due_ns <= now_ns:

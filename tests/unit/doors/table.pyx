@@ -32,8 +32,8 @@ cdef class TableDoor:
     def dirty(self, uint32_t index, int state):
         """Gives a relay a state, and something in its first and last field."""
         relay = table_at(&self.it, index)
-        relay.next_closed = relay
-        relay.target = 1
+        relay.next = relay
+        relay.next_closed = 1
         relay.state = state
 
     def set_generation(self, uint32_t index, uint32_t generation):
