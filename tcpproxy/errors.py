@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 def describe(error: int) -> str:
     """Returns the system's text for an errno. strerror does not know Winsock's numbers: Python has a table of them."""
+    if error == errno.EDEADLK:  # of the core alone: a target that would lead to the proxy's own listener
+        return "it is this proxy's own address"
     table: dict[int, str] = getattr(socket, "errorTab", {})
     return table[error].rstrip(".") if error in table else os.strerror(error)
 

@@ -22,6 +22,8 @@ cdef extern from "net.h" nogil:
     int net_pack_path(net_addr *to, const char *path, size_t size)      # of a UNIX socket; the caller keeps `path`
     bint net_is_unix(const net_addr *addr)
     const char *net_path(const net_addr *addr, uint32_t *size)
+    bint net_may_be_own(const net_addr *peer)                   # is it a UNIX socket of this process?
+    bint net_leads_to(const net_addr *to, net_socket listener)  # is the path `to` the file of this listener?
     int net_pack(net_addr *to, const void *ip, size_t size, int port, uint32_t scope)
     bint net_unpack(const net_addr *addr, uint8_t *ip, uint16_t *port)     # ip: 16 bytes. False: no IP address
     void net_format(const net_addr *addr, char *text)           # text: 80 bytes
@@ -61,7 +63,7 @@ cdef extern from "net.h" nogil:
     bint net_was_connected(int error)
 
     # errno.h's, or Winsock's numbers for them
-    int EINPROGRESS, EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ETIMEDOUT, ENOENT, ENOMEM, EINVAL
+    int EINPROGRESS, EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ETIMEDOUT, ENOENT, ENOMEM, EINVAL, EDEADLK
 
     # a pair that wakes a thread: see net_posix.h
     int net_wake_pair(net_socket *reader, net_socket *writer)   # 0 or -errno

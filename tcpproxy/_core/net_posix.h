@@ -20,6 +20,7 @@
 #include <sys/ioctl.h>
 #include <stddef.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 #ifdef __linux__

@@ -12,11 +12,11 @@ from tcpproxy._core.half cimport MODE_SPLICE, ZERO_COPY_ALWAYS, Side
 from tcpproxy._core.header cimport HEADER_ROOM, header_write
 from tcpproxy._core.introducing cimport introducing_begin, introducing_event
 from tcpproxy._core.loop cimport CLIENT, RELAY_CONNECTING, RELAY_GREETING, RELAY_INTRODUCING, RELAY_RELAYING, RELAY_RESOLVING, \
-    UPSTREAM, Upstream, loop_enqueue
+    UPSTREAM, Listener, Upstream, loop_enqueue
 from tcpproxy._core.metering cimport metering_begin
-from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, ENOENT, ENOMEM, ETIMEDOUT, NET_HOLDS, NET_NONE, net_addr, \
-    net_is_unix, net_no_delay, net_out_of_resources, net_own_address, net_peek, net_reset, net_send, net_send_held, \
-    net_speaks_v6, net_would_block
+from tcpproxy._core.net cimport EADDRNOTAVAIL, ECONNREFUSED, EDEADLK, ENOENT, ENOMEM, ETIMEDOUT, NET_HOLDS, NET_NONE, \
+    net_addr, net_is_unix, net_leads_to, net_may_be_own, net_no_delay, net_out_of_resources, net_own_address, net_peek, \
+    net_reset, net_send, net_send_held, net_speaks_v6, net_would_block
 from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, WATCH_STREAM, poller_add, \
     poller_rearm
 from tcpproxy._core.reports cimport reports_accepted, reports_connected, reports_refused
@@ -192,8 +192,30 @@ cdef inline void _connect(Loop *loop, Relay *relay) noexcept nogil:
     opening_next_attempt(loop, relay)
 
 
+cdef bint _leads_back(Loop *loop, const Relay *relay, const net_addr *to) noexcept nogil:
+    """Would a connection to this path come back to its own forward? A path may become a link to the listener's file.
+
+    Each round of such a loop has a client of this process; only for such a client, of a UNIX socket, does this make calls.
+    """
+    cdef const net_addr *peer = &relay.client
+    cdef const Listener *listener
+    cdef int i
+    if relay.origin != NULL and relay.origin.via.length:
+        peer = &relay.origin.via
+    if not net_may_be_own(peer):
+        return False
+    for i in range(loop.accepting.count):
+        listener = &loop.accepting.listeners[i]
+        if listener.target == loop.upstreams[relay.target].first and net_leads_to(to, listener.watch.fd):
+            return True
+    return False
+
+
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil:
     cdef const net_addr *first = &relay.connecting.list.addresses[0]
+    if net_is_unix(first) and _leads_back(loop, relay, first):
+        _failed(loop, relay, REASON_REFUSED, EDEADLK)
+        return
     if connecting_next(relay.connecting, loop.pump.poller, table_tag(relay)) == CONNECTING_FAILED:
         if net_would_block(-relay.connecting.error) and net_is_unix(first):
             relay.connecting.started = 0        # the backlog is full: retries until TIMER_CONNECT

@@ -87,6 +87,33 @@ static inline int net_connect_path(net_socket fd, const char *path, uint32_t siz
     return connect(fd, (const struct sockaddr *)&name, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + size + (path[0] != 0)));
 }
 
+/* Is it the address of a peer that may be this process? */
+static inline int net_may_be_own(const net_addr *peer)
+{
+    uint32_t user, process;
+    return net_peer(peer, &user, &process) == 0 && (process == 0 || process == (uint32_t)getpid());
+}
+
+/* Does a connection to a path come to this listener? Compares files, because a path may lead to the listener's by a link. */
+static inline int net_leads_to(const net_addr *to, net_socket listener)
+{
+    struct sockaddr_storage own;
+    struct sockaddr_un name;
+    struct stat there, here;
+    socklen_t length = sizeof own;
+    uint32_t size;
+    const char *path = net_path(to, &size);
+    if (!path || !path[0] || getsockname(listener, (struct sockaddr *)&own, &length) != 0 || own.ss_family != AF_UNIX)
+        return 0;
+    memset(&name, 0, sizeof name);
+    memcpy(name.sun_path, path, size);
+    if (stat(name.sun_path, &there) != 0)
+        return 0;
+    memset(&name, 0, sizeof name);
+    memcpy(&name, &own, length < sizeof name ? (size_t)length : sizeof name - 1);
+    return stat(name.sun_path, &here) == 0 && there.st_dev == here.st_dev && there.st_ino == here.st_ino;
+}
+
 /* Is it a UNIX socket? */
 static inline int net_speaks_unix(net_socket fd)
 {
@@ -106,6 +133,18 @@ static inline int net_pack_path(net_addr *to, const char *path, size_t size)
 static inline int net_family(const net_addr *addr)
 {
     return ((const struct sockaddr *)(const void *)addr->bytes)->sa_family;
+}
+
+static inline int net_may_be_own(const net_addr *peer)
+{
+    (void)peer;
+    return 0;
+}
+
+static inline int net_leads_to(const net_addr *to, net_socket listener)
+{
+    (void)to, (void)listener;
+    return 0;
 }
 
 static inline int net_speaks_unix(net_socket fd)

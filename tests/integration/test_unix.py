@@ -518,6 +518,43 @@ def test_another_upstream(make_proxy: MakeProxy, echo: Echo, server: UnixUpstrea
 # --- circles ---
 
 
+@linux
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("header", [b"", b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"], ids=["plain", "header"])
+def test_a_path_that_becomes_its_own(
+    command: Callable[..., Command], folder: Path, server: UnixUpstream, workers: str, header: bytes
+) -> None:
+    """After the start, when nothing can be refused any more: the client is reset, and there is no loop."""
+    own, link, other = (folder / name for name in ("own", "link", "other"))
+    link.symlink_to(server.path)
+    options = ("--accept-proxy", "unix", "--send-proxy", "v1") if header else ()
+    process = command("-d", "--workers", workers, *options, "-b", str(own), str(link))
+
+    def is_served() -> bool:
+        with connect_unix(own) as client:
+            client.sendall(header)
+            with server.accept() as peer:
+                assert read_exactly(peer, len(header)) == header
+                peer.sendall(b"x")
+                return read_exactly(client, 1) == b"x"
+
+    eventually(lambda: process.stdout)
+    assert is_served()
+    other.symlink_to(own)
+    os.replace(other, link)
+    with connect_unix(own) as client:
+        client.sendall(header)
+        with contextlib.suppress(ConnectionResetError):
+            assert read_all(client) == b""
+    eventually(lambda: any("it is this proxy's own address" in line for line in process.stderr))
+    other.symlink_to(server.path)
+    os.replace(other, link)
+    assert is_served()
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert sum(line.startswith("New connection") for line in process.stdout) <= 4
+
+
 def test_circles_of_paths(folder: Path, echo: Echo) -> None:
     """They are found by the file, whatever its path."""
     one, two, link = (str(folder / name) for name in ("one", "two", "link"))
