@@ -47,8 +47,8 @@ def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> Non
         options = {"on_event": printer, "faults": faults, "seed": config.bending.seed}
         proxy = Proxy(config, sockets=service.sockets(config, given), **options)  # type: ignore[arg-type]  # Config.make
         proxy._on_open = service.keep
-        if service.warning:
-            proxy._note("warning", service.warning)
+        for text in service.warnings:
+            proxy._note("warning", text)
         if faults:
             about |= _say_faults(proxy, json)
         if proxy.capture:

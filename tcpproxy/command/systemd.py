@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 
 from .._core.worker import hang
 from ..config.config import Config
@@ -29,7 +29,11 @@ FIRST, MOST = 3, 1000
 """The first descriptor that is passed, and the most that are looked at; far fewer can be accepted from."""
 
 SEND_WITHIN = 5.0
-"""Seconds that sending a message may take: while systemd is busy, its queue may be full."""
+"""Seconds that messages about descriptors and a failed start may wait, all together: while systemd is busy, its queue
+may be full."""
+
+RETRY_AFTER = 0.1
+"""Seconds after which another message, for which there was no room in the queue, is sent again."""
 
 EXTEND_EVERY, EXTEND_TO = 5.0, 15.0
 """Seconds. While connections end, every EXTEND_EVERY systemd is asked to wait for EXTEND_TO more before it kills."""
@@ -37,8 +41,9 @@ EXTEND_EVERY, EXTEND_TO = 5.0, 15.0
 BEATS = 4
 """How many messages are sent to the watchdog in its period, so that a late one, on a busy machine, does no harm."""
 
-LONGEST = 3600.0
-"""Seconds from one message to the watchdog to the next at most: a wait of centuries is an error in Python."""
+SHORTEST, LONGEST = 0.05, 3600.0
+"""Seconds from one message to the watchdog to the next: each costs a wake-up of all workers, and a wait of centuries is
+an error in Python."""
 
 
 class Service:
@@ -49,12 +54,16 @@ class Service:
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
-        self._socket = _connected(environ.pop("NOTIFY_SOCKET", ""))
+        self._socket, self._patience = _connected(environ.pop("NOTIFY_SOCKET", "")), SEND_WITHIN
         watched, pid = _number(environ.pop("WATCHDOG_USEC", "")), environ.pop("WATCHDOG_PID", "")
-        self._period = min(watched / 1e6 / BEATS, LONGEST) if pid in ("", str(os.getpid())) else 0.0
+        is_watched = watched > 0 and pid in ("", str(os.getpid()))
+        self._period = max(SHORTEST, min(watched / 1e6 / BEATS, LONGEST)) if is_watched else 0.0
         self._room = _number(environ.pop("FDSTORE", ""))
-        self._passed, self.warning = _passed(environ)
-        """The second: about descriptors of another process; empty: there are none."""
+        self._passed, unused = _passed(environ)
+        self.warnings = [unused] if unused else []
+        if self._socket and is_watched and watched < SHORTEST * BEATS * 1e6:
+            told = f"systemd is told {1 / SHORTEST:.0f} times a second"
+            self.warnings.append(f"WATCHDOG_USEC is {watched}, expected at least {SHORTEST * BEATS * 1e6:.0f}: {told}")
         self._prefix = ""  # of names in the descriptor store; empty: nothing is stored
         self._thread: threading.Thread | None = None
         self._news = threading.Event()
@@ -78,8 +87,8 @@ class Service:
         """
         # A name of the store cannot have a ':'.
         prefix = f"{config.listening.bind} {config.listening.port} ".replace(":", ".")
-        stored = {name: fd for name, fd in self._passed if re.fullmatch(r".+ \d+ \d+ of \d+", name, re.ASCII)}
-        others = [fd for name, fd in self._passed if name not in stored]
+        stored = [each for each in self._passed if re.fullmatch(r".+ \d+ \d+ of \d+", each[0], re.ASCII)]
+        others = [fd for name, fd in self._passed if (name, fd) not in stored]
         if others:
             self._forget(stored)
             for name in ("bind", "port"):
@@ -96,21 +105,23 @@ class Service:
             self._forget(stored)
         elif stored:
             wanted = [f"{prefix}{number + 1} of {len(stored)}" for number in range(len(stored))]
-            if sorted(stored) == sorted(wanted):
-                for descriptor in stored.values() if sys.platform.startswith("linux") else ():
+            by_name = dict(stored)  # fewer, and so not what is wanted, if two have one name
+            if by_name.keys() == set(wanted):
+                for descriptor in by_name.values() if sys.platform.startswith("linux") else ():
                     hang(descriptor, False)  # ends a fault of the process before
-                return _sockets([stored[name] for name in wanted])
+                return _sockets([by_name[name] for name in wanted])
             self._forget(stored)
         if len(prefix) < 240 and prefix.isascii() and keeps:
             self._prefix = prefix
         return None
 
-    def _forget(self, stored: Mapping[str, int]) -> None:
+    def _forget(self, stored: Sequence[tuple[str, int]]) -> None:
         """Removes sockets from the store, and waits until systemd has done it: until then their ports are taken."""
         if not stored:
             return
-        for name, descriptor in stored.items():
+        for _, descriptor in stored:
             os.close(descriptor)
+        for name in dict(stored):
             self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
         reader, writer = socket.socketpair()
         with reader:
@@ -129,12 +140,31 @@ class Service:
 
     # --- notifications ---
 
-    def tell(self, *lines: str, descriptors: list[int] | None = None) -> None:
-        """Sends systemd one message. Never raises: the proxy works as well if systemd does not get it."""
-        if self._socket:
-            message = "\n".join(line.replace("\n", " ") for line in lines)
-            with contextlib.suppress(OSError):
-                socket.send_fds(self._socket, [message.encode(errors="replace")], descriptors or [])
+    def tell(self, *lines: str, descriptors: list[int] | None = None, waits: bool = True) -> bool:
+        """Sends systemd one message. Never raises: the proxy works as well if systemd does not get it.
+
+        Args:
+            lines: of the message.
+            descriptors: what systemd gets with it.
+            waits: until there is room in systemd's queue; all messages together wait for SEND_WITHIN at most.
+
+        Returns:
+            False if there was no room.
+        """
+        if not self._socket:
+            return True
+        message = "\n".join(line.replace("\n", " ") for line in lines)
+        self._socket.settimeout(self._patience if waits else 0)
+        since, has_room = monotonic(), True
+        try:
+            socket.send_fds(self._socket, [message.encode(errors="replace")], descriptors or [])
+        except (BlockingIOError, TimeoutError):
+            has_room = False
+        except OSError:  # nobody listens any more, and the like
+            pass
+        if waits:
+            self._patience = max(0.0, self._patience - (monotonic() - since))
+        return has_room
 
     def started(self, proxy: Proxy) -> None:
         """To be called when the proxy listens and its workers run.
@@ -144,8 +174,9 @@ class Service:
         """
         if self._socket:
             places = places_of(proxy._forwards)
-            self.tell("READY=1", f"STATUS=Listening on {places}, forwarding to {proxy.config.targets}")
-            self._thread = threading.Thread(target=self._run, args=(proxy,), name="tcpproxy-service", daemon=True)
+            ready = ["READY=1", f"STATUS=Listening on {places}, forwarding to {proxy.config.targets}"]
+            rest = [] if self.tell(*ready, waits=False) else ready
+            self._thread = threading.Thread(target=self._run, args=(proxy, rest), name="tcpproxy-service", daemon=True)
             try:
                 self._thread.start()
             except RuntimeError as error:
@@ -168,26 +199,34 @@ class Service:
         if self._thread:
             self._thread.join(SEND_WITHIN)
 
-    def _run(self, proxy: Proxy) -> None:
-        """Notifies the watchdog while all workers answer, and systemd when the proxy stops. Runs in its own thread."""
+    def _run(self, proxy: Proxy, ready: list[str]) -> None:
+        """Notifies the watchdog while all workers answer, and systemd when the proxy stops. Runs in its own thread.
+
+        Args:
+            proxy: the proxy.
+            ready: lines about its start that could not be sent yet.
+        """
         crew = proxy._crew
         pulse = Pulse(crew.sync) if crew and self._period else None
-        told = False
-        next_beat, next_extension = monotonic() if pulse else math.inf, math.inf
+        next_beat, next_message = monotonic() if pulse else math.inf, 0.0 if ready else math.inf
+        stops, stopping = False, ["STOPPING=1"]  # until it was sent
         while True:
             self._news.clear()  # before the state is read: what changes later sets it again
             over, now = self._over, monotonic()
             if pulse and now >= next_beat:
-                next_beat = now + self._period
-                if pulse.beats(self._period):
-                    self.tell("WATCHDOG=1")
-            if self._grace_ends and (not told or now >= next_extension):
-                next_extension = now + EXTEND_EVERY
-                self.tell(*([] if told else ["STOPPING=1"]), *_waits_for(proxy, self._grace_ends - now))
-                told = True
+                beats = pulse.beats(self._period)
+                sent = not beats or self.tell("WATCHDOG=1", waits=False)
+                next_beat = now + (self._period if sent else min(self._period, RETRY_AFTER))
+            if self._grace_ends and not stops:
+                stops, next_message = True, 0.0
+            if now >= next_message:
+                lines = [*stopping, *_waits_for(proxy, self._grace_ends - now)] if stops else ready
+                sent = self.tell(*lines, waits=False)
+                stopping = [] if sent and stops else stopping
+                next_message = now + (RETRY_AFTER if not sent else EXTEND_EVERY if stops else math.inf)
             if over:
                 return
-            rest = min(next_beat, next_extension) - monotonic()
+            rest = min(next_beat, next_message) - monotonic()
             self._news.wait(None if math.isinf(rest) else max(0.0, rest))
 
 
@@ -214,7 +253,7 @@ def _connected(place: str) -> socket.socket | None:
         return None  # vsock: is for virtual machines
     with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
         connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        connection.settimeout(SEND_WITHIN)
+        connection.setblocking(False)
         connection.connect(f"\0{place[1:]}" if place[0] == "@" else place)
         undo.pop_all()
         return connection

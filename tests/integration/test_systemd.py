@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,6 +182,12 @@ def unix(stack: contextlib.ExitStack) -> socket.socket:
     return stack.enter_context(socket.socketpair()[0])
 
 
+def netlink(stack: contextlib.ExitStack) -> socket.socket:
+    if not hasattr(socket, "AF_NETLINK"):
+        pytest.skip("no such family here")
+    return stack.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW))
+
+
 EXPECTED = "expected a listening TCP or UNIX socket"
 
 
@@ -191,6 +198,7 @@ EXPECTED = "expected a listening TCP or UNIX socket"
         (unbound, f"does not listen, {EXPECTED}"),
         (connection, f"is a connection (of a socket unit with Accept=yes?), {EXPECTED}"),
         (unix, f"is a connection (of a socket unit with Accept=yes?), {EXPECTED}"),
+        (netlink, f"is a socket of family 16, {EXPECTED}"),
     ],
 )
 def test_a_socket_that_is_no_listener(
@@ -286,6 +294,70 @@ def test_nobody_listens_to_it(command: Start, echo: Echo, place: str) -> None:
     assert process.complaints == []
 
 
+class Deaf:
+    """A socket for messages that is full, and that nobody reads until `read`.
+
+    Args:
+        path: its address.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.environ = {**os.environ, "NOTIFY_SOCKET": str(path)}
+        self._path = str(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self._path)
+        self._socket.settimeout(TIMEOUT)
+
+    def fill(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sender.sendto(b"x", self._path)
+
+    def read(self, until: bytes) -> None:
+        while until not in self._socket.recv(4096):
+            pass
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def deaf(tmp_path: Path, stack: contextlib.ExitStack) -> Deaf:
+    return stack.enter_context(contextlib.closing(Deaf(tmp_path / "notify")))
+
+
+def test_a_full_queue_delays_no_stop(command: Start, echo: Echo, deaf: Deaf) -> None:
+    """Whether it is full at the stop, or already at the start."""
+    for is_full in (False, True):
+        process = command(echo.name, env=deaf.environ)
+        if not is_full:
+            deaf.read(b"READY=1")
+            deaf.fill()
+        assert relays(process.address)
+        since = time.monotonic()
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+        assert time.monotonic() - since < 4
+
+
+def test_messages_wait_for_room(command: Start, echo: Echo, deaf: Deaf) -> None:
+    """Those that systemd waits for: it would end a service that never says that it is ready."""
+    deaf.fill()
+    process = command("--grace", "1h", echo.name, env={**deaf.environ, "WATCHDOG_USEC": "200000"})
+    with connect(process.address) as client:
+        assert echoes(client)
+        deaf.read(b"READY=1")
+        deaf.read(b"WATCHDOG=1")
+        deaf.fill()
+        process.signal(signal.SIGTERM)
+        assert echoes(client)
+        deaf.read(b"STOPPING=1")
+        deaf.read(b"WATCHDOG=1")
+    assert process.wait() == 0
+
+
 # --- the watchdog ---
 
 
@@ -318,6 +390,19 @@ def test_a_watchdog_with_a_period_of_centuries(command: Start, echo: Echo, manag
     manager.told("STOPPING")
     assert process.wait() == 0
     assert process.complaints == []
+
+
+def test_a_watchdog_with_a_period_of_microseconds(command: Start, echo: Echo, manager: Manager) -> None:
+    """The process stays idle, and says why systemd will end it."""
+    process = command(echo.name, env=environment(manager, WATCHDOG_USEC="1"))
+    manager.told("READY")
+    eventually(lambda: process.stderr)
+    assert process.stderr == [
+        "warning: WATCHDOG_USEC is 1, expected at least 200000: systemd is told 20 times a second"
+    ]
+    before = manager.count("WATCHDOG")
+    pause(1.0)
+    assert 1 <= manager.count("WATCHDOG") - before <= 25
 
 
 def test_the_watchdog_of_another_process(command: Start, echo: Echo, manager: Manager) -> None:
@@ -420,6 +505,26 @@ def test_what_is_in_the_store_and_not_wanted_is_taken_out(
     assert process.address[1] == port
     assert relays(("127.0.0.1", port))
     assert set(manager.store) == {each["FDNAME"] for each in manager.messages if "FDSTORE" in each}
+
+
+def test_two_of_one_name_in_the_store(
+    command: Start, echo: Echo, manager: Manager, listener: socket.socket, stack: contextlib.ExitStack
+) -> None:
+    """Neither is used or kept open: who connected to it would wait for ever."""
+    other, port = stack.enter_context(socket.create_server(("127.0.0.1", 0))), free_port()
+    name = f"127.0.0.1 {port} 1 of 1".replace(":", ".")
+    manager.store[name] = listener.dup()
+    given = passing([listener, other], LISTEN_FDNAMES=f"{name}:{name}", **manager.environ, FDSTORE="16")
+    process = command("-l", str(port), echo.name, **given)
+    manager.told("READY")
+    assert process.address == ("127.0.0.1", port)
+    assert relays(process.address)
+    assert manager.messages[0] == {"FDSTOREREMOVE": "1", "FDNAME": name}
+    for each in (listener, other):
+        place = each.getsockname()
+        each.close()
+        with pytest.raises(ConnectionRefusedError):
+            connect(place)
 
 
 @pytest.mark.parametrize(
