@@ -146,6 +146,7 @@ class _Exchange(BaseHTTPRequestHandler):
             self.handle_one_request()
         except Exception:  # the parser of headers reads MIME parameters, and raises for some
             self.wfile = BytesIO()
+        if not self.written:  # to a request that begins with an empty line the base class gives no answer
             self._refuse(400)
 
     def _refuse(self, status: int) -> None:

@@ -464,6 +464,24 @@ def test_strange_requests(serving: Callable[..., tuple[Command, tuple[str, int]]
 
 
 @posix
+@pytest.mark.parametrize(
+    "request_",
+    [b"\r\n\r\n", b"\n\n", b"\r\n" * 100, b"\r\nGET /healthz HTTP/1.1\r\n\r\n"],
+    ids=["two", "bare", "many", "first"],
+)
+def test_empty_lines_are_answered_at_once(
+    serving: Callable[..., tuple[Command, tuple[str, int]]], request_: bytes
+) -> None:
+    """The client may wait for the answer, with its side open."""
+    _, place = serving()
+    since = time.monotonic()
+    with connect(place) as peer:
+        peer.sendall(request_)
+        assert read_all(peer).startswith(b"HTTP/1.1 400 ")
+    assert time.monotonic() - since < 4, "it was the end of its time"
+
+
+@posix
 def test_a_peer_that_never_finishes(serving: Callable[..., tuple[Command, tuple[str, int]]]) -> None:
     """Single bytes do not extend its time, and neither does an answer that it never reads."""
     _, place = serving()
