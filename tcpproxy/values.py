@@ -67,8 +67,16 @@ def parse_number(what: str, value: int | str, least: int, most: int, *, word: st
         number = int(value) if re.fullmatch(r"\s*\d{1,20}\s*", value, re.ASCII) else -1
     if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
         other = f" or {word}" if word else ""
-        raise UsageError(f"{what} {quoted(value)} is not a whole number from {least} to {most}{other}")
+        hint = _in_digits(value, least, most)
+        raise UsageError(f"{what} {quoted(value)} is not a whole number from {least} to {most}{other}{hint}")
     return int(number)
+
+
+def _in_digits(value: object, least: int, most: int) -> str:
+    """The end of the error for a number like `10k`; empty: it is none, or out of range."""
+    match = re.fullmatch(r"(\d{1,9})([kKmM])", str(value).strip(), re.ASCII) if isinstance(value, str) else None
+    number = int(match[1]) * (1000 if match[2] in "kK" else 1000**2) if match else least - 1
+    return f"; in digits: {number}" if least <= number <= most else ""
 
 
 def parse_duration(
@@ -276,15 +284,15 @@ def _no_rate(value: object) -> str:
 
 
 def parse_rates(what: str, value: object) -> tuple[int, int]:
-    """Bytes per second to upstream and to clients: `10MB/s` for both, or a rate for each direction; None or `off` is 0.
+    """Bytes per second to upstream and to clients: `10MB/s` for both, or a rate for each direction.
+
+    None, `off` and 0 are 0, which stands for no limit.
 
     Raises:
         UsageError: a rate as `parse_rate` says, or a direction twice or unknown.
     """
-    if value in (None, "off"):
+    if value is None or (value in ("off", "0", 0) and not isinstance(value, bool)):
         return 0, 0
-    if value in (0, "0") and not isinstance(value, bool):
-        raise UsageError(f"{what} {quoted(value)} lets nothing pass, expected off or a rate like 100kB/s")
     if not isinstance(value, str) or "=" not in value:
         rate = int(parse_rate(what, value))  # type: ignore[arg-type]
         return rate, rate
@@ -295,7 +303,7 @@ def parse_rates(what: str, value: object) -> tuple[int, int]:
         if name not in DIRECTIONS or not equals or name in found:
             expected = "expected RATE or to_upstream=RATE,to_client=RATE"
             raise UsageError(f"{what} {quoted(value)} has {quoted(part)}, {expected}")
-        found[name] = int(parse_rate(what, text))
+        found[name] = 0 if text in ("off", "0") else int(parse_rate(what, text))
     return found.get("to_upstream", 0), found.get("to_client", 0)
 
 

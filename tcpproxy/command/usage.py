@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from ..config.groups import HEADINGS, ROWS, every_row
 from ..config.options import Option
 from ..report.printer import final_line, final_words
 from ..text import quoted
+from .unknown import ABSENT, meant, similar
 
 WIDEST, NARROWEST = 100, 40
 """Columns of --help on a terminal that is wider or narrower than that."""
@@ -85,7 +87,7 @@ class Command(click.Command):
         there = habits.forward(given["port"]) if isinstance(given.get("port"), str) else None
         if there and there.port:
             return _hint(there)
-        takers = [each.opts[-1] for each in self.params if args and given.get(each.name or "") == args[-1]]
+        takers = [each.opts[-1] for each in self.params if args and args[-1] in _values(given.get(each.name or ""))]
         return f"; {quoted(args[-1])} is the value of {takers[0]}" if takers and re.search(r":\d", args[-1]) else ""
 
     def _check(self, ctx: click.Context, args: list[str]) -> None:
@@ -93,7 +95,7 @@ class Command(click.Command):
             given, rest, order = self.make_parser(ctx).parse_args(args=list(args))
         except click.NoSuchOption as error:
             close = meant(error.option_name, _value_of(error.option_name, args)) or similar(error.option_name)
-            hint = f", did you mean {' or '.join(close)}?" if close else OF_SSH.get(error.option_name, "")
+            hint = f", did you mean {' or '.join(close)}?" if close else ABSENT.get(error.option_name, "")
             raise WrongUsage(f"option {quoted(error.option_name)} is unknown{hint}") from None
         except click.BadOptionUsage as error:
             raise WrongUsage(_value_problem(error.option_name)) from None
@@ -213,45 +215,6 @@ def _in_columns(items: Any, left: int, width: int) -> list[str]:
     return lines
 
 
-LISTENING = "-p -P --port --listen --listen-port --local --publish --address --host --listen-address"
-TARGET = "-r -t -c --target --remote --upstream --to --connect --dest --destination --remote-host --backend"
-"""Options of other programs for the place to listen on, and for the place to connect to."""
-
-OF_SSH = {
-    **dict.fromkeys(("-N", "-T"), ": ssh needs it to run no command, this runs none"),
-    "-f": ": in the background it goes on with systemd-run --user tcpproxy ..., or with tcpproxy ... &",
-    "-g": ": others may connect with -b '*', or -L '*:PORT:REMOTE'",
-    "-R": ": there is no SSH server that could listen, expected -L",
-    "-D": ": there is no SOCKS, expected -L [ADDR:]PORT:REMOTE",
-}
-"""What the error adds about options that somebody gives ssh for a forward."""
-
-SEEING = {
-    "-x": "-X --hexdump --hex-dump --xxd",
-    "-A": "-a --ascii",
-    "-x or -A": "--dump --print --show --bytes --data",
-    "--capture": "-w --write --pcap --pcapng --dump-file --record",
-    "--log-format json": "-j --json",
-    "-d": "-v --verbose",
-}
-"""By what they are here: those for what passes, and for the log."""
-
-
-def meant(typed: str, value: str) -> list[str]:
-    """What the option of another program, with its value, is here; empty: it is not known."""
-    if typed in TARGET.split():
-        there = habits.forward(value)
-        return [there.in_command()] if there and there.target == value else []
-    if typed not in LISTENING.split():
-        return [ours for ours, theirs in SEEING.items() if typed in theirs.split()]
-    there = habits.forward(value) if re.match(r"[^:]+:", value) else None
-    if not there or not there.port:
-        there = habits.listen_at(value)
-    if not there and re.search(r"[.:*]|localhost", value) and "/" not in value:
-        there = habits.Spelling(bind=habits.listen_address(value))
-    return [there.in_command() if there else "-l"]
-
-
 def _value_of(name: str, args: list[str]) -> str:
     """The value behind an unknown option, or in one word with it."""
     for number, word in enumerate(args):
@@ -260,6 +223,11 @@ def _value_of(name: str, args: list[str]) -> str:
         if word.startswith(f"{name}=") or (word.startswith(name) and not name.startswith("--")):
             return word.removeprefix(name).removeprefix("=")
     return ""
+
+
+def _values(given: object) -> Sequence[object]:
+    """The values of an option: several of one that may be repeated."""
+    return given if isinstance(given, list) else [given]
 
 
 def _hint_of_words(words: list[str], given: dict[str, Any]) -> str:
@@ -271,6 +239,10 @@ def _hint_of_words(words: list[str], given: dict[str, Any]) -> str:
         if habits.is_of_kubectl(word):
             there = "`kubectl port-forward` reaches it, and tcpproxy reaches HOST:PORT"
             return f"; {quoted(word)} is a name of kubectl's: {there}"
+    targets = [each for word in words for each in word.split(",") if each]
+    if targets != words and all(re.fullmatch(r"[^/@]*:\d+", each) for each in targets):
+        hint = habits.Spelling(",".join(targets)).in_command()
+        return f"; several targets have commas alone between them: {hint}"
     if len(words) == 2 and all(re.fullmatch(r"(?!localhost:)[\w-]*[a-z][\w.-]*:\d+", each, re.I) for each in words):
         return f"; to use {words[1]} while {words[0]} cannot be reached: tcpproxy {','.join(words)}"
     return _hint(habits.forward(":".join(words)) or (habits.socat(*words) if len(words) == 2 else None))
@@ -278,23 +250,6 @@ def _hint_of_words(words: list[str], given: dict[str, Any]) -> str:
 
 def _hint(there: habits.Spelling | None) -> str:
     return f"; {there.meaning}: {there.in_command()}" if there else ""
-
-
-def similar(typed: str) -> list[str]:
-    """Options that someone who typed an unknown one may have meant: misspelt, cut short, or one of its words."""
-    if not typed.startswith("--"):
-        return []
-    from difflib import SequenceMatcher  # only an error needs it
-
-    name = typed.removeprefix("--")
-    known = [row.long.removeprefix("--") for row in every_row()] + ["version", "help"]
-    close = {each: SequenceMatcher(None, name, each).ratio() for each in known if each[0] == name[:1]}
-    best = max(close, key=lambda each: close[each], default="")
-    if best and close[best] >= 0.75:
-        return [f"--{best}"]
-    begin = [each for each in known if len(name) >= 3 and each.startswith(name)]
-    part = [each for each in known if name in each.split("-") and len(name) >= 0.3 * len(each)]
-    return [f"--{each}" for each in begin or part]
 
 
 def _value_problem(name: str) -> str:

@@ -97,7 +97,7 @@ class Config:
             UsageError: as `make`.
         """
         forward = replace(self.forwards[0], targets=endpoints(remote))
-        _check_targets((forward,), {"forwards": "forwards"})
+        _check_targets((forward,), "remote")
         return replace(self, forwards=(forward,))
 
     @classmethod
@@ -153,7 +153,7 @@ class Config:
         places = [str(each.listener) for each in forwards if each.listener.path or each.listener.port]
         if len(set(places)) < len(places):
             raise UsageError(f"{labels['forwards']} has {quoted(max(places, key=places.count))} twice to listen on")
-        _check_targets(forwards, labels)
+        _check_targets(forwards, "remote" if remote else labels["forwards"])
         served = groups["operating"].metrics
         files = [*paths, *([served.path] if served else [])]
         if values["unix_mode"] != UNIX_MODE and not any(path and not path.startswith("@") for path in files):
@@ -188,10 +188,15 @@ def _check_forwards(
         raise UsageError(f"{labels['port']} is given, and {labels['bind']} is a UNIX socket, which has none")
 
 
-def _check_targets(forwards: Sequence[ForwardSpec], labels: Mapping[str, str]) -> None:
-    """UsageError: a forward has a target twice, or there are too many."""
+def _check_targets(forwards: Sequence[ForwardSpec], given: str) -> None:
+    """UsageError: a forward has a target twice, or there are too many.
+
+    Args:
+        forwards: all of them.
+        given: what they are called: `remote`, or the option.
+    """
     for each in forwards:
-        what = f"remote {quoted(each.text)}" if len(forwards) == 1 else f"{labels['forwards']} {quoted(each.text)}"
+        what = f"{given} {quoted(each.remote if given == 'remote' else each.text)}"
         if len(each.targets) > LIMITS["targets"]:
             raise UsageError(f"{what} has {len(each.targets)} targets, expected at most {LIMITS['targets']}")
         names = list(map(str, each.targets))
@@ -199,7 +204,7 @@ def _check_targets(forwards: Sequence[ForwardSpec], labels: Mapping[str, str]) -
             raise UsageError(f"{what} has the target {max(names, key=names.count)} twice")
     count = sum(len(each.targets) for each in forwards)
     if count > LIMITS["all_targets"]:
-        raise UsageError(f"{labels['forwards']}: {count} targets in all, expected at most {LIMITS['all_targets']}")
+        raise UsageError(f"{given}: {count} targets in all, expected at most {LIMITS['all_targets']}")
 
 
 def _check_seeing(seeing: Seeing, values: Mapping[str, Any], labels: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from . import habits
 from .habits import Spelling
 from .paths import check_path, is_path, path_in, plain_path
 
-_LABEL = re.compile(r"[^\s\x00-\x20\x7f./:\[\]@%]{1,63}")
+_LABEL = re.compile(r"[^\s\x00-\x20\x7f,./:\[\]@%]{1,63}")
 _NUMBER = r"(?:0x[0-9a-f]+|\d+)"
 _NUMBERS = re.compile(rf"{_NUMBER}(?:\.{_NUMBER})*\.?", re.ASCII | re.IGNORECASE)
 """What inet_aton takes for an IPv4 address, or would if the numbers were smaller. No host name has this form."""
@@ -72,9 +72,15 @@ def endpoints(remote: Remotes) -> tuple[Endpoint, ...]:
     return tuple(map(endpoint, remote))
 
 
-def parse_endpoints(text: str, *, program: bool = False) -> tuple[Endpoint, ...]:
-    """Targets with commas between them, each as `parse_endpoint` takes it."""
-    return tuple(parse_endpoint(each, program=program) for each in text.split(","))
+def parse_endpoints(text: str, *, program: bool = False, front: str = "") -> tuple[Endpoint, ...]:
+    """Targets with commas alone between them, each as `parse_endpoint` takes it."""
+    parts = text.split(",")
+    named = [each.strip() for each in parts if each.strip()]
+    if named and len(parts) > 1 and named != parts:
+        problem = "an empty target" if not all(map(str.strip, parts)) else "a space beside a ','"
+        hint = Spelling(",".join(named), front=front).spelled(program)
+        raise UsageError(f"remote {quoted(text)} has {problem}, expected HOST:PORT,HOST:PORT; without it: {hint}")
+    return tuple(parse_endpoint(each, program=program, front=front) for each in parts)
 
 
 def endpoint(remote: Remote) -> Endpoint:
@@ -229,6 +235,11 @@ def parse_bind(what: str, text: str | os.PathLike[str]) -> str:
     _refuse_other_kinds(what, text, expected, there or Spelling(), program)
     if habits.is_port(text):
         raise UsageError(f"{what} {quoted(text)} is a bare number, {expected}{Spelling(port=text).hint(program)}")
+    if "," in text:
+        first = habits.listen_address(next(filter(None, text.split(",")), "ADDR"))
+        front = f"[{first}]:PORT:" if ":" in first else f"{first}:PORT:"
+        hint = f"each address has a forward of its own, like {Spelling('REMOTE', front=front).spelled(program)}"
+        raise UsageError(f"{what} {quoted(text)} has a ',', {expected}; {hint}")
     if not there and ":" in text and not is_ip(text.partition("%")[0]):
         there = habits.forward(text)
     if there or re.fullmatch(r"(\[.*\]|[^:\[\]]+|):\w*", text, re.DOTALL):
@@ -279,7 +290,7 @@ def parse_sources(what: str, value: object) -> tuple[str, ...]:
         host = text[1:-1] if isinstance(text, str) and re.fullmatch(r"\[.*:.*\]", text) else text
         ip, percent, scope = host.partition("%") if isinstance(host, str) else ("", "", "")
         if not is_ip(ip) or (percent and (not scope or ":" not in ip)):
-            raise UsageError(f"{what} {quoted(text)} is no IP address, {expected}")
+            raise UsageError(f"{what} {quoted(text)} is no IP address, {expected}{_source_hint(text)}")
         v6 = ":" in ip
         raw = socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, ip)
         if not any(raw):
@@ -293,6 +304,15 @@ def parse_sources(what: str, value: object) -> tuple[str, ...]:
     return tuple(found.values())
 
 
+def _source_hint(text: object) -> str:
+    """Returns the end of the error for a source that has a port, or is the name of a host or of an interface."""
+    host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    if port.isdecimal() and is_ip(address := habits.listen_address(host)):
+        return f"; the port is the system's choice: {address}"
+    is_name = isinstance(text, str) and re.fullmatch(r"[A-Za-z][\w.-]*", text)
+    return "; for a name or a network interface: one of its addresses" if is_name else ""
+
+
 def parse_local_port(what: str, value: int | str) -> int:
     """Parses a port to listen on, 0 for a free one.
 
@@ -303,14 +323,20 @@ def parse_local_port(what: str, value: int | str) -> int:
         return parse_number(what, value, 0, 65535)
     except UsageError as error:
         text = value.strip() if isinstance(value, str) else ""
+        program = not what.startswith("-")
+        if several := re.fullmatch(r"(\d+)(?:[,-]\d+)+", text, re.ASCII):
+            hint = Spelling("REMOTE", front=f"{several[1]}:").spelled(program)
+            raise UsageError(f"{error}; each port has a forward of its own, like {hint}") from None
+        path = path_in(text) or habits.other_path(text)
         there = habits.forward(text) if re.match(r"[^:]+:", text) else None
         if not there or not there.port:
             there = habits.listen_at(text) if not text.isdecimal() else None
+        there = Spelling(bind=path) if path else there
         if not there and text and (number := habits.service(text)):
             there = Spelling(port=str(number))
         if not there:
             raise
-        raise UsageError(f"{error}{there.hint(not what.startswith('-'))}") from None
+        raise UsageError(f"{error}{there.hint(program)}") from None
 
 
 def _without_percent_25(host: str) -> str:

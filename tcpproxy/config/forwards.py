@@ -9,7 +9,7 @@ from ..errors import UsageError
 from ..text import quoted
 from ..values import parse_number
 from . import habits
-from .endpoints import EVERYWHERE, Endpoint, check_text, is_ip, listen_host, parse_endpoint
+from .endpoints import EVERYWHERE, Endpoint, check_text, is_ip, listen_host, parse_endpoints
 from .habits import Spelling
 from .paths import check_path, is_path, path_in
 
@@ -67,13 +67,10 @@ def parse_forward(what: str, text: str) -> ForwardSpec:
         there = habits.forward(":".join(text.split()))  # a blank in place of a colon: LocalForward of ssh_config
         raise UsageError(f"{what} {quoted(text)} has no REMOTE, {_EXPECTED}{_hint(there, program)}")
     front = text.removesuffix(rest)
-    targets = []
-    for each in rest.split(","):
-        try:
-            targets.append(parse_endpoint(each, program=program, front=front))
-        except UsageError as error:
-            raise UsageError(f"{what} {quoted(text)}: {error}") from None
-    return ForwardSpec(text, listener, tuple(targets))
+    try:
+        return ForwardSpec(text, listener, parse_endpoints(rest, program=program, front=front))
+    except UsageError as error:
+        raise UsageError(f"{what} {quoted(text)}: {error}") from None
 
 
 def _listener(what: str, text: str, program: bool) -> tuple[Endpoint, str]:

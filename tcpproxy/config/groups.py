@@ -231,7 +231,7 @@ class Rates:
         "Bytes per second, of all connections together.",
         "For each direction: `10MB/s`, `100Mbit/s`; or apart, `to_upstream=1MB/s,to_client=10MB/s`. All "
         "connections have equal shares, and one that needs less leaves the rest to the others. Senders are slowed down "
-        "by TCP: nothing is kept.",
+        "by TCP: nothing is kept. `off` or `0`: no limit.",
         minor=True,
     )
     max_rate_per_connection: tuple[int, int] = rates(

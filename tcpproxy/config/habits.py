@@ -98,7 +98,7 @@ def is_path(text: str) -> bool:
 
 def other_path(text: str) -> str:
     """Returns the path of a UNIX socket in the spelling of another program, as written here; empty if it is none."""
-    if not is_path(text) or forward(text):
+    if not is_path(text) or text.startswith("~") or forward(text):
         return ""
     if is_url(text):  # unix:///run/x, http+unix://%2Frun%2Fx
         from urllib.parse import unquote  # only an error needs it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -16,6 +16,12 @@ UNIX = "unix"
 """Stands for every peer of a UNIX socket."""
 
 EXPECTED = "expected addresses and networks like 10.0.0.0/8, ::1 or 2001:db8::/32"
+
+_NO_EXCEPTIONS = {
+    "allow": "; addresses to refuse are for the option deny, without '!'",
+    "deny": "; to refuse all others: the option allow, without '!'",
+}
+"""What the error adds about a network that begins with '!', by the name of the option."""
 
 
 def parse_networks(what: str, value: Any) -> tuple[IPv4Network | IPv6Network, ...] | None:
@@ -32,29 +38,28 @@ def parse_networks(what: str, value: Any) -> tuple[IPv4Network | IPv6Network, ..
     """
     if value is None:
         return None
-    texts = _texts(value)
-    if not texts:
-        raise UsageError(f"{what} is empty, {EXPECTED}")
-    return tuple(_network(what, text) for text in texts)
+    return tuple(_network(what, text, EXPECTED, _hint) for text in _texts(what, value, EXPECTED))
 
 
 def parse_proxies(what: str, value: Any) -> tuple[IPv4Network | IPv6Network | str, ...] | None:
     """The same, and the word `unix`."""
     if value is None:
         return None
-    texts = _texts(value)
-    networks = [text for text in texts if text != UNIX]
-    found = (parse_networks(what, networks) or ()) if networks or not texts else ()
-    return (*found, *([UNIX] if UNIX in texts else []))
+    expected = f"{EXPECTED}, or {UNIX}"
+    texts = _texts(what, value, expected)
+    return tuple(UNIX if text == UNIX else _network(what, text, expected, _hint_for_proxies) for text in texts)
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(what: str, value: Any, expected: str) -> list[str]:
     """Returns the text of each network. One of `ipaddress` alone is no list: it would give all its addresses."""
     alone = isinstance(value, str) or not isinstance(value, Iterable) or hasattr(value, "prefixlen")
-    return [text.strip() for each in ([value] if alone else value) for text in str(each).split(",")]
+    texts = [text.strip() for each in ([value] if alone else value) for text in str(each).split(",")]
+    if not texts:
+        raise UsageError(f"{what} is empty, {expected}")
+    return texts
 
 
-def _network(what: str, text: str) -> IPv4Network | IPv6Network:
+def _network(what: str, text: str, expected: str, hint: Callable[[str, str], str]) -> IPv4Network | IPv6Network:
     import ipaddress  # it takes milliseconds
 
     try:
@@ -62,7 +67,7 @@ def _network(what: str, text: str) -> IPv4Network | IPv6Network:
             raise ValueError
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise UsageError(f"{what} {quoted(text)} is no network, {EXPECTED}{_hint(text)}") from None
+        raise UsageError(f"{what} {quoted(text)} is no network, {expected}{hint(what, text)}") from None
     if network.network_address != ipaddress.ip_address(text.partition("/")[0]):
         raise UsageError(f"{what} {quoted(text)} has bits behind its prefix, expected {network} or a single address")
     mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
@@ -71,15 +76,24 @@ def _network(what: str, text: str) -> IPv4Network | IPv6Network:
     return network
 
 
-def _hint(text: str) -> str:
+def _hint_for_proxies(what: str, text: str) -> str:
+    """The same as `_hint` for those that send PROXY headers."""
+    if re.fullmatch(r"on|off|yes|no|true|false|v?[12]|proxy([-_]?protocol)?", text, re.I):
+        return "; it names the peers that send a header, v1 or v2; for all peers: 0.0.0.0/0,::/0"
+    if re.match(r"unix\b", text, re.I):
+        return f"; all peers of UNIX sockets: {UNIX}"
+    return _hint(what, text)
+
+
+def _hint(what: str, text: str) -> str:
     """Returns the end of the error for texts that other programs accept; empty: the text is none of these."""
     if text in ("*", "all", "any"):
         return "; for everybody: 0.0.0.0/0,::/0"
     if re.search(r"^@|^\.*/", text):
         return "; lists are not read from files"
     if text.startswith("!"):
-        return "; addresses to refuse are for the option deny, without '!'"
-    if text == UNIX:
+        return _NO_EXCEPTIONS.get(what.lstrip("-"), "; a network has no exceptions")
+    if re.fullmatch(r"unix(:.*)?", text, re.I):
         return "; clients of UNIX sockets are always admitted"
     octets = re.fullmatch(r"((?:\d{1,3}\.){1,3})\*?", text, re.ASCII)
     if octets:
@@ -93,7 +107,8 @@ def _hint(text: str) -> str:
         return "; an interface has no place in it"
     if re.fullmatch(r"\[[0-9A-Fa-f:.]+\](/\d+)?", text):
         return "; without brackets"
-    return "; names are not looked up" if re.search(r"[g-zG-Z]", text) else ""
+    is_name = re.search(r"[g-zG-Z]", text) or re.fullmatch(r"[A-Za-z][\w-]*(:\d+)?", text)
+    return "; names are not looked up" if is_name else ""
 
 
 def _as_network(text: str) -> str:

@@ -307,10 +307,11 @@ def test_json(closed: Closed, named: Named) -> None:
 @pytest.mark.parametrize(
     ("remote", "said"),
     [
-        ("db:1,", "remote '' is empty, expected HOST:PORT, [IPv6]:PORT or /PATH"),
+        ("db:1,", "remote 'db:1,' has an empty target, expected HOST:PORT,HOST:PORT; without it: Proxy('db:1')"),
         ("db:1,cache", "remote 'cache' has no port, expected HOST:PORT"),
         ("db:1,db:1", "remote 'db:1,db:1' has the target db:1 twice"),
         (",".join(f"db:{port}" for port in range(1, 18)), "has 17 targets, expected at most 16"),
+        (["db:1", "db:1"], "remote 'db:1,db:1' has the target db:1 twice"),
         ([], "remote [] is empty"),
     ],
 )
@@ -342,6 +343,8 @@ def test_upstream_is_kept(make_proxy: MakeProxy, named: Named, closed: Closed) -
     for several in (f"{closed.name},{named.name}", [closed.name, named.name]):
         with pytest.raises(UsageError, match=r"^upstream .* cannot be set: the value has 2 targets, expected one$"):
             proxy.upstream = several  # type: ignore[assignment]
+    with pytest.raises(UsageError, match=r"^remote 'db:1,db:1' has the target db:1 twice$"):
+        proxy.upstream = "db:1,db:1"
     assert proxy.upstream == named.name
     assert said(proxy.address) == named.port
 

@@ -187,6 +187,7 @@ def test_the_command_that_cannot_listen(command: Callable[..., Command], echo: E
         (["-L", "0:db:1", "db:1"], "REMOTE and --forward are both given: put it into the forward, [ADDR:]PORT:REMOTE"),
         (["-L", "0:db:1", "-l", "1"], "--local-port and --forward are both given: put it into the forward, "),
         (["-L", "0:db:1", "-b", "::"], "--bind and --forward are both given: put it into the forward, "),
+        (["-L", "0:db:1,db:1"], "--forward '0:db:1,db:1' has the target db:1 twice"),
         (["-L", "0:db:1,db:1", "-L", "0:a:1"], "--forward '0:db:1,db:1' has the target db:1 twice"),
         (["-L", "8080:db:1", "-L", "8080:db:2"], "--forward has '127.0.0.1:8080' twice to listen on"),
         (["-L", "~/x.sock:db:1"], "--forward '~/x.sock:db:1' begins with '~', which only a shell expands, expected"),

@@ -125,8 +125,6 @@ def test_not_of_this_machine(echo: Echo, source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("eth0", "source 'eth0' is no IP address, expected an IP address of this machine, like 10.0.0.5"),
-        ("10.0.0.5:80", "source '10.0.0.5:80' is no IP address, expected an IP address of this machine, like 10.0.0.5"),
         ("10.0.0.0/8", "source '10.0.0.0/8' is no IP address, expected an IP address of this machine, like 10.0.0.5"),
         ("", "source '' is no IP address, expected an IP address of this machine, like 10.0.0.5"),
         ("10.0.0.1%1", "source '10.0.0.1%1' is no IP address, expected an IP address of this machine, like 10.0.0.5"),

@@ -79,6 +79,7 @@ def test_network_that_is_no_list() -> None:
         ("192.168.", f"allow '192.168.' {NOT_ONE}; as a network: 192.168.0.0/16"),
         ("300.*", f"allow '300.*' {NOT_ONE}"),
         ("10.0.0.1-10.0.0.9", f"allow '10.0.0.1-10.0.0.9' {NOT_ONE}; a range is written as networks"),
+        ("unix:", f"allow 'unix:' {NOT_ONE}; clients of UNIX sockets are always admitted"),
         ("!10.0.0.1", f"allow '!10.0.0.1' {NOT_ONE}; addresses to refuse are for the option deny, without '!'"),
         ("@/etc/hosts", f"allow '@/etc/hosts' {NOT_ONE}; lists are not read from files"),
         ("./clients", f"allow './clients' {NOT_ONE}; lists are not read from files"),
@@ -97,6 +98,40 @@ def test_bad_networks(value: object, error: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_networks("allow", value)
     assert str(caught.value) == error
+
+
+def test_exception_of_those_to_refuse() -> None:
+    """The error of --deny is not to name --deny."""
+    with pytest.raises(UsageError) as caught:
+        parse_networks("--deny", "!10.0.0.1")
+    hint = "to refuse all others: the option allow, without '!'"
+    assert str(caught.value) == f"--deny '!10.0.0.1' {NOT_ONE}; {hint}"
+
+
+ALL_PEERS = "; it names the peers that send a header, v1 or v2; for all peers: 0.0.0.0/0,::/0"
+BAD_PROXIES = {
+    **dict.fromkeys(("on", "v2", "1", "yes", "proxy-protocol"), ALL_PEERS),
+    **dict.fromkeys(("unix:", "UNIX", "unix:/run/x"), "; all peers of UNIX sockets: unix"),
+    "!10.0.0.1": "; a network has no exceptions",
+    "*": "; for everybody: 0.0.0.0/0,::/0",
+    "db:5432": "; names are not looked up",
+    "10.0.0.1:80": "",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("text", BAD_PROXIES)
+def test_bad_proxies(text: str) -> None:
+    """A switch or a version is no list, as other programs take it."""
+    for value in (text, ["10.0.0.0/8", text], ["unix", text]):
+        with pytest.raises(UsageError) as caught:
+            parse_proxies("--accept-proxy", value)
+        assert str(caught.value) == f"--accept-proxy {text!r} {NOT_ONE}, or unix{BAD_PROXIES[text]}"
+
+
+def test_proxies() -> None:
+    """In any order, among networks."""
+    assert parse_proxies("accept_proxy", "unix, 10.0.0.0/8") == ("unix", IPv4Network("10.0.0.0/8"))
 
 
 # --- the verdict ---

@@ -546,6 +546,11 @@ GOOD = "127.0.0.1:9"
         (["--workers", "65", GOOD], "--workers '65' is not a whole number from 1 to 64"),
         (["--workers", "two", GOOD], "--workers 'two' is not a whole number from 1 to 64"),
         (["--max-connections", "0", GOOD], "--max-connections '0' is not a whole number from 1 to 1000000"),
+        (
+            ["--max-connections", "10k", GOOD],
+            "--max-connections '10k' is not a whole number from 1 to 1000000; in digits: 10000\n",
+        ),
+        (["--max-connections", "2M", GOOD], "--max-connections '2M' is not a whole number from 1 to 1000000\n"),
         (["--max-connections", "", GOOD], "--max-connections '' is not a whole number from 1 to 1000000"),
         (["--connect-timeout", "soon", GOOD], "--connect-timeout 'soon' is not a duration, expected "),
         (["--connect-timeout", "", GOOD], "--connect-timeout '' is not a duration, expected "),
@@ -609,6 +614,12 @@ UNKNOWN = {
     **dict.fromkeys(("-w", "--write", "--pcap", "--record"), "--capture"),
     **dict.fromkeys(("-j", "--json"), "--log-format json"),
     "--dump-limt": "--dump-limit",
+    "--send-proxy-v1": "--send-proxy v1",
+    "--send-proxy-v2": "--send-proxy v2",
+    "--proxy-protocol": "--send-proxy v1|v2 or --accept-proxy NETWORK",
+    "--accept-proxy-protocol": "--accept-proxy NETWORK",
+    "--maxconn": "--max-connections",
+    "--bind-address": "-l 3",
     **dict.fromkeys(("--trace", "--once", "--range"), ""),
     **dict.fromkeys(("-y", "--x"), ""),
 }
@@ -684,6 +695,36 @@ def test_unknown_option(typed: str) -> None:
             "'pod/web' is a name of kubectl's: `kubectl port-forward` reaches it, and tcpproxy reaches HOST:PORT",
         ),
         (["-NL", "8080:db:5432"], "option '-N' is unknown: ssh needs it to run no command, this runs none"),
+        (["--proxy-protocol", "v2", GOOD], "option '--proxy-protocol' is unknown, did you mean --send-proxy v2?"),
+        (["--bind-address", "0.0.0.0", GOOD], "option '--bind-address' is unknown, did you mean -b 0.0.0.0?"),
+        (["--listen", "/run/x", GOOD], "option '--listen' is unknown, did you mean -b /run/x?"),
+        (
+            ["-c", "x.conf"],
+            "option '-c' is unknown: there is no configuration file, all options are on the command line",
+        ),
+        (
+            ["--config", "x.conf"],
+            "option '--config' is unknown: there is no configuration file, all options are on the command line",
+        ),
+        (
+            ["--daemon", GOOD],
+            "option '--daemon' is unknown: in the background it goes on with systemd-run --user tcpproxy ..., "
+            "or with tcpproxy ... &",
+        ),
+        (
+            ["--accept-proxy", "db:5432"],
+            "REMOTE is missing, expected HOST:PORT, [IPv6]:PORT or /PATH; 'db:5432' is the value of --accept-proxy",
+        ),
+        (
+            ["db1:1,", "db2:1"],
+            "argument 'db2:1' is one too many, expected one REMOTE; "
+            "several targets have commas alone between them: tcpproxy db1:1,db2:1",
+        ),
+        (
+            ["10.0.0.1:1", ",", "[::1]:1"],
+            "argument ',' is one too many, expected one REMOTE; "
+            "several targets have commas alone between them: tcpproxy '10.0.0.1:1,[::1]:1'",
+        ),
         (["-R", "8080:db:5432"], "option '-R' is unknown: there is no SSH server that could listen, expected -L"),
         ([GOOD, "too-much"], "argument 'too-much' is one too many, expected one REMOTE"),
         ([GOOD, "too\x1b[31m-much"], "argument 'too\\x1b[31m-much' is one too many, expected one REMOTE"),

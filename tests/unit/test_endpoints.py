@@ -11,9 +11,17 @@ from pathlib import Path
 import pytest
 
 from tcpproxy import Proxy, UsageError
-from tcpproxy.command.usage import meant
+from tcpproxy.command.unknown import meant
 from tcpproxy.config.config import Config
-from tcpproxy.config.endpoints import Endpoint, endpoint, parse_bind, parse_endpoint, parse_local_port
+from tcpproxy.config.endpoints import (
+    Endpoint,
+    endpoint,
+    parse_bind,
+    parse_endpoint,
+    parse_endpoints,
+    parse_local_port,
+    parse_sources,
+)
 
 BARE = "which is a bare number, expected HOST:PORT; "
 NO_PATH = "is not how a UNIX socket is spelled here, expected /PATH; to forward to "
@@ -189,6 +197,24 @@ def test_hints_are_right() -> None:
             eval(f"Proxy({arguments}", {"Proxy": Proxy})
 
 
+LISTS = {
+    "db1:1, db2:1": "has a space beside a ',', expected HOST:PORT,HOST:PORT; without it: tcpproxy db1:1,db2:1",
+    "db1:1 ,/x": "has a space beside a ',', expected HOST:PORT,HOST:PORT; without it: tcpproxy db1:1,/x",
+    "db:1,": "has an empty target, expected HOST:PORT,HOST:PORT; without it: tcpproxy db:1",
+    ",db:1": "has an empty target, expected HOST:PORT,HOST:PORT; without it: tcpproxy db:1",
+    "db1:1,,db2:1": "has an empty target, expected HOST:PORT,HOST:PORT; without it: tcpproxy db1:1,db2:1",
+    "db1:1, ,db2:1": "has an empty target, expected HOST:PORT,HOST:PORT; without it: tcpproxy db1:1,db2:1",
+}
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_list_of_targets(text: str) -> None:
+    """As in a sentence, or with one comma too many."""
+    with pytest.raises(UsageError) as caught:
+        parse_endpoints(text)
+    assert str(caught.value) == f"remote {text!r} {LISTS[text]}"
+
+
 def test_password_is_not_shown() -> None:
     """An error is printed, and often kept."""
     with pytest.raises(UsageError) as caught:
@@ -233,6 +259,12 @@ BINDS = {
     "-b ./run/x.sock",
     "UNIX-LISTEN:/x": "is not how a UNIX socket is spelled here, expected /PATH; to listen on /x: -b /x",
     "/run/": "is a directory, expected the path of a UNIX socket",
+    "a,b": "has a ',', expected a name, an IP address or /PATH; each address has a forward of its own, "
+    "like -L a:PORT:REMOTE",
+    "::1,127.0.0.1": "has a ',', expected a name, an IP address or /PATH; each address has a forward of its own, "
+    "like -L '[::1]:PORT:REMOTE'",
+    "[::1],[::2]": "has a ',', expected a name, an IP address or /PATH; each address has a forward of its own, "
+    "like -L '[::1]:PORT:REMOTE'",
 }
 
 
@@ -253,6 +285,13 @@ LOCAL_PORTS = {
     "8080:db:5432": "to listen on port 8080 and forward to db:5432: tcpproxy -l 8080 db:5432",
     "8080/tcp": "to listen on port 8080: -l 8080",
     "tcp://:80": "to listen on port 80: -l 80",
+    "/run/x": "to listen on /run/x: -b /run/x",
+    "unix:/x": "to listen on /x: -b /x",
+    "@x": "to listen on @x: -b @x",
+    "UNIX-LISTEN:x": "to listen on ./x: -b ./x",
+    "8080,8081": "each port has a forward of its own, like -L 8080:REMOTE",
+    "8080-8090": "each port has a forward of its own, like -L 8080:REMOTE",
+    "8k": "in digits: 8000",
 }
 
 
@@ -264,7 +303,7 @@ def test_local_port_of_another_program(text: str) -> None:
     assert str(caught.value) == f"--local-port {text!r} is not a whole number from 0 to 65535; {LOCAL_PORTS[text]}"
 
 
-@pytest.mark.parametrize("text", ["99999", "8080-8090", "nonsense", "-1", "8080,8081"])
+@pytest.mark.parametrize("text", ["99999", "nonsense", "-1", "99k", "~/x", "8080,x"])
 def test_local_port_without_a_hint(text: str) -> None:
     """Nothing is guessed."""
     with pytest.raises(UsageError, match=r"is not a whole number from 0 to 65535$"):
@@ -281,7 +320,14 @@ def test_local_port_without_a_hint(text: str) -> None:
         ("--listen", "0.0.0.0:80", "-b 0.0.0.0 -l 80"),
         ("--listen", ":80", "-l 80"),
         ("--listen", "", "-l"),
+        ("--listen", "/run/x", "-b /run/x"),
+        ("--listen", "unix:x", "-b ./x"),
+        ("--listen", "here", "-b or -l"),
         ("--address", "0.0.0.0", "-b 0.0.0.0"),
+        ("--bind-address", "here", "-b here"),
+        ("--bind-address", "::1", "-b ::1"),
+        ("--bind-address", "", "-b"),
+        ("--bind-addr", ":80", "-l 80"),
         ("--listen", "*", "-b ::"),
         ("--target", "db:80", "tcpproxy db:80"),
         ("--target", "db", ""),
@@ -290,7 +336,25 @@ def test_local_port_without_a_hint(text: str) -> None:
 )
 def test_option_of_another_program(typed: str, value: str, hint: str) -> None:
     """With its value."""
-    assert meant(typed, value) == ([hint] if hint else [])
+    assert " or ".join(meant(typed, value)) == hint
+
+
+SOURCES = {
+    "127.0.0.1:0": "; the port is the system's choice: 127.0.0.1",
+    "[::1]:0": "; the port is the system's choice: ::1",
+    "eth0": "; for a name or a network interface: one of its addresses",
+    "db.example": "; for a name or a network interface: one of its addresses",
+    "10.0.0": "",
+    ":0": "",
+}
+
+
+@pytest.mark.parametrize("text", SOURCES)
+def test_source_of_another_program(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_sources("--source", (text,))
+    expected = "expected an IP address of this machine, like 10.0.0.5"
+    assert str(caught.value) == f"--source {text!r} is no IP address, {expected}{SOURCES[text]}"
 
 
 # --- in a program ---

@@ -119,7 +119,11 @@ BAD = {
     "8080:db:53/udp": ": remote 'db:53/udp' is not TCP, expected HOST:PORT",
     "8080:http://db:80": ": remote 'http://db:80' is a URL, expected HOST:PORT; to forward to db:80: -L 8080:db:80",
     "tcp://:8080/db:1": f"is a URL, {WANT}",
-    "8080:db:5432,": ": remote '' is empty, expected HOST:PORT, [IPv6]:PORT or /PATH",
+    "8080:db:5432,": ": remote 'db:5432,' has an empty target, expected HOST:PORT,HOST:PORT; without it: "
+    "-L 8080:db:5432",
+    "8080:db1:1, db2:1": ": remote 'db1:1, db2:1' has a space beside a ',', expected HOST:PORT,HOST:PORT; without it: "
+    "-L 8080:db1:1,db2:1",
+    "a,b:80:h:1": f"has 'a,b', which cannot be a host name, {WANT}",
     "80:" + "x" * 300 + ":1": "which cannot be a host name, expected HOST:PORT",
     # UNIX sockets
     "8080:unix:///run/x": ": remote 'unix:///run/x' is a URL, expected HOST:PORT; to forward to /run/x: -L 8080:/run/x",
