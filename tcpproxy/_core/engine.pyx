@@ -28,7 +28,7 @@ from tcpproxy._core.table cimport table_at, table_find, table_release
 from tcpproxy._core.tap cimport tap_catch_up, tap_claim, tap_close
 from tcpproxy._core.tag cimport TAG_LISTENER, tag_listener_number, tag_socket
 from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us, thread_yield
-from tcpproxy._core.timers cimport timers_pop, timers_wait_ns
+from tcpproxy._core.timers cimport alarms_pop, timers_pop, timers_wait_ns
 
 cdef enum:
     # Bytes of one splice while a worker has interactive traffic: a larger one delays all sockets. Measured: docs/decisions.md,
@@ -51,6 +51,8 @@ cdef int engine_run(Loop *loop) noexcept nogil:
     accepting_watch(loop)
     while True:
         _commands(loop)
+        if loop.timers.alarms != NULL:
+            _alarms(loop)
         _run_queue(loop)
         _timers(loop)
         _reclaim(loop)
@@ -119,6 +121,16 @@ cdef void _events(Loop *loop, int count) noexcept nogil:
             loop.last_side = CLIENT if tag_socket(tag) == 0 else UPSTREAM
     if not found:
         loop.accepting.found = False
+
+
+cdef void _alarms(Loop *loop) noexcept nogil:
+    cdef int kind = 0
+    cdef void *relay
+    while True:
+        relay = alarms_pop(&loop.timers, loop.now_ns, &kind)
+        if relay == NULL:
+            break
+        relay_timer(loop, <Relay *> relay, kind)
 
 
 cdef void _run_queue(Loop *loop) noexcept nogil:

@@ -4,7 +4,7 @@
 # cancelling are O(1); the next due time is the earliest of the lists' heads.
 #
 # An alarm has a due time of its own. Alarms are in an intrusive pairing heap: setting one is O(1), allocates nothing and cannot
-# fail; cancelling is O(log n), amortized. Only a few relays have one.
+# fail; cancelling is O(log n), amortized. Only relays with faults or rates have one, and they get their turns by it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:                  # the kinds; TIMER_NONE: not armed
@@ -49,15 +49,16 @@ cdef struct Timers:
     TimerList lists[TIMER_KINDS]
     uint32_t armed          # bit 1 << kind: that list is not empty. A wait looks at these lists only
     Alarm *alarms           # the one that is due first: the root of the heap
-    uint64_t earliest_ns    # nothing is due before this time, so a batch need not look
+    uint64_t earliest_ns    # no timer is due before this time, so a batch need not look
 
 cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) noexcept nogil   # re-arms as well
 cdef void timers_cancel(Timers *timers, Timer *timer) noexcept nogil                           # does nothing if it is not armed
 cdef void alarms_set(Timers *timers, Alarm *alarm, int kind, uint64_t due_ns) noexcept nogil       # also moves one that is set
 cdef void alarms_cancel(Timers *timers, Alarm *alarm) noexcept nogil                           # does nothing if it is not set
-# Disarms one that is due. Returns its owner, or NULL if none is due
+# Each disarms one that is due. Returns its owner, or NULL if none is due
 cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil
-cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil         # time until the next one; -1: none is set
+cdef void *alarms_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil
+cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil         # time until the next of both; -1: none is set
 
 
 cdef inline void timer_init(Timer *timer, void *owner) noexcept nogil:

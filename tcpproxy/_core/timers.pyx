@@ -86,8 +86,6 @@ cdef void alarms_set(Timers *timers, Alarm *alarm, int kind, uint64_t due_ns) no
     alarm.kind = kind
     alarm.due_ns = due_ns
     timers.alarms = _meld(timers.alarms, alarm)
-    if due_ns < timers.earliest_ns:
-        timers.earliest_ns = due_ns
 
 
 cdef void alarms_cancel(Timers *timers, Alarm *alarm) noexcept nogil:
@@ -113,7 +111,6 @@ cdef void alarms_cancel(Timers *timers, Alarm *alarm) noexcept nogil:
 
 cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil:
     cdef Timer *timer
-    cdef Alarm *alarm = timers.alarms
     cdef uint64_t earliest_ns = UINT64_MAX
     cdef int i
     if now_ns < timers.earliest_ns:
@@ -128,14 +125,17 @@ cdef void *timers_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil
             return <char *> timer - timer.place
         if timer.due_ns < earliest_ns:
             earliest_ns = timer.due_ns
-    if alarm != NULL and alarm.due_ns <= now_ns:
-        kind[0] = alarm.kind
-        alarms_cancel(timers, alarm)
-        return alarm.owner
-    if alarm != NULL and alarm.due_ns < earliest_ns:
-        earliest_ns = alarm.due_ns
     timers.earliest_ns = earliest_ns
     return NULL
+
+
+cdef void *alarms_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil:
+    cdef Alarm *alarm = timers.alarms
+    if alarm == NULL or alarm.due_ns > now_ns:
+        return NULL
+    kind[0] = alarm.kind
+    alarms_cancel(timers, alarm)
+    return alarm.owner
 
 
 cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil:

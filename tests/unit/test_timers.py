@@ -151,7 +151,7 @@ def test_alarm_is_due_when_it_says(door: ModuleType) -> None:
     assert timers.pop(350) == (2, door.SHAPER)
     assert timers.wait_ns(350) == 50
     assert timers.pop(399) is None
-    assert [timers.pop(500) for _ in range(3)] == [(1, A), (0, door.SHAPER), None]
+    assert [timers.pop(500) for _ in range(3)] == [(0, door.SHAPER), (1, A), None]
     assert timers.wait_ns(500) == -1
 
 

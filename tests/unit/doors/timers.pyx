@@ -1,7 +1,7 @@
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.timers cimport TIMER_KINDS, TIMER_NONE, TIMER_SHAPER, Alarm, Timer, Timers, alarms_cancel, alarms_set, \
-    timer_init, timers_arm, timers_cancel, timers_pop, timers_wait_ns
+from tcpproxy._core.timers cimport TIMER_KINDS, TIMER_NONE, TIMER_SHAPER, Alarm, Timer, Timers, alarms_cancel, alarms_pop, \
+    alarms_set, timer_init, timers_arm, timers_cancel, timers_pop, timers_wait_ns
 
 SHAPER = TIMER_SHAPER
 KINDS = range(TIMER_NONE + 1, TIMER_KINDS)
@@ -36,9 +36,11 @@ cdef class TimersDoor:
         timers_cancel(&self.it, &self.owners[number].timer)
 
     def pop(self, uint64_t now_ns):
-        """(number, kind), or None."""
+        """(number, kind), or None. Alarms first."""
         cdef int kind = 0
-        cdef Owner *owner = <Owner *> timers_pop(&self.it, now_ns, &kind)
+        cdef Owner *owner = <Owner *> alarms_pop(&self.it, now_ns, &kind)
+        if owner == NULL:
+            owner = <Owner *> timers_pop(&self.it, now_ns, &kind)
         return None if owner == NULL else (owner - self.owners, kind)
 
     def set(self, int number, uint64_t due_ns):
