@@ -86,6 +86,7 @@ cdef void alarms_set(Timers *timers, Alarm *alarm, int kind, uint64_t due_ns) no
     alarm.kind = kind
     alarm.due_ns = due_ns
     timers.alarms = _meld(timers.alarms, alarm)
+    timers.alarm_count += 1
 
 
 cdef void alarms_cancel(Timers *timers, Alarm *alarm) noexcept nogil:
@@ -105,6 +106,13 @@ cdef void alarms_cancel(Timers *timers, Alarm *alarm) noexcept nogil:
         timers.alarms = _meld(timers.alarms, children)
     alarm.child = alarm.next = alarm.previous = NULL
     alarm.kind = TIMER_NONE
+    timers.alarm_count -= 1
+
+
+cdef inline uint64_t _alarms_due_ns(const Timers *timers) noexcept nogil:
+    """When an alarm, if one is set, is popped in another batch than the last ones."""
+    return max(timers.alarms.due_ns,
+               timers.served_ns + min(timers.alarm_count * ALARMS_GAP_NS, <uint64_t> ALARMS_GAP_MOST_NS))
 
 
 # --- both ---
@@ -133,13 +141,16 @@ cdef void *alarms_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil
     cdef Alarm *alarm = timers.alarms
     if alarm == NULL or alarm.due_ns > now_ns:
         return NULL
+    if now_ns != timers.served_ns and now_ns < _alarms_due_ns(timers):      # a batch that pops some pops all that are due
+        return NULL
+    timers.served_ns = now_ns
     kind[0] = alarm.kind
     alarms_cancel(timers, alarm)
     return alarm.owner
 
 
 cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil:
-    cdef uint64_t due = timers.alarms.due_ns if timers.alarms != NULL else UINT64_MAX
+    cdef uint64_t due = _alarms_due_ns(timers) if timers.alarms != NULL else UINT64_MAX
     cdef const TimerList *line = timers.lists
     cdef uint32_t armed = timers.armed
     while armed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import selectors
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import pytest
 from support.command import Command, python, strace
 from support.peers import Echo, connect
 from support.streams import MIB, echoes, read_exactly
-from support.waiting import at_best, bounds, pause
+from support.waiting import TIMEOUT, at_best, bounds, eventually, pause
 
 import tcpproxy
 from tcpproxy._core.worker import POLLER
@@ -61,6 +63,26 @@ def test_the_first_byte_of_a_slow_line(make_proxy: Callable[..., tcpproxy.Proxy]
             return time.monotonic() - begin
 
     assert sorted(first_byte() for _ in range(21))[10] < bound
+
+
+def test_many_delays_share_wakeups(make_proxy: Callable[..., tcpproxy.Proxy], echo: Echo) -> None:
+    """150 answers that are due within milliseconds wake the worker for several at a time, and none is early."""
+    proxy = make_proxy(echo.name, faults="latency=1s,jitter=2ms", workers=1, busy_poll="off")
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(proxy.address)) for _ in range(150)]
+        begin = time.monotonic()
+        for client in clients:
+            client.sendall(b"x")
+        eventually(lambda: sum(each.held[1] for each in proxy.connections()) == len(clients))
+        before = proxy.stats().wakeups
+        waiting = selectors.DefaultSelector()
+        for client in clients:
+            waiting.register(client, selectors.EVENT_READ)
+        assert waiting.select(TIMEOUT)
+        assert time.monotonic() - begin >= 0.998
+        for client in clients:
+            assert client.recv(1) == b"x"
+        assert proxy.stats().wakeups - before < 75
 
 
 # --- old kernels, and system calls that are forbidden ---

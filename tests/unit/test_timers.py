@@ -12,6 +12,9 @@ A, B, C = 1, 2, 3
 
 LENGTHS = {A: 100, B: 30, C: 1000}
 
+MS = 1_000_000
+"""Alarms may be late by up to one, if others are set."""
+
 
 def test_is_due_its_length_after_it_was_armed(door: ModuleType) -> None:
     """Row 74: not before, and once only."""
@@ -142,35 +145,35 @@ def test_any_order_of_calls(door: ModuleType) -> None:
 
 def test_alarm_is_due_when_it_says(door: ModuleType) -> None:
     """Beside the timers, and once only."""
-    timers = door.TimersDoor(3, LENGTHS)
-    timers.set(0, 500)
-    timers.arm(1, A, 300)
-    timers.set(2, 350)
-    assert timers.wait_ns(300) == 50
-    assert timers.pop(349) is None
-    assert timers.pop(350) == (2, door.SHAPER)
-    assert timers.wait_ns(350) == 50
-    assert timers.pop(399) is None
-    assert [timers.pop(500) for _ in range(3)] == [(0, door.SHAPER), (1, A), None]
-    assert timers.wait_ns(500) == -1
+    timers = door.TimersDoor(3, {A: 100 * MS})
+    timers.set(0, 500 * MS)
+    timers.arm(1, A, 300 * MS)
+    timers.set(2, 350 * MS)
+    assert timers.wait_ns(300 * MS) == 50 * MS
+    assert timers.pop(350 * MS - 1) is None
+    assert timers.pop(350 * MS) == (2, door.SHAPER)
+    assert timers.wait_ns(350 * MS) == 50 * MS
+    assert timers.pop(400 * MS - 1) is None
+    assert [timers.pop(500 * MS) for _ in range(3)] == [(0, door.SHAPER), (1, A), None]
+    assert timers.wait_ns(500 * MS) == -1
 
 
 def test_alarm_that_is_set_anew(door: ModuleType) -> None:
     """Earlier and later, as the first one and behind others."""
     timers = door.TimersDoor(3, LENGTHS)
     for number, due in ((0, 100), (1, 200), (2, 300), (2, 50), (0, 400), (1, 1000)):
-        timers.set(number, due)
-    assert timers.pop(49) is None
-    assert [timers.pop(1000) for _ in range(4)] == [(number, door.SHAPER) for number in (2, 0, 1)] + [None]
+        timers.set(number, due * MS)
+    assert timers.pop(50 * MS - 1) is None
+    assert [timers.pop(1000 * MS) for _ in range(4)] == [(number, door.SHAPER) for number in (2, 0, 1)] + [None]
 
 
 def test_alarm_before_the_earliest_that_was_known(door: ModuleType) -> None:
-    """A batch that looked and found nothing due does not look again before the earliest: an alarm moves that."""
+    """A batch has looked and found nothing due; then an earlier one is set."""
     timers = door.TimersDoor(2, LENGTHS)
-    timers.set(0, 1000)
-    assert timers.pop(500) is None
-    timers.set(1, 600)
-    assert timers.pop(600) == (1, door.SHAPER)
+    timers.set(0, 1000 * MS)
+    assert timers.pop(500 * MS) is None
+    timers.set(1, 600 * MS)
+    assert timers.pop(600 * MS) == (1, door.SHAPER)
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -178,39 +181,77 @@ def test_alarm_that_is_cancelled(door: ModuleType, number: int) -> None:
     """Root, first child, last child, and one that was never set; twice."""
     timers = door.TimersDoor(5, LENGTHS)
     for each, due in enumerate((10, 20, 30, 40)):
-        timers.set(each, due)
+        timers.set(each, due * MS)
     for _ in range(2):
         timers.unset(number)
     expected = [each for each in range(4) if each != number]
-    assert [timers.pop(100) for _ in range(4)] == ([(each, door.SHAPER) for each in expected] + [None] * 4)[:4]
+    assert [timers.pop(100 * MS) for _ in range(4)] == ([(each, door.SHAPER) for each in expected] + [None] * 4)[:4]
 
 
-def test_any_order_of_alarms(door: ModuleType) -> None:
-    """50,000 random steps against a dictionary: those that are due come in order of due time."""
+@pytest.mark.parametrize("count", [3, 30, 300])
+def test_any_order_of_alarms(door: ModuleType, count: int) -> None:
+    """50,000 random steps against a dictionary: in a gap none comes, else all that are due, in order of due time."""
     chance = random.Random(11)
-    timers = door.TimersDoor(300, LENGTHS)
+    timers = door.TimersDoor(count, LENGTHS)
     due: dict[int, int] = {}
-    now = 1
-    popped = 0
+    now, served, popped = door.GAP_MOST, 0, 0
     for _ in range(50_000):
-        number = chance.randrange(300)
+        number = chance.randrange(count)
         if chance.random() < 0.7:
-            due[number] = now + chance.choice([1, chance.randrange(1, 50), chance.randrange(1, 5000)])
+            due[number] = now + chance.choice([1, chance.randrange(1, 50), chance.randrange(1, 2 * door.GAP_MOST)])
             timers.set(number, due[number])
         else:
             timers.unset(number)
             due.pop(number, None)
-        assert timers.wait_ns(now) == (max(0, min(due.values()) - now) if due else -1)
+        first = max(min(due.values()), served + min(len(due) * door.GAP, door.GAP_MOST)) if due else None
+        assert timers.wait_ns(now) == (-1 if first is None else max(0, first - now))
         if chance.random() < 0.05:
-            now += chance.randrange(100)
+            now += chance.choice([1, chance.randrange(100), chance.randrange(door.GAP_MOST)])
+            served_now = first is not None and first <= now
+            expected = sorted(each for each in due.values() if each <= now) if served_now else []
             order = []
             while found := timers.pop(now):
                 order.append(due.pop(found[0]))
-            assert order == sorted(order)
-            assert all(each <= now for each in order)
-            assert not due or min(due.values()) > now
+            assert order == expected
+            served = now if order else served
             popped += len(order)
     assert popped > 1000
+
+
+def test_a_lone_alarm_is_exact(door: ModuleType) -> None:
+    timers = door.TimersDoor(1, LENGTHS)
+    for due in (5 * door.GAP, 6 * door.GAP, 7 * door.GAP):
+        timers.set(0, due)
+        assert timers.pop(due - 1) is None
+        assert timers.pop(due) == (0, door.SHAPER)
+
+
+def test_many_alarms_are_gathered(door: ModuleType) -> None:
+    """The first one is exact. Those that follow it closely come together, a gap later; timers do not wait for them."""
+    timers = door.TimersDoor(1000, LENGTHS)
+    begin = 10 * door.GAP_MOST
+    for number in range(1000):
+        timers.set(number, begin + number * door.GAP_MOST // 10)
+    assert timers.wait_ns(begin - 5) == 5
+    assert timers.pop(begin) == (0, door.SHAPER)
+    assert timers.wait_ns(begin) == door.GAP_MOST
+    timers.arm(0, A, begin)
+    assert timers.wait_ns(begin) == 100
+    assert timers.pop(begin + 100) == (0, A)
+    assert timers.pop(begin + door.GAP_MOST - 1) is None
+    gathered = [timers.pop(begin + door.GAP_MOST) for _ in range(11)]
+    assert gathered == [*((number, door.SHAPER) for number in range(1, 11)), None]
+
+
+def test_many_alarms_with_time_between_are_exact(door: ModuleType) -> None:
+    timers = door.TimersDoor(200, LENGTHS)
+    for number in range(200):
+        timers.set(number, (number + 2) * door.GAP_MOST)
+    for number in range(200):
+        now = (number + 2) * door.GAP_MOST
+        assert timers.pop(now - 1) is None
+        assert timers.pop(now) == (number, door.SHAPER)
+        assert timers.wait_ns(now) == (door.GAP_MOST if number < 199 else -1)
 
 
 def test_alarms_in_order_and_against_it(door: ModuleType) -> None:
@@ -220,4 +261,4 @@ def test_alarms_in_order_and_against_it(door: ModuleType) -> None:
     for order in (range(count), range(count - 1, -1, -1)):
         for number in order:
             timers.set(number, number + 1)
-        assert [timers.pop(count)[0] for _ in range(count)] == list(range(count))
+        assert [timers.pop(count + door.GAP_MOST)[0] for _ in range(count)] == list(range(count))

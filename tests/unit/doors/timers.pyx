@@ -1,9 +1,11 @@
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
-from tcpproxy._core.timers cimport TIMER_KINDS, TIMER_NONE, TIMER_SHAPER, Alarm, Timer, Timers, alarms_cancel, alarms_pop, \
-    alarms_set, timer_init, timers_arm, timers_cancel, timers_pop, timers_wait_ns
+from tcpproxy._core.timers cimport ALARMS_GAP_MOST_NS, ALARMS_GAP_NS, TIMER_KINDS, TIMER_NONE, TIMER_SHAPER, Alarm, Timer, \
+    Timers, alarms_cancel, alarms_pop, alarms_set, timer_init, timers_arm, timers_cancel, timers_pop, timers_wait_ns
 
 SHAPER = TIMER_SHAPER
+GAP = ALARMS_GAP_NS
+GAP_MOST = ALARMS_GAP_MOST_NS
 KINDS = range(TIMER_NONE + 1, TIMER_KINDS)
 
 
