@@ -10,9 +10,9 @@ def wants_color(choice: str, stream: int, environ: Mapping[str, str] = os.enviro
     """Are colors wanted?
 
     Args:
-        choice: `always`, `never`, or `auto`: on a terminal that has them, unless the user wants none.
-        stream: the descriptor that is written to.
-        environ: NO_COLOR is looked up there, and TERM; on Windows WT_SESSION, because older consoles print escapes.
+        choice: `always`, `never`, or `auto`: on a terminal with colors, unless the user wants none.
+        stream: the descriptor of the output.
+        environ: has NO_COLOR, TERM, and on Windows WT_SESSION: older consoles there print escapes as text.
     """
     if choice != "auto":
         return choice == "always"

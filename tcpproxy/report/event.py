@@ -29,18 +29,18 @@ EventKind = Literal[
 new: a client was accepted.
 connected: its upstream is connected.
 end: a connection that was connected has ended; `reason` says why.
-failed: upstream was not reached, or the client was turned away (`reason` is `denied`, `limit` or
-    `shutdown`); the client was reset.
+failed: upstream was not reached, or the client was turned away (`reason` is `denied`, `proxy-header`, `limit`,
+    `shutdown` or `killed`); the client was reset.
 accept-error: accepting pauses, because the system has no descriptor or memory.
 limit: accepting pauses, because there are `max_connections` connections.
-fault: a fault has acted on a connection for the first time: `text` is its name, and `to_upstream` and `to_client`
-    say how far the directions of the connection were.
-upstream-down: `target`, one of several of a forward, was not reached and had been; `upstream` is the one that is tried
-    instead. Connections go on as they can, and this is said once.
+fault: a fault has acted on a connection for the first time. `text` is its name; `to_upstream` and `to_client` are the
+    bytes that were delivered by then.
+upstream-down: `target`, one of several of a forward, was reached before, and was not reached now. `upstream` is the
+    target that is tried instead. There is one such event until `target` is reached again.
 upstream-up: `target` is reached again.
 listening: the proxy listens on the address in `text`.
 warning: a sentence for the operator, in `text`.
-lost: records or lines were left out, and `text` says how many; or a capture has ended, and it says why.
+lost: records or lines were left out, and `text` says how many; or a capture has ended, and `text` says why.
 forwarding: the command says on a terminal where it forwards to; `text` says where. Not in a program.
 stopping: the command waits for connections to end; `text` says how long. Not in a program.
 """
@@ -66,21 +66,22 @@ Reason = Literal[
 ]
 """Why a connection ended or failed.
 
-client-eof, upstream-eof: the side that ended its direction first; the other one ended, too.
-client-reset, upstream-reset: the side that reset the connection, failed, or was found dead.
+client-eof, upstream-eof: both sides have ended their directions; this one was first.
+client-reset, upstream-reset: this side has reset the connection, has failed, or was found dead.
 idle: no byte for `idle_timeout`.
 half-close-timeout: one direction had ended, and no byte moved in the other one for `half_close_timeout`.
 connect-refused: upstream refused the connection.
 connect-timeout: upstream was not connected within `connect_timeout`.
 unreachable: upstream could not be reached for another reason; `error` has it.
 dns: upstream's name did not resolve.
-limit: the client's source has `max_connections_per_source`, or the system has no descriptor, port or memory (`error`).
+limit: the client's source has `max_connections_per_source` connections, or the system has no descriptor, port or memory
+    (`error` says which).
 shutdown: the proxy was stopped, or has failed.
 killed: the program has ended it (`Proxy.kill`, `Proxy.down`).
 fault: a fault has ended it.
-denied: the client's address is not among those that `allow` and `deny` leave.
-proxy-header: a peer in `accept_proxy` has sent no header of the PROXY protocol, or a wrong one; `text` says what is
-    wrong.
+denied: `allow` or `deny` does not admit the client's address.
+proxy-header: a peer in `accept_proxy` has sent no header of the PROXY protocol, or an invalid one; `text` says what is
+    wrong with it.
 """
 
 
@@ -90,7 +91,7 @@ class Event(NamedTuple):
     Attributes:
         kind: what it is about: an EventKind.
         reason: why the connection ended or failed: a Reason; empty for other kinds.
-        error: the errno behind it; 0: none.
+        error: the errno that is the cause; 0: none.
         client: the client's address, `host:port`; empty where the event is about no connection.
         upstream: the address that was connected, or tried last; empty if there was none. `upstream-down`: the target
             that is tried instead.
@@ -103,12 +104,11 @@ class Event(NamedTuple):
         id: the number of the connection, from 1, in the order of accept; 0: the event is about no connection.
         outgoing: the proxy's own address toward upstream, `host:port`; empty if upstream was not connected.
         time: when it happened, in seconds since 1970.
-        lost: of the kind `lost`: how many; with a `reason`: of the `failed` with that reason.
+        lost: of the kind `lost`: how many lines; with a `reason`: how many `failed` with that reason.
         faults: of `end` and `failed`: the names of the faults that have acted on the connection.
-        target: what the connection goes to, or has tried last, as it was given; of `listening` and `new` all that it
-            may go to; empty where the event is about neither a listener nor a connection nor a target.
-        via: who has named the client in a header of the PROXY protocol, `host:port`; empty: the client has connected
-            itself.
+        target: the target that the connection goes to, or has tried last, as it was given. `listening` and `new` have
+            all targets of the forward. Empty: the event is about no listener, connection or target.
+        via: the proxy that has sent the client's address by the PROXY protocol, `host:port`; empty: there is none.
     """
 
     kind: EventKind
@@ -132,8 +132,8 @@ class Event(NamedTuple):
 
 Record = tuple[EventKind, Reason, int, int, str, str, str, int, int, float, float, float, int, str, str, int]
 """What Worker.take_events returns: (kind, reason, errno, id, client, upstream, outgoing, to_upstream, to_client,
-duration, connect_time, time, fault, via, what is wrong with its PROXY header, number of
-the forward)."""
+duration, connect_time, time, key of a fault or number of another target, via, what is wrong with its PROXY header,
+number of the target)."""
 
 
 OF_TARGETS: tuple[EventKind, ...] = ("upstream-down", "upstream-up")
@@ -150,10 +150,10 @@ def decode(record: Record, target: str, lookup_error: str, faults: "Faults | Non
 
     Args:
         record: what `Worker.take_events` returned.
-        target: of its forward.
+        target: the target, as it was given.
         lookup_error: why the last lookup of the target's name failed.
-        faults: knows their names, and is told what they have done; None: there are none.
-        instead: `upstream-down`: the target that is tried in place of this one; empty: none is left.
+        faults: has the names of faults, and counts what they have done; None: there are none.
+        instead: `upstream-down`: the target that is tried instead of this one; empty: none is left.
     """
     kind, reason, error, number, client, upstream, outgoing, to_upstream, to_client = record[:9]
     duration, connect_time, time, key, via, text, _ = record[9:]

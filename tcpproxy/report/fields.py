@@ -1,6 +1,6 @@
 """Events as fields: for lines of JSON, and for records of `logging`. Pure functions.
 
-docs/seeing.md lists the names, and what OpenTelemetry and the Elastic Common Schema call the same.
+docs/seeing.md lists the names, beside those of OpenTelemetry and the Elastic Common Schema.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEVELS = {
     **dict.fromkeys(("data", "end-of-stream", "reset", "gap", "capture"), "info"),
     "fatal": "error",
 }
-"""By kind; that of other kinds is "warning"."""
+"""The level of each kind; other kinds have "warning"."""
 
 OF_CONNECTIONS = {
     "new": ("id", "client"),
@@ -38,7 +38,7 @@ OF_OTHERS = ("reason", "lost", "error", "text")
 
 
 def fields(event: Event) -> dict[str, object]:
-    """What an event says, by the names of JSON lines, but for `time`, `level` and `kind`."""
+    """The fields of an event, by their names in JSON lines, without `time`, `level` and `kind`."""
     if event.kind == "listening":
         return {"listener": event.text, "target": event.target}
     if event.kind in OF_TARGETS:
@@ -64,7 +64,7 @@ def _value(event: Event, name: str) -> object:
 
 
 def error_name(number: int) -> str:
-    """The name of an errno, `ECONNREFUSED`; its number if it has none; empty for 0. Winsock's have the same names."""
+    """The name of an errno, like `ECONNREFUSED`, also for Winsock; its number if it has no name; empty for 0."""
     return errno.errorcode.get(number, str(number)).removeprefix("WSA") if number else ""
 
 
@@ -74,7 +74,7 @@ def seconds(value: float) -> float:
 
 
 def timestamp(since_1970: float) -> str:
-    """Seconds since 1970 as `text.timestamp` shows them. A float has no more than microseconds: those are rounded."""
+    """The text of a time in seconds since 1970, rounded to microseconds, because a float has no more precision."""
     return text.timestamp(round(since_1970 * 1_000_000) * 1000)
 
 
@@ -82,8 +82,8 @@ def json_line(kind: str, since_1970: float, values: Mapping[str, object]) -> str
     """One line of JSON, without its end.
 
     Args:
-        kind: what it is about.
-        since_1970: when that was, in seconds.
+        kind: the kind of record.
+        since_1970: its time, in seconds.
         values: the other fields.
     """
     import json  # lines of text do not need it

@@ -1,4 +1,4 @@
-"""A Printer that keeps its lines for a view of the whole screen, which a line on the terminal would tear."""
+"""A Printer that keeps its lines for a full-screen view, which they would garble on the terminal."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .fields import LEVELS
 from .printer import Printer
 
 FEWEST, MOST = 50, 500
-"""Lines that are kept at least; lines of trouble."""
+"""The most lines that are kept: of all, and of trouble."""
 
 RECENT = 60.0
-"""Seconds for which trouble is worth repeating, once the view is gone."""
+"""When the view ends, lines about trouble of the last RECENT seconds are printed."""
 
 TROUBLE = -2
-"""Stands for stderr, for events that are trouble."""
+"""Stands for the descriptor of stderr, for warnings and errors."""
 
 
 class KeptLines(Printer):
     """Keeps the last lines.
 
-    Where stderr is no terminal, the lines for stderr are written to it as well.
+    If stderr is no terminal, the lines for stderr are also written to it.
 
     Args:
         options: those of Printer, without `json`.
@@ -45,25 +45,25 @@ class KeptLines(Printer):
 
     @property
     def kinds(self) -> tuple[EventKind, ...]:
-        """With the ends of connections, which the Reporter keeps."""
+        """Those of Printer and `end`, because the Reporter keeps the connections that have ended."""
         kinds = super().kinds
         return kinds if "end" in kinds else (*kinds, "end")
 
     def many(self, events: Iterable[Event]) -> None:
-        """Keeps their lines; the ends of connections make lines with `debug` only."""
+        """Keeps the lines of events. The ends of connections have lines with `debug` only."""
         super().many(event for event in events if event.kind != "end" or self._debug)
 
     def print_lines(self, lines: list[str]) -> None:
-        """Keeps them."""
+        """Keeps lines that are no event."""
         self._write(self._stderr, lines)
 
     def lines(self) -> list[tuple[str, bool]]:
-        """The last lines, each with: is it about trouble?"""
+        """The last lines, each with whether it is about trouble."""
         with self._lock:
             return list(self._kept)
 
     def release(self) -> list[str]:
-        """From now on lines are written. Returns what to say once on stderr: recent trouble that was only kept."""
+        """From now on lines are written. Returns the lines about recent trouble that stderr has not got yet."""
         with self._lock:
             self._through = True
             if not self._screen:

@@ -1,4 +1,4 @@
-"""The last connections that are over."""
+"""The last connections that have ended."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ MOST = 1000
 
 
 class Over:
-    """Keeps the last connections that are over. One thread adds, any thread looks."""
+    """Keeps the last connections that have ended. One thread adds; any thread reads."""
 
     def __init__(self) -> None:
         self._kept: collections.deque[tuple[float, Event]] = collections.deque(maxlen=MOST)
 
     def add(self, events: Iterable[Event]) -> None:
-        """Keeps those that tell of the end of a connection."""
+        """Keeps the events that end a connection."""
         for event in events:
             if event.id and event.kind in ("end", "failed"):
                 self._kept.append((monotonic(), event))
 
     def last(self, seconds: float | None = None) -> list[Event]:
-        """Their events, the latest at the end; with `seconds`, those of so many seconds."""
+        """The events, the latest at the end; with `seconds`, only those of the last `seconds`."""
         since = None if seconds is None else monotonic() - seconds
         return [event for when, event in self._kept.copy() if since is None or when >= since]
 
     def connections(self) -> list[Connection]:
-        """What is known of them, in the order of their ends."""
+        """The connections, in the order of their ends."""
         return [_connection(event) for event in self.last()]
 
 

@@ -18,17 +18,17 @@ from .ratelimit import RateLimit
 from .sentences import origin, sentences
 
 UNREACHED = ("connect-refused", "unreachable", "dns")
-"""Reasons that a refusal by this process's own sandbox can have."""
+"""Reasons that a refusal by the process's own sandbox may have."""
 
 BURST = 10
-"""Failed connections of one reason that get a line each in a second; one more line counts the others."""
+"""Lines a second for failed connections of one reason; one more line counts the others."""
 
 
 CHANGES = 4
-"""Lines in a second that say of one target whether it answers; one more line counts the others."""
+"""Lines a second about whether one target answers; one more line counts the others."""
 
 _CHANGES_OF = "upstream "
-"""In front of a target: a key of the rate limit, which no reason is."""
+"""Before the name of a target, in keys of the rate limit; no reason begins with it."""
 
 
 class Printer:
@@ -38,13 +38,13 @@ class Printer:
         debug: print how each connection ended.
         quiet: print no line for a new connection.
         json: print one JSON object a line instead of text, all on `stdout`, with the end of each connection.
-        several: there are several forwards: lines about listeners and connections say where they go to.
+        several: there are several forwards: lines about listeners and connections name the target.
         about: JSON: further fields of `listening`.
-        dump: shows the bytes that pass; None: they are not shown.
+        dump: formats the bytes that pass; None: they are not shown.
         stdout, stderr: descriptors to write to.
 
     Attributes:
-        suspicion: a sentence for the first time that upstream is not reached; empty: none.
+        suspicion: a warning to print the first time that upstream is not reached; empty: none.
     """
 
     def __init__(
@@ -63,24 +63,24 @@ class Printer:
         self._about = about or {}
         self._dump = dump
         self._numbered = debug or dump is not None
-        """Does each line about a connection end with its number, by which other lines name it?"""
+        """Does each line about a connection end with its number? Other lines name the connection by it."""
         self.suspicion = ""
         self._stdout, self._stderr = stdout, stderr
         self._rate_limit = RateLimit()
         self._answers: dict[str, bool] = {}
-        """Whether a target answers, of those about which something was said."""
+        """Whether each target answers that has had an event."""
         self._torn: dict[int, bool] = {}
         """Descriptors whose last line is incomplete, because a disk was full."""
         self.unwritten = 0
-        """Lines that stdout or stderr would not take."""
+        """Lines that could not be written."""
         self.failure: OSError | None = None
-        """Why, the last time."""
+        """The last error of a write."""
         self.shown = 0
-        """Bytes of a dump that are printed, or are in a line that says how many are not."""
+        """Bytes of a dump that are printed, or counted in a line about bytes that are not shown."""
 
     @property
     def kinds(self) -> tuple[EventKind, ...]:
-        """The kinds of event that it wants from the core."""
+        """The kinds of event that the core should report."""
         kinds: list[EventKind] = ["failed", "accept-error", "limit", *OF_TARGETS]
         if not self._quiet:
             kinds += ["new", "connected"] if self._json else ["new"]
@@ -97,7 +97,7 @@ class Printer:
         self.many([event])
 
     def many(self, events: Iterable[Event]) -> None:
-        """Prints them in order, with one write where several in a row go to the same place."""
+        """Prints events in order, with one write for neighbours that go to the same descriptor."""
         self.flush_suppressed()
         shown = list(filter(self._admitted, events))
         if self.suspicion and any(event.reason in UNREACHED for event in shown):
@@ -113,11 +113,11 @@ class Printer:
     def print_new(self, records: Iterable[Record], targets: Sequence[str]) -> None:
         """Prints new connections without an Event for each: there may be tens of thousands a second.
 
-        Through `many` they took a tenth of all CPU time while connections came and went.
+        Printing them by `many` took a tenth of all CPU time while connections came and went.
 
         Args:
             records: of the kind `new`.
-            targets: by the number of the forward's first target, what it has.
+            targets: all targets of a forward as one text, by the number of its first target.
         """
         if self._json:
             self.many([decode(record, targets[record[-1]], "") for record in records])
@@ -135,7 +135,7 @@ class Printer:
         """Prints pieces of what passes, each with one write."""
         for piece in pieces:
             if piece.kind == "end" and self._debug:
-                continue  # it has lines of its own
+                continue  # the line "Closed" says the same
             if self._json:
                 done = self._show_as_json(piece)
             else:
@@ -152,7 +152,7 @@ class Printer:
         return self._write(self._stdout, [line])
 
     def flush_suppressed(self, final: bool = False) -> bool:
-        """Says how many lines the rate limit has suppressed in the last seconds. True: call again a second later."""
+        """Prints how many lines the rate limit has suppressed. Returns True if it is to be called again in a second."""
         for key, count in self._rate_limit.take_suppressed(final).items():
             lost = self._suppressed(key, count)
             self._write(self._stream(lost), self._lines(lost))
@@ -173,7 +173,7 @@ class Printer:
         if event.kind in OF_TARGETS:
             self._answers[event.target] = event.kind == "upstream-up"
             return self._rate_limit.admit(_CHANGES_OF + event.target, CHANGES)
-        # A lasting condition, checked again ten times a second: one line a second, and repeats are not counted.
+        # The core reports a lasting condition ten times a second: print one line a second, and do not count repeats.
         return event.kind not in ("accept-error", "limit") or self._rate_limit.admit(event.kind, 1, counted=False)
 
     def _stream(self, event: Event) -> int:
@@ -198,7 +198,7 @@ class Printer:
             while data:
                 try:
                     size = os.write(target, data)
-                except BlockingIOError:  # somebody who shares it has made it non-blocking: it is slow, and not broken
+                except BlockingIOError:  # another process has made the shared file non-blocking: it is only slow
                     select.select([], [target], [])
                     continue
                 self._torn[target] = data[size - 1 : size] != b"\n"
@@ -211,20 +211,20 @@ class Printer:
 
 
 def final_line(text: str, to: int = 2) -> bool:
-    """Writes a line at the very end. It is dropped where writing would fail or block.
+    """Writes a line at the very end. Drops it if the write would fail or block.
 
     Args:
         text: the line.
         to: the descriptor.
 
     Returns:
-        False if it is dropped.
+        False if the line was dropped.
     """
     return final_lines([text], to)
 
 
 def final_lines(lines: list[str], to: int = 2) -> bool:
-    """The same for several lines."""
+    """`final_line` for several lines."""
     with contextlib.suppress(OSError, ValueError):
         if lines and (os.name == "nt" or select.select([], [to], [], 1)[1]):  # Windows: select takes sockets only
             os.write(to, "".join(f"{clean(line)}\n" for line in lines).encode("utf-8", "backslashreplace"))
@@ -233,9 +233,9 @@ def final_lines(lines: list[str], to: int = 2) -> bool:
 
 
 def final_words(kind: str, text: str, json: bool, stdout: int = 1, **values: object) -> None:
-    """The same in the format of the log: `text` on stderr, or a record with these values on `stdout`.
+    """`final_line` in the format of the log: `text` on stderr, or with `json` a record with `values` on `stdout`.
 
-    If `stdout` does not take the record, `text` goes to stderr all the same.
+    If `stdout` does not take the record, `text` goes to stderr.
     """
     if not json or not final_line(json_line(kind, wall(), {**values, "text": text}), stdout):
         final_line(text)

@@ -8,11 +8,11 @@ from ..native import monotonic
 
 
 class RateLimit:
-    """Lets a few lines of a kind pass in each second and counts the rest."""
+    """Admits a few lines of a kind in each second, and counts the others."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._seconds: dict[str, tuple[float, int, int]] = {}  # when it began, lines in it, how many may pass
+        self._seconds: dict[str, tuple[float, int, int]] = {}  # start of the second, lines in it, how many may pass
 
     def admit(self, key: str, burst: int, *, counted: bool = True) -> bool:
         """May this line pass?
@@ -22,7 +22,7 @@ class RateLimit:
         Args:
             key: the kind of line.
             burst: lines that may pass in a second.
-            counted: `take_suppressed` reports the line if it may not pass.
+            counted: `take_suppressed` counts the line if it may not pass.
         """
         start, count, _ = self._seconds.get(key, (-1.0, 0, burst))
         if self._clock() - start >= 1:
@@ -31,7 +31,11 @@ class RateLimit:
         return count < burst
 
     def take_suppressed(self, final: bool = False) -> dict[str, int]:
-        """How many lines did not pass in windows that are over (`final`: in all), by kind. Each is returned once."""
+        """Returns how many lines of each kind were suppressed in past seconds. Resets these numbers.
+
+        Args:
+            final: also return those of the present second.
+        """
         now = self._clock()
         over = {key: count - burst for key, (start, count, burst) in self._seconds.items() if final or now - start >= 1}
         for key in over:

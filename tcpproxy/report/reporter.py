@@ -1,4 +1,4 @@
-"""The log thread of a proxy: takes event records out of its workers and gives them, as Events, to a sink."""
+"""The log thread of a proxy: takes event records from its workers and passes them, as Events, to a sink."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ PIECES = 64
 """Most pieces of a dump taken in a pass, some 300 KiB of text."""
 
 GATHER = 0.02
-"""Seconds: the log thread wakes no more often than this while records come fast, and no worker wakes it meanwhile. A
-ring has room for 100,000 records a second then. 3,000 connections in a row: 14 wake-ups, and 2,400 without."""
+"""Seconds that the log thread waits between two passes while records come fast. No worker wakes it meanwhile. The ring
+then has room for 100,000 records a second. 3,000 connections in a row took 14 wake-ups, instead of 2,400 without."""
 
 STALL = 1.0
-"""Seconds that an end waits to be behind what its connection had sent; a capture may stand still."""
+"""The most seconds that the end of a connection waits for the connection's bytes, to be printed after them: a capture
+may stand still."""
 
 FEW = 8
-"""Records within GATHER that are delivered one by one, at once: one wake-up of the log thread each, some 50 us."""
+"""Records within GATHER that are delivered at once, each with a wake-up of the log thread, which takes some 50 us."""
 
 
 class Reporter:
-    """What a proxy reports, and to whom.
+    """Delivers the events of a proxy to its sink.
 
     Args:
         sink: called with each Event, in the log thread; a Printer may get many at once. None: the logger `tcpproxy`.
@@ -52,7 +53,7 @@ class Reporter:
 
     def __init__(self, sink: Callable[[Event], None] | None) -> None:
         self.faults: Faults | None = None
-        """Knows the names of faults, and is told what they have done; None: there are none."""
+        """Has the names of faults, and counts what they have done; None: there are none."""
         self._sink = sink
         self._printer = sink if isinstance(sink, Printer) else None
         self._notes: collections.deque[Event | list[str]] = collections.deque()
@@ -65,11 +66,11 @@ class Reporter:
         self._tap: TapReader | None = None
         self._trouble: Callable[[], str] = str
         self._later: list[Piece] = []
-        """Pieces that came when the events before them had been taken already."""
+        """Pieces that were recorded after the last events were taken."""
         self.over = Over()
         self._ended = False
-        self._window, self._recent = 0.0, 0  # since when records are counted, and how many there were
-        self._lost, self._next_lost = 0, 0.0  # records that were said to be lost; when to say so again
+        self._window, self._recent = 0.0, 0  # the start of an interval of GATHER, and the number of records in it
+        self._lost, self._next_lost = 0, 0.0  # lost records that were reported; the earliest time of the next report
 
     def open(
         self,
@@ -80,14 +81,14 @@ class Reporter:
         tap: TapReader | None = None,
         trouble: Callable[[], str] = str,
     ) -> None:
-        """Prepares `run`. At the start of a proxy, before there is a thread: it imports what registers an exit hook.
+        """Prepares `run`. Called before any thread starts, because it imports `logging`, which registers an exit hook.
 
         Args:
             workers, threads: the workers, and the threads that run them and read the tap.
-            wakeup: wakes the log thread; a worker does so with a record that it writes while the log thread sleeps.
-            forwards: know the target of a connection, and why its last lookup failed.
-            tap: has pieces of what passes, for a Printer; None: there is no dump.
-            trouble: a sentence to warn with, if there is one, whenever the log thread is woken.
+            wakeup: wakes the log thread; a worker uses it when it writes a record while the log thread sleeps.
+            forwards: have the targets, and the errors of their last lookups.
+            tap: has the pieces of a dump, for a Printer; None: there is no dump.
+            trouble: called in each pass; returns a new warning, or an empty text.
         """
         self._workers, self._threads, self._wakeup = workers, threads, wakeup
         self._tap, self._trouble = tap, trouble
@@ -98,12 +99,12 @@ class Reporter:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of event that the sink has a use for."""
+        """The kinds of event that the sink uses."""
         return self._printer.kinds if self._printer else KINDS
 
     @property
     def wants_outgoing(self) -> bool:
-        """Has the sink a use for the proxy's own address toward upstream? Known since `open`."""
+        """Does the sink use the proxy's own address toward upstream? Valid after `open`."""
         return not isinstance(self._sink, Printer | LoggingSink) or self._sink.wants_outgoing
 
     @property
@@ -112,7 +113,7 @@ class Reporter:
         return self._printer is not None
 
     def note(self, kind: EventKind, text: str, target: str = "") -> None:
-        """Reports something that does not come from a worker; from any thread."""
+        """Reports an event that does not come from a worker; from any thread."""
         self._notes.append(Event(kind, text=text, time=wall(), target=target))
         if self._wakeup:
             self._wakeup.wake()
@@ -124,13 +125,13 @@ class Reporter:
             self._wakeup.wake()
 
     def flush(self, timeout: float) -> bool:
-        """Waits until the sink has every record that was written, and every note that was made, before the call.
+        """Waits until the sink has got all records and notes from before the call. From any thread but the log thread.
 
         Args:
             timeout: seconds to wait at most, for a sink that blocks.
 
         Returns:
-            False if the time was over first. From any thread but the log thread.
+            False if the time was over first.
         """
         delivered = Signal()
         self._flushes.append(delivered)
@@ -151,7 +152,7 @@ class Reporter:
             self._release(len(self._flushes))
 
     def _pass(self, wakeup: Wakeup) -> bool:
-        """Reports what there is, then waits for more. False: the workers have ended, and all is reported."""
+        """Reports all there is, then waits for more. False: the workers have ended, and everything is reported."""
         last = not any(thread.is_alive() for thread in self._threads)
         flushes = len(self._flushes)
         shown = False
@@ -190,7 +191,7 @@ class Reporter:
             self._flushes.popleft().set()
 
     def _are_many(self, count: int) -> bool:
-        """Do records come fast? Counts those of this pass."""
+        """Do records come fast? Adds the `count` records of this pass."""
         now = monotonic()
         if now - self._window > GATHER:
             self._window, self._recent = now, 0
@@ -218,13 +219,13 @@ class Reporter:
         return max(map(len, taken))
 
     def _drain_with_pieces(self, tap: TapReader, printer: Printer) -> tuple[int, bool]:
-        """Reports notes, records, and what passed meanwhile: behind the start of its connection, before the end.
+        """Reports notes, records and pieces. The pieces of a connection come after its start and before its end.
 
         Returns:
             The most records that one worker had, below AT_ONCE; whether there may be more pieces.
         """
         self._emit_notes()
-        before = tap.now()  # of a piece from before, `new` and `connected` are among the records taken here, or earlier
+        before = tap.now()  # for earlier pieces, the records `new` and `connected` are taken now, or were before
         taken = [worker.take_events(ALL) for worker in self._workers]
         records = list(itertools.chain.from_iterable(taken))
         connected = [record for record in records if record[0] == "connected"]
@@ -233,9 +234,9 @@ class Reporter:
             printer.print_new(filter(is_new, records), self._of_new)
         self._emit(self._decode(connected))
         if others:
-            tap.sync(STALL)  # what the connections that have ended had sent is among the pieces then
+            tap.sync(STALL)  # the pieces then have all bytes of the connections that have ended
         pieces = self._later + [Piece(*piece) for piece in tap.take(ALL if others else PIECES)]
-        over = {record[3] for record in others}  # their pieces may be more recent: nothing of them comes later
+        over = {record[3] for record in others}  # ended: all their pieces are shown now, also more recent ones
         self._later = [piece for piece in pieces if piece.time_ns > before and piece.id not in over]
         printer.show(piece for piece in pieces if piece.time_ns <= before or piece.id in over)
         if others:
@@ -252,7 +253,7 @@ class Reporter:
 
     @property
     def _of_new(self) -> list[str]:
-        """What a new connection may go to, by the number of its first target."""
+        """All targets that a new connection may go to, by the number of the first one."""
         return [each.target for each in self._forwards]
 
     def _decode(self, records: Iterable[Record]) -> list[Event]:
@@ -274,8 +275,8 @@ class Reporter:
         for event in events:
             try:
                 self._sink(event)
-            except BaseException:  # the program's callback: its mistake must not end the log thread
+            except BaseException:  # an error of the program's callback must not end the log thread
                 import logging
 
-                with contextlib.suppress(BaseException):  # so may a handler of its logger
+                with contextlib.suppress(BaseException):  # nor may one of a logging handler
                     logging.getLogger("tcpproxy").exception("on_event failed")

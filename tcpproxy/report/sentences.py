@@ -1,4 +1,4 @@
-"""Events as sentences, in the words of the original command where it had some. Pure functions."""
+"""Events as sentences, in the words of the Rust tcpproxy for those that it has. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ def sentences(event: Event, *, numbered: bool, several: bool) -> list[str]:
     """The lines of an event: one, but three for the end of a connection.
 
     Args:
-        event: what to put into words.
+        event: the event.
         numbered: a line about a connection ends with its number, as `#17`.
-        several: there are several forwards: lines about listeners and connections say where they go to.
+        several: there are several forwards: lines about listeners and connections name the target.
     """
     number = f" #{event.id}" if numbered and event.id else ""
     route = f" -> {event.target}" if several and event.target else ""
@@ -65,8 +65,8 @@ def origin(client: str, via: str) -> str:
     """Where a connection comes from.
 
     Args:
-        client: its address.
-        via: who has named it; empty: nobody, it has connected itself.
+        client: the address of the client.
+        via: the proxy that has sent this address by the PROXY protocol; empty: there is none.
     """
     return f"{client} via {via}" if via else client
 

@@ -13,15 +13,15 @@ from .sentences import sentence
 class LoggingSink:
     """The default sink of a Proxy in a program: the logger `tcpproxy`. Connections: DEBUG; trouble: WARNING.
 
-    The message is the command's sentence. The fields of JSON lines are attributes of the record, `tcpproxy_` before
-    their names: a key that is an attribute already, perhaps one of the program's own, would be an error.
+    The message is the command's sentence. The fields of JSON lines are attributes of the record. Their names begin with
+    `tcpproxy_`, because `logging` raises an error for the name of an existing attribute.
 
     Args:
         several: the proxy has several forwards.
     """
 
     def __init__(self, *, several: bool = False) -> None:
-        # Here: the command does not need it, and an import in the log thread can race with interpreter shutdown.
+        # Imported here: the command does not need it, and in the log thread it could race with interpreter shutdown.
         import logging
 
         self._logger = logging.getLogger("tcpproxy")
@@ -35,7 +35,7 @@ class LoggingSink:
         """Is the proxy's own address toward upstream worth a system call per connection?"""
 
     def __call__(self, event: Event) -> None:
-        """Logs it. Never raises."""
+        """Logs an event. Never raises."""
         level = self._levels.get(event.kind, self._other)
         if self._logger.isEnabledFor(level):
             with contextlib.suppress(Exception):  # a handler of the program may fail

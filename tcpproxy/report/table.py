@@ -1,4 +1,4 @@
-"""Connections as a table. Pure functions: for SIGUSR1, and for whatever else shows connections."""
+"""Connections as a table, for SIGUSR1 and the live view. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RIGHT = ("#", "age", "idle", "to upstream", "rate up", "to client", "rate down")
 """Columns that are aligned to the right."""
 
 OPTIONAL = ("idle", "to upstream", "to client", "age", "upstream", "state")
-"""Columns to leave out on a narrow terminal, the first of them first."""
+"""Columns to leave out on a narrow terminal, in this order."""
 
 
 def measure(before: Sequence[Connection], after: Sequence[Connection], apart: float) -> Rates:
-    """The rates between two looks at the connections, `apart` seconds from each other.
+    """The rates between two lists of the connections, taken `apart` seconds from each other.
 
-    A connection that is only in the second one has the mean since it was accepted.
+    A connection that is only in the second list has its mean since accept.
     """
     known = {it.id: it for it in before}
     rates = {}
@@ -51,7 +51,7 @@ def table(connections: Sequence[Connection], rates: Rates, width: int | None) ->
 
 
 def record(connection: Connection, rate_up: float, rate_down: float) -> dict[str, object]:
-    """The fields of a record of JSON that says the same."""
+    """The fields of a connection's JSON record."""
     it = connection
     return {
         "id": it.id,
@@ -75,14 +75,14 @@ def record(connection: Connection, rate_up: float, rate_down: float) -> dict[str
 
 
 def _bent(it: Connection) -> dict[str, object]:
-    """What faults have done, if they have."""
+    """The fields about faults, if any has acted on the connection."""
     if not it.faults:
         return {}
     return {"faults": list(it.faults), "held_for_upstream": it.held[0], "held_for_client": it.held[1]}
 
 
 def waits_for(connection: Connection) -> str:
-    """Whom it waits for, and how many bytes wait; empty: for nobody."""
+    """What a connection waits for, with the number of bytes that wait; empty: nothing."""
     if connection.state in ("resolving", "connecting"):
         return "name server" if connection.state == "resolving" else "upstream"
     to_upstream, to_client = connection.held

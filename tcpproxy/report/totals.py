@@ -1,4 +1,4 @@
-"""What a proxy has done since its start, in one sentence and as fields. Pure functions."""
+"""The totals of a proxy since its start, as a sentence and as fields. Pure functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def summary(duration: float, stats: Stats) -> str:
 
 
 def summary_fields(duration: float, stats: Stats) -> dict[str, object]:
-    """The same for a record of JSON."""
+    """The totals as fields of a JSON record."""
     return {
         "duration": seconds(duration),
         "accepted": stats.accepted,

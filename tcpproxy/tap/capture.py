@@ -1,4 +1,4 @@
-"""Capture: the file to which what passes is written as packets, for Wireshark and programs like it."""
+"""Capture: writes the bytes that pass to a file, as packets for Wireshark and similar programs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..errors import StartError, UsageError, describe
 from ..text import bytes_text, count, quoted
 
 _PACKAGE = sys.modules[__name__.partition(".")[0]]
-"""Not imported, for its room is above this one; it is there."""
+"""The package itself, not imported by name: imports must not point upward, and it is loaded already."""
 
 LOOK = 0.05
-"""Seconds between two looks for the reader of a named pipe."""
+"""Seconds between two tries to open a named pipe that no program reads yet."""
 
 
 class Capture:
-    """What is captured, and why it has ended. The numbers are current, from any thread.
+    """The capture of a proxy. Its numbers are current in every thread.
 
     Attributes:
         path: the file as it was given, `-` for stdout.
@@ -35,7 +35,7 @@ class Capture:
         self.failure: OSError | None = None
         self._rotate, self._most = rotate, files
         self._made: collections.deque[str] = collections.deque()  # files of a rotation that are kept
-        self._number = 0  # of all that were made
+        self._number = 0  # files that were made
         self._fd = -1
         self._head = b""
         self._reader: TapReader | None = None
@@ -64,7 +64,7 @@ class Capture:
 
     @property
     def connections(self) -> int:
-        """Connections of which there are packets."""
+        """Connections with packets in the capture."""
         return self._numbers[1]
 
     @property
@@ -74,7 +74,7 @@ class Capture:
 
     @property
     def left_out(self) -> int:
-        """Connections that are not in the capture, or not to their end, because it has ended before."""
+        """Connections that the capture lacks, wholly or in part, because it has ended before them."""
         return self._numbers[3]
 
     @property
@@ -84,10 +84,10 @@ class Capture:
     # --- life ---
 
     def open(self, waiting: Callable[[str], None]) -> None:
-        """Opens the file, once: before the process gives up the right to. A named pipe waits for who reads it.
+        """Opens the file, before the sandbox forbids it. Waits for the reader of a named pipe. Later calls do nothing.
 
         Args:
-            waiting: called with a sentence if it waits.
+            waiting: called with a sentence if there is no reader yet.
 
         Raises:
             StartError: the file cannot be opened.
@@ -108,7 +108,7 @@ class Capture:
         return _make(path)
 
     def _open_pipe(self, path: str, waiting: Callable[[str], None]) -> int:
-        """Write-only, since a pipe that we read ourselves would never break."""
+        """Opens a named pipe write-only: with O_RDWR we would be a reader, and the pipe would never break."""
         told = False
         while True:
             try:
@@ -122,7 +122,7 @@ class Capture:
             time.sleep(LOOK)
 
     def _open_next(self) -> int:
-        """The next file of a rotation, named as dumpcap does."""
+        """Makes the next file of a rotation, with a name like those of dumpcap."""
         stem, extension = os.path.splitext(self.path)
         path = f"{stem}_{self._number + 1:05}_{time.strftime('%Y%m%d%H%M%S')}{extension}"
         fd = _make(path)
@@ -140,12 +140,12 @@ class Capture:
         remote: str,
         names: Sequence[tuple[str, Sequence[tuple[bytes, int, int]]]],
     ) -> None:
-        """Gives the file to the reader of the taps, which writes it from then on.
+        """Hands the file to the reader of the taps, which writes it from now on.
 
         Args:
             reader: does not run yet.
-            listening, remote: what the proxy listens on and forwards to, in words.
-            names: of upstream, with the addresses that are known of each.
+            listening, remote: where the proxy listens and forwards to, as text.
+            names: names of targets, each with its known addresses.
         """
         system = f"{os.uname().sysname} {os.uname().release}" if hasattr(os, "uname") else sys.platform
         self._head = file_head(f"tcpproxy {_PACKAGE.__version__}", system, listening, remote, names)
@@ -156,18 +156,18 @@ class Capture:
         status = os.fstat(self._fd)
         position = 0
         if regular := stat.S_ISREG(status.st_mode):
-            # Not 0 where a shell has opened it, by `>>` with O_APPEND.
+            # Not 0 if a shell has opened the file by `>>`, with O_APPEND.
             position = max(os.lseek(self._fd, 0, os.SEEK_CUR), status.st_size if self.path == "-" else 0)
             if self.path != "-":
                 os.ftruncate(self._fd, 0)
         reader.switch(self._fd, regular, position, self._head, self._rotate)
 
     def follow(self, reader: TapReader, note: Callable[[str], None]) -> None:
-        """Runs the reader to its end, in the calling thread; opens further files, and says why it has ended.
+        """Runs the reader to its end, in the calling thread. Opens the next files of a rotation.
 
         Args:
             reader: the one that `begin` got.
-            note: called with a sentence for the operator.
+            note: called with a sentence that says why the capture has ended.
         """
         while why := reader.run():
             text = "it is full, as asked for"
@@ -189,25 +189,25 @@ class Capture:
             note(f"capture {self._name} ended: {text}{rest}")
 
     def stop(self) -> None:
-        """Ends an `open` that waits. From any thread."""
+        """Makes an `open` that waits fail. From any thread."""
         self._stopping = True
 
     def close(self) -> None:
-        """Closes the file, when the reader has ended; in a forked child, its copy."""
+        """Closes the file, after the reader has ended; in a forked child, its copy."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def _make(path: str) -> int:
-    """Opens a file that only its owner may read: it contains what others have said to each other.
+    """Opens a file that only its owner may read, because it contains the data of others.
 
-    What an old one has is there until the capture begins: a start may fail.
+    An existing file is truncated only when the capture begins, because the start may still fail.
     """
     flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     fd = os.open(path, flags | getattr(os, "O_NOCTTY", 0), 0o600)
     if hasattr(os, "fchmod") and stat.S_ISREG(os.fstat(fd).st_mode):
-        with contextlib.suppress(OSError):  # of another owner, or on a file system without modes
+        with contextlib.suppress(OSError):  # another user owns it, or the file system has no modes
             os.fchmod(fd, 0o600)
     return fd
 
@@ -222,10 +222,10 @@ def _stdout() -> int:
 
 
 def check_place(path: str) -> None:
-    """For the command: refuses a capture where lines of text go as well, or to stdout where it is a terminal.
+    """For the command: checks that the capture goes neither where lines of text go, nor to a terminal on stdout.
 
     Raises:
-        UsageError: it is one of these.
+        UsageError: it does.
     """
     if path != "-":
         for number, name in ((1, "stdout"), (2, "stderr")):
@@ -239,7 +239,7 @@ def check_place(path: str) -> None:
 
 
 def _is_same(place: str | int, descriptor: int) -> bool:
-    """Does it go to the same file, pipe or terminal? Other devices, such as /dev/null, may be there twice."""
+    """Is it the same file, pipe or terminal? Other devices, such as /dev/null, may be used twice."""
     with contextlib.suppress(OSError, ValueError):
         if os.name != "nt" and os.path.samestat(status := os.stat(place), os.fstat(descriptor)):
             return not stat.S_ISCHR(status.st_mode) or os.isatty(descriptor)

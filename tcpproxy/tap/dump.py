@@ -1,7 +1,7 @@
-"""Bytes that pass, as text for people: in hex, or as text where they are text. Pure functions, but for the class Dump.
+"""The bytes that pass, in hex or as text. Pure functions, except for the class Dump.
 
-Nothing of what a peer sends reaches the terminal unescaped, or begins a line: lines of hex begin with an offset, lines
-of text with two spaces.
+Bytes of a peer never reach the terminal unescaped, and never begin a line: lines of hex begin with an offset, lines of
+text with two spaces.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ PieceKind = Literal["data", "fin", "rst", "end", "gap", "lost"]
 
 data: a read brought bytes.
 fin: the end of what `side` sends was passed on.
-rst: nothing more comes from `side`: the proxy has reset the other side.
-end: the connection is over; `data` is the reason.
-gap: `size` bytes of `side` are not here, because output was slow.
-lost: nor are the ends of `offset` other connections, and `size` bytes of these.
+rst: the proxy has reset the other side; nothing more comes from `side`.
+end: the connection has ended; `data` is the reason.
+gap: `size` bytes of `side` are left out, because output was slow.
+lost: the ends of `offset` other connections, and `size` of their bytes, are left out for the same reason.
 """
 
 
@@ -33,8 +33,8 @@ class Piece(NamedTuple):
         side: who sent the bytes; 0: the client, 1: upstream.
         time_ns: when it happened, in nanoseconds since 1970.
         offset: bytes that `side` had sent before.
-        size: bytes of the read, of which `data` may have only the first.
-        data: bytes.
+        size: bytes of the read; `data` may have only the first of them.
+        data: the bytes.
     """
 
     kind: PieceKind
@@ -50,12 +50,12 @@ SIGNS = "><"
 """By side: toward upstream, toward the client."""
 
 COLORS = ("\x1b[36m", "\x1b[33m")
-"""Cyan and yellow, which also people who confuse red and green can tell apart."""
+"""By side. Cyan and yellow: people who confuse red and green can tell them apart."""
 PLAIN = "\x1b[0m"
 
 NOT_TEXT = 0.3
-"""A read is shown in hex if more than this share of its bytes is neither printable nor white space. Escapes that color
-a word make up a tenth; a read of a protocol with binary numbers is far above it."""
+"""A read is shown in hex if more than this share of its bytes is neither printable nor white space. In colored text
+escapes are a tenth; in a protocol with binary numbers the share is far above this limit."""
 
 _ASCII = bytes(byte if 32 <= byte < 127 else ord(".") for byte in range(256))
 _CONTROLS = bytes({*range(32), 127} - {*b"\t\n\r"})
@@ -65,7 +65,7 @@ class Dump:
     """Shows pieces as text.
 
     Args:
-        text: as text where it is text; False: in hex.
+        text: show a read as text if it is mostly text; False: all reads in hex.
         color: color the first line of each piece.
     """
 
@@ -73,7 +73,7 @@ class Dump:
         self._text, self._color = text, color
 
     def __call__(self, piece: Piece) -> str:
-        """The lines of a piece, each with its end."""
+        """The lines of a piece, each with its line break."""
         body = ""
         if piece.kind == "data":
             line = header(piece.side, timestamp(piece.time_ns), piece.id, piece.offset, piece.size)
@@ -92,11 +92,11 @@ class Dump:
 
 
 JSON_KINDS = {"data": "data", "fin": "end-of-stream", "rst": "reset", "gap": "gap"}
-"""Names of pieces in lines of JSON. The end of a connection is told there without a dump, too."""
+"""Names of pieces in lines of JSON. There is none for `end`: JSON has a record for it without a dump, too."""
 
 
 def fields(piece: Piece) -> dict[str, object]:
-    """A piece of JSON_KINDS by the names of lines of JSON, but for `time`, `level` and `kind`; bytes in base64."""
+    """The fields of a piece of JSON_KINDS in a line of JSON, without `time`, `level` and `kind`; bytes in base64."""
     found: dict[str, object] = {"id": piece.id, "direction": DIRECTIONS[piece.side], "offset": piece.offset}
     if piece.kind in ("data", "gap"):
         found["size"] = piece.size
@@ -134,17 +134,17 @@ def _event(piece: Piece) -> str:
 
 
 def lost(piece: Piece) -> str:
-    """What a piece of the kind `lost` says."""
+    """The text of a piece of the kind `lost`."""
     return f"the ends of {piece.offset:,} connections and {piece.size:,} bytes not shown (output is slow)"
 
 
 def hex_lines(data: bytes, offset: int) -> str:
-    """The lines of `hexdump -C`: a `*` stands for lines equal to the one before. Its last line, which is the offset
-    behind the last byte, is there only behind a `*`.
+    """The lines of `hexdump -C`: a `*` stands for lines equal to the one before. Unlike there, the last line, which has
+    the offset after the last byte, follows only a `*`.
 
     Args:
         data: the bytes.
-        offset: of the first of them, which begins the first line.
+        offset: the offset of the first byte.
     """
     digits, letters = data.hex(" "), data.translate(_ASCII).decode("ascii")
     lines = []
@@ -166,7 +166,7 @@ def hex_lines(data: bytes, offset: int) -> str:
 
 
 def text_lines(data: bytes) -> str:
-    r"""The bytes as UTF-8, two spaces before each line; what is not printable is escaped, as `\x1b` or `\r`.
+    r"""The bytes as UTF-8, with two spaces before each line; unprintable characters are escaped, as `\x1b` or `\r`.
 
     Empty: they are mostly not text.
     """

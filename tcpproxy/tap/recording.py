@@ -1,4 +1,4 @@
-"""Recording: what has passed through one connection, for a program or test that looks at it."""
+"""Recording: the bytes that have passed through one connection, for a program or test."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..views import Alias, Direction
 from .dump import header, hex_lines
 
 SLICE = 0.05
-"""Seconds: a wait returns to Python so often, for Ctrl-C and other signals."""
+"""Seconds after which a wait returns to Python, for Ctrl-C and other signals."""
 
 SETTLE = 1.0
-"""Seconds, also of a shorter wait, in which the reader takes what has been recorded. It takes a millisecond, unless a
-capture stands still."""
+"""The least time limit, in seconds, for the reader to take all recorded bytes, also in a shorter wait. It takes a
+millisecond, unless a capture stands still."""
 
 TOLD = 16 * 1024
-"""Bytes that the text of a WaitTimeout shows: the last ones."""
+"""The text of a WaitTimeout shows the last TOLD bytes."""
 
 KEPT = 1024**2
 """Bytes of each direction that `record=True` keeps."""
@@ -43,10 +43,10 @@ def parse_record(value: bool | int | str | None) -> int:
 
 
 class Chunk(NamedTuple):
-    """What one read of the proxy brought. TCP has no messages: a read may bring a part of one, or several.
+    """The bytes of one read of the proxy. TCP has no messages: a read may have a part of one, or several.
 
     Attributes:
-        direction: which way the bytes go.
+        direction: the direction of the bytes.
         data: the bytes.
         time: seconds since the client was accepted.
     """
@@ -57,10 +57,10 @@ class Chunk(NamedTuple):
 
 
 class Recording:
-    """The first bytes of each direction of a connection. It stays after the end of the connection and of the proxy.
+    """The first bytes of each direction of a connection. It stays usable after the end of the connection and the proxy.
 
-    Each attribute is exact at the time when it is read: all bytes that a peer has received by then are there. Bytes
-    that a peer has sent, and the proxy has not read yet, are not: `wait_for` waits for these.
+    An attribute has all bytes that a peer has received when it is read. It lacks bytes that a peer has sent and the
+    proxy has not read yet: `wait_for` waits for them.
 
     Attributes:
         id: the number of the connection, from 1, in the order of accept.
@@ -100,24 +100,24 @@ class Recording:
 
     @property
     def truncated(self) -> bool:
-        """Has more passed than is kept? `chunks` keeps the first 65,536 reads."""
+        """Have more bytes passed than are kept? `chunks` keeps the first 65,536 reads."""
         return self._facts()[4]
 
     @property
     def to_upstream(self) -> bytes:
-        """What the client has sent, from its first byte on."""
+        """The bytes that the client has sent, from the first one on."""
         self._reader.sync()
         return self._it.data(0)
 
     @property
     def to_client(self) -> bytes:
-        """What upstream has sent, from its first byte on."""
+        """The bytes that upstream has sent, from the first one on."""
         self._reader.sync()
         return self._it.data(1)
 
     @property
     def chunks(self) -> list[Chunk]:
-        """What each read brought, in the order in which the proxy read."""
+        """The reads of the proxy, in order."""
         self._reader.sync()
         return [chunk for _, chunk in self._last_chunks(math.inf)]
 
@@ -145,7 +145,7 @@ class Recording:
         direction: Direction | Alias | None = None,
         timeout: float | str | None = 5.0,
     ) -> re.Match[bytes]:
-        """Waits until these bytes have passed, also in several reads.
+        """Waits until some bytes have passed, also in several reads.
 
         Args:
             pattern: the bytes, or a compiled regular expression.
@@ -156,8 +156,8 @@ class Recording:
             The match. Its `start()` is the offset in that direction.
 
         Raises:
-            WaitTimeout: they have not passed in this time, or the connection ended without them; the text shows what
-                did pass, of much the last 16 KiB.
+            WaitTimeout: they have not passed in this time, or the connection ended without them; the text shows the
+                last 16 KiB that have passed.
             UsageError: there is no such direction, the timeout is no duration, or the pattern is neither bytes nor a
                 regular expression of bytes.
         """
@@ -199,9 +199,9 @@ class Recording:
         return f"{text}\n{self._lines(TOLD)}"
 
     def dump(self) -> str:
-        """What has passed, as text: for each read a header and the bytes as `hexdump -C` shows them.
+        """The bytes that have passed, as text: for each read a header and the bytes as `hexdump -C` shows them.
 
-        The header's time is that since accept, in seconds.
+        The time in the header is in seconds since accept.
         """
         self._reader.sync()
         return self._lines(math.inf)
@@ -226,7 +226,7 @@ def _regex(pattern: object) -> re.Pattern[bytes]:
 
 
 class _Looking:
-    """What `wait_for` waits for: each call looks once, at what the reader has taken, and returns the match or None.
+    """The state of a `wait_for`. Each call searches the recorded bytes once, and returns the match or None.
 
     Attributes:
         limit: how long to wait, in seconds.
@@ -248,7 +248,7 @@ class _Looking:
 
     @property
     def rest(self) -> float:
-        """Seconds until it is over."""
+        """Seconds until the time-out."""
         return self._deadline - monotonic()
 
     def __call__(self) -> re.Match[bytes] | None:
@@ -266,7 +266,7 @@ class _Looking:
         return None
 
     def _search(self, side: int, before: int) -> re.Match[bytes] | None:
-        """Looks in all that is kept; of plain bytes it has looked already in the first `before` ones of these."""
+        """Searches the kept bytes. For plain bytes it skips the first `before`, which were searched before."""
         it, pattern = self._recording._it, self._pattern
         if isinstance(pattern, bytes) and pattern not in it.data(side, max(0, before - len(pattern) + 1)):
             return None
