@@ -1,4 +1,4 @@
-"""The forwards of a proxy that starts or runs: their ports, their targets, and how loops are avoided."""
+"""The forwards of a proxy that starts or runs: their ports, their targets, and the detection of loops."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .unix import UnixPort
 
 
 class Target:
-    """A target of a forward; of several, the first one that can be reached is used.
+    """A target of a forward. A connection goes to the first target of the forward that can be reached.
 
     Args:
-        place: as it was given.
+        place: the target, as it was given.
 
     Attributes:
-        name: the same, as it is written.
-        resolver: looks the name of the place up; None: it has a numeric address.
-        addresses: its own, as far as they are known.
+        name: `place` as text.
+        resolver: looks up the host name of `place`; None: its address is numeric.
+        addresses: the known addresses of `place`.
     """
 
     def __init__(self, place: Endpoint) -> None:
@@ -34,7 +34,7 @@ class Target:
 
     @property
     def lookup_error(self) -> str:
-        """Why the last look-up failed; empty: it did not, or there was none."""
+        """Why the last look-up failed; empty: it succeeded, or there was none."""
         return self.resolver.lookup_error if self.resolver else ""
 
 
@@ -42,10 +42,10 @@ class Forwarding:
     """One forward of a proxy that starts or runs.
 
     Args:
-        spec: as it was given.
+        spec: the forward, as it was given.
 
     Attributes:
-        targets: where it connects to, in the order to try.
+        targets: where it connects to, in the order of attempts.
         port: where it listens; None: not yet.
     """
 
@@ -56,20 +56,20 @@ class Forwarding:
 
     @property
     def target(self) -> str:
-        """All targets, as they are written."""
+        """All targets, as one text."""
         return ",".join(each.name for each in self.targets)
 
     @property
     def addresses(self) -> list[Address]:
-        """Those of all targets."""
+        """The known addresses of all targets."""
         return [address for each in self.targets for address in each.addresses]
 
     def is_own(self, address: Address) -> bool:
-        """Does a connection to this address come to this forward?"""
+        """Does a connection to this address reach this forward's own port?"""
         return self.port is not None and self.port.is_own(address)
 
     def hang(self, on: bool) -> None:
-        """Decides whether clients of the next listeners hang in connect(). UNIX sockets cannot do that."""
+        """Sets whether connect() to the next listeners hangs. Has no effect on UNIX sockets, which cannot do that."""
         if isinstance(self.port, Port):
             self.port.hangs = on
 
@@ -97,10 +97,10 @@ def places_of(forwards: Sequence[Forwarding]) -> str:
 
 
 def leave_out_circles(forwards: Sequence[Forwarding], label: str, note: Callable[[str], None]) -> None:
-    """Removes addresses of targets that lead back to their own forward.
+    """Removes the addresses of targets that lead back to their own forward.
 
-    One forward may lead to another: 8080 to 9090, and 9090 to a server. If a target has other addresses, these stay, so
-    that `-l 5173 localhost:5173` reaches a server that listens only on ::1.
+    One forward may lead to another: 8080 to 9090, and 9090 to a server. Other addresses of a target stay: for example,
+    `-l 5173 localhost:5173` reaches a server that listens only on ::1.
 
     Args:
         forwards: all forwards of a proxy; their ports are bound.
@@ -110,7 +110,7 @@ def leave_out_circles(forwards: Sequence[Forwarding], label: str, note: Callable
     Raises:
         UsageError: all addresses of a target lead back.
     """
-    # Targets that keep an address come first: after that, others may not be in a loop any more.
+    # First treat the targets that keep an address. Without their removed addresses, other targets may be in no loop.
     for needed in True, False:
         for forward in forwards:
             for each in forward.targets:
@@ -129,7 +129,7 @@ def leave_out_circles(forwards: Sequence[Forwarding], label: str, note: Callable
 
 
 def _leading_to(goal: Forwarding, forwards: Sequence[Forwarding]) -> list[Forwarding]:
-    """Returns a forward, and those whose connections may come to it, directly or through others."""
+    """Returns a forward, and the forwards whose connections may reach it, directly or through others."""
     found = [goal]
     for reached in found:
         for each in forwards:
@@ -155,5 +155,5 @@ def _circle(forward: Forwarding, target: Target, back: Sequence[Forwarding], cou
 
 
 def all_targets(forwards: Sequence[Forwarding]) -> list[Target]:
-    """The targets of all forwards, in order: their places are the numbers by which workers know them."""
+    """The targets of all forwards, in order. A worker identifies a target by its index in this list."""
     return [target for each in forwards for target in each.targets]

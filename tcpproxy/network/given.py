@@ -19,7 +19,7 @@ EXPECTED = "expected a listening TCP or UNIX socket"
 
 
 def check_given(sockets: object, name: Callable[[int], str] = "sockets[{}]".format) -> list[socket.socket]:
-    """Checks sockets that are to be accepted from, and returns them as a list.
+    """Checks sockets to accept clients from, and returns them as a list.
 
     Args:
         sockets: what was given.
@@ -60,16 +60,17 @@ def _problem(given: socket.socket) -> str:
 def _duplicate(given: socket.socket) -> socket.socket:
     """Returns a duplicate of a socket, without making the socket blocking even for a moment.
 
-    `given.dup()` may do that, and all processes that have the socket share the flag: then accept() in a worker of
-    another proxy would wait for a client, and hold up its connections.
+    `given.dup()` may do that, and all processes that have the socket share the flag. Then accept() in a worker of
+    another proxy would block, and delay its connections.
     """
     return socket.socket(given.family, given.type, given.proto, fileno=_socket.dup(given.fileno()))
 
 
 def _never_wait(listener: socket.socket) -> None:
-    """Makes a socket non-blocking, for all processes that share it. If one undoes that, accept() waits for only 1 ms.
+    """Makes a socket non-blocking, for all processes that share it.
 
-    systemd undoes it when it starts another service with the same socket, without `NonBlocking=yes`.
+    Another process may make it blocking again, as systemd does when it starts another service with the same socket
+    without `NonBlocking=yes`. So accept() also gets a time-out of 1 ms.
     """
     listener.setblocking(False)
     if sys.platform != "win32":
@@ -77,10 +78,10 @@ def _never_wait(listener: socket.socket) -> None:
 
 
 class GivenPort(Port):
-    """Sockets that were given, with the methods of Port. The proxy has duplicates.
+    """Duplicates of sockets that were given, with the methods of Port.
 
-    Duplicates share the non-blocking flag, so the given sockets do not block either from now on. They are never shut
-    down, because other processes may have them.
+    Duplicates share the non-blocking flag, so the given sockets become non-blocking, too. They are never shut down,
+    because other processes may use them.
 
     Args:
         given: what `check_given` returned.

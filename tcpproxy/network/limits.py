@@ -18,8 +18,8 @@ def raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft in (hard, resource.RLIM_INFINITY):
         return
-    # macOS: the hard limit is infinite, but setrlimit refuses values above a limit that getrlimit does not tell. It is
-    # never below OPEN_MAX (10240).
+    # macOS: the hard limit is infinite, but setrlimit refuses values above a limit that getrlimit does not return. That
+    # limit is never below OPEN_MAX (10240).
     for limit in (hard, *(1 << bits for bits in range(20, 13, -1)), 10240):
         if limit != hard and limit <= soft:
             return
@@ -29,7 +29,7 @@ def raise_descriptor_limit() -> None:
 
 
 def connection_limit(config: Config) -> tuple[int, str]:
-    """Returns the limit of connections at a time, and a warning if there are too few descriptors for it."""
+    """Returns the limit on connections at a time, and a warning if there are too few descriptors for it."""
     asked = config.clients.max_connections
     try:
         import resource
@@ -39,8 +39,8 @@ def connection_limit(config: Config) -> tuple[int, str]:
         return asked or LIMITS["connections"], ""
     if soft == resource.RLIM_INFINITY:
         return asked or LIMITS["connections"], ""
-    # A connection needs two descriptors. The others: listeners, pollers, pipes (32 a worker, two descriptors each),
-    # logs, lookups, and the program's own. With few descriptors there are fewer pipes; a connection without one copies.
+    # A connection needs two descriptors. Others are for listeners, pollers, pipes (32 a worker, two descriptors each),
+    # logs, lookups, and the program. With few descriptors there are fewer pipes; a connection without one copies.
     pipes = 0 if config.speed.zero_copy == "off" else min(64 * config.operating.workers, soft // 8)
     fits = min(LIMITS["connections"], max(1, (soft - 40 - 8 * config.operating.workers - pipes) // 2))
     if asked is None:
@@ -59,7 +59,7 @@ def check_room(listeners: list[socket.socket]) -> None:
 
 
 def ephemeral_ports() -> tuple[int, int]:
-    """The first and the last port that the kernel gives to outgoing connections; all ports where it does not say so."""
+    """The first and the last port that the kernel gives to outgoing connections; all ports if it does not tell them."""
     with contextlib.suppress(OSError, ValueError), open("/proc/sys/net/ipv4/ip_local_port_range", "rb") as file:
         first, last = map(int, file.read().split())
         return first, last

@@ -1,4 +1,4 @@
-"""Listening sockets: made, described, checked."""
+"""Makes, describes and checks listening sockets."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ BACKLOG = 4096
 """How many connections the kernel queues for a listener; the system may have a lower limit (net.core.somaxconn)."""
 
 PLACES = LIMITS["listeners"] // LIMITS["forwards"]
-"""The most addresses that one forward listens on."""
+"""The most addresses that one forward may listen on."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 KEEPS_BESIDE = sys.platform == "linux"
-"""Can a socket be bound to the port of a listener? Linux: if both have SO_REUSEADDR, and it does not listen itself."""
+"""Can another socket be bound to the port of a listener? On Linux: if both have SO_REUSEADDR and it does not listen."""
 
 
 def known_places(bind: str) -> list[Address]:
-    """Returns the addresses that `bind` means, with port 0; empty if it is a name that has to be looked up."""
+    """Returns the addresses of `bind`, with port 0; empty if it is a name that has to be looked up."""
     if bind != "localhost":
         return numeric(bind, 0) or []
     both = [(b"\x7f\0\0\1", 0, 0)]
@@ -45,11 +45,11 @@ def no_place(bind: str, why: str) -> StartError:
 
 
 class Port:
-    """The port of a forward, on every address of its host. The proxy keeps it while nobody listens.
+    """The port of a forward, on every address of its host. The proxy keeps the port also while it does not listen.
 
-    Sockets that are bound and do not listen, the keepers, keep it: the kernel refuses clients, and other programs
-    cannot bind it. On Linux there are keepers all the time. On other systems the keepers become the next listeners, and
-    new ones are bound when the listeners have been closed.
+    The *keepers*, sockets that are bound and do not listen, reserve the port: the kernel refuses clients, and other
+    programs cannot bind it. On Linux the keepers exist all the time. On other systems they become the next listeners,
+    and new ones are bound after the listeners have been closed.
 
     Args:
         spec: the forward, whose listener is a host and a port.
@@ -69,7 +69,7 @@ class Port:
         self._places = [_place(each) for each in found]
         self._closed = False
         self.hangs = False
-        """Do clients of the next listeners hang in connect()?"""
+        """Does connect() to the next listeners hang?"""
         self._keepers: list[socket.socket] = []
         for attempt in range(8):
             try:
@@ -81,7 +81,7 @@ class Port:
                     raise
                 self._port = 0
         self.is_own = own_addresses(self._keepers)
-        """Does a connection to an address reach this port?"""
+        """Tells whether a connection to an address reaches this port."""
         self.addresses = [where(keeper) for keeper in self._keepers]
         self.names = [written(each) for each in self.addresses]
 
@@ -105,7 +105,7 @@ class Port:
         """Returns listening sockets, which the caller closes.
 
         Raises:
-            StartError: an address cannot be listened on; the port is kept all the same.
+            StartError: an address cannot be listened on; the port stays reserved.
         """
         try:
             return self._listen()
@@ -131,7 +131,7 @@ class Port:
         return sockets
 
     def keep(self) -> None:
-        """Keeps the port reserved. To be called when all its listeners have been closed.
+        """Reserves the port again. To be called when all its listeners have been closed.
 
         Raises:
             StartError: another process has taken the port meanwhile; never on Linux.
@@ -148,7 +148,7 @@ class Port:
         self.close()
 
     def close(self) -> None:
-        """Gives the port up."""
+        """Releases the port."""
         self._closed = True
         keepers, self._keepers = self._keepers, []
         _close_all(keepers)
@@ -160,9 +160,9 @@ def _close_all(sockets: list[socket.socket]) -> None:
 
 
 def _share(keepers: list[socket.socket], on: bool) -> None:
-    """Allows other sockets to bind the same addresses, or forbids it.
+    """Allows or forbids other sockets to bind the same addresses.
 
-    It is allowed only while the proxy listens: otherwise another program could take the port.
+    It is allowed only while the proxy listens, because otherwise another program could take the port.
     """
     for keeper in keepers:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, on)
@@ -221,7 +221,7 @@ def own_addresses(listeners: list[socket.socket]) -> Callable[[Address], bool]:
 
 
 def _reaches(listening: int, own: bytes, target: bytes) -> bool:
-    """Returns whether a connection to `target` reaches a listener of this family at `own`, on the same port."""
+    """Does a connection to `target` reach a listener at `own`, of the family `listening`, if the ports are equal?"""
     target = target.removeprefix(_V4_MAPPED)
     family = socket.AF_INET if len(target) == 4 else socket.AF_INET6
     if target == own:
@@ -232,14 +232,14 @@ def _reaches(listening: int, own: bytes, target: bytes) -> bool:
 
 
 def _is_interface(name: str) -> bool:
-    """Returns whether it is the name of a network interface."""
+    """Is it the name of a network interface?"""
     with contextlib.suppress(OSError, ValueError):
         return socket.if_nametoindex(name) > 0
     return False
 
 
 def _is_local(family: int, host: str) -> bool:
-    """Returns whether it is an address of this machine: no other one can be bound."""
+    """Is it an address of this machine? Only those can be bound."""
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.bind((host, 0))
         return True
@@ -247,7 +247,7 @@ def _is_local(family: int, host: str) -> bool:
 
 
 def where(listener: socket.socket) -> tuple[str, int] | str:
-    """Returns (host, port) of a listener, where a link-local IPv6 host has its scope; the path of a UNIX socket."""
+    """Returns (host, port) of a listener, with the scope of a link-local IPv6 host; of a UNIX socket, its path."""
     if listener.family not in (socket.AF_INET, socket.AF_INET6):
         return bound_path(listener)
     host, port, *more = listener.getsockname()
@@ -259,12 +259,14 @@ def where(listener: socket.socket) -> tuple[str, int] | str:
 
 
 def written(place: tuple[str, int] | str) -> str:
-    """Returns what `where` returns as a text."""
+    """Returns a result of `where` as text."""
     return place if isinstance(place, str) else str(Endpoint(*place))
 
 
 def strangers(listener: socket.socket) -> str:
-    """Describes who else can connect to a listener, for a warning; empty if only this machine, or this user, can.
+    """Describes who else can connect to a listener, for a warning.
+
+    Empty if only this machine can, or for a UNIX socket only this user and group.
 
     Args:
         listener: a socket that is bound.
@@ -283,7 +285,7 @@ def strangers(listener: socket.socket) -> str:
 def small_buffers(listener: socket.socket, config: Config) -> str:
     """Returns a warning if the system gave a listener smaller buffers than `socket_buffer`; else an empty text."""
     asked = config.memory.socket_buffer
-    if not isinstance(listener.getsockname(), tuple):  # a UNIX socket, from which clients' sockets inherit nothing
+    if not isinstance(listener.getsockname(), tuple):  # a UNIX socket: accepted sockets do not inherit its buffers
         return ""
     scale = 2 if sys.platform == "linux" else 1  # Linux doubles the value, and returns the doubled one
     names = (("sending", socket.SO_SNDBUF, "wmem_max"), ("receiving", socket.SO_RCVBUF, "rmem_max"))

@@ -1,4 +1,4 @@
-"""Names to addresses, outside the worker threads: merged queries, and the last good answer while lookups fail."""
+"""Looks names up outside the worker threads: callers share a query, and use the last good answer if it fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def resolve(host: str, port: int) -> list[Address]:
     """Asks the system. Blocks until there is an answer: tens of seconds when a DNS server is dead.
 
     Returns:
-        Addresses in the order to try them: the system's (RFC 6724), with the families alternating (RFC 8305, section
+        Addresses in the order of attempts: that of the system (RFC 6724), with alternating families (RFC 8305, section
         4), so that an unreachable family delays only every second attempt.
 
     Raises:
@@ -40,7 +40,7 @@ def resolve(host: str, port: int) -> list[Address]:
     except socket.gaierror:
         if host.rstrip(".").lower() != "localhost":
             raise
-        # Without /etc/hosts the C library asks the network; RFC 6761 says what the name means.
+        # Without /etc/hosts the C library asks the network. RFC 6761 defines the addresses of localhost.
         return [(b"\x7f\0\0\1", port, 0), (bytes(15) + b"\1", port, 0)]
     except UnicodeError as error:  # a label that IDNA cannot express
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from error
@@ -59,8 +59,9 @@ class Resolver:
     """Resolves one name. At most one query is in flight; concurrent callers share its answer.
 
     Args:
-        host, port: what to look up, and what is added to each address.
-        lengths: of the raw addresses that are of use.
+        host: the name.
+        port: is added to each address.
+        lengths: the lengths of raw addresses that can be used: 4 (IPv4), 16 (IPv6) or both.
     """
 
     def __init__(self, host: str, port: int, lengths: Collection[int] = (4, 16)) -> None:
@@ -69,15 +70,15 @@ class Resolver:
         self._lock = Lock()
         self._good: list[Address] = []
         self._good_at = -MAX_STALE
-        self._query: Event | None = None  # the one in flight: set when it has an answer, or the resolver is closed
+        self._query: Event | None = None  # is set when the query in flight has an answer, or the resolver is closed
         self._answers = 0
         self._closed = False
         self._is_own: Callable[[Address], bool] = lambda _address: False
         self.lookup_error = ""
-        """Why the last lookup failed; empty if it did not."""
+        """Why the last lookup failed; empty if it succeeded."""
 
     def ask(self) -> int:
-        """Begins a query, and returns what `lookup` needs to wait for its answer."""
+        """Begins a query without waiting. Returns the argument `asked` for the `lookup` that waits for the answer."""
         with self._lock:
             before = self._answers
             self._query = self._query or (None if self._closed else self._begin())
@@ -87,9 +88,9 @@ class Resolver:
         """Returns the addresses, after a query that all concurrent callers share.
 
         Args:
-            asked: from `ask`; None: the query begins now, unless there is one.
-            timeout: seconds to wait at most; None: until there is an answer. No longer than STALE_AFTER if the last
-                good answer is younger than MAX_STALE.
+            asked: from `ask`; None: begins a query now, or joins the one in flight.
+            timeout: seconds to wait at most; None: until there is an answer. If the last good answer is younger than
+                MAX_STALE, the wait is at most STALE_AFTER.
 
         Returns:
             The addresses, and the seconds for which they may be used. No addresses: the query failed or takes too long.
@@ -111,7 +112,7 @@ class Resolver:
             return (self._good, STALE_AFTER) if recent else ([], 0.0)
 
     def leave_out(self, is_own: Callable[[Address], bool]) -> None:
-        """From now on no answer has an address of the proxy itself, where its connections would come back."""
+        """From now on answers lack the addresses of the proxy itself, because a connection there would be a loop."""
         with self._lock:
             self._is_own = is_own
             self._good = [address for address in self._good if not is_own(address)]
@@ -127,7 +128,7 @@ class Resolver:
         return query
 
     def close(self) -> None:
-        """Wakes all waiters; no query begins any more. Takes no lock: it may be called amid another method."""
+        """Wakes all waiters; no query begins any more. Takes no lock: a signal handler may call it at any time."""
         self._closed = True
         if query := self._query:
             query.set()
@@ -157,9 +158,10 @@ class Resolver:
 
 
 def numeric(host: str, port: int) -> list[Address] | None:
-    """The address, if `host` is a numeric one: no query is made. None: it is a name, or has that of an interface.
+    """Returns the address of a numeric `host`, without a query. None: it is a name, or has the name of an interface.
 
-    An interface that goes and comes back, as a tunnel or a virtual machine's does, has another number (scope id) then.
+    Such a host is looked up each time: a tunnel's or a virtual machine's interface may go and come back, and then has
+    another number (scope id).
     """
     scope = host.partition("%")[2]
     if scope and not scope.isdecimal():

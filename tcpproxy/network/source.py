@@ -9,7 +9,7 @@ from ..errors import StartError
 from .resolver import Address
 
 FAMILIES = {4: "IPv4", 16: "IPv6"}
-"""By the length of a raw address."""
+"""The name of the family, by the length of a raw address."""
 
 
 def own_addresses(sources: Sequence[str]) -> list[Address]:
@@ -37,5 +37,5 @@ def own_addresses(sources: Sequence[str]) -> list[Address]:
 
 
 def families(sources: Sequence[str]) -> set[int]:
-    """The lengths of the raw addresses that can be reached from these sources; from none: all."""
+    """The lengths of the raw addresses that can be reached from these sources; without a source: all."""
     return {16 if ":" in text else 4 for text in sources} or set(FAMILIES)

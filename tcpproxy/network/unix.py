@@ -1,7 +1,7 @@
-"""Listening UNIX sockets: made with a mode, taken over from a server that has ended, removed at the end.
+"""Listening UNIX sockets: makes them with a mode, replaces stale files, removes its own at the end.
 
 When a server is killed, the file of its socket stays, and connects to it are refused. The next start replaces the file.
-Each start holds a lock on the folder from before it binds until it listens, so that no other start replaces its file.
+A start holds a lock on the folder from before bind until it listens, so that no other start takes its file for stale.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..text import quoted
 from .resolver import Address
 
 UNIX = -1
-"""In place of a port in an Address: its bytes are the path of a UNIX socket, with a NUL before an abstract name."""
+"""The port in an Address of a UNIX socket. Its bytes are then the path, or an abstract name after a NUL."""
 
 BACKLOG = 4096
 
 LOCK_WAIT = 5.0
-"""Seconds that a start waits at most for the lock of another one."""
+"""The most seconds that a start waits for another start's lock."""
 
 
 def unix_address(path: str) -> Address:
@@ -43,15 +43,15 @@ class Folders:
     def __init__(self) -> None:
         self._held: dict[tuple[int, int], int] = {}
         self.bound: set[tuple[int, int]] = set()
-        """Files of sockets that will listen: connects to them are refused until then, but they are not left behind."""
+        """Files of sockets that do not listen yet: connects to them are refused, but they are not stale."""
 
     def lock(self, path: str) -> None:
-        """Locks the folder of a path, unless the path is abstract; waits LOCK_WAIT at most.
+        """Locks the folder of a path, unless the path is abstract; waits at most LOCK_WAIT.
 
-        A folder that this user may write and not read cannot be locked, and is used without.
+        A folder that this user may write but not read cannot be locked. It is used without a lock.
 
         Raises:
-            OSError: there is no such folder, or another program has it locked for longer.
+            OSError: there is no such folder, or another program holds the lock for longer.
         """
         try:
             import fcntl
@@ -103,7 +103,7 @@ class UnixPort:
         self.addresses = [self.path]
         self.names = [self.path]
         self.left = ""
-        """After `close`: why the file could not be removed; empty: it was."""
+        """After `close`: why the file could not be removed; empty: it was removed."""
         self._mode, self._which = mode, f" for {quoted(spec.text)}" if several else ""
         self._inode: tuple[int, int] | None = None
         self._bound: socket.socket | None = None
@@ -112,7 +112,7 @@ class UnixPort:
     def _bind(self, folders: Folders) -> None:
         try:
             folders.lock(self.path)
-            if not self.path.startswith("@") and _inode(self.path) in folders.bound:  # another path of the same file
+            if not self.path.startswith("@") and _inode(self.path) in folders.bound:  # another path to the same file
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
             self._bound = bind_path(self.path, self._mode)
         except OSError as error:
@@ -144,7 +144,7 @@ class UnixPort:
         """Does nothing: the file stays, and connects to it are refused while nobody listens."""
 
     def close(self) -> None:
-        """Closes the socket if it does not listen yet, and removes the file unless another one has replaced it."""
+        """Closes the socket if it does not listen yet. Removes the file, unless another file has replaced it."""
         if self._bound:
             self._bound.close()
             self._bound = None
@@ -156,7 +156,7 @@ class UnixPort:
             self.left = str(error.strerror)
 
     def forget(self) -> None:
-        """To be called in a forked child: closes its copy of the socket. The file is the parent's."""
+        """To be called in a forked child: closes its copy of the socket. The file stays, for the parent."""
         self._inode = None
         self.close()
 
@@ -171,7 +171,7 @@ def comes_to(address: Address, path: str, inode: tuple[int, int] | None = None) 
     Args:
         address: where the connection goes.
         path: as in `Endpoint.path`.
-        inode: device and inode number of its file; None: those that it has now.
+        inode: device and inode number of the file at `path`; None: its current ones.
     """
     name, port, _ = address
     if port != UNIX:
@@ -245,7 +245,7 @@ def _bind_with_mode(sock: socket.socket, path: str, mode: int) -> None:
 
 
 def _is_stale(path: str) -> bool:
-    """Is the file a socket whose server has ended? OSError: it is no socket, or connect() fails in another way."""
+    """Is the file a socket whose server has ended? Raises OSError if it is no socket, or connect() fails otherwise."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError("what is there is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
