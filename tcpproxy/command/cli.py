@@ -1,4 +1,4 @@
-"""The command: makes a Proxy from the options, runs it, ends with an exit code. No sockets and no threads here."""
+"""The command: makes a Proxy from the options, runs it, and exits with a code. It has no sockets and no threads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> Non
     """Relays until a signal or a failure; ends the process with the exit code."""
     raise_descriptor_limit()
     json = given.get("log_format") == "json"
-    stdout = 2 if given.get("capture") == "-" else 1  # of all that is text: stdout is the capture then
+    stdout = 2 if given.get("capture") == "-" else 1  # for text; stdout gets the capture then
     service = Service(os.environ)
     try:
         config = Config.for_command(remote, given)
@@ -56,7 +56,7 @@ def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> Non
                 check_place(proxy.capture.path)
             proxy.capture.open(lambda text: final_words("warning", text, json, stdout))
         proxy._bind_paths()
-        # Before there are threads, which inherit it.
+        # Before any thread starts, because threads inherit the sandbox.
         printer.suspicion = sandbox.enter(config, config.operating.sandbox)
         if serve_metrics:
             serve_metrics(proxy)
@@ -80,7 +80,7 @@ def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> Non
 
 
 def _printer(config: Config, kind: type[Printer], about: dict[str, object], stdout: int) -> Printer:
-    """What prints the events; `about` is what the first record in JSON has besides."""
+    """Returns the Printer of the events. `about`: further fields of the first JSON record."""
     seeing, output = config.seeing, config.output
     return kind(
         debug=output.debug,
@@ -107,7 +107,7 @@ def _sum_up_faults(proxy: Proxy, json: bool, stdout: int) -> None:
 
 
 def _last_words(proxy: Proxy, printer: Printer, json: bool, stdout: int) -> None:
-    """Prints what was left behind, lost, and captured."""
+    """Prints which files could not be removed, how many lines and bytes were not printed, and what was captured."""
     for text in proxy._left if proxy.config.output.debug else ():
         final_words("warning", text if json else f"warning: {text}", json, stdout)
     if lost := printer.unwritten:
@@ -121,7 +121,7 @@ def _last_words(proxy: Proxy, printer: Printer, json: bool, stdout: int) -> None
 
 
 def _say_faults(proxy: Proxy, json: bool) -> dict[str, object]:
-    """Prints the faults and the seed that repeats them; JSON: returns them."""
+    """Prints the faults and their seed; with JSON, returns them as fields of the first record."""
     faults = [str(each.fault) for each in proxy.faults]
     if json:
         return {"faults": faults, "seed": proxy.seed, "dice": DICE}
@@ -138,7 +138,7 @@ def _show_faults(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 
 
 def _live(config: Config) -> Any:
-    """The module of the live view, if it is asked for: its imports take time."""
+    """Imports and returns the module of the live view, if a view is wanted: its imports take time."""
     if not config.seeing.top:
         return None
     from . import view
@@ -188,13 +188,13 @@ def main() -> None:
     _occupy_standard_descriptors()
     try:
         command(prog_name="tcpproxy")
-    except OSError as error:  # of --help or --version: what else is printed does not raise
+    except OSError as error:  # from --help or --version; other output does not raise
         final_line(f"tcpproxy: cannot write to stdout: {error.strerror}")
         sys.exit(1)
 
 
 def _occupy_standard_descriptors() -> None:
-    """Opens the standard descriptors that are closed: the next socket would get the number, and log lines as bytes."""
+    """Opens closed standard descriptors: otherwise a socket would get the number, and its peer would get log lines."""
     for number in range(3):
         try:
             os.fstat(number)

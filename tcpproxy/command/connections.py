@@ -1,4 +1,4 @@
-"""What the command prints about its proxy: on a terminal at the start, on a signal, and at the end."""
+"""The output of the command about its proxy: at the start on a terminal, on a signal, and at the end."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..report.table import measure, record, table
 from ..report.totals import summary, summary_fields
 
 APART = 0.5
-"""Seconds between the two looks from which rates follow."""
+"""Seconds between the two samples that rates are computed from."""
 
 
 def _resolved(target: Target) -> str:
-    """The target, with what its name meant at the start."""
+    """The target, with the address that its name had at the start."""
     if not target.resolver:
         return target.name
     import ipaddress  # it takes milliseconds
@@ -37,9 +37,9 @@ class Display:
     """Prints where a proxy forwards to, its live connections, and a summary.
 
     Args:
-        proxy: whose log thread writes the lines: an output that blocks must not block the caller.
-        json: its log is JSON.
-        stdout: where JSON goes.
+        proxy: its log thread writes the lines, because an output that blocks must not block the caller.
+        json: the log is JSON.
+        stdout: the descriptor for JSON.
     """
 
     def __init__(self, proxy: Proxy, *, json: bool, stdout: int = 1) -> None:
@@ -48,14 +48,14 @@ class Display:
         self._thread: threading.Thread | None = None
 
     def greet(self) -> None:
-        """Prints, on a terminal, where it forwards to, and how to stop it."""
+        """Prints where the proxy forwards to and how to stop it, if stderr is a terminal."""
         if not os.isatty(2):
             return
         where = ", ".join(map(_where, self._proxy._forwards))
         self._proxy._note("forwarding", f"{where}; Ctrl-C stops")
 
     def show(self) -> None:
-        """Prints the live connections, after measuring their rates for half a second. Does nothing during that time."""
+        """Prints the live connections, after measuring their rates for half a second. Calls in that time do nothing."""
         if self._thread and self._thread.is_alive():
             return
         self._thread = threading.Thread(target=self._show, name="tcpproxy-show", daemon=True)
@@ -78,7 +78,7 @@ class Display:
         self._proxy._print(lines)
 
     def sum_up(self) -> None:
-        """Prints a summary of what the proxy has done, once it has ended."""
+        """Prints the totals of the proxy, after it has ended."""
         if self._proxy.addresses:
             stats, duration = self._proxy.stats(), monotonic() - self._started
             fields = summary_fields(duration, stats)

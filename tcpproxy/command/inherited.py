@@ -1,4 +1,4 @@
-"""What the process inherits: signals, a terminal, children. Imported first: signals must work during later imports."""
+"""Inherited signals, terminal and children. Imported first, because signals must work during later imports."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ hung_up: list[int] = []
 IGNORED = ("SIGUSR2", "SIGTTOU", "SIGCHLD")
 """Signals that are ignored from the start.
 
-SIGUSR2 ends a process that has no handler for it, and is sent to programs in the hope that they show their state.
+SIGUSR2 ends a process that has no handler for it, and people send it to programs that may print their state.
 SIGTTOU stops a background process that writes to a terminal with `stty tostop`: a log line would stop the relay.
-SIGTSTP (Ctrl-Z) and SIGTTIN keep their effect: a user wants the first, and nothing reads the terminal. With SIGCHLD
-ignored, the kernel reaps children. The command starts none, but it gets those of a script that became the command by
-`exec`, and as PID 1 every orphan.
+With SIGCHLD ignored, the kernel reaps children. The command starts none, but it inherits the children of a script that
+became the command by `exec`, and as PID 1 every orphan.
+SIGTSTP (Ctrl-Z) and SIGTTIN keep their effect: a user wants the first, and nothing reads the terminal.
 """
 
 SHOWING = ("SIGUSR1", "SIGINFO")
 """Signals that make `serve` show the live connections. SIGINFO is Ctrl-T on the BSDs and macOS; it ends no process."""
 
 VIEWING = ("SIGWINCH", "SIGTSTP", "SIGQUIT", "SIGCONT")
-"""Signals for the live view: the terminal has a new size; Ctrl-Z and Ctrl-\\ take the terminal away; it is back."""
+"""Signals for the live view: the terminal has a new size; Ctrl-Z; Ctrl-\\; the process is continued."""
 
 
 def prepare() -> None:
     """Unblocks signals, ignores or handles those that must not end the process, reaps inherited children.
 
-    To be called at the very start, before the long imports. A blocked signal would never arrive. One that is ignored
-    stays so (nohup, a script's `&`). Until `serve` sets its handlers, SIGINT and SIGTERM end the process as they end
-    any program, and SIGHUP does so only if there is a terminal.
+    To be called at the very start, before the long imports. Signals are unblocked, because a blocked one would never
+    arrive. Signals that are ignored already stay ignored (nohup, a script's `&`). Until `serve` sets its handlers,
+    SIGINT and SIGTERM have their default effect, and so has SIGHUP if there is a terminal.
     """
     for name in IGNORED:
         _replace(name, signal.SIG_IGN)
@@ -65,7 +65,7 @@ def is_ignored(number: int) -> bool:
 def stopping_signals() -> list[int]:
     """Returns the numbers of the signals that stop the proxy and are not ignored.
 
-    SIGHUP is one only where there is a terminal: there it means that the terminal has gone.
+    SIGHUP stops the proxy only if there is a terminal: then it means that the terminal has gone.
     """
     names = ["SIGINT", "SIGTERM"]
     if sys.platform == "win32":

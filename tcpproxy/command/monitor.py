@@ -15,7 +15,7 @@ from .pulse import Pulse
 from .webserver import MOST, Answer
 
 PULSE_WITHIN = 1.0
-"""Seconds in which all workers have to answer; a busy one answers in milliseconds."""
+"""Seconds within which all workers have to answer; a busy one answers in milliseconds."""
 
 
 def open_monitor(config: Config, place: Endpoint) -> tuple[socket.socket, Callable[[Proxy], Answer]]:
@@ -90,7 +90,7 @@ def _answers(proxy: Proxy, metrics: Callable[[str], tuple[bytes, str]]) -> Answe
 def _unready(proxy: Proxy) -> str:
     """Returns why the proxy is not ready for new clients; empty if it is.
 
-    An upstream that is down does not matter: other instances of the service could not reach it either.
+    It is ready also if upstream is down, because other instances of the service could not reach upstream either.
     """
     state, crew = proxy._state, proxy._crew
     if state != "listening" or not crew:

@@ -1,4 +1,4 @@
-"""What the live view shows: facts, without their looks (`top`) and without the moment when they are shown (`view`)."""
+"""The content of the live view. `top` formats it; `view` decides when it is updated and drawn."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..report.table import Rates
 from ..views import Connection, Stats
 
 MANY = 2000
-"""With more connections than that a picture is made every SLOW_PERIOD: it interrupts each worker, and makes an object
-of each connection.
+"""With more connections the view is updated only every SLOW_PERIOD: an update interrupts each worker, and makes an
+object of each connection.
 """
 
 PERIOD, SLOW_PERIOD = 1.0, 5.0
-"""Seconds from one picture to the next."""
+"""Seconds between two updates."""
 
 Sorting = Callable[[Connection, Rates], Any]
 
@@ -29,26 +29,26 @@ SORTS: dict[str, tuple[Sorting, bool]] = {
     "bytes": (lambda it, _: it.to_upstream + it.to_client, True),
     "waiting": (lambda it, _: it.waiting_for_upstream + it.waiting_for_client, True),
 }
-"""What connections are sorted by, in the order of the key `s`; the second: the largest first."""
+"""Sort keys, in the order of the key `s`, each with whether the largest comes first."""
 
 
 @dataclass
 class Picture:
-    """What a view shows.
+    """The content of a view.
 
     Attributes:
         route: where the proxy listens, and where it forwards to.
         up: seconds since the start of the view.
         stats: numbers of the proxy.
         rate: bytes per second to upstream and to clients.
-        history: the same for each of the last seconds, oldest first.
-        connections: those alive, sorted.
-        rates: of each of them.
-        ended: those that have ended a moment ago.
-        lines: the last lines of the log, each with: is it about trouble?
-        order, reverse: what they are sorted by, and whether the other way round.
-        first: number of the first connection that is shown.
-        paused: the picture does not change.
+        history: `rate` in each of the last seconds, oldest first.
+        connections: the live connections, sorted.
+        rates: the rates of each connection.
+        ended: events of the connections that have just ended.
+        lines: the last lines of the log, each with whether it is about trouble.
+        order, reverse: the sort key of `connections`, and whether its order is reversed.
+        first: the index of the first connection that is shown.
+        paused: the content is not updated.
         help: the keys are shown instead of connections.
         keys: there is a keyboard.
     """
@@ -71,16 +71,16 @@ class Picture:
 
     @property
     def is_slow(self) -> bool:
-        """Is it drawn less often, for the number of connections?"""
+        """Is it updated less often, because there are many connections?"""
         return len(self.connections) > MANY
 
     @property
     def period(self) -> float:
-        """Seconds until the next one."""
+        """Seconds until the next update."""
         return SLOW_PERIOD if self.is_slow else PERIOD
 
     def sort(self) -> None:
-        """Puts the connections in order."""
+        """Sorts the connections."""
         key, largest_first = SORTS[self.order]
         self.connections = sorted(
             self.connections, key=lambda it: key(it, self.rates), reverse=largest_first != self.reverse

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Pulse:
-    """Asks all workers, in a thread of its own, because the call does not return if a worker is stuck.
+    """Asks all workers whether they run. Uses its own thread, because the call does not return if a worker is stuck.
 
     Args:
         ask: returns when every worker has answered.
@@ -20,7 +20,7 @@ class Pulse:
         threading.Thread(target=self._run, name="tcpproxy-pulse", daemon=True).start()
 
     def beats(self, within: float) -> bool:
-        """Asks all workers now; returns whether they have answered within so many seconds."""
+        """Asks all workers now. Returns whether all have answered within `within` seconds."""
         with self._changed:
             self._asked += 1
             mine = self._asked

@@ -1,7 +1,7 @@
 """Drops privileges that the relay does not need, to limit what an exploited bug can do. Linux only.
 
-For the command only: a process cannot get them back, so a library must not drop those of its program. This applies to
-the calling thread and to threads that it starts later.
+For the command only: a process cannot regain privileges, so a library must not drop those of its program. They are
+dropped for the calling thread and for threads that it starts later.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 1 << 0, 1 << 1
 _EXECUTE, _WRITE_FILE = 1 << 0, 1 << 1
 _REMOVE_FILE, _MAKE_REG = 1 << 5, 1 << 8
 _CHANGES = sum(1 << bit for bit in range(4, 13))
-"""Makes and removes files and directories. Reading stays allowed: the C library loads resolver libraries late."""
+"""Making and removing files and directories. Reading stays allowed: the C library loads resolver libraries late."""
 _REFER, _TRUNCATE, _IOCTL_DEV, _RESOLVE_UNIX = 1 << 13, 1 << 14, 1 << 15, 1 << 16
 
 NSSWITCH = "/etc/nsswitch.conf"
 DNS = 53
 LOOKUPS = {"files", "dns", "resolve", "myhostname", "mymachines", "mdns", "mdns_minimal", "mdns4", "mdns4_minimal"}
-"""Sources of host names in nsswitch.conf that use no TCP port but 53. Others, such as NIS and LDAP, use other ports."""
+"""Sources of host names in nsswitch.conf that use no TCP port or 53. Others, such as NIS and LDAP, use other ports."""
 
 REFUSED = "Landlock refuses"
 
@@ -47,7 +47,7 @@ def enter(config: Config, mode: str) -> str:
         mode: `auto`: give up what the system supports; `require`: all of it; `off`: nothing.
 
     Returns:
-        A sentence to print if upstream cannot be reached and the sandbox may be the reason; empty if it cannot be.
+        A sentence to print when upstream cannot be reached, if the sandbox may be the cause; else empty.
 
     Raises:
         StartError: `require`, and the system does not support all of it.
@@ -61,13 +61,13 @@ def enter(config: Config, mode: str) -> str:
 
 
 def _suspicion(ports: set[int]) -> str:
-    """Returns a sentence if a preloaded library has replaced connect(), as proxychains and torsocks do; else nothing.
+    """Returns a sentence if a preloaded library has replaced connect(), as proxychains and torsocks do; else empty.
 
-    They connect to the port of their own proxy, which the sandbox refuses; torsocks for look-ups, too. The errno does
-    not show that: EACCES also comes from routes and SELinux, and proxychains makes ECONNREFUSED of it.
+    They connect to the port of their own proxy, torsocks also for look-ups, and the sandbox refuses that. The errno
+    does not show the cause: EACCES also comes from routes and SELinux, and proxychains turns it into ECONNREFUSED.
 
     Args:
-        ports: those that the sandbox allows; empty: it allows all.
+        ports: the TCP ports that the sandbox allows; empty: it allows all.
     """
     library = _library_of("connect")
     # Usually libc.so.6, libc-2.31.so, libpthread.so.0 (glibc before 2.34), ld-musl-*.so.1, or the program itself.
@@ -82,7 +82,7 @@ def _suspicion(ports: set[int]) -> str:
 
 
 def _library_of(name: str) -> str:
-    """Returns the file name of the library whose function a call of this name reaches; empty if that is unknown."""
+    """Returns the file name of the library that defines a C function in this process; empty if unknown."""
     try:
         import ctypes
 
@@ -95,14 +95,14 @@ def _library_of(name: str) -> str:
 
 
 def _no_new_privileges() -> str:
-    """Gives up gaining privileges by running programs. Returns what the system does not support, or an empty text."""
+    """Sets no_new_privs. Returns what the system does not support, or an empty text."""
     if not sys.platform.startswith("linux"):
         return "this system has none"
     return "" if _call("prctl", _NO_NEW_PRIVS, 1, 0, 0, 0) == 0 else "no_new_privs is refused"
 
 
 def _landlock(config: Config) -> str:
-    """Gives up the other rights. Returns what the system does not support, or an empty text."""
+    """Gives up the other rights, by Landlock. Returns what the system does not support, or an empty text."""
     version = _call("syscall", _CREATE_RULESET, None, 0, _VERSION)
     if version < 1:
         return "the kernel has no Landlock, or it is switched off"
@@ -128,7 +128,7 @@ def _landlock(config: Config) -> str:
         rights = files & (_WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE)
         folders[os.path.dirname(config.seeing.capture) or "."] = rights
     for path in paths or () if files & _RESOLVE_UNIX else ():
-        # The folder: a server that is restarted makes another file.
+        # Allow the folder, because a server that is restarted makes a new file.
         folder = os.path.dirname(path)
         folders[folder] = folders.get(folder, 0) | _RESOLVE_UNIX
     try:
@@ -161,7 +161,7 @@ def _allow_beneath(ruleset: int, folder: str, rights: int) -> bool:
 
 
 def paths_to_reach(config: Config) -> set[str] | None:
-    """Returns the paths of UNIX sockets to connect to. None: any, because the look-up of a name may use some."""
+    """Returns the paths of UNIX sockets to connect to. None: any, because look-ups of names may use other ones."""
     targets = [each for forward in config.forwards for each in forward.targets]
     if all(each.path or numeric(each.host.partition("%")[0], each.port) for each in targets):
         return {each.path for each in targets if each.path and not each.path.startswith("@")}
@@ -169,7 +169,7 @@ def paths_to_reach(config: Config) -> set[str] | None:
 
 
 def ports_to_reach(config: Config) -> set[int] | None:
-    """Returns the ports that TCP may connect to. None: any, because the look-up of a name may use others."""
+    """Returns the TCP ports to connect to. None: any, because look-ups of names may use other ones."""
     targets = [each for forward in config.forwards for each in forward.targets if not each.path]
     ports = {each.port for each in targets}
     if all(numeric(each.host.partition("%")[0], each.port) for each in targets):
@@ -184,11 +184,11 @@ def ports_to_reach(config: Config) -> set[int] | None:
 
 
 def _call(name: str, *args: int | bytes | None) -> int:
-    """Calls a function of the C library; numbers are passed as a C long. Returns -1 if it fails or does not exist."""
+    """Calls a function of the C library, with numbers as C longs. Returns -1 if it fails or does not exist."""
     try:
         import ctypes
 
         function = getattr(ctypes.CDLL(None), name)
         return int(function(*(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)))
-    except Exception:  # libffi needs executable memory where SELinux or PaX refuses it: the import raises MemoryError
+    except Exception:  # MemoryError at import: libffi needs executable memory, which SELinux or PaX may refuse
         return -1

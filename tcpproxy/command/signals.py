@@ -1,4 +1,4 @@
-"""Runs a proxy as the only purpose of a process, until a signal or a failure ends it."""
+"""Runs the proxy of the command until a signal or a failure ends it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .view import View  # which most commands do not need
 
 QUIT, STARTED = 255, 254
-"""Bytes for the main thread that are no signal numbers: the user of the view wants to stop; the proxy listens."""
+"""Bytes for the main thread beside signal numbers. QUIT: a user of the view stops it; STARTED: the proxy listens."""
 
 
 def serve(
@@ -29,16 +29,16 @@ def serve(
 ) -> None:
     """Starts the proxy and returns when it has ended. Main thread only.
 
-    The first signal of `stopping_signals` stops the proxy, and lets its connections end within the grace; during the
-    start it ends the start. A second one stops it at once, unless it is SIGHUP. A signal of SHOWING shows the live
+    The first signal of `stopping_signals` stops the proxy; its connections may end within the grace. During the start
+    it cancels the start. A second one stops the proxy at once, unless it is SIGHUP. A signal of SHOWING shows the live
     connections.
 
     Args:
         proxy: not started yet.
         display: shows the proxy's connections.
-        greets: say where the proxy forwards to, when it listens and stderr is a terminal.
-        service: is told when the proxy listens and when it stops.
-        view: shows the live view from when the proxy listens until it has ended.
+        greets: print where the proxy forwards to when it listens, if stderr is a terminal.
+        service: tells systemd when the proxy listens and when it stops.
+        view: the live view, from when the proxy listens until it has ended.
 
     Raises:
         TcpProxyError: the proxy cannot start.
@@ -51,13 +51,13 @@ def serve(
     run = _Run(proxy, writer, service, _when_started(writer, display if greets else None, view))
     try:
         run.start()
-    except RuntimeError as error:  # no thread to be had
+    except RuntimeError as error:  # the system refuses a thread
         raise StartError.because(f"cannot start a proxy for {proxy.config.targets}", error) from error
     said = False
     with contextlib.closing(view) if view else contextlib.nullcontext():
         while (number := view.next(reader) if view else reader.recv(1)[0]) != 0:
             if number in stopping or number == QUIT:
-                # When a terminal closes, several SIGHUP arrive: from the kernel and from each shell that ends with it.
+                # When a terminal closes, several SIGHUP may arrive: from the kernel and from shells that end.
                 run.stop(may_abort=number != getattr(signal, "SIGHUP", None))
             elif number in showing:
                 display.show()
@@ -82,10 +82,10 @@ def _when_started(writer: socket.socket, display: Display | None, view: View | N
 
 
 def _catch(writer: socket.socket) -> tuple[list[int], list[int], list[int]]:
-    """Has each signal written as a byte, its number, into `writer`; except those that are ignored.
+    """Makes the interpreter write the number of each signal, except ignored ones, as a byte to `writer`.
 
-    A handler that sets an Event would deadlock if the signal arrived while the main thread holds the Event's lock. So
-    the handlers do nothing: the interpreter writes the byte, which the main thread reads.
+    The main thread reads the bytes; the handlers do nothing. A handler that sets an Event would deadlock if the signal
+    arrived while the main thread holds the Event's lock.
 
     Returns:
         The numbers of the signals that stop the proxy, that show its connections, and that only give a warning.
@@ -103,7 +103,7 @@ def _catch(writer: socket.socket) -> tuple[list[int], list[int], list[int]]:
 
 
 def _catch_for_view() -> list[int]:
-    """Does the same for the signals of the live view; returns their numbers."""
+    """Does the same as `_catch` for the signals of the live view. Returns their numbers."""
     numbers = [number for name in VIEWING if not is_ignored(number := getattr(signal, name))]
     for number in numbers:
         signal.signal(number, nothing)
@@ -111,7 +111,7 @@ def _catch_for_view() -> list[int]:
 
 
 class _Run(threading.Thread):
-    """A thread that starts the proxy, waits for its end, and stops it; the main thread reads signals meanwhile."""
+    """A thread that starts the proxy, waits for its end, and stops it, while the main thread reads signals."""
 
     def __init__(
         self, proxy: Proxy, writer: socket.socket, service: Service | None, when_started: Callable[[], object]
@@ -125,7 +125,7 @@ class _Run(threading.Thread):
         try:
             if not self._stopping:
                 self._proxy.start()
-                # If it was stopped during the start, workers may have connections already: the wait below is for these.
+                # If it was stopped during the start, workers may already have connections; the wait below covers them.
                 if not self._stopping:
                     if self._service:
                         self._service.started(self._proxy)
@@ -138,7 +138,7 @@ class _Run(threading.Thread):
             self._writer.send(b"\0")
 
     def stop(self, may_abort: bool) -> None:
-        """The first call ends the start, or stops the proxy and lets its connections end within the grace.
+        """The first call cancels the start, or stops the proxy; its connections may end within the grace.
 
         Args:
             may_abort: a later call resets the connections that are left.
@@ -159,6 +159,6 @@ class _Run(threading.Thread):
 
 
 def _showing() -> list[int]:
-    """Returns the numbers of the signals of SHOWING that exist here, and are neither ignored nor otherwise handled."""
+    """Returns the numbers of the signals of SHOWING that exist here and are neither ignored nor handled otherwise."""
     numbers = [getattr(signal, name) for name in SHOWING if hasattr(signal, name)]
     return [number for number in numbers if signal.getsignal(number) in (nothing, signal.SIG_DFL)]

@@ -1,7 +1,7 @@
 """The terminal while a view uses all of it: the alternate screen, single keys, and how both are restored.
 
-A terminal may block for ever (Ctrl-S, a connection that hangs), and signals must be obeyed all the same. So nothing
-here waits for it: what it does not take at once is kept, and the next picture is made when it has taken the last one.
+A terminal may block for ever (Ctrl-S, a connection that hangs), but signals must still have their effect. So nothing
+here waits for the terminal: bytes that it does not take are kept, and the next picture waits until it has taken them.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ ENTER = b"\x1b[?1049h\x1b[?25l\x1b[2J"
 LEAVE = b"\x1b[0m\x1b[?25h\x1b[?1049l"
 HOME = b"\x1b[H"
 CANCEL = b"\x18"
-"""Ends an escape sequence of which the terminal has the first part only."""
+"""Cancels an escape sequence of which the terminal has only the first part."""
 
 KEYS = {
     **{b"A": "up", b"B": "down", b"5~": "page up", b"6~": "page down"},
     **dict.fromkeys((b"H", b"1~", b"7~"), "home"),
     **dict.fromkeys((b"F", b"4~", b"8~"), "end"),
 }
-"""Names by the ends of escape sequences."""
+"""Names of keys, by the ends of their escape sequences."""
 
 LAST_WAIT = 500
-"""Milliseconds that leaving waits for a terminal that takes nothing."""
+"""Milliseconds that `leave` waits for a terminal that takes nothing."""
 
 
 class Terminal:
-    """A terminal that shows one picture after the other, and tells keys.
+    """A terminal that shows pictures and reads keys.
 
     Args:
-        screen, keyboard: descriptors. Keys are told if the second one is a terminal.
+        screen, keyboard: descriptors. Keys are read if the second one is a terminal.
     """
 
     def __init__(self, screen: int = 1, keyboard: int = 0) -> None:
@@ -46,13 +46,13 @@ class Terminal:
         self.has_keys = os.isatty(keyboard)
         self.entered = False
         self.pending = b""
-        """What it has not taken yet of the last picture."""
+        """Bytes that the terminal has not taken yet."""
         self._modes: list[Any] | None = None
         self._unread = b""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines; 80 and 24 if it does not say."""
+        """Columns and lines; 80 and 24 if they are unknown."""
         with contextlib.suppress(OSError):
             columns, lines = os.get_terminal_size(self.screen)
             if columns and lines:
@@ -68,7 +68,7 @@ class Terminal:
             return True  # no job control: it is not the controlling terminal
 
     def enter(self) -> None:
-        """Takes the other screen, and keys one by one, without echo. Ctrl-C and Ctrl-Z remain signals."""
+        """Switches to the alternate screen, and to single keys without echo. Ctrl-C and Ctrl-Z remain signals."""
         self.entered = True
         if self.has_keys:
             with contextlib.suppress(termios.error):
@@ -80,7 +80,7 @@ class Terminal:
         self.pending = ENTER
 
     def leave(self) -> None:
-        """Restores everything. A terminal that is stopped (Ctrl-S) goes on, or it would keep the last picture."""
+        """Restores the terminal. Resumes a terminal that is stopped (Ctrl-S), which would keep the last picture."""
         if not self.entered:
             return
         self.entered = False
@@ -96,16 +96,16 @@ class Terminal:
         self.pending = b""
 
     def forget(self) -> None:
-        """Another program has used the terminal, and has restored it: the next picture begins with `enter`."""
+        """To be called when another program has used and restored the terminal: the next picture needs an `enter`."""
         self.entered, self.pending = False, b""
 
     def show(self, picture: bytes) -> None:
-        """Draws over the last picture, which the terminal has taken."""
+        """Draws over the last picture. To be called when `pending` is empty."""
         self.pending += HOME + picture
         self.flush()
 
     def flush(self) -> None:
-        """Writes what the terminal takes now."""
+        """Writes as much as the terminal takes now."""
         blocking = os.get_blocking(self.screen)
         try:
             os.set_blocking(self.screen, False)  # not for longer than the call: other programs share this setting
@@ -124,13 +124,13 @@ class Terminal:
         except OSError:
             data = b""
         if not data:
-            self.has_keys = False  # it is gone
+            self.has_keys = False  # the keyboard is gone
         found = re.findall(rb"\x1b[\[O][0-9;]*[A-Za-z~]|\x1b[\[O][0-9;]*\Z|\x1b\Z|.", self._unread + data, re.DOTALL)
         self._unread = found.pop() if found and re.fullmatch(rb"\x1b([\[O][0-9;]*)?", found[-1]) else b""
         return [KEYS.get(key[2:], "") if len(key) > 1 else key.decode("latin-1") for key in found]
 
     def _go_on(self) -> None:
-        """Ends the effect of Ctrl-S. tcflow would not: it ends that of a tcflow only."""
+        """Ends the effect of Ctrl-S. tcflow(TCOON) would end only that of tcflow(TCOOFF)."""
         with contextlib.suppress(termios.error):
             modes = termios.tcgetattr(self.screen)
             termios.tcsetattr(self.screen, termios.TCSANOW, [modes[0] & ~termios.IXON, *modes[1:]])

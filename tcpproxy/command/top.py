@@ -1,4 +1,4 @@
-"""How the live view looks: a picture as lines for a terminal. The only module that imports rich; imported on demand."""
+"""Formats the live view: makes lines for a terminal from a Picture. The only importer of rich; imported on demand."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ..views import Connection
 from .picture import MANY, SLOW_PERIOD, Picture
 
 HEADER = 5
-"""Lines above the table; the last one is empty but for what is unusual."""
+"""Lines above the table; the last one is mostly empty, and shows for example that the view is paused."""
 
 MOST_LINES = 6
-"""Of the log, at the foot."""
+"""The most lines of the log, at the bottom."""
 
 WIDE, MEDIUM = 100, 70
-"""Columns of a terminal below which idle time and totals are left out; below which upstream is, too."""
+"""A terminal with fewer columns than WIDE lacks idle times and totals; with fewer than MEDIUM also upstream."""
 
 NOT_NARROW, NOT_MEDIUM = ("upstream",), ("idle", "up", "down")
 
@@ -42,13 +42,13 @@ LEAST = {
     "up": 7,
     "down": 7,
 }
-"""Columns of the table, and their least widths: it must not change its shape with every number."""
+"""Columns of the table, and their least widths, so that the layout does not change with every number."""
 
 RIGHT = ("#", "age", "idle", "up/s", "down/s", "up", "down")
-"""Those that are aligned to the right."""
+"""Columns that are aligned to the right."""
 
 SHRINKING = ("upstream", "state", "client")
-"""Those that are cut where there is not room for all, the first of them first."""
+"""Columns that are cut if there is not enough room, in this order."""
 
 KEYS = (
     ("q", "stop, as Ctrl-C does: connections may end for the grace time; again: at once"),
@@ -76,7 +76,7 @@ PLAIN = Glyphs("^", "v", "->", " .:-=+*#@")
 
 
 class Painter:
-    """Paints pictures for the terminal that stdout is: its colours (NO_COLOR, TERM, COLORTERM) and its signs."""
+    """Paints pictures for the terminal on stdout, with its colours (NO_COLOR, TERM, COLORTERM) and its signs."""
 
     def __init__(self) -> None:
         self._encoding = sys.stdout.encoding
@@ -84,7 +84,7 @@ class Painter:
         self._console = Console(file=StringIO(), force_terminal=True, legacy_windows=False, highlight=False)
 
     def paint(self, picture: Picture, columns: int, lines: int) -> bytes:
-        """All of the screen."""
+        """Returns the bytes that draw the whole screen."""
         self._console.size = (columns, lines)
         with self._console.capture() as capture:
             screen = Screen(frame(picture, columns, lines, self._glyphs), application_mode=True)
@@ -93,13 +93,13 @@ class Painter:
 
 
 def page(picture: Picture, lines: int) -> int:
-    """How many live connections a screen of so many lines shows."""
+    """How many live connections a screen of `lines` lines shows."""
     room = _room(lines)
     return max(1, room - _ended_shown(picture, room))
 
 
 def frame(picture: Picture, columns: int, lines: int, glyphs: Glyphs = Glyphs()) -> RenderableType:
-    """The picture, in exactly so many lines."""
+    """The picture, in exactly `lines` lines."""
     room = _room(lines)
     shown = picture.connections[picture.first : picture.first + page(picture, lines)]
     count = _ended_shown(picture, room)
@@ -118,7 +118,7 @@ def frame(picture: Picture, columns: int, lines: int, glyphs: Glyphs = Glyphs())
 def table(
     connections: Sequence[Connection], rates: Rates, ended: Sequence[Event], columns: int, glyphs: Glyphs = Glyphs()
 ) -> Table:
-    """One line a connection, those that have ended below and dim, with their reason.
+    """One line a connection. Those that have ended are below, dim, with their reason.
 
     Args:
         connections: in the order of the lines.
@@ -159,7 +159,7 @@ def table(
 
 
 def sparkline(values: Sequence[float], room: int, bars: str) -> str:
-    """A bar for each value, or for the mean of several if there is not room for all; the highest one is full."""
+    """A bar for each value, or for the mean of several if there is not room for all; the highest bar is full."""
     each = -(-len(values) // max(1, room))
     groups = [values[start : start + each] for start in range(0, len(values), max(1, each))]
     means = [sum(group) / len(group) for group in groups]
@@ -177,7 +177,7 @@ def _log_lines(lines: int) -> int:
 
 
 def _ended_shown(picture: Picture, room: int) -> int:
-    """How many of the ended ones are shown: what live ones leave free, but a third of the room in any case."""
+    """How many ended connections are shown: as many as live ones leave room for, but at least a third of the room."""
     return min(len(picture.ended), max(room - len(picture.connections), room // 3))
 
 
@@ -265,5 +265,5 @@ def _style(name: str, text: str) -> str:
 
 
 def _short(text: str) -> str:
-    """`2h13m` of `2 h 13 min`: a column of a table."""
+    """Makes `2h13m` from `2 h 13 min`, for a column."""
     return text.replace(" min", "m").replace(" ", "")

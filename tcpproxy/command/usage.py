@@ -21,10 +21,10 @@ WIDEST, NARROWEST = 100, 40
 """Columns of --help on a terminal that is wider or narrower than that."""
 
 OPTION_COLUMNS, EXAMPLE_COLUMNS = 34, 48
-"""Columns of what stands in front of the descriptions in --help."""
+"""Widths of the left column in --help."""
 
 TWO_COLUMNS = 70
-"""From this terminal width on, descriptions stand beside their options."""
+"""From this terminal width on, descriptions are beside their options, else below."""
 
 INTRODUCTION = (
     "Forwards TCP connections to REMOTE, which is HOST:PORT, [IPv6]:PORT, or the /PATH of a UNIX socket.",
@@ -36,7 +36,7 @@ OWN = (
     ("-h, --help", "Print this text."),
     ("    --help-faults", "Print the kinds of --fault."),
 )
-"""The options that are no rows."""
+"""The options that are not in the table of options."""
 
 EXAMPLES = (
     ("tcpproxy -l 5432 db.example:5432", "listen on a fixed port"),
@@ -66,7 +66,7 @@ class Command(click.Command):
     """A command with --help in groups, and with sentences of one style for usage errors."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuses what click refuses, and a value that is given twice, of which click would take the last."""
+        """Raises WrongUsage where click fails, and for an option that is given twice (click takes the last value)."""
         try:
             if not ctx.resilient_parsing:  # not while a shell completes a line
                 self._check(ctx, args)
@@ -82,7 +82,7 @@ class Command(click.Command):
         return rest
 
     def _remote_in_option(self, ctx: click.Context, args: list[str]) -> str:
-        """A hint for `-l 8080:db:5432`, which makes REMOTE part of the option, and for `--capture db:5432`."""
+        """A hint if an option has taken REMOTE as its value, as in `-l 8080:db:5432` and `--capture db:5432`."""
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         there = habits.forward(given["port"]) if isinstance(given.get("port"), str) else None
         if there and there.port:
@@ -107,7 +107,7 @@ class Command(click.Command):
                 raise WrongUsage(f"option {param.opts[-1]} is given {order.count(param)} times, expected once")
 
     def get_help(self, ctx: click.Context) -> str:
-        """What --help prints, for the width of the terminal (or COLUMNS)."""
+        """The text of --help, for the width of the terminal (or COLUMNS)."""
         import shutil
 
         return help_text(shutil.get_terminal_size().columns)
@@ -121,7 +121,7 @@ class WrongUsage(click.ClickException):
     """Does the command line ask for JSON?"""
 
     def show(self, file: Any = None) -> None:
-        """Prints the sentence, and where to read more; for a command line that asks for JSON, a record on stdout."""
+        """Prints the sentence and a pointer to --help; with `--log-format json`, a record on stdout."""
         if self.json:
             final_words("fatal", self.message, True, exit_code=self.exit_code)
             return
@@ -216,7 +216,7 @@ def _in_columns(items: Any, left: int, width: int) -> list[str]:
 
 
 def _value_of(name: str, args: list[str]) -> str:
-    """The value behind an unknown option, or in one word with it."""
+    """The value after an unknown option, or in the same word."""
     for number, word in enumerate(args):
         if word == name:
             return args[number + 1] if len(args) > number + 1 else ""
@@ -231,7 +231,7 @@ def _values(given: object) -> Sequence[object]:
 
 
 def _hint_of_words(words: list[str], given: dict[str, Any]) -> str:
-    """What several arguments may mean: a forward with spaces in it, addresses of socat, networks, a fallback."""
+    """A hint for several arguments: a forward with spaces in it, addresses of socat, networks, a fallback."""
     for row in every_row():
         if row.name in ("allow", "deny") and given.get(row.name) and re.fullmatch(r"[\da-f.:]+/\d+", words[0], re.I):
             return f"; networks have commas between them: {row.long} {','.join([*given[row.name], words[0]])}"
@@ -253,7 +253,7 @@ def _hint(there: habits.Spelling | None) -> str:
 
 
 def _value_problem(name: str) -> str:
-    """What is wrong with an option that has no value and needs one, or the other way round."""
+    """The error for an option that lacks its value, or has one and takes none."""
     for row in every_row():
         if name in (row.short, row.long):
             return f"option {row.long} " + (

@@ -1,4 +1,4 @@
-"""The live view: when to look at the proxy and to draw, and what keys and signals do. How it looks: `top`."""
+"""The live view: when it is updated and drawn, and what keys and signals do. `top` formats it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .signals import QUIT, STARTED
 from .terminal import Terminal
 
 OVER = 2.0
-"""Seconds over which a rate is the mean."""
+"""A rate is the mean over this many seconds."""
 
 HISTORY = 60
-"""Seconds of the rates of all connections."""
+"""The bars show the total rates of the last HISTORY seconds."""
 
 FADE = 5.0
 """Seconds for which a connection that has ended is shown."""
 
 
 def check(config: Config) -> None:
-    """Raises UsageError if there can be no view."""
+    """Raises UsageError if the view is not possible."""
     name, log_format = config.labels["top"], config.labels["log_format"]
     others = {
         f"{log_format} json": config.output.log_format == "json",
@@ -59,7 +59,7 @@ def check(config: Config) -> None:
 
 
 def show(proxy: Proxy, kept: KeptLines) -> View:
-    """The view of a proxy, as `top` paints it."""
+    """Returns the view of a proxy, painted by `top`."""
     from . import top
 
     return View(proxy, kept, top.Painter().paint, top.page)
@@ -71,8 +71,8 @@ class View:
     Args:
         proxy: what to show.
         kept: keeps the lines of its log.
-        paint: makes of a picture, columns and lines what a terminal shows, one line below the other.
-        page: how many connections there is room for, of a picture and of so many lines.
+        paint: returns the bytes that draw a picture on a terminal, from the picture, columns and lines.
+        page: returns how many connections fit on the screen, from the picture and lines.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class View:
         """Shows pictures until there is something else to do.
 
         Args:
-            reader: has a byte for each signal, STARTED once the proxy listens, and 0 when it has ended.
+            reader: gets a byte for each signal, STARTED once the proxy listens, and 0 when it has ended.
 
         Returns:
-            The byte; QUIT for the key.
+            A byte from `reader` that is not for the view; QUIT for the key `q`.
         """
         while True:
             self._draw()
@@ -119,12 +119,12 @@ class View:
                 return number
 
     def close(self) -> None:
-        """Restores the terminal, and repeats there the latest errors. May be called any number of times."""
+        """Restores the terminal, and prints recent lines about trouble there. May be called any number of times."""
         self._terminal.leave()
         final_lines(self._kept.release())
 
     def _obey(self, number: int) -> bool:
-        """Does what a byte means to the view. False: it is for the caller of `next`."""
+        """Handles a byte that is for the view. False: it is for the caller of `next`."""
         if number == STARTED:
             self._started, self._since = True, monotonic()
         elif number not in [getattr(signal, name) for name in VIEWING]:
@@ -132,15 +132,15 @@ class View:
         elif number in (signal.SIGTSTP, signal.SIGQUIT):
             self._terminal.leave()
             signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)  # of SIGTSTP it returns when the shell has continued the process
+            signal.raise_signal(number)  # for SIGTSTP it returns after the shell has continued the process
             signal.signal(number, nothing)
-        elif number == signal.SIGCONT:  # it may come after a SIGSTOP, and another program has used the terminal
+        elif number == signal.SIGCONT:  # perhaps after a SIGSTOP, when another program has used the terminal
             self._terminal.leave()
         self._changed = True
         return True
 
     def _press(self, key: str) -> None:
-        """What a key does."""
+        """Handles a key."""
         picture, page = self.picture, self._page(self.picture, self._terminal.size[1])
         self._changed = True
         moves = {"up": -1, "down": 1, "page up": -page, "page down": page}
@@ -165,7 +165,7 @@ class View:
         if not self._started:
             return
         terminal, now = self._terminal, monotonic()
-        if not terminal.is_ours:  # in the background, where it has been put by a SIGSTOP or with `&`
+        if not terminal.is_ours:  # in the background, after a SIGSTOP or started with `&`
             terminal.forget()
             self._due = now + PERIOD
             return

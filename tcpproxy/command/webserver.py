@@ -1,7 +1,7 @@
 """A small HTTP server with one request per connection.
 
-Its peers may be hostile, so it is limited: to one thread, a few connections at a time, some seconds for each, and a few
-kilobytes of a request.
+Its peers may be hostile. So it has one thread, and limits on the connections at a time, their duration, and the size of
+a request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from io import BytesIO
 from ..native import monotonic
 
 MOST = 16
-"""The most connections at a time. A further one replaces the oldest, which for a scrape has ended long before."""
+"""The most connections at a time. A further one replaces the oldest; a scrape has ended long before that."""
 
 WITHIN = 5.0
 """Seconds from accept to the end of a connection."""
@@ -92,7 +92,7 @@ class WebServer(threading.Thread):
 class _Peer:
     """One connection: reads a request, writes the answer, and reads on until the peer closes.
 
-    A close with bytes unread would reset the connection, and the answer might be lost.
+    Closing with unread bytes would reset the connection, and the answer might be lost.
     """
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
@@ -144,7 +144,7 @@ class _Exchange(BaseHTTPRequestHandler):
             return
         try:
             self.handle_one_request()
-        except Exception:  # the parser of headers reads MIME parameters, and raises for some
+        except Exception:  # the parser of headers also parses MIME parameters, and raises for some
             self.wfile = BytesIO()
         if not self.written:  # to a request that begins with an empty line the base class gives no answer
             self._refuse(400)
@@ -179,4 +179,4 @@ class _Exchange(BaseHTTPRequestHandler):
         return "tcpproxy"
 
     def log_message(self, *_: object) -> None:
-        """Nothing is logged."""
+        """Logs nothing."""
