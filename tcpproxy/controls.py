@@ -1,4 +1,4 @@
-"""Controls: what a program or test does to a proxy while it runs. A part of Proxy."""
+"""Controls: the methods that change a running proxy. A part of Proxy."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ Stream = Direction | Alias | Literal["both"]
 class Controls(Refusing, Waits):
     """The methods that change a running proxy. Any thread may call them.
 
-    A change is in force when its method returns. Repeating a call is harmless. `on_event` may call them, too: then
-    they do not wait for the delivery of events, which needs `on_event` to return. A signal handler or a `__del__` gets
-    a RuntimeError if it calls one in the middle of a start, a stop or another change of the same proxy.
+    A change is in force when its method returns. Repeating a call is harmless. `on_event` may call them, too. Then they
+    do not wait for the delivery of events, because events are delivered after `on_event` returns. A signal handler or a
+    `__del__` gets a RuntimeError if it calls one during a start, a stop or another change of the same proxy.
     """
 
     _reporter: Reporter
@@ -54,7 +54,7 @@ class Controls(Refusing, Waits):
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[Crew | None]:
-        """Holds the proxy's lock: no start and no other change runs. Gives the crew, started; None: there is none.
+        """Holds the proxy's lock, so that no start and no other change runs. Its value is the started crew, or None.
 
         Raises:
             RuntimeError: the calling thread would wait for itself.
@@ -68,7 +68,7 @@ class Controls(Refusing, Waits):
             yield self._crew
 
     def _flush(self) -> None:
-        """Waits until `on_event` has had all events up to now; does not wait in the thread that calls `on_event`."""
+        """Waits until all events up to now have been delivered; does not wait in a thread of the proxy."""
         crew = self._crew
         if crew and not crew.is_own_thread():
             self._reporter.flush(LOG_DRAIN)
@@ -78,10 +78,10 @@ class Controls(Refusing, Waits):
     def kill(
         self, end: Literal["reset", "close"] = "reset", *, only: int | Callable[[Connection], object] | None = None
     ) -> int:
-        """Ends connections. When it returns, none of their bytes pass any more, and `on_event` has had their `end`.
+        """Ends connections. When it returns, their bytes no longer pass, and `on_event` has got their `end`.
 
-        Connections that clients have made before the call are ended, too, if the proxy has not accepted them yet. With
-        "close", bytes that the proxy has given to its kernel still reach the peer.
+        Connections that wait in the backlog at the time of the call are ended, too. With "close", bytes that the proxy
+        has given to its kernel still reach the peer.
 
         Args:
             end: reset: both peers get a reset (RST); close: an end of file (FIN), and later bytes are discarded.
@@ -112,7 +112,7 @@ class Controls(Refusing, Waits):
         return killed
 
     def pause(self, stream: Stream = "both") -> contextlib.AbstractContextManager[object]:
-        """Reads and delivers nothing in one direction or both, until `resume`. Nothing is lost.
+        """Stops reading and delivering in one direction or both, until `resume`. Nothing is lost.
 
         Ends and resets are held, too, and time-outs stand still. New connections are accepted and connected. Before
         the start of the proxy, the pause begins with the start.
@@ -133,7 +133,7 @@ class Controls(Refusing, Waits):
         return undoing(lambda: self._resume(paused))
 
     def resume(self, stream: Stream = "both") -> None:
-        """Ends a pause: what was held is delivered, in order.
+        """Ends a pause. Bytes that were held are delivered, in order.
 
         Args:
             stream: as for `pause`.
@@ -158,9 +158,9 @@ class Controls(Refusing, Waits):
     def upstream(self) -> str:
         """Where new connections go, as `HOST:PORT`.
 
-        It may be set to any target that `Proxy` takes, and to those of the fixture: a URL, a socket, a server.
+        It may be set to any target that `Proxy` or the fixture takes: also a URL, a socket, or a server.
 
-        Setting looks a name up, which may take seconds. Connections that are connecting or connected keep their
+        Setting it looks up a name, which may take seconds. Connections that are connecting or connected keep their
         upstream.
 
         Raises:
@@ -206,9 +206,9 @@ class Controls(Refusing, Waits):
         """Removes all faults, and ends `pause` and `down`. It ends no connection.
 
         Raises:
-            StartError: nobody can listen again; all the rest has been restored.
+            StartError: the proxy cannot listen again; everything else has been restored.
         """
-        with contextlib.ExitStack() as stack:  # which goes on after an error, from the last one to the first one
+        with contextlib.ExitStack() as stack:  # runs all callbacks, the last one first, also after an error
             stack.callback(self.up)
             if self._bent:
                 stack.callback(self._bent.remove)
@@ -218,14 +218,14 @@ class Controls(Refusing, Waits):
     # --- faults ---
 
     def fault(self, *faults: Fault | str) -> Handle:
-        """Puts faults in force, all at once: for all connections, new and open ones, when it returns.
+        """Puts faults in force, all at once, for new and open connections. They are in force when it returns.
 
         Args:
             faults: of `tcpproxy.faults`, or texts like "to_upstream:latency=100ms".
 
         Returns:
-            A handle, which removes and changes them and knows what they have done; a context manager, which removes
-            them.
+            A handle, which changes and removes the faults and counts what they have done. As a context manager it
+            removes them.
 
         Raises:
             UsageError: a fault is invalid or contradicts another one; nothing has changed.

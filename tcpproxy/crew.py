@@ -1,6 +1,6 @@
-"""Crew: the threads of a proxy. One per worker, one for the log, one that serves look-ups of names (lookups.py).
+"""Crew: the threads of a proxy. One per worker, one for the log, and one for look-ups of names (lookups.py).
 
-If there is a tap, a further thread reads it.
+If there is a tap, another thread reads it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from .tap.capture import Capture
 
 LOG_DRAIN = 3.0
-"""Longest wait for the log thread, in seconds: at the end, or of a caller for its events. A write may block."""
+"""The most seconds that the end, or a caller that wants its events delivered, waits for the log thread, whose writes
+may block."""
 
 
 KILLED_AT_ONCE = 256
-"""Connections of a worker: the ring of event records has room for 1,024, and the log thread has to take theirs."""
+"""Connections of a worker that are killed before the log thread takes their records: the ring has room for 1,024."""
 
 
 class Crew:
@@ -45,13 +46,13 @@ class Crew:
 
     Args:
         config: the configuration of the proxy.
-        reporter: what the log thread runs.
+        reporter: runs in the log thread.
         forwards: the forwards of the proxy.
         failed: called once, by a worker's thread, if a worker ends by itself.
         record: bytes to record of each direction of each connection; 0: none.
-        capture: what is written to a file; `close` closes it.
+        capture: the capture; `close` closes it.
         paused: directions that are paused from the start: see `pause`.
-        sources: local addresses of connections to upstream, one of a family; none: the system chooses.
+        sources: local addresses of connections to upstream, at most one per family; none: the system chooses.
     """
 
     def __init__(
@@ -78,14 +79,14 @@ class Crew:
         self._begun = False  # all threads have been started
         self._stopping = Event()
         self.limit = 0
-        """Connections at a time."""
+        """The most connections at a time."""
 
     def open(self, listeners: Sequence[Sequence[socket.socket]], limit: int) -> None:
-        """Makes workers and threads, none of which runs yet. After an error `close` frees what was made.
+        """Makes the workers, and the threads without starting them. After an error `close` frees what was made.
 
         Args:
-            listeners: of each forward; each worker gets a duplicate of each; the caller keeps and closes these.
-            limit: connections at a time.
+            listeners: the listeners of each forward. Each worker gets duplicates; the caller closes these.
+            limit: the most connections at a time.
 
         Raises:
             OSError, MemoryError: the system refuses a descriptor or memory.
@@ -186,7 +187,7 @@ class Crew:
 
     @property
     def _taps(self) -> bool:
-        """Is a tap needed: are bytes captured, recorded or dumped?"""
+        """Is a tap needed, because bytes are captured, recorded or dumped?"""
         return bool(self._record or self._capture or self._config.seeing.shown)
 
     def start(self) -> None:
@@ -210,21 +211,21 @@ class Crew:
         return any(thread.is_alive() for thread in self._threads)
 
     def is_own_thread(self) -> bool:
-        """Is the calling thread one of the proxy's own? None can wait for itself.
+        """Is the calling thread one of the proxy's own? Such a thread must not wait for itself.
 
-        The log thread calls `on_event`. In any of them, also in a worker's before it runs, a `__del__` may be called.
+        The log thread calls `on_event`. The garbage collector may call a `__del__` in any of them.
         """
         own = (*self._threads, self._tap_thread, self._log_thread, self._lookup_thread)
-        # An ident is given to another thread once its own has ended.
+        # When a thread has ended, another one may get its ident.
         return any(thread and thread.ident == this_thread() and thread.is_alive() for thread in own)
 
     def may_ask(self) -> bool:
-        """May the calling thread wait for the workers? In the thread of the log it is `on_event` that asks."""
+        """May the calling thread wait for the workers? The log thread may, for the calls of `on_event`."""
         log = self._log_thread
         return self._begun and (not self.is_own_thread() or (log is not None and log.ident == this_thread()))
 
     def stop(self, *, abort: bool) -> None:
-        """Makes the workers accept no more; with `abort` they reset all connections and end. Does not wait."""
+        """Makes the workers stop accepting; with `abort` they reset all connections and end. Does not wait."""
         self._stopping.set()
         for worker in self._workers:
             worker.stop(abort=abort)
@@ -235,14 +236,14 @@ class Crew:
             worker.sync()
 
     def replace_listeners(self, listeners: Sequence[Sequence[socket.socket]]) -> None:
-        """Makes the workers close their listeners and accept from these. It is in force when it returns.
+        """Makes the workers replace their listeners. The change is in force when it returns.
 
         Args:
-            listeners: of each forward; each worker gets a duplicate of each; the caller keeps and closes these.
-                None: the workers accept the clients in the backlog, and then listen no more.
+            listeners: the listeners of each forward. Each worker gets duplicates; the caller closes these.
+                Empty: the workers accept the clients in the backlog, and then do not listen any more.
 
         Raises:
-            OSError: no descriptor for a duplicate; nothing has changed.
+            OSError: there is no descriptor for a duplicate; nothing has changed.
         """
         with contextlib.ExitStack() as stack:
             new = [
@@ -263,7 +264,7 @@ class Crew:
             worker.accept_waiting()
 
     def hang(self, on: bool) -> None:
-        """Lets clients hang in their connect(), or no longer. After `start`.
+        """Makes connect() of clients hang, or no longer. To be called after `start`.
 
         Raises:
             StartError: the system refuses that.
@@ -275,7 +276,7 @@ class Crew:
                 raise StartError.because("cannot let clients hang", error) from error
 
     def pause(self, directions: int) -> None:
-        """Neither reads nor delivers in these directions, on all connections: 1 to upstream, 2 to the client."""
+        """Pauses these directions of all connections, and resumes the others. Bits: 1 to upstream, 2 to the client."""
         for worker in self._workers:
             worker.pause(directions)
 
@@ -283,16 +284,16 @@ class Crew:
         """Ends connections. When it returns, none of their bytes are delivered any more.
 
         Args:
-            ids: their numbers; None: all that clients have at the time of the call.
+            ids: the ids of the connections; None: all at the time of the call, including those in the backlog.
             flush: waits until the log thread has taken all event records.
-            reset: by RST to both peers, else by FIN.
+            reset: send RST to both peers, else FIN.
 
         Returns:
-            How many it has ended.
+            How many connections it has ended.
         """
         if ids is None:
             self.accept_waiting()
-        last = self._workers[0].last_id()  # others come meanwhile, and live
+        last = self._workers[0].last_id()  # later connections are not ended
         total = 0
         for worker in self._workers:
             killed = KILLED_AT_ONCE
@@ -303,13 +304,13 @@ class Crew:
         return total
 
     def set_upstream(self, new: Forwarding) -> None:
-        """Makes connections that do not connect yet go to another upstream. It is in force when it returns.
+        """Sets the upstream of connections that do not connect yet. The change is in force when it returns.
 
         Args:
-            new: takes the place of the only forward; both have one target.
+            new: replaces the only forward; both have one target.
 
         Raises:
-            MemoryError, RuntimeError: there is no memory or no thread.
+            MemoryError, RuntimeError: there is no memory, or the system refuses a thread.
         """
         (target,) = new.targets
         assert self._lookups  # since `open`
@@ -323,7 +324,7 @@ class Crew:
             _join(thread, deadline)
 
     def close(self) -> None:
-        """Closes all descriptors, once all workers have ended or none has started, and ends the other threads."""
+        """Closes all descriptors, and ends the other threads. All workers must have ended, or none has started."""
         if self.tap and self._tap_thread and not self._end_tap(self.tap, self._tap_thread):
             return
         if self._capture:
@@ -338,8 +339,8 @@ class Crew:
                 each.resolver.close()
         for wakeup in self._wakeups:
             wakeup.wake()
-        # The log thread may be stuck in a write to a full pipe: then it is left behind, as a daemon thread, with its
-        # wake-up. Otherwise the wait gives a slow machine time to write the last lines.
+        # The log thread may be stuck in a write to a full pipe. Then it stays, a daemon thread, with its wake-up open.
+        # Otherwise the wait lets it write the last lines.
         deadline = monotonic() + LOG_DRAIN
         helpers = [thread for thread in (self._log_thread, self._lookup_thread) if thread]
         for thread in helpers:
@@ -350,10 +351,10 @@ class Crew:
                     wakeup.close()
 
     def _end_tap(self, tap: TapReader, thread: Thread) -> bool:
-        """Ends the thread of the tap, before the workers' pollers are closed, which it wakes.
+        """Ends the thread of the tap, before the workers' pollers are closed, because it wakes them.
 
-        The thread may be blocked in a write to a pipe, which is given up after a while. A write to a disk that hangs
-        cannot be ended: then the thread is left behind as a daemon, with all that it uses, and False is returned.
+        The thread may be blocked in a write to a pipe: the capture is given up after LOG_DRAIN seconds. A write to a
+        disk that hangs cannot be ended. Then the thread stays, a daemon, with all that it uses, and False is returned.
         """
         tap.finish()
         _join(thread, monotonic() + LOG_DRAIN)
@@ -373,12 +374,12 @@ class Crew:
             wakeup.close()
 
     def begin_with(self, rules: Rulebook) -> None:
-        """Puts faults in force; before `start`."""
+        """Puts faults in force. To be called before `start`."""
         for worker in self._workers:
             worker.begin_with(rules)
 
     def bend(self, rules: Rulebook) -> None:
-        """Replaces the faults in force; for all connections when it returns. After `start`."""
+        """Replaces the faults in force, for all connections when it returns. To be called after `start`."""
         for worker in self._workers:
             worker.bend(rules)
 
@@ -387,11 +388,11 @@ class Crew:
         return self._workers[0].last_id()
 
     def counters(self) -> list[dict[str, int]]:
-        """Those of each worker."""
+        """The counters of each worker."""
         return [worker.counters() for worker in self._workers]
 
     def measures(self, forward: int) -> list[dict[str, list[float]]]:
-        """What `Worker.measures` has of each target of a forward, by its number, over all workers."""
+        """The measures (see `Worker.measures`) of each target of a forward, summed over all workers."""
         first = self._firsts[forward]
         return [
             sums([worker.measures(target) for worker in self._workers])
@@ -399,7 +400,7 @@ class Crew:
         ]
 
     def down(self, forward: int) -> list[bool]:
-        """Was each target of a forward not reached the last time? Nothing is remembered of a target that is alone."""
+        """For each target of a forward, whether its last attempt failed; always False for an only target."""
         first, count = self._firsts[forward], len(self._forwards[forward].targets)
         return [self._workers[0].is_down(first + number) for number in range(count)]
 
@@ -437,7 +438,7 @@ class Crew:
 
 
 def sums(each: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Adds numbers up, name by name and place by place."""
+    """Adds lists of numbers, name by name and index by index."""
     return {name: [sum(column) for column in zip(*(one[name] for one in each), strict=True)] for name in each[0]}
 
 

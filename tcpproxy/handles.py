@@ -1,4 +1,4 @@
-"""Handles of the faults that are in force in a proxy, and what is known of each."""
+"""Handles of the faults in force in a proxy, and the state of each fault."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .inforce import Faults
 
 KNOWN = 1000
-"""Ids of connections that a handle keeps, the last ones; and faults that are remembered after they were removed."""
+"""A handle keeps the last KNOWN ids of connections. The last KNOWN faults are remembered after their removal."""
 
 
 class Entry:
@@ -29,25 +29,25 @@ class Entry:
         self.installed = installed
         self.connections: collections.deque[int] = collections.deque(maxlen=KNOWN)
         self.fired = 0
-        """On how many connections it has acted; set when it is removed. Before, see `Faults.fired`."""
+        """On how many connections the fault has acted; valid after its removal. Before, see `Faults.fired`."""
         self.begun = 0.0
-        """When it was put in force, of `monotonic`; 0: the proxy has not started."""
+        """When it was put in force, a time of `monotonic`; 0: the proxy has not started."""
 
     @property
     def is_shared_limit(self) -> bool:
-        """Whether it ends all connections after so many bytes of all together."""
+        """Does it end all connections after a number of bytes that they share?"""
         return self.installed.fault.kind == "limit_data" and self.installed.fault.scope == "proxy"
 
     def window(self, now: float) -> tuple[bool, float]:
-        """Returns whether its window is open, and when that changes; inf: never. Times of `monotonic`."""
+        """Returns whether its window is open at `now`, and when that changes; inf: never. Times of `monotonic`."""
         is_open, change = window(self.installed.fault, now - self.begun if self.begun else 0.0)
         return is_open, self.begun + change if self.begun else math.inf
 
 
 class Handle:
-    """One or several faults that were put in force together. A context manager, which removes them.
+    """Faults that were put in force together. A context manager, which removes them.
 
-    `handle[0]` is a handle of the first one alone.
+    `handle[0]` is a handle of the first fault alone.
     """
 
     def __init__(self, faults: Faults, entries: tuple[Entry, ...]) -> None:
@@ -91,13 +91,13 @@ class Handle:
 
     @property
     def connections(self) -> tuple[int, ...]:
-        """The ids of the connections on which they have acted: for each fault the last 1,000."""
+        """The ids of the connections on which the faults have acted; for each fault the last 1,000."""
         return tuple(dict.fromkeys(number for it in self._entries for number in it.connections.copy()))
 
     def update(self, **changes: Any) -> None:
-        """Changes attributes of a fault, for both directions of all connections. They are in force when it returns.
+        """Changes attributes of a fault, for all connections. The change is in force when it returns.
 
-        In a connection that the fault has taken and still takes, positions and times are counted as before.
+        In a connection that the fault has taken and still takes, positions and times count as before.
 
         Args:
             **changes: attributes of the fault, except `name`.
@@ -110,7 +110,7 @@ class Handle:
         self._faults.update(self._entries[0], changes)
 
     def remove(self) -> None:
-        """Removes the faults. What they hold is delivered, in order. Repeating the call is harmless.
+        """Removes the faults. Bytes that they hold are delivered, in order. Repeating the call is harmless.
 
         Raises:
             StartError: after `refuse`, the port cannot be listened on again; nothing has changed.
@@ -118,14 +118,14 @@ class Handle:
         self._faults.remove(self._entries)
 
     def wait_fired(self, n: int = 1, timeout: float | str | None = 5.0) -> None:
-        """Waits until `fired` is `n` at least.
+        """Waits until `fired` is at least `n`.
 
         Args:
             n: a number of connections.
             timeout: seconds, or a text like `250ms`; None: no limit.
 
         Raises:
-            WaitTimeout: not in this time, or they were removed or the proxy has ended without it.
+            WaitTimeout: the time is over, or the faults were removed or the proxy has ended before.
             UsageError: the timeout is no duration, or `n` no number.
         """
         __tracebackhide__ = True
@@ -137,14 +137,14 @@ class Handle:
         await awaiting.poll_async(self._looking(n, timeout))
 
     def _looking(self, n: int, timeout: float | str | None) -> Callable[[], int | None]:
-        """Returns the function that `wait_fired` polls: it returns `fired`, or None as long as that is below `n`."""
+        """Returns the function that `wait_fired` polls. It returns `fired`, or None while that is below `n`."""
         n = parse_number("n", n, 0, ALL)
         limit = parse_limit("timeout", timeout)
         deadline = monotonic() + limit
 
         def look() -> int | None:
             __tracebackhide__ = True
-            end = self._faults.end_of(self._entries)  # before the number: later it does not change
+            end = self._faults.end_of(self._entries)  # before reading the number, which is final after the end
             fired = self.fired
             if fired >= n:
                 return fired

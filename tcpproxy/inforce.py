@@ -1,4 +1,4 @@
-"""The faults that are in force in a proxy: installs, changes and removes them, and knows what they have done."""
+"""The faults in force in a proxy: installs, changes and removes them, and counts what they have done."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ Some = Fault | str | Iterable[Fault | str]
 Held = Callable[[], contextlib.AbstractContextManager["Crew | None"]]
 
 TRY_AGAIN = 0.1
-"""Seconds between two tries to open or close a window, when there are no descriptors or no memory."""
+"""Seconds until a window that could not open or close, for lack of descriptors or memory, is tried again."""
 
 MOST_KNOWN = 1_000_000
-"""Live connections whose faults are remembered at most; no more can be alive."""
+"""The most connections whose faults are remembered; no more can be alive."""
 
 
 LOOK_AGAIN = 0.01
-"""Seconds between two looks at all connections, when each client that connects finds the limit of all reached."""
+"""Seconds between two checks of all connections against a shared limit that new clients keep finding reached."""
 
 
 class _Now(NamedTuple):
-    """What is in force. It is replaced as a whole, so that readers need no lock."""
+    """The faults in force. It is replaced as a whole, so that readers need no lock."""
 
     entries: dict[str, Entry]
     """The faults, by name."""
     rulebook: Rulebook
-    """The rules of those that have one, in the same order."""
+    """The rules of the faults that have one, in the same order."""
 
     def faults(self) -> dict[str, Fault]:
         return {name: it.installed.fault for name, it in self.entries.items()}
 
     def fired(self) -> Iterator[tuple[Entry, int]]:
-        """Gives each fault that has a rule, with the number of connections on which it has acted."""
+        """Returns each fault that has a rule, with the number of connections on which it has acted."""
         return zip(_with_rules(self.entries), self.rulebook.fired(), strict=True)
 
     def keep_fired(self) -> None:
-        """Stores these numbers in the faults, for those that are removed."""
+        """Stores the numbers of `fired` in the faults, because they are lost when a fault is removed."""
         for it, fired in self.fired():
             it.fired = fired
 
@@ -64,19 +64,19 @@ class Faults:
     """The faults of a proxy.
 
     Args:
-        held: holds the proxy's lock, and gives its crew; None: it has none, or none yet.
-        shut: called with the crew and the kinds of NO_RULES that are in force; makes the ports do what they say.
-        faults: those that are in force from the start.
-        seed: of the random numbers; None: a random one.
-        impossible: why the proxy cannot have faults of these kinds.
+        held: a context that holds the proxy's lock, and has the crew as value; None: there is no crew.
+        shut: called with the crew and the kinds of NO_RULES that are in force; applies these to the ports.
+        faults: the faults in force from the start.
+        seed: the seed of the random numbers; None: a random one.
+        impossible: for each kind of fault that the proxy cannot have, the reason.
         warn: called with a sentence when a window cannot open or close.
-        is_over: whether the proxy has ended.
+        is_over: returns whether the proxy has ended.
 
     Raises:
         UsageError: a fault is invalid, or two contradict each other.
 
     Attributes:
-        seed: of the random numbers.
+        seed: the seed of the random numbers.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Faults:
         self._held, self._shut = held, shut
         self._change_at = math.inf
         self._changed, self._over = Event(), False
-        self._is_limit_reached = False  # one of all connections together
+        self._is_limit_reached = False  # a limit that all connections share
         self._thread: Thread | None = None
         self._keys = 0
         self._now = _Now({}, Rulebook([]))
@@ -113,7 +113,7 @@ class Faults:
     def _install(self, faults: Some, crew: Crew | None) -> Handle:
         new = {}
         if crew:
-            crew.accept_waiting()  # clients that have connected before are live connections
+            crew.accept_waiting()  # so that clients in the backlog count as live connections
         since = crew.last_id() if crew else 0
         if not isinstance(faults, Iterable) or isinstance(faults, bytes):
             raise UsageError(f"faults {quoted(faults)} are no faults, expected them or texts like latency=100ms")
@@ -123,7 +123,7 @@ class Faults:
             self._keys += 1
             new[name] = Entry(Installed(fault, name, self._keys, since))
         keys = {it.installed.key: it for it in new.values()}
-        self._by_key |= keys  # before there are events
+        self._by_key |= keys  # before their first events
         for it in new.values():
             it.begun = monotonic() if crew else 0.0
         try:
@@ -136,7 +136,7 @@ class Faults:
         return Handle(self, tuple(new.values()))
 
     def _forget_some(self) -> None:
-        """Forgets removed faults, except for the last KNOWN."""
+        """Forgets removed faults, except the last KNOWN."""
         in_force = {it.installed.key for it in self._now.entries.values()}
         gone = [key for key in self._by_key if key not in in_force]
         for key in gone[:-KNOWN]:
@@ -162,7 +162,7 @@ class Faults:
                 raise
 
     def remove(self, gone: Collection[Entry] | None = None) -> None:
-        """Removes faults, all at once; None: all that are in force. Skips those that were removed before."""
+        """Removes faults, all at once; None: all in force. Skips faults that are not in force."""
         with self._held() as crew:
             before = self._now
             left = {name: it for name, it in before.entries.items() if gone is not None and it not in gone}
@@ -172,18 +172,18 @@ class Faults:
                 before.keep_fired()
 
     def remove_rules(self) -> None:
-        """Removes the faults that do not concern the listeners, which the system may keep from listening again."""
+        """Removes the faults that have a rule. The others concern the listeners: removing them may fail."""
         self.remove(_with_rules(self._now.entries))
 
     def _set(self, entries: dict[str, Entry], crew: Crew | None) -> None:
-        """Puts these faults in force instead of those that are."""
+        """Replaces the faults in force."""
         if len(entries) > MOST_RULES:
             raise UsageError(f"{len(entries)} faults are too many, expected {MOST_RULES} at most")
         now = monotonic()
         rulebook = Rulebook([self._rule(it, now) for it in _with_rules(entries)], self._now.rulebook)
         windows = [it.window(now) for it in entries.values()]
         kinds = {it.installed.fault.kind for it in entries.values() if it.window(now)[0]}
-        self._shut(crew, kinds.intersection(NO_RULES))  # first: the system may refuse it, and then nothing has changed
+        self._shut(crew, kinds.intersection(NO_RULES))  # first, because it may fail, and then nothing has changed
         if crew:
             crew.bend(rulebook)
         self._now = _Now(entries, rulebook)
@@ -195,14 +195,14 @@ class Faults:
         self._changed.set()
 
     def _rule(self, entry: Entry, now: float) -> dict[str, int]:
-        """Returns the rule of a fault. Outside the window it takes no connection: it stays for its count of those."""
+        """Returns the rule of a fault. Outside its window the rule takes no connection, but keeps its count."""
         found = rule(entry.installed, self.seed)
         return found if entry.window(now)[0] else {**found, "share": 0}
 
     # --- windows ---
 
     def begin(self, crew: Crew) -> None:
-        """To be called when the proxy starts: windows are counted from now on."""
+        """To be called when the proxy starts: the times of windows count from now on."""
         for it in self._now.entries.values():
             it.begun = monotonic()
         self._set(self._now.entries, None)
@@ -214,18 +214,18 @@ class Faults:
         self._changed.set()
 
     def join(self, timeout: float) -> None:
-        """Waits for the thread of the windows, which may have to wait for a verb."""
+        """Waits for the thread of the windows, which may wait for another change to end."""
         if self._thread and self._thread.ident not in (None, this_thread()):
             self._thread.join(timeout)
 
     def _open_and_close(self) -> None:
-        """The thread that opens and closes windows, and ends all connections at a limit that they share.
+        """The thread that opens and closes windows, and ends all connections when a shared limit is reached.
 
-        A worker notices such a limit when it looks at a connection, and looks at all when faults are put in force.
+        A worker checks such a limit only for a connection whose bytes pass. It checks all when faults are put in force.
         """
         warned, look_at = False, 0.0
         while not self._over:
-            changed = self._changed = Event()  # before the look at what it is set for
+            changed = self._changed = Event()  # before the check below, to miss no change
             wait = min(self._change_at, look_at if self._is_limit_reached else math.inf) - monotonic()
             if self._over:
                 return
@@ -255,16 +255,16 @@ class Faults:
 
     @property
     def every(self) -> tuple[Handle, ...]:
-        """The same, with those faults that were removed and are not forgotten yet."""
+        """`handles`, and those of removed faults that are not forgotten yet."""
         return tuple(Handle(self, (it,)) for it in list(self._by_key.values()))
 
     @property
     def seed_text(self) -> str:
-        """The seed with the version of the dice: another version draws other numbers from the same seed."""
+        """The seed, with the version of the dice: another version makes other numbers from the same seed."""
         return f"{self.seed} (dice {DICE})"
 
     def end_of(self, some: Collection[Entry]) -> str:
-        """Returns why faults cannot act any more, for an error; empty: they can."""
+        """Returns why none of these faults can act any more, for an error; empty: one can."""
         if self._is_over():
             return "before the proxy ended"
         entries = self._now.entries
@@ -275,14 +275,14 @@ class Faults:
         return next((fired for it, fired in self._now.fired() if it is entry), entry.fired)
 
     def note(self, number: int, key: int) -> str:
-        """Notes that a fault has acted on a connection, by its event. Only for the log thread.
+        """Records that a fault has acted on a connection, when its event comes. Only for the log thread.
 
         Args:
             number: the id of the connection.
             key: the key of the fault.
 
         Returns:
-            The name of the fault; empty if it is not known any more.
+            The name of the fault; empty if the fault is forgotten.
         """
         entry = self._by_key.get(key)
         if not entry:
@@ -301,7 +301,7 @@ class Faults:
 
         Args:
             number: the id of the connection.
-            keys: of the faults in force that have acted on it, by the core; their events may not have come yet.
+            keys: keys of faults in force that have acted on it, by the core; their events may not have come yet.
         """
         now = [it.installed.name for key in keys if (it := self._by_key.get(key))]
         return tuple(dict.fromkeys([*self._acted.get(number, ()), *now]))

@@ -1,6 +1,6 @@
-"""The look-ups of targets' names while a proxy runs: a thread serves the workers that ask for addresses.
+"""The look-ups of targets' names while a proxy runs: a thread answers the workers that ask for addresses.
 
-Each query has a further thread (see network/resolver.py), and with several targets each look-up that is served.
+Each query has a thread of its own (see network/resolver.py). With several targets each look-up has one, too.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Lookups:
     """Gives the workers the addresses of the targets.
 
     Args:
-        targets: of all forwards.
-        workers: the workers of the proxy; a list that is complete before the thread starts.
-        wakeup: what a worker wakes when it asks.
-        running: does any worker run?
+        targets: the targets of all forwards.
+        workers: the workers of the proxy; the list is complete before the thread starts.
+        wakeup: a worker wakes the thread by it when it asks.
+        running: returns whether any worker runs.
         stopping: is set when the proxy stops.
 
     Attributes:
-        thread: serves the workers; None: no target has a name.
+        thread: the thread that answers the workers; None: no target has a name.
     """
 
     def __init__(
@@ -39,27 +39,27 @@ class Lookups:
     ) -> None:
         self._targets, self._workers, self._wakeup = targets, workers, wakeup
         self._running, self._stopping = running, stopping
-        self._lock = Lock()  # over resolvers, and the addresses that workers have from them
+        self._lock = Lock()  # protects the resolvers, and the addresses that workers got from them
         self.thread = self._make_thread() if any(each.resolver for each in targets) else None
 
     def _make_thread(self) -> Thread:
         return make_thread("tcpproxy-names", self._serve)
 
     def publish_first(self, worker: Worker) -> None:
-        """Gives a worker that does not run yet the addresses that are known.
+        """Gives the known addresses to a worker that does not run yet.
 
         Raises:
-            MemoryError: there is none for them.
+            MemoryError: there is no memory for them.
         """
         for number, target in enumerate(self._targets):
             if target.addresses:
                 worker.set_addresses(number, target.addresses, TTL if target.resolver else None)
 
     def replace(self, target: Target) -> None:
-        """Puts another target in the place of the only one.
+        """Replaces the only target.
 
         Raises:
-            MemoryError, RuntimeError: there is no memory or no thread.
+            MemoryError, RuntimeError: there is no memory, or the system refuses a thread.
         """
         if target.resolver and not self.thread:
             self.thread = self._make_thread()
@@ -78,16 +78,16 @@ class Lookups:
             old.close()
 
     def _serve(self) -> None:
-        """The thread: looks a target's name up whenever a worker asks."""
+        """The thread: looks up a target's name when a worker asks."""
         while self._running() or not self._stopping.is_set():
             self._wakeup.wait()
             for number in range(len(self._targets)):
-                asked = [each.wants_addresses(number) for each in self._workers]  # of each one: it clears its flag
+                asked = [each.wants_addresses(number) for each in self._workers]  # ask each worker: the call clears its flag
                 if any(asked):
                     self._begin(number)
 
     def _begin(self, number: int) -> None:
-        """Looks the name of a target up; with several targets in a thread of its own: a name server may hang."""
+        """Looks up the name of a target; with several targets in its own thread, because a name server may hang."""
         if len(self._targets) > 1:
             with contextlib.suppress(RuntimeError, MemoryError):
                 return make_thread("tcpproxy-name", self._look_up, number).start()
@@ -102,10 +102,10 @@ class Lookups:
     def _publish(
         self, worker: Worker, number: int, resolver: Resolver, addresses: list[Address], lifetime: float
     ) -> None:
-        """Gives a worker the answer that it waits for. Retries after a MemoryError: the worker does not ask again."""
+        """Gives a worker the answer. Retries after a MemoryError, because the worker does not ask again."""
         while True:
             with contextlib.suppress(MemoryError), self._lock:
-                if resolver is self._targets[number].resolver:  # else it has addresses of another upstream by now
+                if resolver is self._targets[number].resolver:  # else the target was replaced
                     worker.set_addresses(number, addresses, lifetime)
                 return
             if self._stopping.wait(0.1):

@@ -39,11 +39,11 @@ REFUSALS = ("denied", "proxy-header", "limit", "shutdown", "killed")
 class Collector(_Collector):
     """A Prometheus collector for the metrics of one or more proxies. It costs nothing between two scrapes.
 
-    Each sample has the label `listener`, the first address that its forward listens on; what is of the whole proxy has
+    Each sample has the label `listener`, the first address that its forward listens on. Samples of the whole proxy have
     the addresses of all forwards, with commas between them. A proxy that has not been started has no samples.
 
     Args:
-        proxies: all proxies of the registry: it accepts each name of a metric only once, so only one Collector.
+        proxies: all proxies of a registry, because it accepts each name of a metric only once.
 
     Raises:
         TypeError: there is no proxy.
@@ -117,7 +117,7 @@ class _Families:
         """Adds the samples of one proxy.
 
         Args:
-            targets: of each forward, in the order of `config.forwards`.
+            targets: the targets of each forward, in the order of `config.forwards`.
         """
         listeners = [each.port.names[0] for each in proxy._forwards if each.port]
         rates = proxy.config.rates

@@ -1,4 +1,4 @@
-"""Proxy: resolves, listens, starts and stops its threads. The core moves the bytes.
+"""Proxy: resolves names, listens, starts and stops threads. The core moves the bytes.
 
 Longer than other files: the whole public class stays in one place, and a third of it is docstrings.
 """
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 ONCE = "a Proxy starts once; make another one"
 
 START_LOOKUP = 2.0
-"""Seconds that a start waits for upstream's name before it warns and listens all the same."""
+"""The most seconds that a start waits for the addresses of upstream; then it warns, and listens without them."""
 
 
 @documented
@@ -56,20 +56,20 @@ class Proxy(Controls):
     Durations are seconds or texts like `250ms`, `5m`; sizes are bytes or texts like `64KiB`.
 
     Args:
-        remote: `HOST:PORT` or `[IPv6]:PORT`; of several, with commas or in a list, the first that
-            can be reached is used; an int is a port of localhost; a tuple is an address as
-            `getsockname` returns it; a text that begins with `/`, or a `Path`, is a UNIX socket. None: `forwards`
-            has the targets.
+        remote: `HOST:PORT` or `[IPv6]:PORT`; an int is a port of localhost; a tuple is an address as
+            `getsockname` returns it; a text that begins with `/`, or a `Path`, is a UNIX socket. Of several, with
+            commas or in a list, the first that can be reached is used. None: `forwards` has the targets.
         on_event: called with each `Event`, in a thread of the proxy's own: a function, not a coroutine function;
             None: the logger `tcpproxy`.
         record: how much to keep of each direction of each connection, for `recordings`: a size, True for 1 MiB,
             False for nothing.
-        faults: what it does to connections on purpose from the start on: faults of `tcpproxy.faults`, or texts
-            like "to_upstream:latency=100ms".
-        seed: of the dice of faults: the same seed, the same verdicts. None: a random one, which `seed` has.
-        sockets: listening sockets (TCP or UNIX) to accept from, in place of `bind` and `port`. The proxy uses
-            duplicates: others may go on with these when it has ended. They become non-blocking, for all processes
-            that have them. None: it makes its own.
+        faults: the faults in force from the start: those of `tcpproxy.faults`, or texts like
+            "to_upstream:latency=100ms".
+        seed: the seed of the faults' random numbers; the same seed repeats their decisions. None: a random one,
+            which the attribute `seed` has.
+        sockets: listening sockets (TCP or UNIX) to accept from, instead of `bind` and `port`. They become
+            non-blocking, for all processes that have them. The proxy uses duplicates, so they stay usable
+            after its end. None: it makes its own.
     <options>
 
     Raises:
@@ -78,8 +78,9 @@ class Proxy(Controls):
 
     Attributes:
         config: the checked arguments, in groups: `config.timeouts.idle_timeout`. Seconds, bytes, and 0 for off.
-        addresses: what it listens on, as (host, port) or the path of a UNIX socket; empty before the start.
-        failure: the WorkerError that has ended the proxy; None: none has.
+        addresses: the addresses that it listens on, as (host, port) or the path of a UNIX socket; empty before
+            the start.
+        failure: the WorkerError that has ended the proxy; None: there was none.
         capture: the capture, with `failure` and numbers; None: without `capture`.
     """
 
@@ -106,9 +107,9 @@ class Proxy(Controls):
         seeing = self.config.seeing
         self.capture = Capture(seeing.capture, seeing.capture_rotate, seeing.capture_files) if seeing.capture else None
         self._reporter = Reporter(on_event)
-        self._on_open: Callable[[list[socket.socket]], object] | None = None  # of the command: has the listeners
+        self._on_open: Callable[[list[socket.socket]], object] | None = None  # for the command: gets the listeners
         self._crew: Crew | None = None
-        self._resolvers: list[Resolver] = []  # that the start waits for
+        self._resolvers: list[Resolver] = []  # those that the start waits for
         self._forwards: list[Forwarding] = []
         self._paths: dict[str, UnixPort] = {}  # bound before the start, by their paths
         self._folders = Folders()
@@ -155,8 +156,8 @@ class Proxy(Controls):
     # --- life ---
 
     def start(self) -> Self:
-        """Begins to listen and to relay. When it returns, clients can connect, and `on_event` had `listening` (or
-        blocks for more than 3 seconds).
+        """Begins to listen and to relay. When it returns, clients can connect, and `on_event` has got `listening`. If
+        `on_event` blocks, it returns after 3 seconds.
 
         Raises:
             StartError: the address is taken or not ours, or the system refuses what a proxy needs.
@@ -240,7 +241,7 @@ class Proxy(Controls):
             crew.start()
 
     def _find_targets(self, forwards: list[Forwarding]) -> None:
-        """Finds the targets' addresses: none (and a warning) of a name that does not resolve soon enough.
+        """Looks up the targets' addresses. A target whose name does not resolve in time has none, with a warning.
 
         Raises:
             UsageError: a target cannot be connected to, whatever happens.
@@ -268,7 +269,7 @@ class Proxy(Controls):
                 self._reporter.note("warning", text)
 
     def _bind_paths(self) -> None:
-        """Binds the UNIX sockets to listen on, if that has not been done: for a process that gives up the right to.
+        """Binds the UNIX sockets to listen on, unless they are bound. The command does it before it enters the sandbox.
 
         Raises:
             StartError: one cannot be bound.
@@ -279,7 +280,7 @@ class Proxy(Controls):
                 self._paths[path] = UnixPort(spec, mode, self._folders, len(self.config.forwards) > 1)
 
     def _find_places(self, listener: Endpoint) -> list[Address]:
-        """The addresses to listen on: none if the proxy is stopped during their look-up, which may take long."""
+        """The addresses to listen on; none if the proxy is stopped during a look-up, which may take long."""
         bind = listener.host
         if listener.path:
             return []
@@ -292,7 +293,7 @@ class Proxy(Controls):
         return found
 
     def _resolver_of(self, host: str, port: int, lengths: Collection[int] = (4, 16)) -> Resolver:
-        """Resolves a name, until the proxy is stopped; `lengths`: of raw addresses that are of use."""
+        """Returns a resolver, which a stop closes. `lengths`: the lengths of raw addresses that can be used."""
         resolver = Resolver(host, port, lengths)
         if not self._crew:
             self._resolvers.append(resolver)
@@ -323,7 +324,7 @@ class Proxy(Controls):
         return self.config.clients.allow is not None and isinstance(listener.getsockname(), tuple)
 
     def _undo(self, crew: Crew) -> None:
-        """Gives back what a start had when it failed."""
+        """Releases the resources of a start that has failed."""
         crew.stop(abort=True)
         crew.join(None)
         crew.close()
@@ -347,8 +348,9 @@ class Proxy(Controls):
     def stop(self, grace: float | str | None = None) -> None:
         """Stops listening, lets connections end for `grace` (None: as configured; inf: for ever), resets the rest.
 
-        From any thread, any number of times. When it returns, all is over, and `on_event` had all events; if that
-        blocks, it returns 3 seconds later. From `on_event` it does not wait: it drains with a `grace`, else aborts.
+        May be called from any thread, any number of times. When it returns, all threads have ended, and `on_event` has
+        got all events. If `on_event` blocks, it returns 3 seconds later. Called by `on_event` it does not wait: with a
+        `grace` it drains, else it aborts.
 
         Raises:
             UsageError: `grace` is no duration; nothing has been stopped.
@@ -357,7 +359,7 @@ class Proxy(Controls):
         self._end(limit, told=grace is not None)
 
     def _end(self, limit: float | None, *, told: bool) -> None:
-        """Stops within `limit` seconds (None: without a limit). `told`: the caller has named them."""
+        """Stops within `limit` seconds; None: no limit. `told`: the caller has given a grace."""
         hurry = not told or limit == 0
         crew = self._crew
         if crew and crew.is_own_thread():  # called by one of its own threads, which cannot join itself
@@ -378,7 +380,7 @@ class Proxy(Controls):
         crew.join(limit)
         self._stop(abort=True)
         crew.join(None)
-        with self._closing:  # not the lock of the verbs: the log thread, which this joins, may be in one of them
+        with self._closing:  # not `_lock`: this joins the log thread, which may hold or want that one
             if not self._stopped.is_set():
                 crew.close()
                 if self._bent:
@@ -387,7 +389,7 @@ class Proxy(Controls):
 
     @contextlib.contextmanager
     def _not_nested(self) -> Iterator[None]:
-        """For what holds the lock or joins: a signal handler that interrupts it must do neither."""
+        """Marks the calling thread as one that holds the lock or joins: a signal handler in it must do neither."""
         me = threading.get_ident()  # under gevent or eventlet that of the greenlet
         self._busy.add(me)
         try:
@@ -396,15 +398,15 @@ class Proxy(Controls):
             self._busy.discard(me)
 
     def drain(self) -> None:
-        """Stops listening; connections go on. When it returns, no client is accepted any more."""
+        """Stops listening; connections go on. When it returns, no further client is accepted."""
         if crew := self._stop(abort=False):
             crew.sync()
 
     def abort(self) -> None:
         """Resets all connections and stops listening.
 
-        When it returns, that is done, and `on_event` had the `end` of each connection (after 3 seconds it returns in
-        any case). Called by `on_event` it does not wait, nor by a signal handler in the middle of a start or a stop.
+        When it returns, that is done, and `on_event` has got the `end` of each connection. It returns after 3 seconds
+        in any case. Called by `on_event`, or by a signal handler during a start or a stop, it does not wait.
         """
         crew = self._stop(abort=True)
         if crew and not crew.is_own_thread() and threading.get_ident() not in self._busy:
@@ -413,13 +415,13 @@ class Proxy(Controls):
             self._reporter.flush(max(0.0, deadline - monotonic()))
 
     def _stop(self, *, abort: bool) -> Crew | None:
-        """Tells the workers to stop. A start that has not made them yet does so; without a start there is no effect."""
+        """Tells the workers to stop. A start that has not made them yet will do it. Before a start it has no effect."""
         if self._started:
             self._stopping.set()
             if self._bent:
                 self._bent.end()
             if self.capture:
-                self.capture.stop()  # the start may wait for who reads it
+                self.capture.stop()  # the start may wait for the reader of a named pipe
         if crew := self._crew:
             self._close_ports()
             crew.stop(abort=abort)
@@ -433,11 +435,11 @@ class Proxy(Controls):
         self._reporter.note(kind, text)
 
     def _print(self, lines: list[str]) -> None:
-        """The same for lines that are no event."""
+        """Prints lines that are no event, in the order of events."""
         self._reporter.note_lines(lines)
 
     def _failed(self, failure: WorkerError) -> None:
-        """A worker has ended by itself: called by its thread, which can wait for no other."""
+        """Called when a worker has ended by itself, in its thread, which must not wait for another one."""
         self.failure = failure
         self._stop(abort=True)
 
@@ -445,7 +447,7 @@ class Proxy(Controls):
         """Waits until somebody stops the proxy, or until it ends by itself (`failure` says why).
 
         Returns:
-            False if `timeout` was over first: seconds or a text, None or inf for ever.
+            False if `timeout` (seconds or a text; None or inf: for ever) was over first.
         """
         limit = parse_wait("timeout", timeout)
         deadline = None if limit is None else monotonic() + limit
@@ -458,7 +460,7 @@ class Proxy(Controls):
                 return False
 
     def _close_after_fork(self) -> None:
-        """Closes a forked child's copies of the sockets; the proxy runs on in the parent only. Called at the fork."""
+        """Closes a forked child's copies of the sockets: the proxy runs only in the parent. Called in the child."""
         self._lock, self._closing = Lock(), Lock()  # a thread of the parent may have held the old ones
         self._busy &= {threading.get_ident()}
         if self._stopped.is_set():
@@ -483,19 +485,19 @@ class Proxy(Controls):
     # --- in coroutines ---
 
     async def astart(self) -> Self:
-        """`start` without blocking the event loop. Cancelled: the proxy has stopped."""
+        """`start` without blocking the event loop. If the task is cancelled, the proxy is stopped."""
         return await awaiting.call(self.start, self._hurry, lambda: self.stop(0))
 
     async def astop(self, grace: float | str | None = None) -> None:
-        """`stop` without blocking the event loop. Cancelled: the grace ends early; the proxy has stopped."""
+        """`stop` without blocking the event loop. If the task is cancelled, the grace ends at once."""
         await awaiting.call(lambda: self.stop(grace), self._hurry, lambda: None)
 
     async def await_end(self, timeout: float | str | None = None) -> bool:
-        """`wait` without blocking the event loop. Cancelled: the proxy goes on."""
+        """`wait` without blocking the event loop. If the task is cancelled, the proxy goes on."""
         return await awaiting.until(self._stopping, parse_wait("timeout", timeout))
 
     def _hurry(self) -> None:
-        """Ends a start or a stop soon, also a start that its thread has not begun yet."""
+        """Makes a start or a stop end soon, also a start that its thread has not begun yet."""
         self._stopping.set()
         self._stop(abort=True)
 
@@ -530,12 +532,12 @@ class Proxy(Controls):
 
     @property
     def host(self) -> str:
-        """The host of `address`; of a link-local IPv6 address with its interface."""
+        """The host of `address`; a link-local IPv6 address has its interface."""
         return self._tcp_address("host")[0]
 
     @property
     def port(self) -> int:
-        """The port of `address`: the one it was given, or the free one that it got."""
+        """The port of `address`: the given one, or the free one that the system chose."""
         return self._tcp_address("port")[1]
 
     def _tcp_address(self, what: str) -> tuple[str, int]:
@@ -556,14 +558,14 @@ class Proxy(Controls):
         """The live connections, in the order of accept.
 
         Args:
-            ended: also the last 1,000 that have ended or were refused, each with its reason. Waits until
-                their events have been delivered, but not in `on_event`.
+            ended: also the last 1,000 that have ended or were refused, each with its reason. Waits until their events
+                have been delivered; called by `on_event` it does not wait.
         """
         live = self._crew.connections() if self._crew else []
         found = {it.id: it for it in sorted(live, key=lambda it: it.id)}
         if not ended:
             return list(found.values())
-        self._flush()  # after the look: one that ends in between is in the second list
+        self._flush()  # after reading the live ones: one that ends in between is among the ended ones
         found |= {it.id: it for it in self._reporter.over.connections()}
         return [found[number] for number in sorted(found)]
 
@@ -573,14 +575,14 @@ class Proxy(Controls):
 
     @property
     def _dumpable(self) -> int:
-        """Bytes that have passed, of a proxy whose bytes are shown."""
+        """The number of bytes that have passed and are to be shown."""
         return self._crew.tap.total if self._crew and self._crew.tap else 0
 
     @property
     def recordings(self) -> list[Recording]:
-        """What passed through each connection, in the order of accept; also of those that have ended.
+        """The recordings of all connections, also ended ones, in the order of accept.
 
-        Each client that has connected before the call has one. At most 1,000: then the oldest one that has ended goes.
+        Each client that has connected before the call has one. At most 1,000 are kept: then the oldest ended one goes.
 
         Raises:
             RuntimeError: nothing is recorded: `Proxy(..., record=True)` does.
@@ -591,15 +593,15 @@ class Proxy(Controls):
         tap = crew.tap if crew else None
         if not crew or not tap:
             return []
-        if crew.may_ask():  # not in the middle of a start
+        if crew.may_ask():  # not during a start
             crew.accept_waiting()
-            crew.sync()  # a worker may have handed some of them to another one
+            crew.sync()  # a worker may have passed some of them on to another one
         tap.sync()
         return [Recording(tap, each) for each in tap.recordings()]
 
 
 def check_callback(on_event: object) -> None:
-    """UsageError: it cannot be called with an Event, or nobody would await what it returns."""
+    """Raises UsageError if it cannot be called, or is a coroutine function, whose result nobody would await."""
     if on_event is not None and not callable(on_event):
         raise UsageError(f"on_event {quoted(on_event)} cannot be called, expected a function of an Event, or None")
     if inspect.iscoroutinefunction(on_event):

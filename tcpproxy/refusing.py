@@ -1,4 +1,4 @@
-"""Closes and opens the ports of a proxy, for its verbs and its faults. A part of Proxy."""
+"""Closes and opens the ports of a proxy, for `down`, `up` and the faults. A part of Proxy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Refusing:
     _hangs: bool
     _is_closed: bool
     _told = False
-    """That it listens has been reported, since the start or the last `down`."""
+    """Has `listening` been reported, since the start or the last `down`?"""
 
     if TYPE_CHECKING:  # Controls has them
 
@@ -42,10 +42,10 @@ class Refusing:
     def down(self, live: Literal["close", "reset", "keep"] = "close") -> contextlib.AbstractContextManager[object]:
         """Refuses new connections, as if no server listened, until `up`. No other process can take the port.
 
-        Before the start of the proxy, it starts so.
+        If it is called before the start, the proxy starts like that.
 
         Args:
-            live: what happens to the connections that are open: close and reset as for `kill`; keep: nothing.
+            live: how to end open connections: close and reset as for `kill`; keep: they go on.
 
         Returns:
             A context manager, which calls `up` unless the proxy was down before.
@@ -64,7 +64,7 @@ class Refusing:
         return undoing((lambda: None) if was_down else self.up)
 
     def up(self) -> None:
-        """Listens again, after `down`. When it returns, `on_event` had `listening`; not if a fault still refuses.
+        """Listens again, after `down`. When it returns, `on_event` has got `listening`, unless a fault still refuses.
 
         Raises:
             StartError: the port is taken, or there are no descriptors.
@@ -73,24 +73,24 @@ class Refusing:
         self._flush()
 
     def _set_down(self, down: bool) -> bool:
-        """Keeps what the program wants, and opens or closes the ports. Returns what it wanted before."""
+        """Sets whether the proxy is down, and opens or closes the ports. Returns whether it was down before."""
         with self._held() as crew:
             was_down, self._is_down = self._is_down, down
-            self._told = self._told and not down  # windows of `refuse` would tell it again and again
+            self._told = self._told and not down  # else each window of `refuse` would report it
             try:
                 self._open_or_close(crew)
             except BaseException:
-                self._is_down = was_down  # a call that was interrupted is repeated
+                self._is_down = was_down  # so that an interrupted call can be repeated
                 raise
         return was_down
 
     def _shut(self, crew: Crew | None, kinds: Collection[str]) -> None:
-        """Faults make the ports refuse clients or let them hang, or do not any more."""
+        """Makes the ports refuse clients or hang, as the kinds of faults in force say."""
         hangs = "hang" in kinds
         if hangs != self._hangs:
             if crew:
                 crew.hang(hangs)
-            for each in self._forwards:  # for listeners to come
+            for each in self._forwards:  # for later listeners
                 each.hang(hangs)
             self._hangs = hangs
         before, self._refuses = self._refuses, "refuse" in kinds
@@ -103,7 +103,7 @@ class Refusing:
             raise
 
     def _impossible(self) -> dict[str, str]:
-        """Why the proxy cannot have faults of these kinds."""
+        """Returns the kinds of faults that the proxy cannot have, with the reasons."""
         if self._given:
             return {"refuse": CANNOT_REFUSE, "hang": CANNOT_REFUSE.replace("refuse clients", "let clients hang")}
         if not sys.platform.startswith("linux"):
@@ -113,7 +113,7 @@ class Refusing:
         return {}
 
     def _open_or_close(self, crew: Crew | None) -> None:
-        """Closes the ports if the program (`down`) or a fault (`refuse`) wants that, else opens them."""
+        """Closes the ports if the program (`down`) or a fault (`refuse`) requires it, else opens them."""
         closed = self._is_down or self._refuses
         if crew and closed != self._is_closed and not self._stopping.is_set():
             with lifetime.no_fork:

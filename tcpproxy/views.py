@@ -1,4 +1,4 @@
-"""What a proxy shows of itself while it runs."""
+"""The results of `Proxy.stats`, `Proxy.connections` and `Proxy.forwards`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -80,8 +80,7 @@ class Connection:
         faults: the names of the faults that have acted on it: held, cut or discarded something.
         held: bytes that faults hold now, to upstream and to the client. `waiting_for_upstream` and `waiting_for_client`
             have them, too.
-        via: who has named the client in a header of the PROXY protocol, `host:port`; empty: the client has connected
-            itself.
+        via: the proxy that has sent the client's address by the PROXY protocol, `host:port`; empty: there is none.
     """
 
     id: int
