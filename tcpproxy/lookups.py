@@ -82,7 +82,7 @@ class Lookups:
         while self._running() or not self._stopping.is_set():
             self._wakeup.wait()
             for number in range(len(self._targets)):
-                asked = [each.wants_addresses(number) for each in self._workers]  # ask each worker: the call clears its flag
+                asked = [each.wants_addresses(number) for each in self._workers]  # ask all: the call clears the flag
                 if any(asked):
                     self._begin(number)
 

@@ -19,16 +19,16 @@ cdef enum:                  # docs/decisions.md has the measurement: "Short conn
     SHORT_LIVED_EXCESS = 8      # how many more of them than the others a worker keeps before it hands one over
 
 cdef enum:
-    # Connections that one event accepts at most: relays wait meanwhile. A choice; what was measured is how the number grows
+    # The most connections that one event accepts, because relays wait meanwhile. A choice. How the number grows was measured
     # (docs/decisions.md, "Several accepts in a row").
     ACCEPTS_IN_A_ROW = 16
     # Batches with a connection that raise the number by one, so that accepts that find nothing are rare.
     BATCHES_PER_ACCEPT = 4
-    # ns without accepting after EMFILE and the like, or at Group.limit: no event tells when descriptors or memory are free
-    # again. A choice: ten tries a second cost no processor time that shows, and a client waits 0.1 s longer at most.
+    # ns without accepting after EMFILE and the like, or at Group.limit: no event reports that descriptors or memory are free
+    # again. A choice: ten tries a second cost no noticeable CPU time, and a client waits at most 0.1 s longer.
     PAUSE_NS = 100000000
-    # ns that a pause at Group.limit lasts even if a relay ends at once. Proxies that are connected in a circle refilled a free
-    # slot 10,000 times a second; the 5 ms are a choice.
+    # The least ns of a pause at Group.limit, even if a relay ends at once. Proxies that were connected in a loop refilled a
+    # free slot 10,000 times a second. The 5 ms are a choice.
     LIMIT_PAUSE_LEAST_NS = 5000000
     # The most accepts when a command asks for all clients in the backlog: the size of a backlog.
     ACCEPTS_AT_MOST = 4096
@@ -80,7 +80,7 @@ cdef void accepting_watch(Loop *loop) noexcept nogil:
 
 
 cdef void _unwatch(Loop *loop, int count) noexcept nogil:
-    """Takes the first `count` listeners from the poller."""
+    """Unregisters the first `count` listeners."""
     while count > 0:
         count -= 1
         poller_remove(loop.pump.poller, &loop.accepting.listeners[count].watch, WATCH_LISTENER)
@@ -137,7 +137,7 @@ cdef void accepting_freed(Loop *loop) noexcept nogil:
 
 
 cdef void _pause(Loop *loop, int kind, int error) noexcept nogil:
-    """Stops watching the listeners for a while, and writes an event record of this kind."""
+    """Unregisters the listeners for a while, and writes an event record of this kind."""
     if loop.accepting.watched:
         _unwatch(loop, loop.accepting.count)
     loop.accepting.paused_ns = loop.now_ns
@@ -161,10 +161,10 @@ cdef bint _reserve(Loop *loop) noexcept nogil:
 
 
 cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil:
-    """Accepts one connection, and more only if the batches before had connections too.
+    """Accepts one connection, and more only if the previous batches had connections, too.
 
-    Doubling the number per batch wasted one accept in five (eight clients that connect and leave). So it grows by one after
-    BATCHES_PER_ACCEPT batches in a row.
+    The number grows by one after BATCHES_PER_ACCEPT batches in a row. Doubling it per batch wasted one accept in five (eight
+    clients that connect and leave).
     """
     cdef int nth
     if not loop.accepting.watched:
@@ -180,13 +180,13 @@ cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil:
 
 
 cdef bint _may_connect(Loop *loop, Message *accepted) noexcept nogil:
-    """False: --allow or --deny resets it. The client of a trusted proxy is checked later, when its header has been read."""
+    """False: --allow or --deny rejects the client. The client of a trusted proxy is checked after its header has been read."""
     accepted.proxied = admission_wants_header(loop.group.admission, &accepted.client)
     return accepted.proxied or admission_admits(loop.group.admission, &accepted.client)
 
 
 cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil:
-    """Accepts one connection. False: no more for now. `announced`: an event says that one is waiting."""
+    """Accepts one connection. False: no more for now. `announced`: an event has reported a waiting connection."""
     cdef Message accepted
     cdef Counters *own
     cdef int64_t fd
@@ -214,7 +214,7 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
         loop.accepting.found = False
         return False
     if net_out_of_resources(fd) and not announced:
-        return False                            # Linux needs a descriptor before it looks whether a connection waits
+        return False                            # Linux allocates a descriptor before it checks whether a connection waits
     sync_bump(&loop.counters.accept_errors, 1)
     own = loop_of_target(loop, listener.target)
     if own != NULL:
@@ -244,17 +244,17 @@ cdef void _choose_worker(Loop *loop, const Message *accepted) noexcept nogil:
 
 
 cdef bint _hand_off(Loop *loop, Loop *to, const Message *accepted) noexcept nogil:
-    """Hands a connection to another worker, which counts it from now on. False: its inbox is full, or it ends.
+    """Hands a connection to another worker, which counts it from now on. False: its inbox is full, or the worker ends.
 
-    Either that worker sees that it has a connection more, or this one reads `finished` (the pattern of sync.pxd).
-    Its poller can be woken even then: pollers are freed when no worker of the group runs any more.
+    Either that worker sees that it has one connection more, or this one reads `finished` (the pattern of sync.pxd).
+    Waking its poller is safe also if it has ended: pollers are freed when no worker of the group runs any more.
     """
     cdef bint taken
     sync_add(&to.counters.active, 1)
-    sync_sub(&loop.counters.active, 1)          # before the other worker has it, which may report its end at once
+    sync_sub(&loop.counters.active, 1)          # before the push: the other worker may report the connection's end at once
     taken = not sync_check(&to.finished) and inbox_push(&to.inbox, accepted)
     if not taken:
         sync_add(&loop.counters.active, 1)
         sync_sub(&to.counters.active, 1)
-    poller_wake(to.pump.poller)                 # even if not taken: it may have cancelled its end because of `active`
+    poller_wake(to.pump.poller)                 # even if not taken: `active` may have kept that worker from ending
     return taken

@@ -17,7 +17,7 @@ from tcpproxy._core.timers cimport TIMER_NONE, TIMER_SHAPER, alarms_cancel, alar
 # --- taking hold ---
 
 cdef bint _is_meant(const Relay *relay, const Plan *plan, uint64_t *ip_high, uint64_t *ip_low) noexcept nogil:
-    """Whether the plan takes the relay. Fills in the address of its client, for the Shaping."""
+    """Does the plan take the relay? Fills in the address of its client, for the Shaping."""
     cdef uint8_t ip[16]
     cdef uint16_t port
     cdef int i
@@ -30,7 +30,7 @@ cdef bint _is_meant(const Relay *relay, const Plan *plan, uint64_t *ip_high, uin
 
 
 cdef bint _adopt(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
-    """Gives a relay the rules of a plan that take it. False: there was no memory, and the relay has been ended."""
+    """Gives a relay the rules of a plan that take the relay. False: there was no memory, and the relay has been ended."""
     cdef Shaping *shaping = relay_shaping(relay)
     cdef Shaper *shaper
     cdef uint64_t ip_high, ip_low
@@ -60,7 +60,7 @@ cdef bint _adopt(Loop *loop, Relay *relay, Plan *plan) noexcept nogil:
 
 
 cdef void _let_go(Loop *loop, Relay *relay, Shaping *shaping) noexcept nogil:
-    """Frees the shapers of directions that are not shaped any more, and the Shaping if no direction is shaped."""
+    """Removes the shapers of directions that are not shaped any more, and frees the Shaping if no direction is shaped."""
     cdef Half *half
     cdef int side
     for side in range(2):

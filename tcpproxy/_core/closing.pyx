@@ -24,8 +24,8 @@ from tcpproxy._core.timers cimport TIMER_FLUSH, TIMER_LINGER, TIMER_NONE, TIMER_
     timers_cancel
 
 cdef enum:
-    # Reads that discard what a lingering side sends, in one turn: with a scratch of 64 KiB as much as a turn of the pump
-    # reads (TURN_LEAST_BYTES of half.pxd). A choice.
+    # The most reads in one turn that discard the bytes of a lingering side. With a scratch buffer of 64 KiB they read as much
+    # as a turn of the pump (TURN_LEAST_BYTES of half.pxd). A choice.
     DISCARDS_PER_TURN = 4
 
 
@@ -47,15 +47,15 @@ cdef int _unsent(Relay *relay, int side, bint *progress) noexcept nogil:
 
 
 cdef bint closing_measure_progress(Relay *relay) noexcept nogil:
-    """Remembers how many bytes have left the kernel. True: more than at the last call, and some are still unsent.
+    """Stores how many bytes have left the kernel. True: more than at the last call, and some are still unsent.
 
-    A full socket may hold 4 MiB and is writable again only when a third of that is free (Linux). A slow receiver may need
+    A full socket may hold 4 MiB, and is writable again only when a third of that is free (Linux). A slow receiver may need
     longer for a third than a time-out lasts.
 
-    An empty send queue is no progress, even if it became empty a moment ago: nothing is left that a slow receiver has to
-    take, and when the last byte left is not known. Counted as progress, every connection whose last bytes are long delivered
-    would last for two time-outs, because the amounts are not stored when a time-out begins (that would cost two calls a
-    turn; closing_arm_linger does it, once).
+    An empty send queue does not count as progress, even if it became empty just now: no slow receiver is left, and the time of
+    the last byte is unknown. If it counted, a connection whose last bytes were delivered long ago would last for two
+    time-outs, because the amounts are not stored when a time-out begins. (That would cost two calls a turn;
+    closing_arm_linger does it, once.)
     """
     cdef bint progress = False
     _unsent(relay, CLIENT, &progress)
@@ -64,18 +64,18 @@ cdef bint closing_measure_progress(Relay *relay) noexcept nogil:
 
 
 cdef void closing_arm_linger(Loop *loop, Relay *relay) noexcept nogil:
-    """Only queued bytes remain: the relay is closed when none has left the kernel for the length of TIMER_LINGER."""
-    closing_measure_progress(relay)                     # stores the present amounts: progress is measured from here
+    """Only queued bytes remain: the relay is closed when no byte has left the kernel for the length of TIMER_LINGER."""
+    closing_measure_progress(relay)                     # stores the amounts from which progress is measured
     timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
 
 
 # --- a side has failed ---
 
 cdef void closing_side_failed(Loop *loop, Relay *relay, int side) noexcept nogil:
-    """The first failure of a relay, a reset or the like, decides its reason; a second one changes nothing.
+    """The first failure of a side, mostly a reset, decides the reason of the relay; a second one changes nothing.
 
-    What is queued for the failed side is dropped. Reading goes on: bytes that it sent before its RST may still be in our
-    receive queue, even if a failed send reported the reset first.
+    Bytes that are queued for the failed side are dropped. Reading from it goes on: bytes that it sent before its RST may still
+    be in our receive queue, even if a failed send has reported the reset.
     """
     if relay.reason == REASON_CLIENT_RESET or relay.reason == REASON_UPSTREAM_RESET:
         return
@@ -96,7 +96,7 @@ cdef bint closing_pass_reset_on(Loop *loop, Relay *relay, int side) noexcept nog
     if rest.state < HALF_SHUT:
         if relay.sides[side].ready & READY_IN or half_holds(rest):
             return False
-        # The receive queue is empty and no error was read: the failure was that of our send alone.
+        # The receive queue is empty and recv reported no error: only our send has failed.
         half_break(rest, &loop.pump)
     if rest.state == HALF_SHUT and peer.eof_read:
         closing_close(loop, relay, False)       # both directions of the peer ended cleanly: close, do not reset
@@ -107,18 +107,18 @@ cdef bint closing_pass_reset_on(Loop *loop, Relay *relay, int side) noexcept nog
 
 cdef void _reset_peer_when_sent(Loop *loop, Relay *relay, int side) noexcept nogil:
     relay.state = RELAY_RESETTING
-    _close_side(loop, relay, side, True)        # at once: it may be alive, and its peer slow
+    _close_side(loop, relay, side, True)        # at once: it may be alive, and the other side slow
     timers_arm(&loop.timers, &relay.deadline, TIMER_LINGER, loop.now_ns)
     timers_arm(&loop.timers, &relay.check, TIMER_FLUSH, loop.now_ns)
     closing_reset_when_sent(loop, relay)
 
 
 cdef void closing_reset_when_sent(Loop *loop, Relay *relay) noexcept nogil:
-    """Resets the side that is left once its send queue is empty: RST destroys what the kernel has not sent yet.
+    """Resets the remaining side when its send queue is empty, because RST destroys bytes that the kernel has not sent yet.
 
-    Not for a UNIX socket: what was sent to its peer is the peer's already, and a close destroys none of it.
-    No event says "send queue flushed": this checks every TIMER_FLUSH while the queue shrinks, every TIMER_STUCK while it
-    does not. Nor while what the failed side sends is paused, its reset included.
+    A UNIX socket is closed at once: its peer already has all bytes. No event reports an empty send queue, so this checks it
+    every TIMER_FLUSH while it shrinks, and every TIMER_STUCK while it does not. While the direction from the failed side is
+    paused, the reset waits, too.
     """
     cdef int peer = UPSTREAM if relay.sides[CLIENT].watch.fd == NET_NONE else CLIENT
     cdef bint progress = False
@@ -141,7 +141,7 @@ cdef void closing_cut(Loop *loop, Relay *relay, int side, bint reset, bint flush
     if not reset:
         _end_by_fin(loop, relay)
     elif flush and relay.state == RELAY_RELAYING:
-        half_break(&relay.halves[1 - side], &loop.pump)     # `side` is reset at once
+        half_break(&relay.halves[1 - side], &loop.pump)     # nothing more for `side`, which is reset at once
         half_break(&relay.halves[side], &loop.pump)
         _reset_peer_when_sent(loop, relay, side)
     else:
@@ -151,14 +151,14 @@ cdef void closing_cut(Loop *loop, Relay *relay, int side, bint reset, bint flush
 # --- both directions have ended ---
 
 cdef void closing_linger(Loop *loop, Relay *relay) noexcept nogil:
-    """A peer that has its FIN still sends. Closing with unread input would send RST and destroy what is queued for it."""
+    """A peer still sends after it has got our FIN. Closing with unread input would send RST and destroy its queued bytes."""
     relay.state = RELAY_LINGERING
     closing_arm_linger(loop, relay)
     closing_drain_input(loop, relay)
 
 
 cdef void closing_drain_input(Loop *loop, Relay *relay) noexcept nogil:
-    """Reads and discards what the peers send, until both have ended or TIMER_LINGER fires."""
+    """Reads and discards the bytes of the peers, until both have ended or TIMER_LINGER fires."""
     cdef int side
     for side in range(2):
         _discard(loop, &relay.sides[side])
@@ -200,7 +200,7 @@ cdef void closing_close(Loop *loop, Relay *relay, bint reset) noexcept nogil:
 
 
 cdef void closing_timeout(Loop *loop, Relay *relay, uint8_t reason) noexcept nogil:
-    """Resets a side that has not had its FIN: a FIN now would make a partial answer look complete. Closes the other one."""
+    """Resets a side that has got no FIN, because a FIN now would make a partial answer look complete. Closes the other one."""
     relay.reason = reason
     _release(loop, relay, relay.halves[UPSTREAM].state != HALF_SHUT, relay.halves[CLIENT].state != HALF_SHUT)
     reports_ended(loop, relay)
@@ -232,7 +232,7 @@ cdef void closing_refuse(Loop *loop, Relay *relay, uint8_t reason, int error, Re
     accepted.client = relay.client
     accepted.target = relay.target
     accepted.fd = relay.sides[CLIENT].watch.fd
-    sync_sub(&loop.counters.active, 1)          # before the report, which must be true when it is read
+    sync_sub(&loop.counters.active, 1)          # before the report, so that a reader of the report finds the new count
     reports_refused(loop, &accepted, reason, error, more)
     _forget(loop, relay)
 
@@ -259,7 +259,7 @@ cdef void _forget(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil:
-    """Ends a relay on request, and reports that. No byte of it is delivered any more, also of those that wait here."""
+    """Ends a relay on request, and reports that. Its undelivered bytes are dropped."""
     relay.reason = REASON_KILLED
     relay.error = 0
     if reset or relay.state == RELAY_RESETTING:
@@ -269,8 +269,8 @@ cdef void closing_kill(Loop *loop, Relay *relay, bint reset) noexcept nogil:
 
 
 cdef void _end_by_fin(Loop *loop, Relay *relay) noexcept nogil:
-    """FIN to both sides: it lingers, because closing with unread input would send RST. It is over all the same, and reported, so
-    that a caller that waits for its end does not wait for a peer.
+    """Sends FIN to both sides. The relay then lingers, because closing with unread input would send RST. Its end is reported
+    before that, so that a caller that waits for it does not wait for a peer.
     """
     _finish_both(loop, relay)
     metering_end(loop, relay)
@@ -284,7 +284,7 @@ cdef void _end_by_fin(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void _finish_both(Loop *loop, Relay *relay) noexcept nogil:
-    """Sends FIN to both sides. What the relay still holds is dropped."""
+    """Sends FIN to both sides. Bytes that the relay still holds are dropped."""
     cdef int side
     if relay.connecting != NULL:
         closing_forget_attempts(loop, relay)
@@ -295,7 +295,7 @@ cdef void _finish_both(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void _send_fin(Loop *loop, Relay *relay, int number) noexcept nogil:
-    """Sends FIN to a side that has had none. A side that cannot have one is reset."""
+    """Sends FIN to a side that has got none. Resets the side if that fails."""
     cdef Side *side = &relay.sides[number]
     if side.watch.fd != NET_NONE and not side.fin_sent:
         if net_shut_write(side.watch.fd) < 0:
@@ -332,10 +332,11 @@ cdef void _close_side(Loop *loop, Relay *relay, int number, bint reset) noexcept
 
 
 cdef void _release(Loop *loop, Relay *relay, bint reset_client, bint reset_upstream) noexcept nogil:
-    """Closes what the relay owns. The slot stays: events of this batch and the run queue may refer to it.
+    """Closes the sockets of the relay and frees its memory. The slot stays: events of this batch and the run queue may refer to
+    it.
 
-    Before the end is reported, so that it is true when it is read: the connection is not counted any more, neither in
-    `active` nor for its source, and both peers have their FIN or RST.
+    To be called before the end is reported. A reader of the report then finds that the connection is no longer counted, neither
+    in `active` nor for its source, and that both peers have their FIN or RST.
     """
     cdef Shaping *shaping = relay_shaping(relay)
     cdef int side

@@ -13,12 +13,12 @@ from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.timers cimport TIMER_RATE, alarms_cancel, alarms_set
 
 cdef enum:
-    # A choice. The time between two turns of a connection is this, times the number of connections that share the rate.
-    # A wake-up that is late by less than the burst (1 / BURST_PART s) loses no throughput.
+    # A choice. The time between two turns of a connection is PORTION_NS times the number of connections that share the rate.
+    # A wake-up that is late by less than the time of the burst (1 / BURST_PART s) loses no throughput.
     PORTION_NS = 4000000
     LEAST_PORTION_BYTES = 1448      # a segment
     MOST_PORTION_BYTES = TURN_LEAST_BYTES
-    BURST_PART = 50                 # the burst is this part of the rate per second: 20 ms
+    BURST_PART = 50                 # the burst is the rate of a second divided by this: 20 ms
     MOST_BURST_BYTES = 1000000000
 
 
@@ -52,7 +52,7 @@ cdef bint metering_begin(Relay *relay) noexcept nogil:
 
 
 cdef void _give_back(Loop *loop, const Meter *meter) noexcept nogil:
-    """What it has reserved of the shared rate and not read: else others would wait for bytes that never come."""
+    """Gives back bytes of the shared rate that are reserved and unread: else others would wait for bytes that never pass."""
     cdef int side
     for side in range(2):
         if meter.portion[side] and loop.group.rate[side].rate:
@@ -71,7 +71,7 @@ cdef void metering_end(Loop *loop, Relay *relay) noexcept nogil:
 # --- how much may be read ---
 
 cdef inline bint _wants(const Loop *loop, Half *half, const Side *source) noexcept nogil:
-    """The direction would read now if there were no rate."""
+    """Would the direction read now if there were no rate?"""
     return half.state == HALF_OPEN and source.ready & READY_IN and half.buffer.memory == NULL and half.pipe == NULL \
         and (half.shaper == NULL or shaper_room(half.shaper, loop.now_ns) > 0)
 
@@ -79,7 +79,7 @@ cdef inline bint _wants(const Loop *loop, Half *half, const Side *source) noexce
 cdef uint32_t _may_read(Loop *loop, Relay *relay, int side, uint32_t *unread_now) noexcept nogil:
     """How many bytes the direction may read now. 0: there is nothing to read; or it must wait, and an alarm is set.
 
-    `unread_now`: how many bytes are unread, if the socket was asked now; else 0.
+    `unread_now`: the number of unread bytes, if the socket was asked in this call; else 0.
     """
     cdef Meter *meter = relay.origin.meter
     unread_now[0] = 0
@@ -170,8 +170,8 @@ cdef int metering_pump(Loop *loop, Relay *relay, int side) noexcept nogil:
             _account(loop, relay.origin.meter, side, got)
             used += got
             if got == <int64_t> unread and not relay.sides[side].read_to_eagain and relay.sides[side].ready & READY_IN:
-                # The socket is empty, as after a read that does not fill the scratch: see _recv in half.pyx. Bytes that
-                # came after it was asked cause an event.
+                # The socket is empty, as after a read that does not fill the scratch buffer: see _recv in half.pyx. Bytes
+                # that came after net_unread cause an event.
                 half_not_ready(&relay.sides[side], READY_IN, &loop.pump)
         if result & PUMP_STALLED or not _wants(loop, half, &relay.sides[side]):
             return result

@@ -4,17 +4,17 @@
 #                                     ^                        |
 #                                     `--- the next target <---'   of a forward with several (fallback.pxd)
 #
-# A failure resets the client. Bytes that the client sends meanwhile stay in its socket. With --send-proxy the first bytes for
-# upstream are a header. The socket's send buffer almost always has room for all of it, so RELAY_GREETING is rare.
+# A failure resets the client. Bytes that the client sends meanwhile stay unread in the kernel. With --send-proxy the first bytes
+# for upstream are a header. The send buffer almost always has room for the whole header, so RELAY_GREETING is rare.
 from libc.stdint cimport uint8_t, uint32_t
 from tcpproxy._core.inbox cimport Message
 from tcpproxy._core.loop cimport Loop, Relay
 
-# Takes over an accepted socket (MESSAGE_CONNECTION), which is counted in `active` already
+# Takes over an accepted socket (MESSAGE_CONNECTION), which `active` already counts
 cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil
-# Resets an accepted socket. REASON_LIMIT with errno 0: too many of its source; REASON_SHUTDOWN: the worker has failed
+# Resets an accepted socket. REASON_LIMIT with errno 0: too many connections of its source; REASON_SHUTDOWN: the worker has failed
 cdef void opening_turn_away(Loop *loop, const Message *accepted, uint8_t reason, int error) noexcept nogil
-# A turn of a relay that is not connected yet: what faults do, and the next target
+# A turn of a relay that is not connected yet: applies faults, and tries the next target
 cdef void opening_turn(Loop *loop, Relay *relay) noexcept nogil
 cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil        # a lookup has completed, perhaps without addresses
 cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil    # TIMER_STAGGER, or an attempt has failed

@@ -60,7 +60,7 @@ cdef void opening_start(Loop *loop, const Message *accepted) noexcept nogil:
 
 
 cdef inline void _begin(Loop *loop, Relay *relay) noexcept nogil:
-    """Goes on when the client's address is known: at once, or after its PROXY header."""
+    """The step after the client's address is known, which is at once or after its PROXY header."""
     relay.state = RELAY_RESOLVING
     reports_accepted(loop, relay)
     timers_arm(&loop.timers, &relay.deadline, TIMER_CONNECT, loop.now_ns)
@@ -92,10 +92,11 @@ cdef void opening_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits
 
 
 cdef void _client_event(Loop *loop, Relay *relay, uint32_t bits) noexcept nogil:
-    """An event of a client whose upstream is not connected yet: is there anything left to connect for?
+    """An event of a client whose upstream is not connected yet: closes the relay if the client was reset and has sent nothing.
 
-    Its bytes stay unread in the kernel, so that an error is reported before they are read. A direct connection would
-    have delivered those before a reset. A FIN may be half a close, of a client that waits for a greeting.
+    If it has sent bytes before its reset, the attempt goes on, because a direct connection would have delivered them. They are
+    only peeked at, and stay in the kernel. The attempt also goes on after a FIN, which may be a half-close of a client that
+    waits for a greeting.
     """
     cdef char byte
     if relay.state == RELAY_INTRODUCING:
@@ -122,8 +123,8 @@ cdef inline void _dial(Loop *loop, Relay *relay) noexcept nogil:
 cdef void _failed(Loop *loop, Relay *relay, uint8_t reason, int error) noexcept nogil:
     """The current target was not reached.
 
-    The next one follows in a turn: this batch may have another event of the attempts that have failed, whose tags those of
-    the next target have, too.
+    The next target is tried in a later turn: this batch may still have events of the failed attempts, and attempts at the next
+    target have the same tags.
     """
     if reason == REASON_LIMIT or not fallback_has(relay):
         closing_connect_failed(loop, relay, reason, error)
@@ -147,7 +148,7 @@ cdef void opening_share_over(Loop *loop, Relay *relay) noexcept nogil:
 # --- addresses ---
 
 cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
-    """Connects with addresses that have not expired; else asks for new ones, once for all relays that wait."""
+    """Connects if there are addresses that have not expired; else asks for new ones, once for all relays that wait."""
     cdef Upstream *upstream = &loop.upstreams[relay.target]
     cdef int64_t sent
     if upstream.list != NULL and upstream.list.count and loop.now_ns < upstream.list.expires_ns:
@@ -155,7 +156,7 @@ cdef void _resolve(Loop *loop, Relay *relay) noexcept nogil:
     elif not upstream.waiting:
         sync_store(&upstream.asked, 1)
         sent = net_send(loop.lookup_wakeup, <const char *> "n", 1)
-        upstream.waiting = sent > 0 or net_would_block(sent)    # not sent, for lack of memory: the next client asks again
+        upstream.waiting = sent > 0 or net_would_block(sent)    # False for lack of memory: the next client asks again
 
 
 cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil:
@@ -169,14 +170,14 @@ cdef void opening_resolved(Loop *loop, Relay *relay) noexcept nogil:
 # --- attempts to connect ---
 
 cdef void _avoid_family(Loop *loop, int target) noexcept nogil:
-    """Puts the addresses of a family that did not answer last."""
+    """Moves the addresses of a family that did not answer to the end of the list."""
     cdef Upstream *upstream = &loop.upstreams[target]
     cdef uint64_t avoided = sync_peek(&loop.group.avoided[target])
     if avoided > loop.now_ns:
         if avoided != upstream.list.avoided:
             upstream.list = addresses_avoid(upstream.list, avoided)
     elif avoided:
-        sync_claim(&loop.group.avoided[target], avoided, 0)     # from the next look-up on the system's order holds again
+        sync_claim(&loop.group.avoided[target], avoided, 0)     # the next look-up has the system's order again
 
 
 cdef inline void _connect(Loop *loop, Relay *relay) noexcept nogil:
@@ -229,7 +230,7 @@ cdef void opening_next_attempt(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef uint8_t _failure(int error) noexcept nogil:
-    """The reason that goes with the errno of a failed connect."""
+    """The reason for the errno of a failed connect."""
     if error == ECONNREFUSED or error == ENOENT:        # ENOENT: the path of a UNIX socket does not exist
         return REASON_REFUSED
     if error == ETIMEDOUT:
@@ -243,7 +244,7 @@ cdef uint8_t _too_late(Relay *relay) noexcept nogil:
     """The reason of a time-out."""
     if relay.state == RELAY_RESOLVING:
         return REASON_DNS
-    if relay.connecting != NULL and relay.connecting.started:      # NULL: it is connected, and only its header is not sent
+    if relay.connecting != NULL and relay.connecting.started:      # NULL: it is connected, but its header is not sent yet
         relay.connecting.last = relay.connecting.started - 1
     return REASON_CONNECT_TIMEOUT
 
@@ -302,10 +303,10 @@ cdef inline void _relay(Loop *loop, Relay *relay) noexcept nogil:
 # --- the PROXY header for upstream ---
 
 cdef bint _greets(Loop *loop, Relay *relay) noexcept nogil:
-    """Sends the header. False: not all of it, so that the relay has to wait.
+    """Sends the header. False: only a part was sent, and the relay has to wait.
 
-    If bytes of the client are there, its turn, which is next, sends them behind the header in the same segment. Else Nagle's
-    algorithm would hold them back, when they come, until upstream has acknowledged the header.
+    If the client has sent bytes, the header is held (MSG_MORE), and the relay's next turn sends both in one segment. If not,
+    TCP_NODELAY is set: otherwise Nagle's algorithm would hold later bytes until upstream has acknowledged the header.
     """
     cdef Side *upstream = &relay.sides[UPSTREAM]
     cdef bint held = NET_HOLDS and _has_bytes(loop, relay)
@@ -345,7 +346,7 @@ cdef void _greet(Loop *loop, Relay *relay) noexcept nogil:
     cdef Side *upstream = &relay.sides[UPSTREAM]
     cdef Buffer *rest = &relay.halves[CLIENT].buffer
     cdef int64_t sent
-    if rest.memory == NULL:                     # a fault that has taken hold meanwhile holds it, in front of the client's bytes
+    if rest.memory == NULL:                     # a fault has taken the relay meanwhile: the header is first in its shaper
         _relay(loop, relay)
         return
     if not upstream.ready & READY_OUT:

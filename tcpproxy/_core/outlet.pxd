@@ -1,4 +1,4 @@
-# What leaves the line of a shaper, and when: the model is in shaper.pxd.
+# The output of a shaper: which bytes leave its line, and when. The model is in shaper.pxd.
 from libc.stdint cimport uint32_t, uint64_t
 from tcpproxy._core.buffer cimport Buffer
 from tcpproxy._core.shaper cimport Shaper
@@ -10,10 +10,10 @@ cdef enum:                  # results of outlet_take
     TAKE_FAILED             # the failure of the source, after the last byte
     TAKE_CLOSE              # end the connection: an end of file for both peers
     TAKE_RESET              # end the connection: reset both peers
-    TAKE_NO_MEMORY          # bytes could not be taken out
+    TAKE_NO_MEMORY          # there is no memory to take bytes out
 
-# Up to `most` bytes, into the empty `out`; or the end of the source
+# Takes up to `most` bytes into the empty `out`, or the end of the source. Returns TAKE_
 cdef int outlet_take(Shaper *shaper, uint32_t most, Buffer *out, uint64_t now_ns) noexcept nogil
 cdef int outlet_verdict(Shaper *shaper, uint64_t now_ns) noexcept nogil         # TAKE_CLOSE, TAKE_RESET or TAKE_NOTHING
-# When to call outlet_take again; with `blocked` (the sink takes nothing) when to call outlet_verdict. UINT64_MAX: at no time
+# When to call outlet_take again; with `blocked` (the sink takes nothing), when to call outlet_verdict. UINT64_MAX: never
 cdef uint64_t outlet_due_ns(Shaper *shaper, bint blocked, uint64_t now_ns) noexcept nogil

@@ -1,4 +1,4 @@
-# What leaves the line of a shaper, and when: the model is in shaper.pxd.
+# The output of a shaper: which bytes leave its line, and when. The model is in shaper.pxd.
 from libc.stdint cimport UINT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from tcpproxy._core.bucket cimport bucket_charge, bucket_due_ns, bucket_room
@@ -13,7 +13,7 @@ from tcpproxy._core.sync cimport sync_claim, sync_load
 cdef enum:
     CUT = -1                # another value of Next.what, beside TAKE_: Next.grip cuts here
 
-cdef struct Next:           # what happens next, if nothing is put in
+cdef struct Next:           # the next event of the shaper, if nothing is put in
     uint64_t when_ns        # UINT64_MAX: nothing happens
     uint64_t size           # bytes; valid if TAKE_BYTES is due now
     Grip *grip
@@ -23,13 +23,13 @@ cdef struct Next:           # what happens next, if nothing is put in
 # --- when ---
 
 cdef void _end_next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
-    """Sets `next` to the end of the connection that comes first, if one comes before what `next` has."""
+    """Sets `next` to the earliest end of the connection, if it comes before the event in `next`."""
     cdef uint64_t at_ns
     cdef Grip *grip
     cdef uint32_t i
     if shaper.over:
         if shaper.over == END_STALL and shaper.ended == SOURCE_FAILED:
-            next.when_ns = now_ns           # a failure is no byte: it is not discarded
+            next.when_ns = now_ns           # a stall discards bytes, but not the failure of the source
             next.what = TAKE_FAILED
         elif shaper.over != END_STALL:
             next.when_ns = shaper.over_ns
@@ -51,7 +51,7 @@ cdef void _end_next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
 
 
 cdef bint _stalled(Shaper *shaper, uint64_t *size, uint64_t now_ns) noexcept nogil:
-    """Whether nothing may leave; else lowers `size` to what may."""
+    """True: a stall lets nothing leave. Else lowers `size` to the bytes that may leave before the next stall begins."""
     cdef Grip *grip
     cdef uint32_t i
     for i in range(shaper.count):
@@ -75,10 +75,10 @@ cdef uint64_t _left(const Shaper *shaper, const Grip *grip) noexcept nogil:
 
 
 cdef Grip *_cut_next(Shaper *shaper, uint64_t *size) noexcept nogil:
-    """The cut that is reached, or NULL. Lowers `size` to what may leave before the next one."""
+    """Returns the cut whose position is reached, or NULL. Lowers `size` to the bytes that may leave before the next one."""
     cdef uint64_t left
     cdef Grip *grip
-    cdef Grip *at_first = NULL          # of limit_data=0: acts at the first byte, so a cut that waits for no byte comes first
+    cdef Grip *at_first = NULL          # a limit_data=0: it waits for the first byte, so other cuts come before it
     cdef uint32_t i
     for i in range(shaper.count):
         grip = &shaper.grips[i]
@@ -95,7 +95,7 @@ cdef Grip *_cut_next(Shaper *shaper, uint64_t *size) noexcept nogil:
 
 
 cdef inline bint _works(Shaper *shaper, Grip *grip, uint64_t *size, uint64_t now_ns) noexcept nogil:
-    """Whether a rate or a slicer has begun; if not, lowers `size` to what may leave before it does."""
+    """Has a rate or a slicer begun? If not, lowers `size` to the bytes that may leave before it begins."""
     if grip.start_ns > now_ns or shaper.shaping.spent & grip.bit:
         return False
     if shaper.passed < grip.start:
@@ -105,7 +105,7 @@ cdef inline bint _works(Shaper *shaper, Grip *grip, uint64_t *size, uint64_t now
 
 
 cdef uint64_t _slice(Shaper *shaper, Grip *grip, uint64_t *size) noexcept nogil:
-    """Lowers `size` to the rest of the slice. Returns when it is due. Its length follows from the dice of its first position."""
+    """Lowers `size` to the rest of the slice. Returns when that is due. The dice of its first position give its length."""
     cdef const Rule *rule = grip.rule
     cdef uint64_t number, left
     if grip.slice_end <= shaper.passed:
@@ -118,7 +118,7 @@ cdef uint64_t _slice(Shaper *shaper, Grip *grip, uint64_t *size) noexcept nogil:
 
 
 cdef uint64_t _before_latency(const Shaper *shaper) noexcept nogil:
-    """Bytes that may leave before the next position from which on a latency acts."""
+    """Bytes that may leave before the next position at which a latency begins."""
     cdef const Grip *grip
     cdef uint64_t size = UINT64_MAX
     cdef uint32_t i
@@ -134,7 +134,7 @@ cdef uint64_t *_bucket(Grip *grip) noexcept nogil:
 
 
 cdef uint64_t _pace(Shaper *shaper, uint64_t due_ns, uint64_t *size, uint64_t now_ns) noexcept nogil:
-    """Lowers `size` to what rates and slicers let leave. Returns when that may leave: `due_ns` or later."""
+    """Lowers `size` to the bytes that rates and slicers let leave at once. Returns when these may leave: `due_ns` or later."""
     cdef uint64_t at_ns
     cdef Grip *grip
     cdef uint32_t i
@@ -168,7 +168,7 @@ cdef void _next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
     if shaper.over or next.when_ns <= now_ns:
         return
     cut = _cut_next(shaper, &size)
-    if cut != NULL and cut.rule.after_bytes:            # the last byte before it has left
+    if cut != NULL and cut.rule.after_bytes:            # the last byte before the cut has left
         next.when_ns = now_ns
         next.what = CUT
         next.grip = cut
@@ -184,7 +184,7 @@ cdef void _next(Shaper *shaper, Next *next, uint64_t now_ns) noexcept nogil:
                 if shaper.grips[i].rule.kind == RULE_SLOW_CLOSE and shaper_act(shaper, &shaper.grips[i]):
                     due_ns = max(due_ns, max(shaper.due_ns, shaper.left_ns) + shaper.grips[i].rule.delay_ns)
         _sooner(next, due_ns, TAKE_EOF if shaper.ended == SOURCE_EOF else TAKE_FAILED)
-    elif cut != NULL:                                   # limit_data=0: acts when the first byte is due
+    elif cut != NULL:                                   # a limit_data=0 acts when the first byte is due
         next.grip = cut
         _sooner(next, due_ns, CUT)
     else:
@@ -247,7 +247,7 @@ cdef void _cut(Shaper *shaper, Grip *grip, uint64_t now_ns) noexcept nogil:
 
 
 cdef uint64_t _claim(Shaper *shaper, uint64_t size) noexcept nogil:
-    """Takes up to `size` bytes from the limits that all connections share; returns how many. 0: others have used up a limit."""
+    """Takes up to `size` bytes from the limits that connections share. Returns how many; 0: others have used up a limit."""
     cdef uint64_t passed, rest
     cdef Grip *grip
     cdef uint32_t i

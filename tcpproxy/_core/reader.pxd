@@ -1,7 +1,7 @@
-# The thread that reads the taps of all workers of a proxy. It runs without the GIL for as long as they do, and gives their
-# records to the recordings, to the file of a capture and, for a dump, to the log thread. It never waits for Python: a program
-# that holds the GIL, or stands still, does not hold up the traffic that it records. Only a rotation of files waits, for each
-# next one.
+# The thread that reads the taps of all workers of a proxy, as long as they run. It gives their records to the recordings, to the
+# file of a capture and, for a dump, to the log thread. It holds no GIL and never waits for Python. So a program that holds the
+# GIL, or stands still, does not delay the traffic that it records. The exception is a rotation of files: Python opens each next
+# file.
 from libc.stdint cimport uint32_t, uint64_t
 from tcpproxy._core.loop cimport WORKERS, Loop
 from tcpproxy._core.net cimport net_socket
@@ -25,41 +25,42 @@ cdef struct Reader:
     int count
     bint capturing
     bint abandoned              # in a forked child, where nothing of it is freed
-    bint told                   # `slow` was set before
+    bint told                   # `slow` has been set
     net_socket bell             # a byte wakes the reader
     net_socket bell_writer
     uint64_t live               # connections in `seen`
-    uint64_t lost               # of all taps, as far as they are among those left out
+    uint64_t lost               # Tap.lost of all taps, as far as SaveFile.left_out includes it
     Seen *seen[READER_BUCKETS]
     Recordings store
     SaveFile file
     Pieces pieces
     # shared with other threads
-    uint64_t running            # from the start, so that nobody finds a thread that has not begun
+    uint64_t running            # 1 until the reader has ended, also before its thread begins
     uint64_t finishing          # no worker runs any more
-    uint64_t passes             # grows whenever the reader has taken records
-    uint64_t hurry              # threads that wait for records
-    uint64_t slow               # the capture holds traffic up, and the log thread shall say so
+    uint64_t passes             # grows when the reader has taken records
+    uint64_t hurry              # number of threads that wait for records
+    uint64_t slow               # the capture delays the traffic, and the log thread is to report it
 
 cdef enum:                      # why reader_run returns
     READER_ENDED = 0
     READER_FULL                 # the file of the capture has the size at which another one begins
     READER_FAILED               # a write to it has failed
 
-# 0 or -errno; afterwards, also then, reader_free. `record`: bytes to keep of each direction of a connection, 0: none. `show`:
+# 0 or -errno; in both cases reader_free is needed. `record`: bytes to keep of each direction of a connection, 0: none. `show`:
 # bytes of each read that become pieces, 0: none.
 cdef int reader_init(Reader *reader, uint64_t record, bint capture, uint32_t show) noexcept nogil
 cdef void reader_close(Reader *reader) noexcept nogil       # its descriptors
 cdef void reader_free(Reader *reader) noexcept nogil
-cdef void reader_add(Reader *reader, Loop *loop) noexcept nogil     # whose tap it will read. Before both run
+cdef void reader_add(Reader *reader, Loop *loop) noexcept nogil     # adds a worker's tap. To be called before both run
 
-# Until reader_finish was called and everything is taken; earlier for the caller to do something about the file.
+# Runs until reader_finish was called and everything is taken. READER_FULL and READER_FAILED: the caller handles the file, and
+# calls it again.
 cdef int reader_run(Reader *reader) noexcept nogil
-# From other threads.
+# The following are for other threads.
 cdef void reader_finish(Reader *reader) noexcept nogil
 cdef void reader_wake(Reader *reader) noexcept nogil
 cdef void reader_mark(Reader *reader, uint64_t *marks) noexcept nogil      # sets how far the taps are written; wakes the reader
-# Returns when it has come so far. False: it has not by that time of clock_ns.
+# Returns when the reader has taken everything up to the marks. False: it has not by that time of clock_ns.
 cdef bint reader_await(Reader *reader, const uint64_t *marks, uint64_t until_ns) noexcept nogil
 # Waits until records were taken since `passes` was `seen`, or until a time of clock_ns. Returns `passes`.
 cdef uint64_t reader_wait_change(Reader *reader, uint64_t seen, uint64_t until_ns) noexcept nogil

@@ -15,10 +15,10 @@ from tcpproxy._core.tap cimport TAP_END, TAP_GATHERS, TAP_OPEN, TAP_SLEEPS, Tap,
 from tcpproxy._core.thread cimport clock_ns, thread_block_sigpipe, thread_nap_us
 
 cdef enum:
-    AT_ONCE = 64            # records of one worker before their memory is given back
-    GATHER_MS = 10          # the reader wakes no more often while records come, unless somebody waits for them
-    NAP_US = 50             # of a thread that waits for the reader
-    SLOW_NS = 1000000000    # of one write of the capture: then it is slow. A choice: a disk takes some ms
+    AT_ONCE = 64            # the most records of one worker before their memory is given back
+    GATHER_MS = 10          # the least time between two wake-ups while records come, unless a thread waits for them
+    NAP_US = 50             # the sleep of a thread that waits for the reader
+    SLOW_NS = 1000000000    # a write of the capture that takes longer is slow. A choice: a disk takes some ms
 
 
 cdef int reader_init(Reader *reader, uint64_t record, bint capture, uint32_t show) noexcept nogil:
@@ -149,7 +149,7 @@ cdef void _take(Reader *reader, const TapRecord *record) noexcept nogil:
         seen = <Seen *> calloc(1, sizeof(Seen))
         if seen == NULL:
             sync_bump(&reader.file.left_out, 1)
-            return                          # no memory: the connection is not seen at all
+            return                          # no memory: all records of the connection are skipped
         reader.live += 1
         seen.id = record.id
         seen.next = place[0]
@@ -178,14 +178,14 @@ cdef void _take(Reader *reader, const TapRecord *record) noexcept nogil:
 
 
 cdef bint _lost_unless(Reader *reader, bint written) noexcept nogil:
-    """After a write that has failed the live connections are left out."""
+    """After a failed write, counts the live connections as left out."""
     if not written:
         sync_bump(&reader.file.left_out, reader.live)
     return written
 
 
 cdef void _write_waits(void *owner, uint64_t since_ns) noexcept nogil:
-    """Tells the log thread, once, that a slow write holds up a worker."""
+    """Tells the log thread, once, that a slow write of the capture delays a worker."""
     cdef Reader *reader = <Reader *> owner
     cdef int i
     if reader.told or clock_ns() - since_ns < SLOW_NS:

@@ -1,4 +1,4 @@
-# What the core reports of its connections: the model is in reports.pxd.
+# Reports about connections: see reports.pxd.
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -10,7 +10,7 @@ from tcpproxy._core.sync cimport sync_bump
 from tcpproxy._core.tap cimport TAP_CONNECTED, TAP_END, TAP_OPEN, TapConnected, TapEnd, TapOpen, tap_note
 
 
-# Upper bounds of the buckets, in ns: a network's round trips; from a health check to a session of days.
+# Upper bounds of the buckets in ns. Connects take some round trips. Connections last from a health check's time to days.
 cdef uint64_t[BUCKETS - 1] CONNECTS = [1000000, 5000000, 10000000, 50000000, 100000000, 500000000, 1000000000, 5000000000,
                                        10000000000]
 cdef uint64_t[BUCKETS - 1] DURATIONS = [1000000, 10000000, 100000000, 1000000000, 10000000000, 60000000000, 600000000000,
@@ -80,7 +80,7 @@ cdef void reports_connected(Loop *loop, Relay *relay) noexcept nogil:
     if not events_wanted(&loop.events, 1 << EVENT_CONNECTED | EVENTS_OUTGOING):
         return
     if events_wanted(&loop.events, EVENTS_OUTGOING):
-        # Now: the socket of a side that was reset is closed before its end is reported.
+        # Asked now, because a socket that was reset is closed before the end of its relay is reported.
         if relay.origin == NULL:
             relay.origin = <Origin *> calloc(1, sizeof(Origin))
         if relay.origin != NULL:
@@ -100,7 +100,7 @@ cdef void _tap_connected(Loop *loop, Relay *relay) noexcept nogil:
 
 
 cdef void _describe(EventRecord *record, const Relay *relay) noexcept nogil:
-    """Sets what the records of a connection have in common."""
+    """Sets the fields that all records of a connection have."""
     record.id = relay.id
     record.target = relay.target
     record.connect_ns = relay.connected_ns - relay.accepted_ns if relay.connected_ns else 0
@@ -181,7 +181,7 @@ cdef void _closed(Loop *loop, Relay *relay, int kind) noexcept nogil:
         record.to_client = relay.halves[UPSTREAM].delivered
         record.duration_ns = loop.now_ns - relay.accepted_ns
         events_publish(&loop.events)
-    if relay.origin != NULL:            # only facts need it, and this was the last one
+    if relay.origin != NULL:            # only reports need it, and this was the last one
         free(relay.origin)
         relay.origin = NULL
 

@@ -60,7 +60,8 @@ cdef int64_t _step(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
 
 
 cdef int _take(Half *half, Side *source, Pump *pump) noexcept nogil:
-    """Takes what is due: bytes go into the empty buffer, and are recorded. Returns TAKE_ of shaper.pxd, or TAP_FULL."""
+    """Takes bytes that are due into the empty buffer, and records them; or takes an end. Returns TAKE_ of outlet.pxd, or
+    TAP_FULL."""
     cdef bint record = pump.tap != NULL and half.delivered >= half.shaper.recorded
     cdef char *place = NULL
     cdef uint32_t size

@@ -1,4 +1,4 @@
-# A direction of a connection that faults take: what goes into its line, and when that is due. The model is in shaper.pxd.
+# The input of a shaper: which bytes go into its line, and when they are due. The model is in shaper.pxd.
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from tcpproxy._core.buffer cimport buffer_clear, buffer_fill
@@ -13,7 +13,7 @@ cdef void shaper_begin(Shaper *shaper, uint64_t passed, uint64_t now_ns) noexcep
 
 
 cdef bint shaper_act(Shaper *shaper, Grip *grip) noexcept nogil:
-    """Notes that a rule acts on this connection. False: it must not, because `times` is used up by other connections."""
+    """Records that a rule acts on this connection. False: it must not, because other connections have used up `times`."""
     cdef Shaping *shaping = shaper.shaping
     if shaping.acted & grip.bit:
         return True
@@ -43,7 +43,7 @@ cdef uint32_t shaper_room(Shaper *shaper, uint64_t now_ns) noexcept nogil:
 
 
 cdef bint shaper_discard(Shaper *shaper, uint64_t now_ns) noexcept nogil:
-    """The same as shaper_discards, and notes that the rules act. For bytes or an end that are discarded now."""
+    """As shaper_discards, for bytes or an end that are discarded now: records that the rules act."""
     cdef Grip *grip
     cdef uint32_t i
     for i in range(shaper.count):
@@ -111,8 +111,8 @@ cdef void shaper_clear(Shaper *shaper) noexcept nogil:
 # --- due ---
 
 cdef uint64_t _latency_ns(Shaper *shaper, uint64_t position, uint64_t arrival_ns) noexcept nogil:
-    """The sum of all latencies for what is next in the line. It arrived in a chunk that begins at `position`. If a latency begins
-    inside the chunk, the rest of the chunk has the jitter of that position, as if it had been read separately.
+    """The sum of all latencies for the first entry of the line, whose chunk began at `position`. If a latency begins inside the
+    chunk, the rest of the chunk has the jitter of that position, as if it had been read separately.
     """
     cdef uint64_t total = 0, number
     cdef int64_t delay
@@ -135,8 +135,8 @@ cdef uint64_t _latency_ns(Shaper *shaper, uint64_t position, uint64_t arrival_ns
 
 
 cdef void shaper_aim(Shaper *shaper) noexcept nogil:
-    """Sets due_ns for the first entry of the line: bytes, or the end of the source. Only the first entry leaves, so one that is
-    due before its predecessor waits for it.
+    """Sets due_ns for the first entry of the line: bytes, or the end of the source. Only the first entry leaves, so an entry that
+    is due before its predecessor waits for it.
     """
     cdef uint64_t position = shaper.passed, arrival_ns = shaper.ended_ns
     if shaper.first != NULL:

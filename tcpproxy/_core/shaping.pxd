@@ -1,4 +1,4 @@
-# The faults of one connection: it gets those of a plan, and gives them up. What they do is in shaper.pxd.
+# The Shaping of a connection: it gets the rules of a plan, and is freed. What the rules do is in shaper.pxd.
 from libc.stdint cimport uint32_t, uint64_t
 from tcpproxy._core.plan cimport Plan
 from tcpproxy._core.shaper cimport Shaping
@@ -6,6 +6,6 @@ from tcpproxy._core.shaper cimport Shaping
 # Has no plan before shaping_adopt. NULL: no memory
 cdef Shaping *shaping_new(uint64_t id, uint64_t client_high, uint64_t client_low, uint32_t small) noexcept nogil
 cdef int shaping_adopt(Shaping *shaping, Plan *plan, uint64_t now_ns) noexcept nogil    # 0, or -1: no memory, nothing has changed
-# When upstream may be connected to; UINT64_MAX: never
+# The time from which on the relay may connect to upstream; UINT64_MAX: never
 cdef uint64_t shaping_dial_ns(Shaping *shaping) noexcept nogil
 cdef void shaping_free(Shaping *shaping) noexcept nogil

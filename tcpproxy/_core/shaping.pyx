@@ -1,4 +1,4 @@
-# The faults of one connection: the model is in shaper.pxd.
+# The Shaping of a connection: the model is in shaper.pxd.
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from tcpproxy._core.bucket cimport bucket_takes_ns
@@ -80,7 +80,7 @@ cdef void _adopt(Shaper *shaper, Plan *plan, Grip *grips, uint64_t now_ns) noexc
     shaper.grips = grips
     shaper.count = count
     if shaper.discarded and not shaper.over and not shaper_discards(shaper, now_ns):
-        shaper.over = END_RESET         # the timeout that has discarded bytes is gone: behind a hole nothing may pass
+        shaper.over = END_RESET         # the timeout that has discarded bytes is gone: after a gap nothing may pass
         shaper.over_ns = now_ns
     shaper.bound = _bound(shaper)
 

@@ -1,18 +1,18 @@
-# The tap: a ring in which a worker records what passes through its relays, with one writer (the worker) and one reader (the
-# thread of reader.pyx). Nothing is left out: when the ring has no room for a read, the worker does not read
-# (PUMP_STALLED of half.pxd), and the reader wakes it once there is room again. The worker never waits.
+# The tap: a ring buffer in which a worker records the bytes that pass through its relays. The worker writes it; the thread of
+# reader.pyx reads it. No byte is left out: if the ring has no room for a read, the half does not read (PUMP_STALLED of half.pxd),
+# and the reader wakes the worker when there is room again. The worker never blocks.
 #
 # recv writes into the ring, and the bytes are sent from there: no copy is made for the tap. They are recorded, by tap_commit,
 # before they are sent. So a peer that has received a byte finds it in the ring.
 #
-# Records other than TAP_DATA are small and are not refused. Those that find no room wait in a list, in order. While it is not
-# empty every read is refused, so that the records of a connection stay in order. The list is bounded by the number of relays:
-# a relay writes at most seven of them in its life, and one for each read.
+# Records other than TAP_DATA are small and always accepted. Without room in the ring they wait in a list, in order. While the
+# list is not empty every read is refused, so that the records of a connection stay in order. The number of relays bounds the
+# list: a relay writes at most seven such records in its life, and one for each read.
 #
-# Positions count bytes since the start; modulo `size` they are places in the memory. A record has at most half of it.
+# Positions count bytes since the start; modulo `size` they are offsets in the memory. A record takes at most half of the memory.
 #
-# A record begins at a multiple of TAP_ALIGN. Where less than a header is left before the end of the memory, or where a TAP_SKIP
-# says so, the next record is at the beginning.
+# A record begins at a multiple of TAP_ALIGN. After a TAP_SKIP, and where less than a header is left before the end of the memory,
+# the next record is at the beginning of the memory.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.net cimport net_addr, net_socket
 
@@ -24,15 +24,15 @@ cdef enum:                  # TapRecord.kind. `id` and `time_ns` are set in all 
     TAP_DELIVERED           # the kernel of the other side's socket has taken all that `side` sent, up to `offset`
     TAP_FIN                 # the end of what `side` sends was passed on to the other side; `offset` bytes came before it
     TAP_RST                 # the proxy reset the socket of the other side: nothing more comes from `side`
-    TAP_END                 # the connection is over. Body: TapEnd
-    # only in the ring of pieces.pxd. Body: uint64_t, a number of bytes
+    TAP_END                 # the connection has ended. Body: TapEnd
+    # The next two are only in the ring of pieces.pxd. Body: uint64_t, a number of missing bytes
     TAP_GAP                 # bytes of `side` from `offset` on are missing
-    TAP_LOST                # so are these, and the ends of `offset` connections
+    TAP_LOST                # the ends of `offset` connections are missing, and bytes of these
     TAP_KINDS
 
 cdef enum:
     TAP_ALIGN = 16          # bytes
-    TAP_READ = 61440        # bytes of a read at most, so that each one fits an IP packet (65,535 bytes with its headers)
+    TAP_READ = 61440        # the most bytes of a read, so that each read fits an IP packet (65,535 bytes with its headers)
     TAP_SIZE = 4194304      # bytes of a worker's ring
 
 cdef enum:                  # Tap.asleep
@@ -49,13 +49,13 @@ cdef struct TapRecord:      # 48 bytes; the body follows
     uint8_t kind
     uint8_t side            # CLIENT or UPSTREAM of loop.pxd: the side that sent the bytes
     uint8_t spare[2]
-    uint32_t whole          # pieces.pxd: bytes of the read, of which the body has only the first
+    uint32_t whole          # pieces.pxd: bytes of the read; the body may have only the first of them
     uint64_t unused
 
 cdef struct TapOpen:
     net_addr client
-    net_addr listener       # the proxy's address that the client connected to, or whoever has named it in a PROXY header
-    net_addr via            # that one; none: nobody has
+    net_addr listener       # the proxy's address that the peer connected to
+    net_addr via            # the peer, if it has sent the client's address in a PROXY header; length 0: it has not
 
 cdef struct TapConnected:
     net_addr upstream
@@ -78,20 +78,20 @@ cdef struct Late:           # a record that found no room; its body follows
 cdef struct Tap:
     char *memory
     uint64_t size           # a power of two
-    uint64_t written        # position behind the last record; changed by the writer only
+    uint64_t written        # position after the last record; changed by the writer only
     uint64_t taken          # position up to which the reader has given the memory back
-    uint64_t waiting        # the writer wants to be told about room
+    uint64_t waiting        # the writer wants to be woken when there is room
     uint64_t asleep         # TAP_AWAKE, TAP_GATHERS or TAP_SLEEPS
     uint64_t closed         # the writer has ended: the reader owns the late records
     uint64_t lost           # records for which there was no memory
-    net_socket wakeup       # of the reader: net_wake wakes it
-    # of the writer
+    net_socket wakeup       # net_wake of it wakes the reader
+    # the rest is not shared: fields of the writer
     uint64_t claimed        # position of the record that tap_claim has made room for
     Late *late
     Late *late_last
-    uint64_t id             # of the connection that has its turn
-    const void *client      # its Side: tells what `source` is
-    # of the reader
+    uint64_t id             # the connection that has its turn
+    const void *client      # the client's Side of that connection, to tell which side a `source` is
+    # a field of the reader
     uint64_t reading
 
 cdef int tap_init(Tap *tap, uint64_t size) noexcept nogil          # 0 or -ENOMEM; the reader sets `wakeup` before the worker runs
@@ -102,14 +102,14 @@ cdef char *tap_claim(Tap *tap, uint32_t most) noexcept nogil        # room for a
 cdef void tap_commit(Tap *tap, uint8_t side, uint64_t offset, uint32_t size) noexcept nogil     # records what was read there
 cdef void tap_note(Tap *tap, uint8_t kind, uint64_t id, uint8_t side, uint64_t offset,
                    const void *body, uint32_t size) noexcept nogil
-# Writes a record with all but `room`, and with that body, of `size` bytes. False: there is no room for now.
+# Writes a copy of a record, with `body` of record.size bytes, and sets its `room`. False: there is no room for now.
 cdef bint tap_copy(Tap *tap, const TapRecord *record, const void *body) noexcept nogil
 cdef bint tap_catch_up(Tap *tap) noexcept nogil     # moves late records into the ring. False: there is no room for all
 cdef void tap_close(Tap *tap) noexcept nogil        # the writer has ended
 
 # for the reader
 cdef const TapRecord *tap_next(Tap *tap) noexcept nogil     # the next record, which stays until tap_done. NULL: there is none
-cdef void tap_done(Tap *tap, const TapRecord *record) noexcept nogil    # goes on to the one behind it
+cdef void tap_done(Tap *tap, const TapRecord *record) noexcept nogil    # goes on to the next one
 cdef bint tap_release(Tap *tap) noexcept nogil      # gives the memory of all done records back. True: wake the writer's poller
 cdef bint tap_sleep(Tap *tap, uint64_t how) noexcept nogil  # False: there are records already. Afterwards tap_awake
 cdef void tap_awake(Tap *tap) noexcept nogil

@@ -1,4 +1,4 @@
-# The ring of what passes: the model is in tap.pxd.
+# The ring buffer of the tap: the model is in tap.pxd.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -30,7 +30,7 @@ cdef void tap_free(Tap *tap) noexcept nogil:
 
 
 cdef inline uint32_t _room(uint32_t size) noexcept nogil:
-    """Bytes in the ring of a record whose body has `size` bytes."""
+    """Bytes that a record with a body of `size` bytes takes in the ring."""
     return (HEADER + size + TAP_ALIGN - 1) & ~<uint32_t> (TAP_ALIGN - 1)
 
 
@@ -53,11 +53,11 @@ cdef bint _find(Tap *tap, uint32_t room, uint64_t *at) noexcept nogil:
 
 
 cdef void _publish(Tap *tap, uint64_t at, TapRecord *record) noexcept nogil:
-    """Makes a complete record at position `at` visible to the reader, and wakes the reader if it waits for that."""
+    """Makes a complete record at position `at` visible to the reader, and wakes the reader if it waits for it."""
     cdef uint64_t written = sync_peek(&tap.written)
     cdef TapRecord *skip = <TapRecord *> (tap.memory + (written & (tap.size - 1)))
     cdef uint64_t asleep
-    if at - written >= HEADER:          # the reader sees by itself that less than a header is left
+    if at - written >= HEADER:          # where less than a header is left the reader needs no TAP_SKIP
         skip.kind = TAP_SKIP
         skip.room = <uint32_t> (at - written)
     sync_swap(&tap.written, at + record.room)
@@ -179,7 +179,7 @@ cdef void tap_done(Tap *tap, const TapRecord *record) noexcept nogil:
 cdef bint tap_release(Tap *tap) noexcept nogil:
     if sync_peek(&tap.taken) != tap.reading:
         sync_swap(&tap.taken, tap.reading)
-    # Not for each record: when half of the ring is free, or all that there is has been taken.
+    # Do not wake the writer for each record, but when half of the ring is free.
     if not sync_check(&tap.waiting):
         return False
     if sync_load(&tap.written) - tap.reading > tap.size // 2:
