@@ -1,22 +1,22 @@
-"""The compiled core: it carries every byte. Cython, GIL released, one thread a worker.
+"""The compiled core, which carries every byte: Cython, one thread per worker, without the GIL.
 
-The map. A file is one subject; its .pxd is the table of contents: structs, contracts, what each call returns. Imports
-point down only. docs/core.md tells the life of a byte and of a connection.
+The map of its modules, from top to bottom; imports point down only. The .pxd of each module has its structs and the
+contracts of its functions. docs/core.md explains the life of a byte and of a connection.
 
-    capture    the second door: the reader of the taps, and what it has for Python
+    capture    the second door: the reader of the taps, for Python
     recorded   the third door: one recording
-    rulebook   the fourth door: a plan as an object of Python
+    rulebook   the fourth door: a plan, for Python
     worker     the door between Python and the core; everything below is `noexcept nogil`
     engine     the loop of a worker: wait, events, turns, timers, commands
-    control    what other threads tell a worker to do with its connections
+    control    commands of other threads about connections: kill, pause
     accepting  listeners, pauses, which worker serves a client
     relay      events, timers and turns of one connection
     opening    from an accepted socket to two connected ones
-    fallback   which target of a forward a connection tries, and what is remembered of each
+    fallback   which target of a forward a connection tries, and the state of each target
     introducing  the PROXY header of a client that has one
-    bending    what faults do to a connection: they take hold of it, and end it
+    bending    faults of a relay as a whole: they take it, give it turns, end it
     closing    resets passed on, last bytes drained, sockets closed
-    reports    event records, and the tap's records of begins and ends: the only place that writes facts
+    reports    event records, counters, and the tap's records of beginnings and ends
     metering   rates: how much a connection may read, and when
     resources  what a loop owns: made, closed, freed, closed after a fork
     table      relays by index and generation
@@ -33,7 +33,7 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     trial      online A/B test that both use
     recordings the first bytes of each connection, in memory
     pieces     what a dump shows, from the reader of the tap to the log thread
-    tap        ring of what passes, from a worker to the reader
+    tap        ring of the bytes that pass, from a worker to the reader
     header     the header of the PROXY protocol, read and written
     sources    connections of each source address
     admission  which clients are served, by their addresses
@@ -41,13 +41,13 @@ point down only. docs/core.md tells the life of a byte and of a connection.
     events     ring of event records, from a worker to Python
     poller     the contract of the pollers: epoll, kqueue, poll
     splice     pipes for splice(2)
-    shaping    the faults of one connection: taken from a plan, and given up
-    outlet     what leaves the line of a shaper, and when
-    shaper     what faults do to one direction, without a socket or a clock: what goes into its line
-    plan       faults that are in force together, and which connections they take
+    shaping    faults of a connection: gives its shapers the rules of a plan
+    outlet     faults of a direction, output: which bytes leave the line of a shaper, and when
+    shaper     faults of a direction, input: which bytes go into the line, and when they are due
+    plan       the faults in force, and which connections they take
     timers     deadlines: a list for each constant length, and a heap of alarms
     bucket     a rate, which workers can share
-    dice       random numbers without a state
+    dice       random numbers as a function of position and seed, without a state
     buffer     bytes that a half could not send yet
     tag        what an event's tag means
     net        sockets; the platform's part is in net_posix.h or net_windows.h
