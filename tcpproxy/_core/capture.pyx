@@ -124,7 +124,7 @@ cdef class TapReader:
         savefile_begin(&self.it.file, fd, regular, size, PyBytes_AsString(head), len(head), limit)
 
     def leave(self, int error):
-        """Ends the capture behind a file that is full. Between calls of run(), by the same thread.
+        """Ends the capture after a file that is full. To be called between calls of run(), by the same thread.
 
         Args:
             error: why no other file begins; 0: none was asked for.

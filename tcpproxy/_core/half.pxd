@@ -20,7 +20,7 @@
 #   0         any       1              0        the poller has announced an error. Bytes that came before it may be unread:
 #                                               reads go on until recv reports the error, or until TIMER_LINGER fires
 #                                               because no byte has left our kernel for 5 s
-#   1         any       1              0        an RST behind its FIN. No recv follows, so _after_turn in relay.pyx takes the
+#   1         any       1              0        an RST after its FIN. No recv follows, so _after_turn in relay.pyx takes the
 #                                               error from the socket, and the next row applies
 #   any       any       any            not 0    the side has failed. What is queued for it is dropped. What it sent is still
 #                                               read and delivered; then the other side is reset, but closed with FIN if
@@ -73,7 +73,7 @@ cdef struct Side:               # one socket of a relay and its state
     uint8_t ready               # READY_IN, READY_OUT: the next call may succeed
     uint8_t read_to_eagain      # an end or an urgent mark was announced: a short read no longer means "drained"
     uint8_t eof_read            # its EOF was read
-    uint8_t error_pending       # an error was announced, perhaps behind bytes that are still unread
+    uint8_t error_pending       # an error was announced; unread bytes may come before it
     uint8_t fin_sent            # the other side's EOF was passed on to it
     uint8_t no_delay            # TCP_NODELAY is set. Set late: it costs a call, and Nagle does not delay the first send
     uint8_t pacing_off          # it has taken bulk, and net_pacing_off was called
@@ -83,7 +83,7 @@ cdef struct Half:
     Buffer buffer
     Pipe *pipe                  # holds bytes that come after those in the buffer; NULL: none
     Shaper *shaper              # what faults do to it; what is in its line comes after the buffer. NULL: nothing
-    uint64_t delivered          # bytes that the sink's kernel took
+    uint64_t delivered          # bytes that were written to the sink's socket
     uint8_t state
     uint8_t mode
     uint8_t streak              # reads in a row that speak for the other mode

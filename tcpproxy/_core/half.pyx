@@ -49,7 +49,7 @@ cdef void _deliver(Half *half, Side *source, Side *sink, uint32_t size, Pump *pu
         _tell_tap(half, source, TAP_DELIVERED, pump)
     elif not sink.error:
         if buffer_fill(&half.buffer, pump.into + sent, <uint32_t> (size - sent)) < 0:
-            sink.error = ENOMEM     # bytes are lost: nothing behind them may be delivered
+            sink.error = ENOMEM     # bytes are lost: nothing after them may be delivered
     if sink.error:
         half_break(half, pump)
 
@@ -143,8 +143,8 @@ cdef int64_t _recv(Half *half, Side *source, Side *sink, Pump *pump) noexcept no
     if got > 0:
         if pump.tap != NULL:
             tap_commit(pump.tap, source != pump.tap.client, half.delivered, <uint32_t> got)
-        # A read that does not fill the scratch has emptied the socket: this saves the recv that would return "would
-        # block". It is not so at an urgent mark, where recv stops early, nor behind an announced end, which no further
+        # A read that does not fill the scratch buffer has emptied the socket: this saves the recv that would return "would
+        # block". It does not hold at an urgent mark, where recv stops early, nor after an announced end, which no further
         # event reports.
         if got < <int64_t> pump.size and not source.read_to_eagain:
             half_not_ready(source, READY_IN, pump)
@@ -197,7 +197,7 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
         half.mode = MODE_REFUSED
         return 0
     if got < 0 and not net_would_block(got) and not net_out_of_resources(got):
-        source.error = <int> -got       # a reset hides bytes behind an urgent mark from splice, but not from recv
+        source.error = <int> -got       # after a reset, recv still returns bytes after an urgent mark, and splice does not
     half.ask_recv = True
     return 0
 
@@ -234,9 +234,9 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
 #
 # A half with a shaper is pumped by shaped_pump (shaped.pxd).
 #
-# The caller is relay_turn, from the run queue. It calls again at the next event of either side, and without an event, behind
-# the turns of the other relays, after PUMP_MORE. After each call it looks at both sides' `error` and `eof_read` and decides
-# what becomes of the relay (_after_turn in relay.pyx); a table of the flags is in half.pxd.
+# The caller is relay_turn, from the run queue. It calls again at the next event of either side; after PUMP_MORE without an
+# event, when the other relays have had their turns. After each call _after_turn in relay.pyx decides by both sides' `error` and
+# `eof_read` whether the relay ends; half.pxd has a table of the flags.
 cdef int half_pump(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     """Returns PUMP_ bits. A failure is left in source.error or sink.error, with half.state HALF_BROKEN."""
     cdef int result = PUMP_WAIT

@@ -240,7 +240,7 @@ static inline int net_unsent(net_socket fd)
  * for that long (seen with Linux 6.18: tcp_probe_timer counts since the window was closed); a direct connection
  * keeps such a peer for ever. So keepalive's rule is applied here: no ACK for keepalive_idle + keepalive_count *
  * keepalive_interval seconds, and at least keepalive_count unanswered probes. The kernel sends probes and
- * retransmissions at growing intervals, up to two minutes behind a window that was closed for long; TCP_RTO_MAX_MS
+ * retransmissions at growing intervals, up to two minutes after a window was closed for long; TCP_RTO_MAX_MS
  * bounds them where the kernel knows it. */
 static inline int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t *probes_at_ack)
 {

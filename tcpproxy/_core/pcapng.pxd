@@ -49,7 +49,7 @@ cdef inline uint8_t *pcapng_put16(uint8_t *out, uint16_t value) noexcept nogil:
 
 
 cdef inline uint8_t *pcapng_pad(uint8_t *out, size_t size) noexcept nogil:
-    # Zeros behind `size` bytes up to a multiple of 4.
+    # Writes zeros after `size` bytes, up to a multiple of 4.
     while size & 3:
         out[0] = 0
         out += 1

@@ -36,8 +36,8 @@ cdef extern from "net.h" nogil:
 
 cdef enum:
     EVERYTHING = READY_IN | READY_OUT | READY_EOF | READY_ERROR | READY_URGENT
-    # The longest time between two polls of entries that hung up: it starts at 1 and doubles each time. It bounds how late a
-    # reset behind a peer's end is seen, and what watching for one costs: 16 calls a second. A choice, not a measurement.
+    # The most milliseconds between two polls of entries that hung up: the time starts at 1 and doubles each time. It bounds how
+    # late a reset after a peer's end is seen, and the cost of watching for it (16 calls a second). A choice, not a measurement.
     HUNG_POLL_MOST_MS = 64
     NO_MEMORY_NAP_US = 1000     # before the next try, when the kernel had no memory for the set. A choice
 

@@ -250,7 +250,7 @@ cdef void _after_turn(Loop *loop, Relay *relay) noexcept nogil:
             relay.reason = REASON_UPSTREAM_EOF
     for side in range(2):
         if relay.sides[side].error_pending and relay.sides[side].eof_read and not relay.sides[side].error:
-            # RST behind its FIN: nothing reads from this side any more, so nothing else would report the reset.
+            # An RST after its FIN: nothing reads from this side any more, so nothing else would report the reset.
             relay.sides[side].error = net_take_error(relay.sides[side].watch.fd) or ECONNRESET
         if relay.sides[side].error:
             closing_side_failed(loop, relay, side)

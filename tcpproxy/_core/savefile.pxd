@@ -2,8 +2,8 @@
 # of the taps, one thread, and while a write waits the taps fill and the traffic with them waits. So nothing is left out of a
 # capture because its disk, or who reads its pipe, is slow.
 #
-# A write that fails ends the capture, not the traffic: the file is cut behind its last whole block, and from then on connections
-# are counted as left out.
+# A write that fails ends the capture, not the traffic: the file is truncated after its last whole block, and from then on
+# connections are counted as left out.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from tcpproxy._core.packets cimport Flow, Packets
 from tcpproxy._core.tap cimport TapRecord
@@ -19,7 +19,7 @@ cdef struct SaveFile:
     bint regular            # else a pipe or device: it gets writes that do not block, so that it can be given up
     uint8_t *gathered
     uint64_t used           # bytes in `gathered`
-    uint64_t size           # position in the file: behind what is written
+    uint64_t size           # position in the file after the last written byte
     uint64_t limit          # size of a full file; 0: none
     uint64_t ended          # connections whose end is gathered, and not written yet
     uint64_t since_ns       # time of day of the beginning

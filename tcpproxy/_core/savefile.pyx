@@ -99,7 +99,7 @@ cdef int64_t _write_some(SaveFile *file, const uint8_t *data, uint64_t size, uin
 
 
 cdef void _fail(SaveFile *file, uint64_t done, int error) noexcept nogil:
-    # `done` bytes of those that were gathered are in the file: cuts it behind the last whole block.
+    # The first `done` of the gathered bytes are in the file. Truncates it after the last whole block.
     cdef uint64_t whole = 0
     cdef uint32_t block[2]          # type and length
     while whole < done:
