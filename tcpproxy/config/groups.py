@@ -141,10 +141,10 @@ class ProxyProtocol:
     )
     accept_proxy: tuple[Any, ...] | None = proxies(
         "Peers that send clients' addresses, by the PROXY protocol.",
-        "What comes from these networks begins with a header of the PROXY protocol, v1 or v2, or is reset; `unix` "
-        "stands for all peers of UNIX sockets. The header's address is the client's from then on: in the log, for "
-        "`--allow` and `--deny`, for `--max-connections-per-source`, and for `--send-proxy`. From elsewhere come "
-        "clients themselves, whatever they send.",
+        "A connection from these networks is reset unless it begins with a header of the PROXY protocol, v1 or v2. "
+        "`unix` stands for all peers of UNIX sockets. The address in the header then counts as the client's: in the "
+        "log, for `--allow` and `--deny`, for `--max-connections-per-source`, and for `--send-proxy`. All other peers "
+        "are clients, whatever they send.",
     )
     proxy_header_timeout: float = duration(
         "10s",
@@ -281,8 +281,8 @@ class Seeing:
     hex: bool = flag(
         "Print the bytes that pass, in hex.",
         "Each read of the proxy is a block on stdout: a line with direction, time, number of the connection, length "
-        "and offsets, and lines as those of `hexdump -C`. Output that is slow leaves blocks out and says so; it never "
-        "holds bytes up.",
+        "and offsets, and lines as those of `hexdump -C`. If output is slow, blocks are left out and counted; the "
+        "bytes are never delayed.",
         short="-x",
         command_only=True,
     )
@@ -296,7 +296,7 @@ class Seeing:
     dump_limit: int = size(
         "4KiB",
         "Bytes of each read that -x and -A print.",
-        "The number of the others follows. `off`: all are printed. An error without `-x` or `-A`.",
+        "The number of the other bytes follows. `off`: all are printed. An error without `-x` or `-A`.",
         least=1,
         most=_WHOLE,
         off=True,
@@ -306,10 +306,10 @@ class Seeing:
     capture: str | None = path(
         "Write what passes to a pcapng file, for Wireshark.",
         "Each connection is one TCP stream from its client to upstream, made from what the proxy has read and "
-        "delivered; no special rights are needed. The file is overwritten, and only its owner may read it. A named "
-        "pipe waits for who reads it before the proxy listens. `-` is stdout, and all lines go to stderr then. A slow "
-        "disk or reader slows the connections down, so that the capture is complete. A disk that is full ends the "
-        "capture and not the connections, and the exit code is 1 then.",
+        "delivered; no special rights are needed. The file is overwritten, and only its owner may read it. With a "
+        "named pipe, the proxy waits for its reader before it listens. `-` is stdout; all lines then go to stderr. A "
+        "slow disk or reader slows the connections down, so that the capture is complete. A full disk ends the "
+        "capture but not the connections, and the exit code is then 1.",
         metavar="FILE|-",
     )
     capture_rotate: int = size(
@@ -366,7 +366,7 @@ class Bending:
     seed: int | None = number(
         None,
         "Seed of the random numbers of faults.",
-        "The same seed, the same connections and delays. The command prints it.",
+        "The same seed chooses the same connections and delays. The command prints it.",
         least=0,
         most=2**64 - 1,
         shown="random",
@@ -396,7 +396,7 @@ class Operating:
     metrics: Endpoint | None = place(  # noqa: RUF009  it returns a field
         "Serve Prometheus metrics and health checks over HTTP.",
         "`/metrics` for Prometheus, `/healthz` and `/readyz` for probes: docs/metrics.md lists names and answers. A "
-        "port alone is one of 127.0.0.1; other machines reach `0.0.0.0:9464`. Needs prometheus-client: `pip install "
+        "port alone is on 127.0.0.1; other machines reach `0.0.0.0:9464`. Needs prometheus-client: `pip install "
         "'tcpproxy[metrics]'`.",
         command_only=True,
         minor=True,
