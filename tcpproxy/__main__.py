@@ -8,7 +8,7 @@ from .command.inherited import prepare
 
 
 def main() -> None:
-    """Runs the command. A signal before its handlers are set ends the process as it ends any program."""
+    """Runs the command. Until `serve` sets its handlers, signals have their default effect: see `prepare`."""
     prepare()
     try:
         _run()

@@ -1,4 +1,4 @@
-"""Attributes of faults: the names that they have in a text, and the checks of their values."""
+"""Attributes of faults: their names in a text, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNTS = ("first", "nth", "every", "connection", "times")
 
 
 def key_of(name: str) -> str:
-    """Returns the key of an attribute in a text: `for` is a keyword of Python, and its attribute is `for_`."""
+    """Returns the key of an attribute in a text. The attribute of `for` is `for_`: `for` is a keyword of Python."""
     return name.rstrip("_")
 
 
@@ -94,4 +94,4 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "distribution": lambda what, value: parse_choice(what, value, ("uniform", "normal")),
     "rate": _rate,
 }
-"""What checks the attributes that are not in TIMES, SIZES or COUNTS."""
+"""The checks of the attributes that are not in TIMES, SIZES or COUNTS."""

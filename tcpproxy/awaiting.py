@@ -1,4 +1,4 @@
-"""Waits for what threads do: in coroutines under asyncio, trio and so anyio, and by polling."""
+"""Waits for threads: in coroutines (asyncio, trio, anyio), and by polling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .native import Event, Thread, make_thread
 Result = TypeVar("Result")
 
 LOOK_AGAIN = 0.002
-"""Seconds between two looks at what workers count. A look takes microseconds and does not disturb the workers."""
+"""Seconds between two reads of the workers' counters. A read takes microseconds and does not disturb the workers."""
 
 
 def _in_trio() -> Any:
@@ -22,7 +22,7 @@ def _in_trio() -> Any:
     asyncio = sys.modules.get("asyncio")
     if not trio:
         return None
-    # In trio's guest mode this thread has a loop of asyncio, too, but then the coroutine is not one of its tasks.
+    # In trio's guest mode this thread also has a loop of asyncio, but the coroutine is none of its tasks.
     with contextlib.suppress(RuntimeError):  # no loop
         if asyncio and asyncio.current_task():
             return None
@@ -120,12 +120,12 @@ async def _finish(event: Event) -> None:
 
 
 async def call(function: Callable[[], Result], hurry: Callable[[], object], undo: Callable[[], object]) -> Result:
-    """Runs a function in a new thread, because the thread pool of the program may be full; returns what it returns.
+    """Runs a function in a new thread, because the thread pool of the program may be full. Returns its result.
 
     Args:
-        function: what it raises is raised.
+        function: its exceptions are raised by `call`, too.
         hurry: called when the task is cancelled. Makes `function` return soon, and does not block.
-        undo: called then, when `function` has returned, in another thread. The task waits for its end.
+        undo: called in another thread after a cancelled `function` has returned. The task waits for its end.
 
     Raises:
         RuntimeError: neither asyncio nor trio runs the coroutine.

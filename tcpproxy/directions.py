@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .views import Direction
 
 DIRECTIONS: tuple[Direction, Direction] = ("to_upstream", "to_client")
-"""By the number of the side that sends: client, upstream."""
+"""The directions, by the number of the side that sends: 0 is the client, 1 upstream."""
 
 ALIASES = {"up": "to_upstream", "upstream": "to_upstream", "down": "to_client", "downstream": "to_client"}
 
@@ -19,7 +19,7 @@ STREAMS = {"to_upstream": 1, "to_client": 2, "both": 3}
 
 
 def known_word(value: object) -> str:
-    """Returns a word, or what it is an alias of; empty for what is no text."""
+    """Returns a word with aliases resolved; empty if `value` is no text."""
     return ALIASES.get(value, value) if isinstance(value, str) else ""
 
 

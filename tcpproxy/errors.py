@@ -21,7 +21,7 @@ def describe(error: int) -> str:
 
 
 class TcpProxyError(Exception):
-    """Base of every error that tcpproxy raises on purpose; its text is one sentence."""
+    """Base of all errors that tcpproxy raises on purpose; the text is one sentence."""
 
     exit_code = 1
 
@@ -33,7 +33,7 @@ class UsageError(TcpProxyError, ValueError):
 
 
 CANNOT_REFUSE = "a proxy that was given sockets cannot refuse clients, expected one with a port of its own"
-"""Of a UsageError: clients would wait in the queue of sockets that others have, too."""
+"""The text of a UsageError. The proxy cannot refuse clients of given sockets: they would wait in the shared backlog."""
 
 
 class StartError(TcpProxyError, OSError):
@@ -44,13 +44,13 @@ class StartError(TcpProxyError, OSError):
 
     @classmethod
     def because(cls, what: str, error: Exception) -> Self:
-        """Makes one of another error.
+        """Makes a StartError from another error.
 
         Args:
             what: what could not be done, with the address.
-            error: what the system or the interpreter raised; one that is no OSError has no errno, as for a thread.
+            error: the error of the system or the interpreter; it has no errno unless it is an OSError.
         """
-        if isinstance(error, socket.gaierror):  # its number is the resolver's, and no errno
+        if isinstance(error, socket.gaierror):  # its number is the resolver's, not an errno
             return cls(None, f"{what}: {error.strerror}")
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
         return cls(number, f"{what}: {describe(number) if number else error}")
@@ -60,21 +60,21 @@ class StartError(TcpProxyError, OSError):
 
 
 class WaitTimeout(TcpProxyError, TimeoutError):  # noqa: N818, a kind of TimeoutError
-    """What was waited for has not happened in time; the text shows what did."""
+    """A wait has reached its time limit; the text shows what has happened."""
 
 
 class WorkerError(TcpProxyError, OSError):
-    """A worker ended by itself: its poller failed, and the proxy has stopped. No peer can cause it."""
+    """A worker has ended because its poller failed, and the proxy has stopped. No peer can cause it."""
 
     def __str__(self) -> str:
         return f"the relay has stopped: {self.strerror} ({self.filename})"
 
 
 def not_compiled(error: ImportError) -> ImportError:
-    """Returns what to raise when the compiled core cannot be imported; the command prints its text and ends.
+    """Returns the error to raise when the compiled core cannot be imported; the command prints its text and ends.
 
     Args:
-        error: the import's own error.
+        error: the error of the import.
     """
     if "interpreter" in str(error).lower():  # Cython's words, or those of Python 3.12 and later
         text = f"tcpproxy: one interpreter of a process can load the core, and another one has ({error})"

@@ -3,12 +3,12 @@
     latency("100ms", jitter="20ms", stream="to_upstream")
     Fault.parse("to_upstream:latency=100ms,jitter=20ms")    # the same, in the form of the command line and of str()
 
-Kinds and attributes are those of toxiproxy's toxics. Added are `close` and `stall`, and the kinds that act when a
+Kinds and attributes are those of toxiproxy's toxics. Further kinds are `close` and `stall`, and those that act when a
 client connects: `refuse`, `hang`, `blackhole`, `connect_delay`. A fault is checked when it is made, and compared by
 value.
 
-A fault takes a connection that meets all of the fault's selectors; that is decided once. It acts on the connection as
-soon as it delays, cuts or discards something there for the first time.
+A fault *takes* a connection that meets all of its selectors; that is decided once. It *acts* on the connection from the
+first time that it delays, cuts or discards something there.
 
 A time is a text with a unit, like "100ms", a timedelta, or 0; it is kept as a timedelta. A rate is a text with a unit,
 like "100kB/s" or "10Mbit/s"; it is kept as a Rate, in bytes per second. A size is a number of bytes, or a text like
@@ -43,10 +43,11 @@ PRESETS = {  # down and up in kbit/s, round trip in ms
     "fios": (20000, 5000, 4),
 }
 """The profiles of WebPageTest (`connectivity.ini.sample` at catchpoint/WebPageTest 0c6c27a; 4g and lte: the menu of
-webpagetest.org). WebPageTest limits packets; the proxy limits their content."""
+webpagetest.org). WebPageTest applies the rates to packets; the proxy applies them to payload bytes."""
 
 LEAST_REPEAT = timedelta(milliseconds=10)
-"""Each opening and closing of a window changes all connections: every 2 us they take half a processor."""
+"""The least time between two openings of a window. Each change is applied to all connections: changes that came every 2
+us took half a processor."""
 
 _WHICH = {"toxicity", "seed", "client", "live", *COUNTS}
 _WHEN = {"after", "after_bytes"}
@@ -56,7 +57,7 @@ _WHEN = {"after", "after_bytes"}
 class Fault:
     """The attributes that all kinds of faults share.
 
-    Selectors, all of which a connection must meet: toxicity, first, nth, every, connection, client, live.
+    The selectors are toxicity, first, nth, every, connection, client and live. A connection must meet all of them.
 
     Raises:
         UsageError: a value is invalid, or the kind does not have the attribute.
@@ -64,21 +65,21 @@ class Fault:
     Attributes:
         stream: the direction: "to_client", "to_upstream" or "both"; also "down", "up", "downstream", "upstream".
         toxicity: the share of connections that the fault takes, like 0.1 or "10%"; the same in both directions.
-        name: for the log and for its random numbers; None: the kind and the stream, like latency_to_client.
-        seed: of its random numbers; None: the proxy's seed.
+        name: the name for the log and the random numbers; None: the kind and the stream, like latency_to_client.
+        seed: the seed of its random numbers; None: the proxy's seed.
         first: only the first n connections after the fault was put in force.
         nth: only the nth of them.
         every: only every nth of them.
         connection: only the connection with this id.
         client: only clients of a network, like "10.0.0.0/8".
         live: also connections that were open when the fault was put in force; never with first, nth or every.
-        after_bytes: the fault begins when so many bytes of the direction have passed.
+        after_bytes: the fault begins when this many bytes of the direction have passed.
         after: the fault begins this time after it has taken the connection.
         times: the most connections on which the fault acts.
         scope: "connection"; or "proxy": one rate or limit for all connections together.
         start: the fault begins this time after it was put in force, but not before the proxy starts.
         for_: the fault ends this time after its beginning; None: it does not end. `for` on the command line.
-        repeat: the fault begins again this time after each beginning, 10 ms at least; None: it does not.
+        repeat: the fault begins again this time after each beginning, at least 10 ms; None: it does not.
     """
 
     stream: str = "to_client"
@@ -101,7 +102,7 @@ class Fault:
 
     kind: ClassVar[str] = ""
     kinds: ClassVar[dict[str, type[Fault]]] = {}
-    """The classes by kind, in the order in which a byte meets them; last, those that act when a client connects."""
+    """The classes by kind, in the order in which they act on a byte; last, those that act when a client connects."""
     lacks: ClassVar[frozenset[str]] = frozenset()
     """The shared attributes that the kind does not have."""
     ends: ClassVar[tuple[str, ...]] = ("close", "reset")
@@ -129,7 +130,7 @@ class Fault:
         return None if value is None and which.default is None else kept(type(self), name, value)
 
     def instead(self, name: str) -> str:
-        """Returns what the error about a missing attribute adds: the reason, and what to use instead."""
+        """Returns a hint for the error about a missing attribute: the reason, and what to use instead."""
         return ""
 
     def check(self) -> None:
@@ -170,8 +171,8 @@ class limit_data(Fault, lacks=_WHEN):
     """Ends the connection when n bytes of a direction have passed; 0: when the first byte arrives.
 
     Attributes:
-        bytes: how many pass, counted from when the fault has taken the connection.
-        end: "close" (both peers get an end of file), "reset", or "stall": what follows is discarded.
+        bytes: the number of bytes that pass after the fault has taken the connection.
+        end: "close" (both peers get an end of file), "reset", or "stall": later bytes are discarded.
     """
 
     bytes: int | str
@@ -182,7 +183,7 @@ class limit_data(Fault, lacks=_WHEN):
 
 @dataclass(frozen=True, repr=False)
 class reset_peer(Fault, lacks={"scope"}):
-    """Resets both peers. By default a new connection when it is accepted, before the proxy connects to upstream.
+    """Resets both peers. By default it resets a new connection at accept, before the proxy connects to upstream.
 
     Attributes:
         timeout: the time from the beginning of the fault to the reset.
@@ -193,7 +194,7 @@ class reset_peer(Fault, lacks={"scope"}):
 
 @dataclass(frozen=True, repr=False)
 class close(Fault, lacks={"scope"}):
-    """As reset_peer, with an end of file for both peers in place of the reset.
+    """As reset_peer, with an end of file for both peers instead of the reset.
 
     Attributes:
         timeout: the time from the beginning of the fault to the end of file.
@@ -209,7 +210,7 @@ class timeout(Fault, lacks={"scope", "after_bytes"}):
     Attributes:
         timeout: the time from the beginning of the fault to the end of the connection; 0: it does not end.
         end: "close" or "reset".
-        idle: discard nothing, and end the connection when no byte of the direction has arrived for the time.
+        idle: discard nothing, and end the connection when no byte of the direction has arrived for this time.
     """
 
     timeout: Time
@@ -223,7 +224,7 @@ class latency(Fault, lacks={"scope"}):
 
     Attributes:
         latency: the delay.
-        jitter: uniform: the delay varies by up to this time, either way; normal: its standard deviation.
+        jitter: with uniform, the delay varies by up to this time, either way; with normal, its standard deviation.
         distribution: "uniform" or "normal".
     """
 
@@ -249,7 +250,7 @@ class bandwidth(Fault):
 
     Attributes:
         rate: the most bytes per second.
-        burst: bytes that may pass at once after a pause, up to 10^9; None: what passes in 10 ms.
+        burst: bytes that may pass at once after a pause, up to 10^9; None: the bytes of 10 ms.
     """
 
     rate: str | Rate
@@ -258,10 +259,10 @@ class bandwidth(Fault):
 
 @dataclass(frozen=True, repr=False)
 class slicer(Fault, lacks={"scope"}):
-    """Sends in small pieces. Their ends depend only on the position in the stream.
+    """Sends in small pieces, whose ends depend only on the position in the stream.
 
     Attributes:
-        average_size: bytes of a piece on average.
+        average_size: average bytes of a piece.
         size_variation: by how many bytes a piece may be larger or smaller.
         delay: the time between two pieces.
     """
@@ -281,7 +282,7 @@ class slicer(Fault, lacks={"scope"}):
 
 @dataclass(frozen=True, repr=False)
 class stall(Fault, lacks={"scope"}):
-    """Holds bytes, end of file and reset. To each peer the other one seems alive and silent."""
+    """Holds bytes, end of file and reset. Each peer seems alive but silent to the other."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -294,7 +295,7 @@ class refuse(Fault, lacks={"stream", "scope", *_WHICH, *_WHEN}):
 
 @dataclass(frozen=True, repr=False)
 class hang(Fault, lacks={"stream", "scope", *_WHICH, *_WHEN}):
-    """Connecting does not complete, as to a machine that is switched off; connections that are open go on. Linux."""
+    """connect() of clients hangs, as to a machine that is switched off; open connections go on. Linux only."""
 
     def instead(self, name: str) -> str:
         return ", because the system lets all clients hang or none; blackhole and stall take single ones"
@@ -302,7 +303,7 @@ class hang(Fault, lacks={"stream", "scope", *_WHICH, *_WHEN}):
 
 @dataclass(frozen=True, repr=False)
 class blackhole(Fault, lacks={"stream", "scope", "live", *_WHEN}):
-    """Accepts clients, and does nothing else: it does not connect to upstream, and reads nothing."""
+    """Accepts clients, but does not connect to upstream and reads nothing."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -321,7 +322,7 @@ def preset(name: str, **common: Any) -> tuple[Fault, ...]:
 
     Args:
         name: one of PRESETS, like "3g".
-        common: attributes that all of them get, like toxicity.
+        common: attributes that all these faults get, like toxicity.
 
     Raises:
         UsageError: there is no such preset, or an attribute is invalid.

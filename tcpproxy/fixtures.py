@@ -1,4 +1,4 @@
-"""ProxyFactory, the value of the fixtures of the pytest plugin: makes started proxies, and stops them in the end."""
+"""ProxyFactory, the value of the fixtures of the pytest plugin: makes started proxies, and stops them at the end."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from .handles import Handle
 
 EVENTS = 20
-"""How many events of a proxy a report shows: the last ones."""
+"""A report shows the last EVENTS events of a proxy."""
 
 MOST_NAME = 200
-"""How many characters of a test's name are in the name of its capture file."""
+"""The most characters of a test's name in the name of its capture file."""
 
 DUMP_LINES = 40
-"""How many lines of a recording a report shows: one half from the beginning, one from the end."""
+"""The most lines of a recording in a report: half of them from its beginning, half from its end."""
 
 
 class UnmetError(AssertionError):
@@ -79,9 +79,9 @@ class ProxyFactory:
         """Returns a started proxy in front of `target`; it stops after the test.
 
         Args:
-            target: what to forward to: `HOST:PORT`, a URL, (host, port), a port of localhost, also as text, a socket, a
-                server of asyncio, anyio, trio or socketserver, or an object with `server_address`, or with `port` and
-                perhaps `host`. It need not listen yet.
+            target: what to forward to: `HOST:PORT`, a URL, (host, port), a port of localhost (a number or text), a
+                socket, a server of asyncio, anyio, trio or socketserver, or an object with `server_address`, or with
+                `port` and perhaps `host`. It need not listen yet.
             strict: if the test passes, a fault that has acted on no connection is an error.
             on_event: as for Proxy.
             **options: those of Proxy.
@@ -97,7 +97,7 @@ class ProxyFactory:
         except (TcpProxyError, TypeError) as error:
             if isinstance(error, TypeError) and not str(error).startswith("Proxy() got"):
                 raise
-            raise error.with_traceback(None) from None  # the sentence says all
+            raise error.with_traceback(None) from None  # the message is enough
         self._stack.callback(lambda: watched.stop(strict=strict and not self.is_over))
         self._watched.append(watched)
         return proxy
@@ -111,7 +111,7 @@ class ProxyFactory:
         return _Watched(remote, on_event, options)
 
     def __getattr__(self, name: str) -> Any:
-        """Only for what is not there: a test means the module, which has the name of the fixture, or a proxy."""
+        """Raises an error with a hint: a test may mean the module, which has the fixture's name, or a proxy."""
         hint = ""
         if name in (*package.__all__, "faults"):
             hint = f": here `tcpproxy` is the fixture, expected `from tcpproxy import {name}`"
@@ -169,7 +169,7 @@ class _Watched:
         self._deliver(event)
 
     def stop(self, *, strict: bool) -> None:
-        """Stops the proxy; connections that are left are reset.
+        """Stops the proxy, and resets its open connections.
 
         Raises:
             WorkerError: the proxy has failed before.

@@ -30,13 +30,13 @@ Not a WeakSet: reading one fails when another thread changes it meanwhile.
 _hooked = False
 
 no_fork = Lock(reentrant=True)
-"""Held while a proxy opens or closes descriptors. A fork waits for it: else the child would not know which are open.
+"""Held while a proxy opens or closes descriptors. A fork waits for it, so that the child knows which are open.
 
 Reentrant: a signal handler or a `__del__` that interrupts its holder may stop another proxy.
 """
 
 FORK_WAIT = 3.0
-"""Seconds that a fork waits at most for `no_fork`, which is held for milliseconds."""
+"""The most seconds that a fork waits for `no_fork`, which is held for milliseconds."""
 
 
 def register(proxy: Stoppable) -> None:

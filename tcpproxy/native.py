@@ -1,8 +1,8 @@
 """Threads, locks, events and a clock of the operating system, even if the program has replaced those of Python.
 
-gevent and eventlet replace `threading` by greenlets, which take turns in one thread; a worker would keep its turn for
-ever. Tests freeze `time.monotonic`. What this module makes is not affected, and a greenlet that waits for it lets the
-others run.
+gevent and eventlet replace threads by greenlets, which take turns in one thread; a worker would never give up its turn.
+Tests freeze `time.monotonic`. The objects of this module are not affected by that. A greenlet that waits for one lets
+the other greenlets run.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 STEP = 0.005
-"""Seconds between two checks of a greenlet that waits: no other thread can wake it."""
+"""Seconds between two checks of a greenlet that waits, because no other thread can wake it."""
 
 SETTLE = 1.0
-"""Seconds that a join waits at most until `threading`, too, knows that the thread has ended. It takes microseconds."""
+"""The most seconds that a join waits until `threading` also knows that the thread has ended. It takes microseconds."""
 
 
 def _original(module: Any, name: str) -> Any:
-    """Returns what a module had under this name before gevent or eventlet replaced it."""
+    """Returns the original of an attribute of a module that gevent or eventlet has replaced."""
     if gevent := sys.modules.get("gevent.monkey"):
         return gevent.get_original(module.__name__, name)
     if eventlet := sys.modules.get("eventlet.patcher"):
@@ -46,12 +46,12 @@ def _original(module: Any, name: str) -> Any:
     return getattr(module, name)
 
 
-# At the import: what replaces them later changes the modules, not these names.
+# Stored at the import: later replacements change the modules, not these names.
 _start_new_thread: Callable[..., int] = _original(_thread, "start_new_thread")
 allocate_lock: Callable[[], Any] = _original(_thread, "allocate_lock")
 _allocate_reentrant: Callable[[], Any] = _original(_thread, "RLock")
 this_thread: Callable[[], int] = _original(_thread, "get_ident")
-"""The ident of the thread that calls it."""
+"""Returns the ident of the calling thread."""
 
 _ours: set[int] = set()
 """Idents of the threads made here while greenlets replace threads. No greenlet runs in them."""
@@ -67,7 +67,7 @@ def _green_sleep() -> Callable[[float], object] | None:
 
 
 def let_greenlets_run() -> bool:
-    """Lets other greenlets run for STEP seconds. Returns False, at once, where a wait may block its thread instead."""
+    """Lets other greenlets run for STEP seconds. Returns False at once if there are none, so that a wait may block."""
     sleep = _green_sleep()
     if sleep is None or this_thread() in _ours:
         return False
@@ -99,7 +99,7 @@ class Lock:
         return _acquire(self._lock, timeout)
 
     def release(self) -> None:
-        """Gives the lock up."""
+        """Releases the lock."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -137,7 +137,7 @@ class Event:
             self.set()
 
     def forget(self, function: Callable[[], object]) -> None:
-        """Takes a function back that `on_set` was given."""
+        """Removes a function that was given to `on_set`."""
         with contextlib.suppress(ValueError):  # it has been called
             self._waiters.remove(function)
 
@@ -199,10 +199,10 @@ class _Thread:
 
 
 class _NamedThread(threading.Thread):
-    """A thread of `threading` whose `join` and `is_alive` may be called by a signal handler, too.
+    """A thread of `threading` whose `join` and `is_alive` are safe in a signal handler.
 
-    Those of threading.Thread hold a lock for a moment. A signal handler that interrupted its thread in that moment, and
-    called one of them for the same thread, would wait for ever.
+    Those of threading.Thread hold a lock for a moment. A signal handler that interrupts such a call, and calls one of
+    them for the same thread, would deadlock.
     """
 
     def __init__(self, name: str, target: Callable[..., object], args: tuple[object, ...]) -> None:
@@ -231,6 +231,6 @@ def make_thread(name: str, target: Callable[..., object], *args: object) -> Thre
 
 
 def getaddrinfo(*args: Any, **options: Any) -> list[Any]:
-    """`socket.getaddrinfo` of the C library, also where gevent or eventlet has replaced it. Blocks the thread."""
+    """The original `socket.getaddrinfo`, also if gevent or eventlet has replaced it. Blocks the thread."""
     function = _original(socket, "getaddrinfo") if _green_sleep() else socket.getaddrinfo
     return function(*args, **options)

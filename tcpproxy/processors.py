@@ -1,4 +1,4 @@
-"""How much processor time this process may use: affinity, and the CPU quota of its control groups (Linux)."""
+"""The processors that this process may use: its affinity, and the CPU quota of its control groups (Linux)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def usable_cpus() -> int:
 def cpu_quota(root: str = "/") -> float | None:
     """The CPU quota in processors: 0.5 is half of one. None: there is none.
 
-    A quota of a parent group holds for its children too, so that the least one counts.
+    A quota of a parent group also limits its children, so the lowest quota counts.
 
     Args:
         root: where /proc and /sys are, for tests.
@@ -43,15 +43,15 @@ def _quota_files(root: str) -> Iterator[str]:
             places, name = ("sys/fs/cgroup/cpu", f"sys/fs/cgroup/{controllers}"), "cpu.cfs_quota_us"
         else:
             continue
-        # Inside a container the path may be the host's, of which only the last part, if any, is mounted: the mount's
-        # own files are then those of the container's group.
+        # In a container the path may be the host's, and only its last part or nothing of it may be mounted. The files
+        # at the top of the mount are then those of the container's group.
         parts = [part for part in path.split("/") if part]  # without pathlib, whose import takes 2 ms
         steps = [parts[:count] for count in range(len(parts), -1, -1)]
         yield from (os.path.join(root, place, *step, name) for place in places for step in steps)
 
 
 def _read_quota(file: str) -> float | None:
-    """The quota that a file says, in processors; None: it is not there, has none, or is not understood."""
+    """The quota in a file, in processors; None: there is no file, it has no quota, or it cannot be parsed."""
     try:
         with open(file, encoding="ascii") as text:
             words = text.read().split()

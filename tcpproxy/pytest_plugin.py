@@ -1,7 +1,7 @@
 """The pytest plugin: the fixtures `tcpproxy` and `tcpproxy_factory`, and a section in the reports of failed tests.
 
-Every run of pytest in an environment with tcpproxy loads it. So it imports pytest and nothing else; what the fixtures
-do is in tcpproxy/fixtures.py, which is imported when a test first uses one. PYTEST_DONT_REWRITE
+Every run of pytest in an environment with tcpproxy loads it. So it imports only pytest. The fixtures are implemented in
+tcpproxy/fixtures.py, which is imported when a test first uses one. PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .fixtures import ProxyFactory
 
 _FACTORIES = pytest.StashKey["list[ProxyFactory]"]()
-"""In the stash of a test, or of the session: its factories."""
+"""The key of a test's or a session's factories, in its stash."""
 
 _SEED = pytest.StashKey[int]()
 
@@ -92,7 +92,7 @@ def _factory(owner: pytest.Item | pytest.Session, config: pytest.Config) -> Iter
             factories.append(factory)
             yield factory
             factories.remove(factory)  # the same test may run again
-    except UnmetError as error:  # the sentence says all, and no line of the test is to blame
+    except UnmetError as error:  # without traceback, because no line of the test has failed
         raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 

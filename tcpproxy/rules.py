@@ -1,4 +1,4 @@
-"""Faults in force together: their names, and their rules in the core (`Rule` of _core/plan.pxd), which are numbers."""
+"""Faults in force together: their names, and the numbers of their rules in the core (`Rule` of _core/plan.pxd)."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ ENDS = ("close", "reset", "stall")
 ALL = 2**64 - 1
 
 NO_RULES = ("refuse", "hang")
-"""Kinds without a rule in the core: they concern the listeners, which the proxy closes or changes."""
+"""Kinds without a rule in the core. For them the proxy closes or changes its listeners."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """A fault that is in force, or is to be.
+    """A fault that is in force, or will be.
 
     Attributes:
         fault: the fault.
         name: its name, given by `named`.
-        key: a number from 1 that no other fault of the proxy has, ever; an update does not change it.
+        key: a number from 1 that the proxy never gives to another fault; an update does not change it.
         since: the id of the last connection that was accepted before the fault was in force.
     """
 
@@ -43,7 +43,7 @@ class Installed:
 
 
 def named(faults: Iterable[Fault | str], beside: Mapping[str, Fault] | None = None) -> dict[str, Fault]:
-    """Gives faults that are to be in force together distinct names; the second one with a label gets LABEL#2.
+    """Gives distinct names to faults that will be in force together; the second one with a label gets LABEL#2.
 
     Args:
         faults: the faults, or their texts.
@@ -95,7 +95,7 @@ def rule(installed: Installed, seed: int) -> dict[str, int]:
 
     Args:
         installed: a fault whose kind is not in NO_RULES.
-        seed: the proxy's, for a fault without one of its own.
+        seed: the proxy's seed, for a fault that has none.
     """
     fault = installed.fault
     result = {
@@ -170,12 +170,12 @@ def _end(name: str) -> int:
 
 
 def _ns(time: object) -> int:
-    """Returns the nanoseconds of a time as a fault keeps it; None: 0."""
+    """Returns the time of a fault in nanoseconds; 0 for None."""
     return time // timedelta(microseconds=1) * 1000 if isinstance(time, timedelta) else 0
 
 
 def _client(network: str | None) -> dict[str, int]:
-    """Returns the fields of a network, which the core has in IPv6 form: IPv4 addresses are ::ffff:a.b.c.d."""
+    """Returns the fields of a network in the core's form: IPv6, with IPv4 addresses as ::ffff:a.b.c.d."""
     if network is None:
         return {}
     import ipaddress  # few faults need it

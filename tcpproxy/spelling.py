@@ -1,4 +1,4 @@
-"""Faults as texts: `[DIRECTION:]KIND[=VALUE][,KEY=VALUE]...`, of the command line, of `Fault.parse` and of `str()`."""
+"""Faults as text: `[DIRECTION:]KIND[=VALUE][,KEY=VALUE]...`, for the command line, `Fault.parse` and `str()`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("rate", "throttle"), ", did you mean bandwidth?"),
     **dict.fromkeys(("cut", "truncate"), ", did you mean limit_data?"),
 }
-"""Kinds of other programs that users may expect, with what the error says of them."""
+"""Kinds of faults that users may know from other programs, with the hint in the error."""
 
 
 def own_attributes(kind: type[Fault]) -> list[str]:

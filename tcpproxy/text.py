@@ -1,4 +1,4 @@
-"""Text for people: what comes from outside, made safe to show, and numbers with their units."""
+"""Text for people: makes outside text safe to show, and formats numbers with units."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 def quoted(value: object) -> str:
-    """The repr of an argument, for an error message. Long ones are cut; a number may be too long to print."""
+    """The repr of an argument, for an error message. A long repr is cut; a number may be too long for one."""
     try:
         text = repr(value)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Numbers, durations, sizes, rates and choices, from what people write. Pure functions."""
+"""Parses numbers, durations, sizes, rates and choices. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|d|)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST = 365 * 86400
-"""Seconds: the longest duration."""
+"""The longest duration, in seconds."""
 _BYTES: dict[str, int] = {
     **{"": 1, "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3},
     **{unit + more: 1024**power for power, unit in enumerate("KMG", 1) for more in ("", "iB")},
@@ -34,17 +34,17 @@ _BITS: dict[str, int] = {
     **{f"{unit}bit/s": 1000**power for power, unit in enumerate(("", "k", "M", "G"))},
     "KB/s": 8000,
 }
-"""Bits of a unit of rates."""
+"""The bits of each unit of rates."""
 _RATE = re.compile(rf"({_DECIMAL})\s*({'|'.join(_BITS)})", re.ASCII)
 _RATE_ELSEWHERE = re.compile(rf"({_DECIMAL})\s*([kKmMgG]?)(i?)(bits?|b|B|)(?:/s|ps)?", re.ASCII)
-"""Rates as other tools write them."""
+"""Rates in the notations of other tools."""
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{0,30})?|\.\d{1,30})(?:e-(\d{1,3}))?(%?)", re.ASCII)
 FASTEST = 10**12
-"""Bytes per second: the highest rate."""
+"""The highest rate, in bytes per second."""
 
 
 class Rate(int):
-    """Bytes per second. Its text is one that `parse_rate` reads."""
+    """Bytes per second. `parse_rate` reads its text."""
 
     def __str__(self) -> str:
         return _decimal(self, (("GB/s", 10**9), ("MB/s", 10**6), ("kB/s", 1000), ("B/s", 1)))
@@ -60,7 +60,7 @@ def parse_number(what: str, value: int | str, least: int, most: int, *, word: st
         what: the name of the argument.
         value: what was given.
         least, most: the bounds.
-        word: what the caller takes beside numbers, for the error.
+        word: a word that the caller accepts beside numbers, for the error.
     """
     number = value
     if isinstance(value, str):
@@ -112,7 +112,7 @@ def parse_duration(
 def parse_wait(what: str, value: float | str | None) -> float | None:
     """Seconds that a call may take, in the forms of `parse_duration`; None: for ever.
 
-    Callers compute numbers from deadlines: one below 0 is 0, and one that is longer than any duration is for ever.
+    Callers compute numbers from deadlines. So a number below 0 is 0, and one above the longest duration is for ever.
 
     Raises:
         UsageError: it is no duration, or nan.
@@ -123,7 +123,7 @@ def parse_wait(what: str, value: float | str | None) -> float | None:
 
 
 def parse_limit(what: str, value: float | str | None) -> float:
-    """The same as a number to compute with: for ever is inf."""
+    """As `parse_wait`, but returns inf for ever, to compute with."""
     limit = parse_wait(what, value)
     return math.inf if limit is None else limit
 
@@ -169,7 +169,7 @@ def parse_choice(what: str, value: str, words: tuple[str, ...], hidden: tuple[st
 
 
 def parse_mode(what: str, value: int | str) -> int:
-    """Rights of the file of a UNIX socket: `0600` in octal digits, or a number up to 0o777. UsageError otherwise."""
+    """The mode of a UNIX socket's file, from octal digits like `0600` or a number up to 0o777. UsageError otherwise."""
     if isinstance(value, str) and re.fullmatch(r"(0o?)?[0-7]{3}", value, re.ASCII):
         mode = int(value[-3:], 8)
     elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 0o777:
@@ -205,7 +205,7 @@ def parse_size(what: str, value: int | str | None, least: int, most: int, *, off
 
 
 def parse_time(what: str, value: str | timedelta | int, *, other: str = "ms") -> timedelta:
-    """A duration whose unit is said: a text like `250ms`, `1.5s` or `10us`, a timedelta, or 0.
+    """A duration with a unit: a text like `250ms`, `1.5s` or `10us`, a timedelta, or 0.
 
     Args:
         what: its name, for errors.
@@ -267,7 +267,7 @@ def parse_rate(what: str, value: str | Rate) -> Rate:
 
 
 def _no_rate(value: object) -> str:
-    """What is wrong with it, and how the rate that it may stand for is written."""
+    """The end of an error about an invalid rate: what is wrong, and the notation of the rate that it may mean."""
     match = _RATE_ELSEWHERE.fullmatch(str(value).strip()) if _is_number(value) else None
     if match:
         number, letter, binary, noun = match.groups()
@@ -289,7 +289,7 @@ def parse_rates(what: str, value: object) -> tuple[int, int]:
     None, `off` and 0 are 0, which stands for no limit.
 
     Raises:
-        UsageError: a rate as `parse_rate` says, or a direction twice or unknown.
+        UsageError: a rate is invalid (see `parse_rate`), or a direction is unknown or given twice.
     """
     if value is None or (value in ("off", "0", 0) and not isinstance(value, bool)):
         return 0, 0
@@ -312,13 +312,13 @@ def _is_number(value: object) -> bool:
 
 
 def _digits(number: str) -> tuple[int, int]:
-    """A decimal number exactly: an integer, and how many of its digits come behind the point."""
+    """A decimal number, exactly: all digits as an integer, and how many of them are after the point."""
     whole, _, rest = number.partition(".")
     return int(whole + rest), len(rest)
 
 
 def _decimal(number: int, units: tuple[tuple[str, int], ...]) -> str:
-    """The exact number, in the largest unit of which it has at least one."""
+    """The exact number, in the largest unit that is not larger than it."""
     unit, size = next((each for each in units if number >= each[1]), units[-1])
     whole, rest = divmod(number, size)
     digits = f"{rest:0{len(str(size)) - 1}}".rstrip("0") if rest else ""

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 State = Literal["resolving", "connecting", "relaying", "closing", "ended"]
-"""What a connection is doing.
+"""The state of a connection.
 
 resolving: it waits for the addresses of upstream's name.
 connecting: it connects to upstream.
 relaying: bytes pass.
 closing: it passes on a reset, or discards what a peer sends after both ends.
-ended: it is over.
+ended: it has ended.
 """
 
 Direction = Literal["to_upstream", "to_client"]
-"""Which way bytes go: to_upstream is what the client has sent, to_client what upstream has sent."""
+"""The direction of bytes: those to_upstream were sent by the client, those to_client by upstream."""
 
 Alias = Literal["up", "upstream", "down", "downstream"]
 """Other words that are accepted for a direction: short ones, and those of toxiproxy."""
@@ -27,15 +27,15 @@ class Stats:
     Attributes:
         accepted: connections accepted.
         active: connections alive now: `accepted` less `ended`.
-        ended: connections that are over, for whatever reason.
+        ended: connections that have ended, for whatever reason.
         failed: connections among `ended` whose upstream was not reached.
-        refused: clients that were reset at once, not among `accepted`: their address is not allowed, too many of
-            their source, no memory for another one, or their worker has failed.
+        refused: clients that were reset at once, not among `accepted`: not admitted by `allow` or `deny`, too many of
+            one source, an invalid PROXY header, no memory, or their worker has failed.
         bytes_to_upstream: bytes delivered to upstream.
         bytes_to_client: bytes delivered to clients.
-        bytes_spliced: bytes among these that never left the kernel.
+        bytes_spliced: delivered bytes that never left the kernel.
         accept_errors: calls of accept that failed.
-        events_lost: event records that were dropped because nobody took them in time.
+        events_lost: event records that were dropped because the log thread was too slow.
         wakeups: returns of workers from waiting for events. Constant while nothing happens.
         polls_hit: busy polls that brought an event.
         polls_missed: busy polls that brought none.
@@ -60,7 +60,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A connection, at the moment of asking.
+    """A connection, at the time of the call.
 
     Attributes:
         id: its number, from 1, in the order of accept.
@@ -69,17 +69,17 @@ class Connection:
         state: what it is doing: a State.
         to_upstream: bytes delivered to upstream.
         to_client: bytes delivered to the client.
-        age: seconds since the client was accepted; of one that is over: how long it lasted.
+        age: seconds since the client was accepted; of an ended connection, its duration.
         connect_time: seconds from accept until upstream was connected; 0: it is not.
         idle: seconds since bytes last passed, or else since upstream was connected, or since accept.
-        waiting_for_upstream: bytes that the proxy has read from the client and upstream has not taken yet.
+        waiting_for_upstream: bytes that the proxy has read from the client, and upstream has not taken yet.
         waiting_for_client: the same in the other direction.
         outgoing: the proxy's own address toward upstream, `host:port`; empty until it is connected.
         reason: why it ended: a Reason; empty while it lives.
-        target: what it goes to, or tries, as it was given.
+        target: the target that it is connected to, or tries, as it was given.
         faults: the names of the faults that have acted on it: held, cut or discarded something.
         held: bytes that faults hold now, to upstream and to the client. `waiting_for_upstream` and `waiting_for_client`
-            have them, too.
+            include them.
         via: the proxy that has sent the client's address by the PROXY protocol, `host:port`; empty: there is none.
     """
 
@@ -108,9 +108,9 @@ class Forward:
 
     Attributes:
         spec: as it was given: an item of `forwards`, or the remote.
-        address: (host, port) that it listens on, of several the first one; or the path of a UNIX socket.
+        address: the first (host, port) that it listens on, or the path of a UNIX socket.
         port: its port; 0: a UNIX socket.
-        target: where it forwards to, as it was given; of several with commas between them.
+        target: where it forwards to, as it was given; several targets have commas between them.
     """
 
     spec: str

@@ -17,7 +17,7 @@ from .views import Connection, Stats
 
 
 class Wanted(TypedDict, total=False):
-    """The numbers that `wait_for` waits for; None is as if it were left out."""
+    """The numbers that `wait_for` waits for; None is the same as leaving a number out."""
 
     accepted: int | None
     active: int | None
@@ -69,14 +69,14 @@ class Waits:
         return await awaiting.poll_async(self._looking_for(numbers, since, timeout))
 
     def _is_over(self) -> bool:
-        """Has it ended, or failed to start?"""
+        """Has the proxy ended, or failed to start?"""
         crew = self._crew
         return self._stopping.is_set() and not (crew and crew.running)
 
     def _looking_for(
         self, numbers: Wanted, since: Stats | None, timeout: float | str | None
     ) -> Callable[[], Stats | None]:
-        """Returns the function that `wait_for` polls: it returns the numbers when they are as wanted; None: not yet."""
+        """Returns the function that `wait_for` polls. It returns the numbers when they are reached, until then None."""
         __tracebackhide__ = True
         wanted = _Goal(numbers, since)
         limit = parse_limit("timeout", timeout)
@@ -100,7 +100,7 @@ class Waits:
 
 
 class _Goal:
-    """What `wait_for` waits for."""
+    """The checked numbers of a `wait_for`."""
 
     def __init__(self, numbers: Wanted, since: Stats | None) -> None:
         if unknown := numbers.keys() - Wanted.__annotations__.keys():
@@ -114,7 +114,7 @@ class _Goal:
         self._since = {name: getattr(since, name) if since else 0 for name in self._totals}
 
     def missing(self, stats: Stats) -> str:
-        """Returns a text of the numbers that are not as wanted; empty: all are."""
+        """Returns a text of the numbers that are not reached; empty: all are."""
         found = []
         for name, value in self._totals.items():
             if (now := getattr(stats, name) - self._since[name]) < value:
