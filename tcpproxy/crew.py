@@ -38,7 +38,7 @@ may block."""
 
 
 KILLED_AT_ONCE = 256
-"""Connections of a worker that are killed before the log thread takes their records: the ring has room for 1,024."""
+"""Connections of a worker that are killed before the log thread takes their records: the ring has room for 2,048."""
 
 
 class Crew:
