@@ -5,12 +5,12 @@
 # Workers share a rate through the word alone: bucket_charge is a compare-and-swap. If two charge at once, they leave a debt,
 # and the next sender waits until it is over.
 #
-# A sender asks bucket_due_ns when it may send and bucket_room how much, and charges what it sends. It waits until all that it
-# holds or half of the burst, whichever is less, may be sent: single bytes would cost a wake-up each, and a wake-up that is late
-# by less than half of the burst loses nothing of the rate.
+# bucket_due_ns tells a sender when it may send, and bucket_room how much; bucket_charge charges the bytes that it sends. The
+# sender waits until it may send all its bytes, or half of the burst if that is less: single bytes would cost a wake-up each, and
+# a wake-up that is late by less than half of the burst loses no throughput.
 #
-# Senders of a rate that many share reserve what they send next, with bucket_reserve, which returns the time for it. So they take
-# turns, and none is woken in vain.
+# Senders that share a rate reserve their next bytes with bucket_reserve, which returns the time for them. So they take turns, and
+# none is woken in vain.
 from libc.stdint cimport uint64_t
 from tcpproxy._core.sync cimport sync_claim, sync_load
 
@@ -42,7 +42,7 @@ cdef inline uint64_t _bucket_from(uint64_t used_up_ns, const Limit *limit, uint6
 
 
 cdef inline uint64_t bucket_due_ns(const uint64_t *bucket, const Limit *limit, uint64_t held, uint64_t now_ns) noexcept nogil:
-    """When the next bytes may be sent, if `held` > 0 are to be."""
+    """When the next bytes may be sent, if `held` > 0 bytes wait."""
     cdef uint64_t least = limit.burst_ns * limit.rate // <uint64_t> 2000000000
     return _bucket_from(sync_load(bucket), limit, now_ns) + bucket_takes_ns(limit, held if held < least else least)
 
@@ -54,7 +54,7 @@ cdef inline uint64_t bucket_room(const uint64_t *bucket, const Limit *limit, uin
 
 
 cdef inline uint64_t bucket_reserve(uint64_t *bucket, const Limit *limit, uint64_t size, uint64_t now_ns) noexcept nogil:
-    """Charges `size` < 2^34 bytes. Returns when they may be sent: after all that was charged before."""
+    """Charges `size` < 2^34 bytes. Returns when they may be sent, which is after all earlier charges."""
     cdef uint64_t old, start
     while True:
         old = sync_load(bucket)
@@ -64,7 +64,7 @@ cdef inline uint64_t bucket_reserve(uint64_t *bucket, const Limit *limit, uint64
 
 
 cdef inline void bucket_give_back(uint64_t *bucket, const Limit *limit, uint64_t size) noexcept nogil:
-    """Takes a charge of `size` bytes back, which are not sent."""
+    """Takes back a charge of `size` bytes, which are not sent."""
     cdef uint64_t back_ns = bucket_takes_ns(limit, size), old = sync_load(bucket)
     while old > back_ns and not sync_claim(bucket, old, old - back_ns):
         old = sync_load(bucket)

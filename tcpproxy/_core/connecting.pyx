@@ -148,7 +148,7 @@ cdef AddressList *addresses_avoid(AddressList *list, uint64_t avoided) noexcept 
     cdef AddressList *ordered = <AddressList *> malloc(sizeof(AddressList))
     cdef uint32_t i, last, count = 0
     if ordered == NULL:
-        return list                     # an order of less use
+        return list                     # without memory the old order stays
     ordered.users = 1
     ordered.expires_ns = list.expires_ns
     ordered.avoided = avoided

@@ -1,4 +1,4 @@
-# What other threads tell a worker to do with its connections: the model is in control.pxd.
+# Commands of other threads about connections: the model is in control.pxd.
 from libc.stdint cimport uint32_t
 from tcpproxy._core.closing cimport closing_kill, closing_refuse
 from tcpproxy._core.events cimport REASON_KILLED
@@ -47,5 +47,5 @@ cdef void control_pause(Loop *loop, uint8_t directions) noexcept nogil:
         relay = table_at(&loop.table, i)
         if relay.state == RELAY_RELAYING or relay.state == RELAY_RESETTING:
             loop_enqueue(loop, relay)
-            if relay.deadline.kind != TIMER_NONE:       # the pause was no idle time
+            if relay.deadline.kind != TIMER_NONE:       # the pause does not count as idle time
                 timers_arm(&loop.timers, &relay.deadline, relay.deadline.kind, loop.now_ns)

@@ -14,7 +14,7 @@ cdef enum:
     # docs/decisions.md has the measurements: "Full reads before splicing", "A recv after a short splice".
     NO_ROOM = -1            # what _recv returns when the tap has no room
     MODE_READS = 2          # reads in a row that change the mode. With 4 a transfer of 1 MiB cost a third more CPU
-    SMALLEST_MSS_BYTES = 536    # a first send of so many fits one TCP segment, so Nagle holds back no rest of it
+    SMALLEST_MSS_BYTES = 536    # a first send of so many bytes fits one TCP segment, so Nagle's algorithm delays nothing of it
     LIKELY_EMPTIED_BYTES = 65536    # a splice of less has probably emptied the source. With 256 KiB 8 % of all bytes were copied
 
 
@@ -102,7 +102,7 @@ cdef int _drain_pipe(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
 
 cdef void half_pass_on_end(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
     cdef int rc = 0
-    if not (source.eof_read and sink.eof_read and source.fin_sent):    # else close() follows, which sends FIN as well
+    if not (source.eof_read and sink.eof_read and source.fin_sent):    # else the next close() sends FIN as well
         rc = net_shut_write(sink.watch.fd)
     if rc < 0:
         sink.error = -rc                # the sink would wait for the end of file for ever
@@ -174,7 +174,7 @@ cdef void _source_ended(Half *half, bint failed, Pump *pump) noexcept nogil:
     half.state = HALF_BROKEN if failed else HALF_DRAINING
     if half.shaper != NULL:
         shaper_end(half.shaper, SOURCE_FAILED if failed else SOURCE_EOF, pump.now_ns[0])
-        half.state = HALF_DRAINING          # what the shaper holds comes first
+        half.state = HALF_DRAINING          # the bytes in the shaper come first
 
 
 cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept nogil:
@@ -207,30 +207,29 @@ cdef int64_t _splice(Half *half, Side *source, Side *sink, Pump *pump) noexcept 
 # Moves bytes from `source` to `sink`, in order, none twice and none left out. It never blocks. It returns when one of them
 # would block, when the budget is used up, or when this direction has ended.
 #
-#   Delivery     What was read is sent at once. What the sink does not take is kept: in the buffer (at most `size` bytes), or
-#                in the pipe (at most PIPE_BYTES).
-#   Full sink    While bytes are kept nothing is read. So the source's receive queue fills, and TCP stops its peer:
+#   Delivery     The pump sends at once the bytes that it has read. It keeps those that the sink does not take: in the buffer
+#                (at most `size` bytes), or in the pipe (at most PIPE_BYTES).
+#   Full sink    While it keeps bytes it does not read. So the source's receive queue fills, and TCP stops its peer:
 #                back-pressure.
-#   EOF          Everything that was read is delivered first. Then shutdown() sends FIN to the sink, and the half is shut. The
-#                other half goes on. If the other half is shut already, close() follows and sends that FIN.
-#   Read error   (a reset.) source.error is set, the half is broken. All bytes in front of the error are with the sink's
-#                kernel by then, since a half reads only when it keeps nothing. The relay resets the sink once that kernel
-#                has sent them (closing.pyx).
-#   Send error   sink.error is set, the half is broken, what it kept is dropped. The other half still delivers what the sink
-#                sent before it failed; then the relay resets the source.
-#   No memory    for what the sink does not take: as a send error, ENOMEM. Bytes that are lost must not be skipped.
+#   EOF          All bytes that were read are delivered first. Then shutdown() sends FIN to the sink, and the half is shut. The
+#                other half goes on. If the other half is shut already, the next close() sends that FIN.
+#   Read error   (a reset.) source.error is set, the half is broken. A half reads only when it keeps no bytes, so the kernel
+#                already has all bytes from before the error. The relay resets the sink when the kernel has sent them
+#                (closing.pyx).
+#   Send error   sink.error is set, the half is broken, its kept bytes are dropped. The other half still delivers the bytes that
+#                the sink sent before it failed; then the relay resets the source.
+#   No memory    for bytes that the sink does not take: as a send error, with ENOMEM, because lost bytes must not be skipped.
 #   Budget       At least `budget` bytes were read and the source may have more: returns PUMP_MORE. The last read may exceed the
-#                budget: by the scratch, or by one splice.
-#   Tap          What was read is recorded before it is sent. Without room in the tap nothing is read: returns PUMP_STALLED, and
-#                the source stays readable.
-#   Splice       Only with an empty pipe, so that "would block" is said of the source. "Would block" and 0 are confirmed with
-#                a recv: at an urgent mark splice returns them with bytes unread. A refusal consumes nothing: the half copies
-#                from then on.
+#                budget: by the scratch buffer, or by one splice.
+#   Tap          Bytes are recorded before they are sent. Without room in the tap nothing is read: returns PUMP_STALLED, and the
+#                source stays readable.
+#   Splice       Only with an empty pipe, so that "would block" can only mean the source. "Would block" and 0 are confirmed with
+#                a recv, because at an urgent mark splice returns them with bytes unread. A refusal consumes nothing: the half
+#                then copies until its end.
 #
-# Returning early loses no event. A ready bit is cleared only when a call would have blocked or a read has
-# emptied the socket, and then the poller reports the next edge. In every other case the return value has PUMP_MORE or
-# PUMP_STALLED, or the
-# half is over; half_pump of a half that is over does nothing and returns PUMP_WAIT.
+# Returning early loses no event. A ready bit is cleared only when a call would have blocked or a read has emptied the socket,
+# and then the poller reports the next edge. In every other case the return value has PUMP_MORE or PUMP_STALLED, or the half has
+# ended. half_pump of an ended half does nothing and returns PUMP_WAIT.
 #
 # A half with a shaper is pumped by shaped_pump (shaped.pxd).
 #

@@ -42,7 +42,7 @@ cdef extern from "net.h" nogil:
     int64_t net_send(net_socket fd, const void *data, size_t size)
     bint NET_HOLDS                                              # net_send_held does hold
     int64_t net_send_held(net_socket fd, const void *data, size_t size)     # with the next send, or 0.2 s later
-    int net_shut_write(net_socket fd)                           # sends FIN behind what is queued
+    int net_shut_write(net_socket fd)                           # sends FIN after the queued bytes
     void net_close(net_socket fd)
     int net_hang(net_socket fd, int on)
     void net_reset(net_socket fd)                               # closes with RST

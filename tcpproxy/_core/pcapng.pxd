@@ -1,15 +1,14 @@
-# Blocks of pcapng (draft-ietf-opsawg-pcapng): what a capture file consists of. Pure: no file, no clock, no memory but the
-# caller's.
+# Blocks of a capture file in the format pcapng (draft-ietf-opsawg-pcapng). Pure: no file, no clock, no memory but the caller's.
 #
-# All packets are IP without a link layer (LINKTYPE_RAW): with more than one link type or snapshot length in a file libpcap
-# could not read it.
+# All packets are IP without a link layer (LINKTYPE_RAW), because libpcap cannot read a file with more than one link type or
+# snapshot length.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from tcpproxy._core.net cimport net_addr
 
 cdef enum:
-    PCAPNG_TEXT = 255       # bytes of a string in a block at most; longer ones are cut
-    PCAPNG_BLOCK = 1024     # bytes of one block at most, but for PCAPNG_PACKET
+    PCAPNG_TEXT = 255       # the most bytes of a string in a block; longer ones are cut
+    PCAPNG_BLOCK = 1024     # the most bytes of a block, except PCAPNG_PACKET
 
 cdef enum:                  # types of blocks
     PCAPNG_INTERFACE = 1
@@ -29,7 +28,7 @@ cdef size_t pcapng_interface(uint8_t *out, const char *name, const char *descrip
 cdef size_t pcapng_name(uint8_t *out, const net_addr *addr, const char *name) noexcept nogil   # a resolved name; 0: no IP address
 cdef size_t pcapng_end(uint8_t *out, uint32_t interface, uint64_t since_ns, uint64_t until_ns, uint64_t count) noexcept nogil
 
-# What blocks are made of. Each returns the end of what it has written.
+# Parts of blocks. Each function returns the end of the bytes that it has written.
 cdef uint8_t *pcapng_begin(uint8_t *out, uint32_t block) noexcept nogil
 cdef uint8_t *pcapng_time(uint8_t *out, uint64_t time_ns) noexcept nogil
 cdef uint8_t *pcapng_option(uint8_t *out, int code, const void *value, size_t size) noexcept nogil

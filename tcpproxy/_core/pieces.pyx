@@ -1,4 +1,4 @@
-# What a dump shows, on its way to the log thread: the model is in pieces.pxd.
+# The records of a dump, on their way to the log thread: the model is in pieces.pxd.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -78,7 +78,7 @@ cdef Missing *_begin(Pieces *pieces, Missing **place, const TapRecord *record) n
 
 
 cdef void _ended(Pieces *pieces, Missing *missing) noexcept nogil:
-    """Output may stand still for days: the connections that end meanwhile must not use up the memory."""
+    """Keeps the gap of a connection that has ended. Sums it instead if ENDED are kept: output may stand still for days."""
     if pieces.ended >= ENDED:
         pieces.lost_connections += 1
         pieces.lost_bytes += missing.bytes[0] + missing.bytes[1]
@@ -119,7 +119,7 @@ cdef void pieces_catch_up(Pieces *pieces) noexcept nogil:
 
 
 cdef bint _tell_missing(Pieces *pieces, Missing *missing) noexcept nogil:
-    """False: there is no room for all of it; the rest is told later."""
+    """Writes a gap. False: there is no room for all of it, and the rest is written later."""
     cdef TapEnd end
     cdef int side
     for side in range(2):

@@ -1,11 +1,11 @@
-# A plan: the faults that are in force together, as rules; and which connections a rule takes.
+# A plan: the faults in force, as rules, and which connections a rule takes.
 #
-# A plan is complete before another thread sees it, and read-only then; a change makes another plan. Relays of all workers use
-# it, and its last user frees it. What a fault has done is counted in the Tally of its rule, which the next plan takes over.
+# A plan is complete before other threads see it, and read-only from then on; a change makes another plan. Relays of all workers
+# use it, and its last user frees it. The Tally of a rule counts what the fault has done; the next plan takes it over.
 #
-# A rule takes a connection if it applies to it. That depends on the id and the address of the client alone, so it is the same at
-# any time, for both directions, on any worker. A fault that counts connections needs no counter: ids are numbers in the order of
-# accept, and `since` is the last one before the fault was in force.
+# Whether a rule takes a connection depends only on the connection's id and the client's address. So the answer is the same at any
+# time, for both directions, on any worker. A fault like first=N needs no counter: ids are in the order of accept, and `since` is
+# the last id before the fault was in force.
 from libc.stdint cimport uint32_t, uint64_t
 from tcpproxy._core.bucket cimport Limit
 
@@ -26,14 +26,14 @@ cdef enum:                  # Rule.kind
 cdef enum:                  # Rule.end
     END_CLOSE = 1           # an end of file for both peers
     END_RESET
-    END_STALL               # the connection stays: what follows is discarded
+    END_STALL               # the connection stays: later bytes are discarded
 
 cdef enum:                  # Rule.streams, as bits
     STREAM_UP = 1           # what the client sends
     STREAM_DOWN = 2
 
 cdef struct Rule:           # numbers only, so that a mapping of Python converts to it
-    uint64_t key            # the fault's, the same in the next plan if it is updated: state of the old rule goes to the new one
+    uint64_t key            # the fault's key. An updated fault keeps it, so that the new rule gets the state of the old one
     uint64_t kind
     uint64_t streams
     uint64_t fault          # the hash of its name, for the dice
@@ -53,19 +53,19 @@ cdef struct Rule:           # numbers only, so that a mapping of Python converts
     # when it begins
     uint64_t by_bytes       # RULE_CUT: at a position, `after_bytes`, which may be 0; else at a time
     uint64_t after_bytes
-    uint64_t after_ns       # since it has taken the connection
-    # what it does
+    uint64_t after_ns       # ns after it has taken the connection
+    # its effect
     uint64_t shared         # all connections share the rate or the limit
     uint64_t end            # END_
     uint64_t delay_ns       # latency, or until the end, or between slices. RULE_TIMEOUT, RULE_IDLE, RULE_DIAL: 0 is never
     uint64_t jitter_ns
     uint64_t normal         # the jitter is distributed normally, else uniformly
-    uint64_t size           # of a slice on average, in bytes
-    uint64_t variation      # of the size, in bytes
+    uint64_t size           # the average bytes of a slice
+    uint64_t variation      # by how many bytes a slice may be larger or smaller
     uint64_t rate           # bytes per second
     uint64_t burst          # bytes; 0: the default
 
-cdef struct Tally:          # what a fault has done. Threads share it; it outlives a plan if another one has the same fault
+cdef struct Tally:          # counts of a fault. Threads share it; it outlives a plan if the next one has the same fault
     uint64_t users          # plans
     uint64_t fired          # connections on which it has acted
     uint64_t bucket         # `shared`: see bucket.pxd
@@ -78,7 +78,7 @@ cdef struct Plan:
     Limit limits[PLAN_RULES]
     Tally *tallies[PLAN_RULES]
 
-cdef Plan *plan_new() noexcept nogil                                # without rules, one user; NULL: no memory
+cdef Plan *plan_new() noexcept nogil                                # has no rules and one user; NULL: no memory
 # `before`: the plan that this one replaces, or NULL. 0, or -1: the plan is full, or there is no memory
 cdef int plan_add(Plan *plan, const Rule *rule, Plan *before) noexcept nogil
 cdef uint32_t plan_bit(const Plan *plan, uint64_t key) noexcept nogil           # of the rule with this key; 0: there is none

@@ -1,4 +1,4 @@
-# What the door of the reader, capture.pyx, needs of a Recording: it makes them.
+# The parts of a Recording that capture.pyx needs, which makes them.
 from tcpproxy._core.reader cimport Reader
 from tcpproxy._core.recordings cimport Recording as CRecording
 

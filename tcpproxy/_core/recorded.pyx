@@ -13,14 +13,14 @@ from tcpproxy._core.worker cimport address_text
 
 @cython.no_gc_clear          # its end needs the owner
 cdef class Recording:
-    """What has passed through one connection: its first bytes in each direction, copied when they are asked for."""
+    """The first bytes of a connection in each direction, which are copied when they are read."""
 
     def __dealloc__(self):
         if self.it != NULL and not self.reader.abandoned:
             recordings_drop(&self.reader.store, self.it)
 
     cdef int _check(self) except -1:
-        """A fork may have copied the memory in the middle of a change, under a lock that nobody opens in the child."""
+        """Raises in a forked child: the fork may have copied the memory during a change, with a lock that stays locked."""
         if self.reader.abandoned:
             raise RuntimeError("a recording can be read in the process of its proxy only, not in a forked one")
         return 0
@@ -41,7 +41,7 @@ cdef class Recording:
                 copy.streams[CLIENT].total, copy.streams[UPSTREAM].total)
 
     def data(self, int side, uint64_t start=0):
-        """What the client (0) or upstream (1) has sent, as far as it is kept, from a byte on."""
+        """The kept bytes that the client (0) or upstream (1) has sent, from position `start` on."""
         cdef uint64_t kept
         self._check()
         recordings_lock(&self.reader.store)
@@ -49,7 +49,7 @@ cdef class Recording:
         recordings_unlock(&self.reader.store)
         if start >= kept:
             return b""
-        # The object is made outside the lock: that may run any code. More bytes may come meanwhile, none goes.
+        # The object is made outside the lock, because that may run any code. Meanwhile bytes are only added, never removed.
         made = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> (kept - start))
         cdef char *to = PyBytes_AsString(made)
         with nogil:

@@ -43,7 +43,7 @@ cdef void recordings_free(Recordings *store) noexcept nogil:
 
 
 cdef void _forget_oldest(Recordings *store, uint64_t kept) noexcept nogil:
-    """Until no more are kept. Recordings of live connections stay, however many there are."""
+    """Drops the oldest recordings of ended connections until `kept` are left. Those of live connections stay."""
     cdef Recording *before = NULL
     cdef Recording *recording = store.first
     cdef Recording *after
@@ -83,7 +83,7 @@ cdef Recording *recordings_open(Recordings *store, const TapRecord *record) noex
 
 
 cdef void _insert(Recordings *store, Recording *recording) noexcept nogil:
-    """Several workers accept, so that their records may come out of order by a few."""
+    """Inserts a recording in the order of ids: records of several workers may be slightly out of order."""
     cdef Recording *after
     store.count += 1
     if store.last == NULL or store.last.id < recording.id:
@@ -121,7 +121,7 @@ cdef void recordings_add(Recordings *store, Recording *recording, const TapRecor
 cdef void _add_data(Recordings *store, Recording *recording, const TapRecord *record) noexcept nogil:
     cdef Stream *stream = &recording.streams[record.side]
     cdef uint32_t size = record.size
-    # After a gap nothing is kept: what is there are the first bytes, all of them.
+    # After a gap nothing more is kept, so that the kept bytes are the first ones, without a gap.
     if stream.kept != stream.total:
         size = 0
     elif stream.kept + size > store.most:

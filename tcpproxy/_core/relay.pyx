@@ -38,7 +38,7 @@ cdef void relay_event(Loop *loop, Relay *relay, uint32_t number, uint32_t bits) 
             opening_attempt_event(loop, relay, number - 1, bits)
             return
         if number != relay.attempt:
-            return                              # an attempt that lost
+            return                              # an attempt that has lost
         side = &relay.sides[UPSTREAM]
     side.ready |= bits & (READY_IN | READY_OUT)
     if bits & (READY_EOF | READY_URGENT):
@@ -77,8 +77,8 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 
 cdef void _inactive(Loop *loop, Relay *relay, int kind) noexcept nogil:
-    """TIMER_IDLE, TIMER_HALF_CLOSE or TIMER_LINGER: no socket has taken or given a byte for that long."""
-    # What a stalled or paused relay or a shaper holds, or a rate does not let in, waits for us, not for a peer.
+    """TIMER_IDLE, TIMER_HALF_CLOSE or TIMER_LINGER: no byte has moved for that long."""
+    # Bytes of a stalled or paused relay, in a shaper, or delayed by a rate wait for us, not for a peer.
     if relay.stalled or metering_waits(relay) or (loop.paused and relay.state != RELAY_LINGERING) or _shaper_waits(relay) \
             or closing_measure_progress(relay):
         timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
@@ -202,7 +202,7 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
         moved = _pump_half(loop, relay, CLIENT)
         moved |= _pump_half(loop, relay, UPSTREAM)
     if not loop.half_close and (_has_ended(relay, CLIENT) or _has_ended(relay, UPSTREAM)):
-        # --half-close-timeout 0: the first EOF closes both directions. What was read is still delivered.
+        # --half-close-timeout 0: the first EOF closes both directions. Bytes that were read are still delivered.
         _stop_reading(&relay.halves[CLIENT])
         _stop_reading(&relay.halves[UPSTREAM])
         if loop.metered:
@@ -228,7 +228,7 @@ cdef inline bint _has_ended(const Relay *relay, int side) noexcept nogil:
 
 
 cdef inline void _note_interactive(Loop *loop, Relay *relay, uint8_t side, uint64_t moved) noexcept nogil:
-    """Interactive traffic: the sides alternate with small writes, so that a peer waits for each of them."""
+    """Notes interactive traffic: the sides alternate with small writes, so that a peer waits for each of them."""
     if moved and side != relay.last_sender:
         relay.last_sender = side
         if moved < INTERACTIVE_BELOW_BYTES:
@@ -241,7 +241,7 @@ cdef inline void _stop_reading(Half *half) noexcept nogil:
 
 
 cdef void _after_turn(Loop *loop, Relay *relay) noexcept nogil:
-    """Sets the reason, passes a reset on, or ends the relay, as the turn left its sides."""
+    """Sets the reason, passes a reset on, or ends the relay, depending on the state of its sides after the turn."""
     cdef int side
     if relay.reason == REASON_NONE:
         if relay.sides[CLIENT].eof_read:

@@ -1,4 +1,4 @@
-# What a loop owns, from the beginning of a worker to its end: descriptors and memory.
+# The descriptors and the memory of a loop: made at the beginning of a worker, released at its end.
 from tcpproxy._core.loop cimport Loop
 from tcpproxy._core.net cimport net_socket
 
@@ -6,8 +6,8 @@ cdef enum:
     NS_PER_SECOND = 1000000000
 
 cdef struct Settings:       # of one worker
-    net_socket log_wakeup       # non-blocking sockets: a byte is sent when there are event records to take,
-    net_socket lookup_wakeup    # and when addresses of an upstream are wanted
+    net_socket log_wakeup       # non-blocking sockets: a byte to this one says that there are event records,
+    net_socket lookup_wakeup    # a byte to this one that addresses of an upstream are wanted
     int buffer_size             # bytes
     double connect_timeout      # seconds
     double header_timeout       # seconds
@@ -19,10 +19,10 @@ cdef struct Settings:       # of one worker
     int ephemeral_last
     int zero_copy               # ZERO_COPY_ of half.pxd
     int busy_poll_us            # microseconds; 0: none, -1: adaptive
-    int tap                     # 1: records what passes, for a TapReader (capture.pyx)
+    int tap                     # 1: there is a tap, for a TapReader (capture.pyx)
     int paused                  # Loop.paused at the start
-    int upstreams               # how many there are
-    int send_header             # version of the PROXY protocol that upstream is sent a header of; 0: none
+    int upstreams               # number of upstreams
+    int send_header             # version of the PROXY header for upstream; 0: none
 
 cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil       # `loop` is zeroed: 0, -ENOMEM or -EMFILE
 cdef void resources_close(Loop *loop) noexcept nogil            # every descriptor; no worker of the group runs any more

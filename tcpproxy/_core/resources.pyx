@@ -1,4 +1,4 @@
-# What a loop owns, from the beginning of a worker to its end: the model is in resources.pxd.
+# The descriptors and the memory of a loop: see resources.pxd.
 from libc.errno cimport EMFILE, ENOMEM
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -19,25 +19,25 @@ from tcpproxy._core.timers cimport TIMER_CONNECT, TIMER_FLUSH, TIMER_HALF_CLOSE,
     TIMER_LINGER, TIMER_RETRY, TIMER_STAGGER, TIMER_STUCK, TIMER_UNACKED
 
 cdef enum:
-    # Of a worker's ring; a power of two. A connection has three. A reader that sleeps for 20 ms loses none below
-    # 100,000 a second.
+    # The room of a worker's ring; a power of two. A connection has three records. A reader that sleeps for 20 ms loses none
+    # below 100,000 a second.
     EVENT_RECORDS = 2048
     TURN_LEAST_READS = 4        # a choice, for a larger --buffer-size: as many reads as a turn has at least
-    # TCP keepalive: probes without an answer until a peer counts as dead, and the part of the idle time between two of them. So
-    # a dead peer is found after one and a half times the idle time. A choice.
+    # TCP keepalive: after this many unanswered probes a peer counts as dead; the time between two probes is this part of the
+    # idle time. So a dead peer is found after one and a half times the idle time. A choice.
     KEEPALIVE_PROBES = 3
     KEEPALIVE_INTERVAL_PART = 6
 
 cdef enum:
     NS_PER_MS = 1000000
 
-# Lengths of timers that no option sets; what each is for is in timers.pxd.
+# Lengths of timers that no option sets; timers.pxd says what each is for.
 cdef enum:
     STAGGER_MS = 250            # RFC 8305, section 8
     KEEPALIVE_AFTER_MS = 1000   # shorter connections are spared these calls (docs/decisions.md, "One request on one connection")
-    # A choice: time for several retransmissions. A receiver that has stopped is waited for no longer.
+    # A choice: time for several retransmissions. After that a receiver counts as stopped.
     LINGER_MS = 5000
-    FLUSH_MS = 5                # a choice: a reset is passed on so late at most, for 200 calls a second while a queue shrinks
+    FLUSH_MS = 5                # a choice: the most delay of a reset; it costs 200 calls a second while a queue shrinks
     RETRY_MS = 50               # a choice: twenty calls a second for a client that waits
     STUCK_MS = 100              # a choice: ten calls a second for a receiver that takes nothing
 

@@ -1,6 +1,6 @@
-# The file of a capture, as its writer sees it: blocks are gathered in memory and written many at a time. The writer is the reader
-# of the taps, one thread, and while a write waits the taps fill and the traffic with them waits. So nothing is left out of a
-# capture because its disk, or who reads its pipe, is slow.
+# The file of a capture: blocks are gathered in memory and written many at a time. The thread that reads the taps writes it. While
+# a write waits, the taps fill and the traffic waits. So nothing is left out of a capture because its disk, or the reader of its
+# pipe, is slow.
 #
 # A write that fails ends the capture, not the traffic: the file is truncated after its last whole block, and from then on
 # connections are counted as left out.
@@ -11,12 +11,13 @@ from tcpproxy._core.tap cimport TapRecord
 cdef enum:
     SAVEFILE_ROOM = 1048576     # bytes that are gathered
 
-# Called every 100 ms while a write waits, and after it: a write of at most SAVEFILE_ROOM that began at `since_ns` of clock_ns.
+# A function that is called every 100 ms while a write waits, and after it. The write has at most SAVEFILE_ROOM bytes and began at
+# `since_ns` of clock_ns.
 ctypedef void (*savefile_waits)(void *owner, uint64_t since_ns) noexcept nogil
 
 cdef struct SaveFile:
-    int fd                  # of the owner, who closes it; -1: there is no file, and what is added goes nowhere
-    bint regular            # else a pipe or device: it gets writes that do not block, so that it can be given up
+    int fd                  # the owner closes it; -1: there is no file, and blocks are dropped
+    bint regular            # False: a pipe or device, which gets non-blocking writes, so that a write can be given up
     uint8_t *gathered
     uint64_t used           # bytes in `gathered`
     uint64_t size           # position in the file after the last written byte
@@ -30,11 +31,11 @@ cdef struct SaveFile:
     # read by other threads
     uint64_t written        # bytes, in all files
     uint64_t count          # packets that are written
-    uint64_t connections    # that are in the files
-    uint64_t left_out       # connections that are not, or not to their end
-    uint64_t error          # errno of the write that failed; 0: none has
+    uint64_t connections    # connections in the files
+    uint64_t left_out       # connections that the files lack, wholly or in part
+    uint64_t error          # errno of the write that failed; 0: none has failed
     # written by other threads
-    uint64_t given_up       # a write to a pipe that nobody reads fails with ETIMEDOUT
+    uint64_t given_up       # makes a write to a pipe that nobody reads fail with ETIMEDOUT
 
 cdef int savefile_init(SaveFile *file) noexcept nogil          # 0 or -ENOMEM
 cdef void savefile_free(SaveFile *file) noexcept nogil

@@ -1,10 +1,10 @@
-# The tag of an event: what the poller gives back with each event names a socket of ours. Header-only.
+# The tag of an event, by which the poller names one of our sockets. Header-only.
 #
 #   relay:     generation (32 bits) | index in the table (28 bits) | socket (4 bits)
 #   listener:  number (60 bits) | 15
 #   wake-up:   tag_wake(), all ones, with ready bits 0 (poller.pxd): test the bits first
 #
-# The generation tells a relay from an earlier one that had the same slot.
+# The generation distinguishes a relay from an earlier one in the same slot.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:                  # the low four bits

@@ -21,7 +21,7 @@ cdef enum:                  # TapRecord.kind. `id` and `time_ns` are set in all 
     TAP_OPEN                # a client was accepted. Body: TapOpen
     TAP_CONNECTED           # upstream was connected. Body: TapConnected
     TAP_DATA                # `size` bytes that `side` has sent, from `offset` of its stream on. Body: the bytes
-    TAP_DELIVERED           # the kernel of the other side's socket has taken all that `side` sent, up to `offset`
+    TAP_DELIVERED           # all bytes that `side` has sent, up to `offset`, were written to the other side's socket
     TAP_FIN                 # the end of what `side` sends was passed on to the other side; `offset` bytes came before it
     TAP_RST                 # the proxy reset the socket of the other side: nothing more comes from `side`
     TAP_END                 # the connection has ended. Body: TapEnd
