@@ -77,20 +77,20 @@ class _Families:
             "accepted": self._counter("connections_accepted", "Connections accepted."),
             "bytes_to_upstream": self._counter("to_upstream_bytes", "Bytes delivered to upstream."),
             "bytes_to_client": self._counter("to_client_bytes", "Bytes delivered to clients."),
-            "bytes_spliced": self._counter("spliced_bytes", "Bytes among these that never left the kernel."),
-            "accept_errors": self._counter("accept_errors", "Calls of accept that failed, as for want of descriptors."),
+            "bytes_spliced": self._counter("spliced_bytes", "Delivered bytes that were spliced."),
+            "accept_errors": self._counter("accept_errors", "Calls of accept that failed, as for lack of descriptors."),
         }
-        self._lost = self._counter("events_lost", "Records for the log that were dropped: it is too slow.")
-        self._ended = self._counter("connections_ended", "Connections that are over, by why.", "reason")
+        self._lost = self._counter("events_lost", "Records for the log that were dropped because it is too slow.")
+        self._ended = self._counter("connections_ended", "Connections that have ended, by reason.", "reason")
         self._failed = self._counter(
             "connect_failures", "Connections whose upstream was not reached.", "target", "reason"
         )
-        self._refused = self._counter("clients_refused", "Clients reset at once, not among those accepted.", "reason")
-        self._throttled = self._counter("throttled_seconds", "For which directions have waited for a rate, added up.")
+        self._refused = self._counter("clients_refused", "Clients reset at once, not counted as accepted.", "reason")
+        self._throttled = self._counter("throttled_seconds", "Time that directions have waited for a rate, summed.")
         self._active = self._gauge("connections_active", "Connections alive now.")
         self._limit = self._gauge("max_connections", "Connections at a time; further clients wait.")
-        self._draining = self._gauge("draining", "1: it accepts no clients any more.")
-        self._up = self._gauge("target_up", "0: this one of several targets was not reached the last time.", "target")
+        self._draining = self._gauge("draining", "1 while the proxy is stopping, else 0.")
+        self._up = self._gauge("target_up", "0: the last attempt to reach this target failed.", "target")
         self._connects = self._histogram(
             "connect_duration_seconds", "From accept until upstream is connected.", "target"
         )

@@ -28,14 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--tcpproxy-seed",
         metavar="N|random",
         default=None,
-        help="from which the dice of faults follow; random draws one, and prints it (default: tcpproxy_seed, or 0)",
+        help="seed of the random numbers of faults; random: draw one and print it (default: tcpproxy_seed, or 0)",
     )
     parser.addini("tcpproxy_seed", "the default of --tcpproxy-seed", default="0")
     group.addoption(
         "--tcpproxy-capture",
         metavar="DIR",
         default=None,
-        help="capture what passes each proxy of a fixture into DIR, as pcapng files named after the tests",
+        help="capture the bytes that pass each proxy of a fixture, to pcapng files in DIR named after the tests",
     )
 
 
