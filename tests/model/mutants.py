@@ -78,8 +78,8 @@ MUTANTS = {
         (
             (
                 "half.pyx",
-                "        source.error = <int> -got       # a reset hides",
-                "        half.state = HALF_BROKEN\n        source.error = <int> -got       # a reset hides",
+                "        source.error = <int> -got       # after a reset",
+                "        half.state = HALF_BROKEN\n        source.error = <int> -got       # after a reset",
             ),
         ),
         "urgent-and-reset",
