@@ -60,7 +60,7 @@ cdef struct Origin:         # of a relay; allocated only when somebody wants it
     Meter *meter            # NULL: there are no rates
 
 cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
-    # What a turn uses: four cache lines
+    # What a turn uses: the first 256 bytes
     Relay *next             # of the run queue, of the stalled relays, or of the free slots
     uint32_t index          # its slot in the table
     uint32_t generation     # how often the slot was used: part of the tag, so that a stale event finds no relay

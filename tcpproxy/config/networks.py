@@ -69,7 +69,7 @@ def _network(what: str, text: str, expected: str, hint: Callable[[str, str], str
     except ValueError:
         raise UsageError(f"{what} {quoted(text)} is no network, {expected}{hint(what, text)}") from None
     if network.network_address != ipaddress.ip_address(text.partition("/")[0]):
-        raise UsageError(f"{what} {quoted(text)} has bits behind its prefix, expected {network} or a single address")
+        raise UsageError(f"{what} {quoted(text)} has host bits set, expected {network} or a single address")
     mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
     if mapped and network.prefixlen >= 96:
         return ipaddress.IPv4Network((mapped, network.prefixlen - 96))

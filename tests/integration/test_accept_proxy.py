@@ -527,7 +527,7 @@ def test_command_as_json(echo: Echo, command: Callable[..., Command]) -> None:
         (["--accept-proxy", ""], "--accept-proxy '' is no network, expected"),
         (["--accept-proxy", "any"], "--accept-proxy 'any' is no network, expected"),
         (["--accept-proxy", "unix,"], "--accept-proxy '' is no network, expected"),
-        (["--accept-proxy", "10.0.0.1/8"], "--accept-proxy '10.0.0.1/8' has bits behind its prefix"),
+        (["--accept-proxy", "10.0.0.1/8"], "--accept-proxy '10.0.0.1/8' has host bits set"),
         (["--accept-proxy", "::1", "--proxy-header-timeout", "2.9s"], "--proxy-header-timeout '2.9s' is out of range"),
         (["--accept-proxy", "::1", "--proxy-header-timeout", "off"], "--proxy-header-timeout 'off' is not a duration"),
         (["--proxy-header-timeout", "5s"], "--proxy-header-timeout needs --accept-proxy"),

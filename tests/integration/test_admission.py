@@ -145,7 +145,7 @@ def test_command_as_json(echo: Echo, command: Callable[..., Command]) -> None:
     ("args", "error"),
     [
         (["--allow", "localhost"], "--allow 'localhost' is no network, expected"),
-        (["--deny", "10.0.0.1/8"], "--deny '10.0.0.1/8' has bits behind its prefix, expected 10.0.0.0/8 or"),
+        (["--deny", "10.0.0.1/8"], "--deny '10.0.0.1/8' has host bits set, expected 10.0.0.0/8 or"),
         (["--allow", ""], "--allow '' is no network, expected"),
         (["--allow"], "option --allow has no value, expected NETWORK,..."),
     ],

@@ -61,10 +61,10 @@ def test_network_that_is_no_list() -> None:
         (",", f"allow '' {NOT_ONE}"),
         ("10.0.0.0/8,", f"allow '' {NOT_ONE}"),
         ([], "allow is empty, expected addresses and networks like 10.0.0.0/8, ::1 or 2001:db8::/32"),
-        ("10.0.0.1/8", "allow '10.0.0.1/8' has bits behind its prefix, expected 10.0.0.0/8 or a single address"),
+        ("10.0.0.1/8", "allow '10.0.0.1/8' has host bits set, expected 10.0.0.0/8 or a single address"),
         (
             "2001:db8::1/32",
-            "allow '2001:db8::1/32' has bits behind its prefix, expected 2001:db8::/32 or a single address",
+            "allow '2001:db8::1/32' has host bits set, expected 2001:db8::/32 or a single address",
         ),
         ("10.0.0.0/33", f"allow '10.0.0.0/33' {NOT_ONE}"),
         ("10.0.0", f"allow '10.0.0' {NOT_ONE}"),
