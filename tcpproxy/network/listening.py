@@ -203,10 +203,11 @@ def own_addresses(listeners: list[socket.socket]) -> Callable[[Address], bool]:
     """
     places, paths = [], []
     for listener in listeners:
-        if listener.family not in (socket.AF_INET, socket.AF_INET6):
-            paths.append(bound_path(listener))
+        place = where(listener)
+        if isinstance(place, str):
+            paths.append(place)
             continue
-        host, port = listener.getsockname()[:2]
+        host, port = place
         v6 = listener.family == socket.AF_INET6 and listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         places.append((listener.family, socket.inet_pton(listener.family, host.partition("%")[0]), port, bool(v6)))
 
