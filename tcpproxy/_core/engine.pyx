@@ -1,4 +1,5 @@
 # What a worker runs: the model is in engine.pxd.
+from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.accepting cimport NewListeners, accepting_close, accepting_event, accepting_freed, accepting_hang, \
     accepting_replace, accepting_take_all, accepting_watch
@@ -11,8 +12,8 @@ from tcpproxy._core.events cimport REASON_SHUTDOWN
 from tcpproxy._core.half cimport half_waiting
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_CONNECTION, MESSAGE_HANG, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, \
     MESSAGE_PLAN, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
-from tcpproxy._core.loop cimport ABORT, CLIENT, RELAY_INTRODUCING, UPSTREAM, Group, Relay, loop_bury, loop_resume, relay_alive, \
-    relay_shaping
+from tcpproxy._core.loop cimport ABORT, CLIENT, QUEUED_NOT, RELAY_INTRODUCING, UPSTREAM, Group, Relay, RelayList, loop_bury, \
+    loop_resume, relay_alive, relay_shaping, relays_pop
 from tcpproxy._core.net cimport NET_NONE, net_own_address
 from tcpproxy._core.opening cimport opening_resolved, opening_start, opening_turn_away
 from tcpproxy._core.plan cimport Plan, plan_bit
@@ -53,7 +54,7 @@ cdef int engine_run(Loop *loop) noexcept nogil:
         _commands(loop)
         if loop.timers.alarms != NULL:
             _alarms(loop)
-        _run_queue(loop)
+        _run_queues(loop)
         _timers(loop)
         _reclaim(loop)
         if sync_peek(&loop.stop) and _may_end(loop):
@@ -133,17 +134,27 @@ cdef void _alarms(Loop *loop) noexcept nogil:
         relay_timer(loop, <Relay *> relay, kind)
 
 
-cdef void _run_queue(Loop *loop) noexcept nogil:
-    """One turn for every relay that is on the run queue now. One that needs another turn gets it in the next batch."""
-    cdef Relay *relay = loop.queue_first
-    cdef Relay *rest
-    loop.queue_first = loop.queue_last = NULL
-    while relay != NULL:
-        rest = relay.next
-        relay.next = NULL
-        relay.queued = False            # before the turn, which may ask for another one
+cdef void _run_queues(Loop *loop) noexcept nogil:
+    """A turn for every relay that has something to do now. One that needs another turn gets it in the next batch.
+
+    Beside interactive traffic there are as many turns of bulk as others, at least one, before the next look for events: a
+    small message waits for one turn of bulk, not for all of them.
+    """
+    cdef int turns = _run(loop, &loop.queue, INT_MAX)
+    _run(loop, &loop.bulk_queue, max(turns, 1) if loop.beside_interactive else INT_MAX)
+
+
+cdef int _run(Loop *loop, RelayList *relays, int most) noexcept nogil:
+    """A turn for at most `most` of the relays that are in the list now. Returns the number of turns."""
+    cdef Relay *relay = NULL
+    cdef Relay *last = relays.last
+    cdef int turns = 0
+    while relay != last and turns < most:
+        relay = relays_pop(relays)
+        relay.queued = QUEUED_NOT       # before the turn, which may ask for another one
         relay_turn(loop, relay)
-        relay = rest
+        turns += 1
+    return turns
 
 
 cdef void _timers(Loop *loop) noexcept nogil:
@@ -159,7 +170,7 @@ cdef void _timers(Loop *loop) noexcept nogil:
 
 
 cdef void _reclaim(Loop *loop) noexcept nogil:
-    """Reclaims closed relays. One that is still on the run queue is reclaimed in the next batch."""
+    """Reclaims closed relays. One that is still on a run queue is reclaimed in a later batch."""
     cdef uint32_t rest = loop.closed
     cdef Relay *relay
     if rest == 0:
@@ -168,7 +179,7 @@ cdef void _reclaim(Loop *loop) noexcept nogil:
     while rest != 0:
         relay = table_at(&loop.table, rest - 1)
         rest = relay.next_closed
-        if relay.queued:                        # it was given another turn and then closed in the same batch
+        if relay.queued != QUEUED_NOT:          # it was given another turn and then closed in the same batch
             loop_bury(loop, relay)
         else:
             table_release(&loop.table, relay)
@@ -181,9 +192,10 @@ cdef int _wait(Loop *loop) noexcept nogil:
     """Waits for events and updates now_ns. Returns the number of events, or -errno."""
     cdef int64_t timeout_ns
     cdef int count
-    cdef bint exact, bulk_only = not _group_interactive(loop)
-    loop.pump.splice_size = PIPE_BYTES if bulk_only else SPLICE_SHARED_BYTES
-    if bulk_count(&loop.bulk, _moved(loop), bulk_only, loop.now_ns):
+    cdef bint exact
+    loop.beside_interactive = _group_interactive(loop)
+    loop.pump.splice_size = SPLICE_SHARED_BYTES if loop.beside_interactive else PIPE_BYTES
+    if bulk_count(&loop.bulk, _moved(loop), not loop.beside_interactive, loop.now_ns):
         bulk_judge(&loop.bulk, _all_moved(loop.group))
     timeout_ns = _wait_ns(loop)
     exact = loop.timers.alarms != NULL  # of faults, whose delays are to be right to less than a millisecond
@@ -227,7 +239,7 @@ cdef bint _group_interactive(Loop *loop) noexcept nogil:
 cdef int64_t _wait_ns(Loop *loop) noexcept nogil:
     """Nanoseconds until the next thing to do; 0: now; -1: none is planned."""
     cdef int64_t wait, pause
-    if loop.queue_first != NULL:
+    if loop.queue.first != NULL or loop.bulk_queue.first != NULL:
         return 0
     wait = timers_wait_ns(&loop.timers, loop.now_ns)
     if loop.accepting.resume_ns:
@@ -255,7 +267,7 @@ cdef void _commands(Loop *loop) noexcept nogil:
             list = <AddressList *> sync_swap_pointer(&loop.upstreams[i].incoming, NULL)
             _take_addresses(loop, i, list)
     _obey_stop(loop)
-    if loop.pump.tap != NULL and tap_catch_up(loop.pump.tap) and loop.stalled_first != NULL \
+    if loop.pump.tap != NULL and tap_catch_up(loop.pump.tap) and loop.stalled.first != NULL \
             and tap_claim(loop.pump.tap, loop.pump.size) != NULL:
         loop_resume(loop)
 

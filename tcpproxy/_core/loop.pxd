@@ -59,17 +59,26 @@ cdef struct Origin:         # of a relay; allocated only when somebody wants it
     net_addr destination    # that the client has connected to, as the header says
     Meter *meter            # NULL: there are no rates
 
+cdef enum:                  # Relay.queued
+    QUEUED_NOT = 0
+    QUEUED_TURN             # has a turn coming
+    QUEUED_STALLED          # waits for room in the tap
+
+cdef struct RelayList:      # linked by Relay.next
+    Relay *first
+    Relay *last
+
 cdef struct Relay:          # one proxied connection; its two sockets are `sides`, its two directions `halves`
     # What a turn uses: the first 256 bytes
-    Relay *next             # of the run queue, of the stalled relays, or of the free slots
+    Relay *next             # in a RelayList, or of the free slots
     uint32_t index          # its slot in the table
     uint32_t generation     # how often the slot was used: part of the tag, so that a stale event finds no relay
     uint8_t state
     uint8_t reason          # REASON_ of events.pxd
     uint8_t attempt         # upstream's socket in the tag: the number of the attempt that won, plus 1
     uint8_t target          # index of its upstream; while it connects, of the one that is tried
-    uint8_t queued          # on the run queue, or stalled
-    uint8_t stalled         # waits for room in the tap
+    uint8_t queued          # QUEUED_: in which list it is
+    uint8_t bulk            # its last turn that moved bytes moved many
     uint8_t last_sender     # the side whose bytes were delivered last
     uint8_t killed          # its end was reported; it lingers and is not counted in `active`
     Side sides[2]
@@ -178,15 +187,15 @@ cdef struct Loop:
     net_tuning tuning
     uint64_t now_ns         # updated once a batch, at the end of the wait
     bint interactive        # a relay had interactive traffic; the engine clears it
+    bint beside_interactive     # a relay of any worker had it lately: bulk takes small steps
     bint metered            # there are rates
     bint half_close         # False: the first EOF closes both directions (--half-close-timeout 0)
     uint8_t paused          # bit 1 << side: what that side sends is neither read nor delivered, nor is its end
     uint64_t lingering      # relays that were killed or cut, and linger: the loop does not end before
     net_socket lookup_wakeup    # a byte sent here wakes the lookup thread
-    Relay *queue_first      # run queue: relays that have something to do
-    Relay *queue_last
-    Relay *stalled_first    # relays that wait for room in the tap, in the order in which they asked for it
-    Relay *stalled_last
+    RelayList queue         # run queue: relays that have something to do,
+    RelayList bulk_queue    # and those among them whose last turn was bulk: their turns come after the others
+    RelayList stalled       # relays that wait for room in the tap, in the order in which they asked for it
     uint32_t closed         # the last one that was closed and is to be reclaimed: its index, plus 1; 0: there is none
     Spin spin
     Bulk bulk
@@ -198,17 +207,30 @@ cdef struct Loop:
     Ready ready[POLLER_BATCH]
 
 
-cdef inline void loop_enqueue(Loop *loop, Relay *relay) noexcept nogil:
-    """Gives a relay a turn, at the end of the run queue; once, however often it is called before the turn."""
-    if relay.queued:
-        return
-    relay.queued = True
+cdef inline void relays_append(RelayList *relays, Relay *relay) noexcept nogil:
     relay.next = NULL
-    if loop.queue_last != NULL:
-        loop.queue_last.next = relay
+    if relays.last != NULL:
+        relays.last.next = relay
     else:
-        loop.queue_first = relay
-    loop.queue_last = relay
+        relays.first = relay
+    relays.last = relay
+
+
+cdef inline Relay *relays_pop(RelayList *relays) noexcept nogil:
+    """Takes the first one out. There is at least one."""
+    cdef Relay *relay = relays.first
+    relays.first = relay.next
+    if relays.first == NULL:
+        relays.last = NULL
+    return relay
+
+
+cdef inline void loop_enqueue(Loop *loop, Relay *relay) noexcept nogil:
+    """Gives a relay a turn, at the end of its run queue; once, however often it is called before the turn."""
+    if relay.queued != QUEUED_NOT:
+        return
+    relay.queued = QUEUED_TURN
+    relays_append(&loop.bulk_queue if relay.bulk else &loop.queue, relay)
 
 
 cdef inline void loop_bury(Loop *loop, Relay *relay) noexcept nogil:
@@ -224,31 +246,19 @@ cdef inline Counters *loop_of_target(Loop *loop, int target) noexcept nogil:
 
 cdef inline void loop_stall(Loop *loop, Relay *relay) noexcept nogil:
     """Lets a relay wait for room in the tap. It has no turn until then, whatever happens to its sockets."""
-    if relay.queued:
+    if relay.queued != QUEUED_NOT:
         return                      # it has a turn coming, and will ask for room again
-    relay.queued = relay.stalled = True
-    relay.next = NULL
-    if loop.stalled_last != NULL:
-        loop.stalled_last.next = relay
-    else:
-        loop.stalled_first = relay
-    loop.stalled_last = relay
+    relay.queued = QUEUED_STALLED
+    relays_append(&loop.stalled, relay)
 
 
 cdef inline void loop_resume(Loop *loop) noexcept nogil:
-    """Moves the stalled relays to the end of the run queue."""
-    cdef Relay *relay = loop.stalled_first
-    if relay == NULL:
-        return
-    if loop.queue_last != NULL:
-        loop.queue_last.next = relay
-    else:
-        loop.queue_first = relay
-    loop.queue_last = loop.stalled_last
-    loop.stalled_first = loop.stalled_last = NULL
-    while relay != NULL:
-        relay.stalled = False
-        relay = relay.next
+    """Gives the stalled relays their turns."""
+    cdef Relay *relay
+    while loop.stalled.first != NULL:
+        relay = relays_pop(&loop.stalled)
+        relay.queued = QUEUED_NOT
+        loop_enqueue(loop, relay)
 
 
 cdef inline Shaping *relay_shaping(const Relay *relay) noexcept nogil:

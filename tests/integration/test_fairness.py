@@ -235,6 +235,45 @@ def test_small_steps_beside_a_conversation(
                 move(stream, sink, MIB)
 
 
+@pytest.mark.skipif(POLLER != "epoll", reason="the others wait by another call")
+def test_small_messages_before_bulk(command: Callable[..., Command], upstream: Upstream, tmp_path: Path) -> None:
+    """Row 34: a small message waits for one turn of a bulk stream, not for those of all streams."""
+    trace = tmp_path / "trace"
+    tracer = strace("-y", "-e", "trace=splice,recvfrom,epoll_wait,epoll_pwait2", "-o", str(trace))
+    proxy = command(upstream.name, "--quiet", "--workers=1", wrapper=tracer)
+    with contextlib.ExitStack() as stack:
+        pairs = [
+            (stack.enter_context(connect(proxy.address)), stack.enter_context(upstream.accept())) for _ in range(8)
+        ]
+        near, far = stack.enter_context(connect(proxy.address)), stack.enter_context(upstream.accept())
+        no_delay(near, far)
+        stack.enter_context(bulk(pairs))
+        for _ in range(300):
+            near.sendall(b"question")
+            assert read_exactly(far, 8) == b"question"
+            far.sendall(b"answer")
+            assert read_exactly(near, 6) == b"answer"
+    proxy.signal(signal.SIGTERM)
+    assert proxy.wait() == 0
+    before = [bytes_before(batch) for batch in batches(trace.read_text()) if re.search(READ + "[68]$", batch, re.M)]
+    assert len(before) > 500
+    assert statistics.median(before) == 0
+    assert statistics.quantiles(before, n=10)[-1] <= MIB // 8
+
+
+READ = r"(?:recvfrom\(.*|splice\(\d+<(?:socket|TCP).*) = "
+
+
+def batches(trace: str) -> list[str]:
+    return re.split(r"^.*epoll.*$", trace, flags=re.M)
+
+
+def bytes_before(batch: str) -> int:
+    """Bytes that a batch has read before a small message."""
+    reads = [int(size) for size in re.findall(READ + r"(\d+)$", batch, re.M)]
+    return sum(reads[: next(i for i, size in enumerate(reads) if size in (6, 8))])
+
+
 @pytest.mark.parametrize("swapped", [False], ids=["client-to-upstream"])
 @bounds(2, 0.040)
 def test_relays_beside_a_burst_of_clients(link: Link, pinger: Pinger, bound: float) -> None:
