@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from bench.measure import WAITING, memory, settle, system_calls
 from bench.peers import Peer, Running
 from bench.process import Client, client, echo_server, iperf3_server, read_line, spawn
 from bench.programs import find_rust
-from bench.targets import BARE, SAME_WAY, Case, Figures, Metric, Target
+from bench.targets import BARE, BARE_SPLICE, SAME_WAY, Case, Figures, Metric, Target
 
 FORKS_HELD, QUICK_HELD = 100, 2000
 BULK_TRIES = 5
@@ -208,7 +207,7 @@ CONNECTIONS = (CPU_CONNECTION, RATE, P50, P99)
 RTT = (P50, P99, CPU_TRIP, RATE, MAX)
 BARE_TARGETS = tuple(Target(key, 1.05, SAME_WAY) for key in ("p50", "p99", "cpu"))
 RTT_TARGETS = (*BARE_TARGETS, Target("p50", 1.0, "best"), Target("p99", 1.0, "best"))
-ONE_WORKER = "ours-1-worker"
+ONE_WORKER, QUIET = "ours-1-worker", "ours-quiet"
 CONNECTION_TARGETS = (
     *RTT_TARGETS,
     *(Target("cpu", 0.9, "best", of=of) for of in ("ours", ONE_WORKER)),
@@ -235,15 +234,18 @@ CORKED = ("portrelay-splice",)
 """What splices with SPLICE_F_MORE and so takes 0.4 s for a round trip: too long where there are many of them."""
 
 
-def _iperf3(*options: str) -> Callable[[Bench, Peer], Figures]:
-    return lambda bench, peer: bulk(bench, peer, *options)
+def _bulk_case(name: str, title: str, *options: str) -> Case:
+    def measure(bench: Bench, peer: Peer) -> Figures:
+        return bulk(bench, peer, *options)
+
+    return Case(name, title, measure, BULK, BULK_TARGETS, also=(BARE_SPLICE,))
 
 
 CASES = (
-    Case("bulk1", "one iperf3 stream, client to upstream", bulk, BULK, BULK_TARGETS),
-    Case("bulk1-down", "one iperf3 stream, upstream to client", _iperf3("-R"), BULK, BULK_TARGETS),
-    Case("bulk8", "eight iperf3 streams", _iperf3("-P", "8"), BULK, BULK_TARGETS),
-    Case("bulk-bidir", "an iperf3 stream each way", _iperf3("--bidir"), BULK, BULK_TARGETS),
+    _bulk_case("bulk1", "one iperf3 stream, client to upstream"),
+    _bulk_case("bulk1-down", "one iperf3 stream, upstream to client", "-R"),
+    _bulk_case("bulk8", "eight iperf3 streams", "-P", "8"),
+    _bulk_case("bulk-bidir", "an iperf3 stream each way", "--bidir"),
     Case("rtt", "64 bytes there and back, one connection", ping, RTT, RTT_TARGETS, also=BARE),
     Case("rtt-slow", "the same, 50 us of work a turn", slow_ping, RTT, RTT_TARGETS, without=CORKED, also=BARE),
     Case("rtt50", "the same, 50 busy connections", partial(ping, connections=50), RTT50, RTT_TARGETS, also=BARE),
@@ -254,7 +256,7 @@ CASES = (
         CONNECTIONS,
         CONNECTION_TARGETS,
         without=CORKED,
-        also=(*BARE, ONE_WORKER),
+        also=(*BARE, ONE_WORKER, QUIET),
     ),
     Case("syscalls", "system calls", syscalls, SYSCALLS, SYSCALL_TARGETS, PROXIES),
     Case("idle", "idle connections", idle, IDLE, IDLE_TARGETS, PROXIES),

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 
 from bench.base import Bench, BenchError, Place
-from bench.cases import CONNECTIONS, CPU_GB, GBPS, RTT, bulk, connections, ping
+from bench.cases import CONNECTIONS, CPU_GB, GBPS, QUIET, RTT, bulk, connections, ping
 from bench.peers import Peer
 from bench.process import read_line, spawn
-from bench.targets import Case, Figures, Metric, Target
+from bench.targets import BARE_SPLICE, Case, Figures, Metric, Target
 
 MTU = 1500
 CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
@@ -116,16 +116,30 @@ def _cases(link: str, what: str, throughput: float, latency: float, *, long: boo
     length = ("-t", "4") if long else ()
     some = partial(connections, most=FAR_CONNECTIONS if long else 5000)
 
-    def case(name: str, title: str, measure: Measure, metrics: tuple[Metric, ...], *targets: Target) -> Case:
+    def case(
+        name: str,
+        title: str,
+        measure: Measure,
+        metrics: tuple[Metric, ...],
+        *targets: Target,
+        also: tuple[str, ...] = (),
+    ) -> Case:
         there = partial(over, measure, long, offloads)
-        return Case(f"{link}-{name}", f"{title}, {what}", there, metrics, targets, PEERS)
+        return Case(f"{link}-{name}", f"{title}, {what}", there, metrics, targets, PEERS, also=also)
 
     return (
-        case("up", "one iperf3 stream up", partial(_bulk, length), MOVED, *moved),
-        case("down", "one iperf3 stream down", partial(_bulk, (*length, "-R")), MOVED, *moved),
+        case("up", "one iperf3 stream up", partial(_bulk, length), MOVED, *moved, also=(BARE_SPLICE,)),
+        case("down", "one iperf3 stream down", partial(_bulk, (*length, "-R")), MOVED, *moved, also=(BARE_SPLICE,)),
         case("eight", "eight iperf3 streams", partial(_bulk, (*length, "-P", "8")), MOVED, *moved),
         case("rtt", "64 bytes there and back", ping, RTT, Target("p50", latency, "best")),
-        case("connections", "a connection each request", some, CONNECTIONS, Target("cpu", 0.8, "best")),
+        case(
+            "connections",
+            "a connection each request",
+            some,
+            CONNECTIONS,
+            Target("cpu", 0.8, "best"),
+            also=("bare", QUIET),
+        ),
     )
 
 

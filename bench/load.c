@@ -168,10 +168,15 @@ static void serve(const char *host)
 {
     static char begun[MAX_FD];
     struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = inet_addr(host)};
-    socklen_t size = sizeof here;
-    int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), poller = epoll_create1(0);
-    if (listener < 0 || bind(listener, (struct sockaddr *)&here, size) < 0 || listen(listener, 4096) < 0) die("listen");
-    getsockname(listener, (struct sockaddr *)&here, &size);
+    int one = 1, bound, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), poller = epoll_create1(0);
+    /* The port is not one that the kernel gives to outgoing connections, as with most servers: ours then needs not look whether a
+     * connection has been made to itself. */
+    srandom(getpid());
+    do {
+        here.sin_port = htons(10000 + random() % 20000);
+        bound = bind(listener, (struct sockaddr *)&here, sizeof here);
+    } while (bound < 0 && errno == EADDRINUSE);
+    if (bound < 0 || listen(listener, 4096) < 0) die("listen");
     struct epoll_event event = {.events = EPOLLIN, .data.fd = listener}, batch[BATCH];
     epoll_ctl(poller, EPOLL_CTL_ADD, listener, &event);
     event.data.fd = STDIN_FILENO;

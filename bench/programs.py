@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.base import BenchError
 from bench.getting import BIN, RUST, VENV
 from bench.peers import Command, Peer, Way
+from bench.targets import BARE_SPLICE
 
 GET = "python -m bench --get"
 
@@ -227,7 +228,9 @@ FINDERS: dict[str, tuple[Callable[[], list[Peer]], str]] = {
 SPECIAL = (
     Peer("bare", "", _bare(), special=True),
     Peer("bare-poll", "", _bare("asking"), special=True, asking=True),
+    Peer(BARE_SPLICE, "", _bare("splicing"), special=True),
     Peer("ours-1-worker", "", ours("--workers", "1"), special=True),
+    Peer("ours-quiet", "", ours("--quiet"), special=True),
     Peer("click", "", special=True),
 )
 """What there always is, for the cases that name it."""

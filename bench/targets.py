@@ -15,6 +15,9 @@ NO_RIVALS = ("direct", "click", "ours")
 BARE = ("bare", "bare-poll")
 """The least that a relay can do, asleep and asking: no proxy either."""
 
+BARE_SPLICE = "bare-splice"
+"""The least that a relay can do in bulk."""
+
 SAME_WAY = "that of bare going the same way"
 
 
@@ -99,7 +102,7 @@ def medians(rounds: list[dict[str, Any]]) -> Medians:
 
 
 def _is_rival(peer: str) -> bool:
-    return peer not in (*NO_RIVALS, *BARE) and not peer.startswith("ours-")
+    return peer not in (*NO_RIVALS, *BARE, BARE_SPLICE) and not peer.startswith("ours-")
 
 
 def best_peer(metric: Metric, results: Medians) -> str | None:
