@@ -5,13 +5,13 @@ from tcpproxy._core.admission cimport admission_admits, admission_wants_header
 from tcpproxy._core.events cimport EVENT_ACCEPT_ERROR, EVENT_ACCEPT_LIMIT, REASON_DENIED, REASON_LIMIT
 from tcpproxy._core.inbox cimport MESSAGE_CONNECTION, Message, inbox_push
 from tcpproxy._core.loop cimport Counters, Group, Listener, Upstream, loop_of_target
-from tcpproxy._core.net cimport net_accept, net_accept_transient, net_addr, net_close, net_hang, net_out_of_resources, \
-    net_own_address, net_socket, net_speaks_v6, net_unpack, net_would_block
+from tcpproxy._core.net cimport net_accept, net_accept_transient, net_addr, net_await_input, net_close, net_hang, \
+    net_out_of_resources, net_own_address, net_socket, net_speaks_v6, net_unpack, net_would_block
 from tcpproxy._core.opening cimport opening_start, opening_turn_away
 from tcpproxy._core.poller cimport WATCH_LISTENER, poller_add, poller_remove, poller_wake
 from tcpproxy._core.reports cimport reports_paused
 from tcpproxy._core.sources cimport sources_enter
-from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_peek, sync_sub
+from tcpproxy._core.sync cimport sync_add, sync_bump, sync_check, sync_load, sync_peek, sync_store, sync_sub
 from tcpproxy._core.tag cimport tag_listener
 
 cdef enum:                  # docs/decisions.md has the measurement: "Short connections stay where they are accepted"
@@ -146,18 +146,36 @@ cdef void _pause(Loop *loop, int kind, int error) noexcept nogil:
     reports_paused(loop, kind, error)
 
 
-cdef bint _reserve(Loop *loop) noexcept nogil:
-    """Counts one more connection in `active`. False: the group is at its limit, and nothing was counted."""
-    cdef Group *group = loop.group
+cdef uint64_t _active(const Group *group) noexcept nogil:
     cdef uint64_t total = 0
     cdef int i
-    sync_add(&loop.counters.active, 1)
     for i in range(group.count):
         total += sync_load(&group.members[i].counters.active)
-    if total > group.limit:
-        sync_sub(&loop.counters.active, 1)
-        return False
-    return True
+    return total
+
+
+cdef bint _reserve(Loop *loop) noexcept nogil:
+    """Counts one more connection in `active`. False: the group is at its limit, and nothing was counted."""
+    sync_store(&loop.accepting.reserved, 1)     # before the count: who reads the count can read this, too
+    sync_add(&loop.counters.active, 1)
+    if _active(loop.group) <= loop.group.limit:
+        return True
+    sync_sub(&loop.counters.active, 1)
+    sync_store(&loop.accepting.reserved, 0)
+    return False
+
+
+cdef bint _at_limit(const Loop *loop, const Listener *listener) noexcept nogil:
+    """Whether a connection waits that no worker may accept.
+
+    One connection may wake several workers. The last one that is allowed is then counted by one of them before it is accepted,
+    and the others would take this for the limit. The listener is level-triggered, so that they are woken again.
+    """
+    cdef int i
+    for i in range(loop.group.count):
+        if sync_load(&loop.group.members[i].accepting.reserved):
+            return False
+    return _active(loop.group) >= loop.group.limit and net_await_input(listener.watch.fd, 0)
 
 
 cdef void accepting_event(Loop *loop, uint32_t listener) noexcept nogil:
@@ -191,10 +209,11 @@ cdef bint _accept(Loop *loop, Listener *listener, bint announced) noexcept nogil
     cdef Counters *own
     cdef int64_t fd
     if not _reserve(loop):
-        if announced:
+        if announced and _at_limit(loop, listener):
             _pause(loop, EVENT_ACCEPT_LIMIT, 0)
         return False
     fd = net_accept(listener.watch.fd, &accepted.client, &loop.tuning)
+    sync_store(&loop.accepting.reserved, 0)
     if fd >= 0:
         accepted.kind = MESSAGE_CONNECTION
         accepted.id = sync_add(&loop.group.last_id, 1) + 1

@@ -154,6 +154,7 @@ cdef struct Accepting:      # see accepting.pxd
     uint64_t resume_ns      # when to register them again; 0: nothing planned
     uint64_t paused_ns      # since when they are not registered
     bint at_limit           # paused because of Group.limit: a relay that ends shortens the pause
+    uint64_t reserved       # a connection is counted in `active` that may or may not be accepted
     int64_t lifetime_ns     # of this worker's connections: a moving average, from LIFETIME_MOST_NS on
 
 cdef struct Group:          # what the workers of one proxy share

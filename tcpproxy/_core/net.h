@@ -270,13 +270,19 @@ static inline int net_unacked(net_socket fd, const net_tuning *tuning, uint32_t 
 #endif
 }
 
+/* Waits until there is something to read or to accept, at most timeout_ms (-1: any time). Returns 0 if there is not. */
+static inline int net_await_input(net_socket fd, int timeout_ms)
+{
+    struct pollfd item = {0};
+    item.fd = fd;
+    item.events = POLLIN;
+    return net_poll(&item, 1, timeout_ms) > 0;
+}
+
 /* Waits until net_wake(writer) was called since the last time, at most timeout_ms (-1: any time). Returns 0 if it was not. */
 static inline int net_await_wake(net_socket reader, int timeout_ms)
 {
-    struct pollfd item = {0};
-    item.fd = reader;
-    item.events = POLLIN;
-    if (net_poll(&item, 1, timeout_ms) <= 0)
+    if (!net_await_input(reader, timeout_ms))
         return 0;
     net_drain(reader);
     return 1;

@@ -68,7 +68,8 @@ cdef extern from "net.h" nogil:
     # a pair that wakes a thread: see net_posix.h
     int net_wake_pair(net_socket *reader, net_socket *writer)   # 0 or -errno
     void net_wake(net_socket writer)
-    bint net_await_wake(net_socket reader, int timeout_ms)      # False: timeout_ms (-1: none) was over first
+    bint net_await_input(net_socket fd, int timeout_ms)         # False: timeout_ms (-1: none) was over first
+    bint net_await_wake(net_socket reader, int timeout_ms)      # the same
 
 
 cdef inline bint net_is_v4(const uint8_t *ip) noexcept nogil:

@@ -11,6 +11,7 @@
  *   Loop.counters                the worker alone, except `active`    any thread (Worker.counters); `active` and the
  *   Counters.active              the worker; workers that hand a      bytes moved: all workers of the group
  *                                connection over to it: +1
+ *   Accepting.reserved           the worker                           all workers of the group
  *   Loop.by_target               the worker                           any thread (Worker.measures)
  *   Pump.spliced                 the worker                           any thread
  *   Spin.hits, .misses           the worker                           any thread

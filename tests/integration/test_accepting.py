@@ -326,6 +326,25 @@ def test_max_connections(
     eventually(lambda: proxy.stats().active == 0)
 
 
+def test_the_last_place_is_not_the_limit(
+    upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]
+) -> None:
+    """Row 58: a connection wakes both workers. When it takes the last place, no other waits, and none is reported.
+
+    One of 60 rounds failed when a worker took the other's count of that connection for the limit.
+    """
+    proxy = make_proxy(upstream.name, max_connections=4, workers=2)
+    for _ in range(400):
+        clients = [connect(proxy.address) for _ in range(4)]
+        servers = [upstream.accept() for _ in range(4)]
+        for client in clients:
+            reset(client)
+        for server in servers:
+            server.close()
+        eventually(lambda: proxy.stats().active == 0)
+    assert [event for event in events if event.kind == "limit"] == []
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_room_is_used_at_once(threads: int, upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy]) -> None:
     """Row 58: who waits is let in by the end of another, not by the next look a tenth of a second later."""
