@@ -8,8 +8,8 @@ from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASO
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_SHAPED, PUMP_STALLED, \
     PUMP_WAIT, Half, Side, half_pump
 from tcpproxy._core.introducing cimport introducing_timed_out
-from tcpproxy._core.loop cimport CLIENT, QUEUED_STALLED, RELAY_CONNECTING, RELAY_GREETING, RELAY_LINGERING, RELAY_RELAYING, \
-    RELAY_RESETTING, RELAY_RESOLVING, UPSTREAM, loop_enqueue, loop_stall
+from tcpproxy._core.loop cimport CLIENT, QUEUED_STALLED, QUEUED_TURN, RELAY_CONNECTING, RELAY_GREETING, RELAY_LINGERING, \
+    RELAY_RELAYING, RELAY_RESETTING, RELAY_RESOLVING, UPSTREAM, loop_enqueue, loop_stall
 from tcpproxy._core.metering cimport metering_pump, metering_waits
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
 from tcpproxy._core.opening cimport opening_attempt_event, opening_event, opening_next_attempt, \
@@ -78,8 +78,10 @@ cdef void relay_timer(Loop *loop, Relay *relay, int kind) noexcept nogil:
 
 cdef void _inactive(Loop *loop, Relay *relay, int kind) noexcept nogil:
     """TIMER_IDLE, TIMER_HALF_CLOSE or TIMER_LINGER: no byte has moved for that long."""
-    # Bytes of a stalled or paused relay, in a shaper, or delayed by a rate wait for us, not for a peer.
-    if relay.queued == QUEUED_STALLED or metering_waits(relay) or (loop.paused and relay.state != RELAY_LINGERING) \
+    # Bytes of a relay that is stalled, paused, or has a turn coming, in a shaper, or delayed by a rate wait for us, not for a
+    # peer.
+    if relay.queued == QUEUED_STALLED or metering_waits(relay) \
+            or (relay.state != RELAY_LINGERING and (loop.paused or relay.queued == QUEUED_TURN)) \
             or _shaper_waits(relay) or closing_measure_progress(relay):
         timers_arm(&loop.timers, &relay.deadline, kind, loop.now_ns)
     elif kind == TIMER_IDLE:

@@ -19,7 +19,8 @@ import pytest
 from support.command import Command, frozen
 from support.machine import allow_descriptors
 from support.peers import Echo, Upstream, connect
-from support.waiting import bounds, eventually
+from support.streams import MIB, bulk, read_exactly, talk
+from support.waiting import TIMEOUT, at_best, bounds, eventually, pause
 
 import tcpproxy
 
@@ -49,6 +50,35 @@ def test_timers_are_accurate(make_proxy: Callable[..., tcpproxy.Proxy], echo: Ec
     at_most, at_least = zip(*(idle_times(proxy.address) for _ in range(3)), strict=True)
     assert min(at_most) > limit - 0.001
     assert statistics.median(at_least) < limit + max(bound / 2, limit * bound)
+
+
+def test_bytes_that_wait_for_a_turn(command: Callable[..., Command], upstream: Upstream) -> None:
+    """Streams whose turns come after those of small messages: none is idle while its bytes wait in the proxy.
+
+    At best: a proxy that is frozen between the end of its wait and its look at the clock knows of no bytes that came.
+    """
+    proxy = command(upstream.name, "--quiet", "--workers=1", "--idle-timeout=300ms")
+
+    def reset() -> bool:
+        with contextlib.ExitStack() as stack:
+            pairs = [
+                (stack.enter_context(connect(proxy.address)), stack.enter_context(upstream.accept())) for _ in range(8)
+            ]
+            near, far = stack.enter_context(connect(proxy.address)), stack.enter_context(upstream.accept())
+            try:
+                with bulk(pairs) as moved:
+                    eventually(lambda: moved() > 8 * MIB, TIMEOUT)
+                    talk(near, far, turns=20)
+                    with frozen(proxy):
+                        near.sendall(b"question")
+                        pause(0.5)
+                    assert read_exactly(far, 8) == b"question"
+                    talk(near, far)  # so the batch that looks at the timers is over
+            except ConnectionResetError:
+                return True
+            return any(end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for pair in pairs for end in pair)
+
+    at_best(reset, 1)
 
 
 JUMPING_CLOCK = r"""
