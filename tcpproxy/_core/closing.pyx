@@ -26,7 +26,7 @@ from tcpproxy._core.timers cimport TIMER_FLUSH, TIMER_LINGER, TIMER_NONE, TIMER_
 cdef enum:
     # The most reads in one turn that discard the bytes of a lingering side. With a scratch buffer of 64 KiB they read as much
     # as a turn of the pump (TURN_LEAST_BYTES of half.pxd). A choice.
-    DISCARDS_PER_TURN = 2
+    DISCARDS_PER_TURN = 4
 
 
 # --- progress of the last bytes ---

@@ -1,5 +1,4 @@
 # What a worker runs: the model is in engine.pxd.
-from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from tcpproxy._core.accepting cimport NewListeners, accepting_close, accepting_event, accepting_freed, accepting_hang, \
     accepting_replace, accepting_take_all, accepting_watch
@@ -12,13 +11,13 @@ from tcpproxy._core.events cimport REASON_SHUTDOWN
 from tcpproxy._core.half cimport half_waiting
 from tcpproxy._core.inbox cimport MESSAGE_ACCEPT, MESSAGE_CONNECTION, MESSAGE_HANG, MESSAGE_KILL, MESSAGE_LISTEN, MESSAGE_PAUSE, \
     MESSAGE_PLAN, MESSAGE_SYNC, MESSAGE_VIEW, Message, inbox_pop, inbox_push
-from tcpproxy._core.loop cimport ABORT, CLIENT, QUEUED_NOT, RELAY_INTRODUCING, UPSTREAM, Group, Relay, RelayList, loop_bury, \
-    loop_resume, relay_alive, relay_shaping, relays_pop
+from tcpproxy._core.loop cimport ABORT, CLIENT, QUEUED_NOT, RELAY_INTRODUCING, UPSTREAM, Group, Relay, loop_bury, loop_resume, \
+    relay_alive, relay_shaping
 from tcpproxy._core.net cimport NET_NONE, net_own_address
 from tcpproxy._core.opening cimport opening_resolved, opening_start, opening_turn_away
 from tcpproxy._core.plan cimport Plan, plan_bit
 from tcpproxy._core.poller cimport POLLER_BATCH, poller_wait, poller_wake
-from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn
+from tcpproxy._core.relay cimport relay_event, relay_timer, relay_turn, relay_turns_of_bulk
 from tcpproxy._core.shaper cimport Shaping
 from tcpproxy._core.sources cimport sources_leave
 from tcpproxy._core.spin cimport SPIN_OFF, spin_wait
@@ -46,7 +45,7 @@ cdef enum:
     ASK_NAP_US = 50
 
 cdef int engine_run(Loop *loop) noexcept nogil:
-    cdef int count = 0
+    cdef int count = 0, turns
     thread_block_sigpipe()
     loop.now_ns = clock_ns()
     accepting_watch(loop)
@@ -54,9 +53,12 @@ cdef int engine_run(Loop *loop) noexcept nogil:
         _commands(loop)
         if loop.timers.alarms != NULL:
             _alarms(loop)
-        _run_queues(loop)
+        turns = _run_queue(loop)
+        if loop.bulk_queue.first != NULL:
+            relay_turns_of_bulk(loop, turns)
         _timers(loop)
-        _reclaim(loop)
+        if loop.closed != 0:
+            _reclaim(loop)
         if sync_peek(&loop.stop) and _may_end(loop):
             break
         count = _wait(loop)
@@ -134,26 +136,21 @@ cdef void _alarms(Loop *loop) noexcept nogil:
         relay_timer(loop, <Relay *> relay, kind)
 
 
-cdef void _run_queues(Loop *loop) noexcept nogil:
-    """A turn for every relay that has something to do now. One that needs another turn gets it in the next batch.
+cdef int _run_queue(Loop *loop) noexcept nogil:
+    """A turn for every relay that is on the run queue now. Returns the number of turns.
 
-    Beside interactive traffic there are as many turns of bulk as others, at least one, before the next look for events: a
-    small message waits for one turn of bulk, not for all of them.
+    One that needs another turn gets it in the next batch.
     """
-    cdef int turns = _run(loop, &loop.queue, INT_MAX)
-    _run(loop, &loop.bulk_queue, max(turns, 1) if loop.beside_interactive else INT_MAX)
-
-
-cdef int _run(Loop *loop, RelayList *relays, int most) noexcept nogil:
-    """A turn for at most `most` of the relays that are in the list now. Returns the number of turns."""
-    cdef Relay *relay = NULL
-    cdef Relay *last = relays.last
+    cdef Relay *relay = loop.queue.first
+    cdef Relay *rest
     cdef int turns = 0
-    while relay != last and turns < most:
-        relay = relays_pop(relays)
+    loop.queue.first = loop.queue.last = NULL
+    while relay != NULL:
+        rest = relay.next
         relay.queued = QUEUED_NOT       # before the turn, which may ask for another one
         relay_turn(loop, relay)
         turns += 1
+        relay = rest
     return turns
 
 
@@ -173,8 +170,6 @@ cdef void _reclaim(Loop *loop) noexcept nogil:
     """Reclaims closed relays. One that is still on a run queue is reclaimed in a later batch."""
     cdef uint32_t rest = loop.closed
     cdef Relay *relay
-    if rest == 0:
-        return
     loop.closed = 0
     while rest != 0:
         relay = table_at(&loop.table, rest - 1)
@@ -192,10 +187,12 @@ cdef int _wait(Loop *loop) noexcept nogil:
     """Waits for events and updates now_ns. Returns the number of events, or -errno."""
     cdef int64_t timeout_ns
     cdef int count
-    cdef bint exact
-    loop.beside_interactive = _group_interactive(loop)
-    loop.pump.splice_size = SPLICE_SHARED_BYTES if loop.beside_interactive else PIPE_BYTES
-    if bulk_count(&loop.bulk, _moved(loop), not loop.beside_interactive, loop.now_ns):
+    cdef bint exact, interactive = _group_interactive(loop)
+    if interactive != loop.beside_interactive:
+        loop.beside_interactive = interactive
+        loop.pump.splice_size = SPLICE_SHARED_BYTES if interactive else PIPE_BYTES
+        loop.pump.budget = loop.turn_bytes // 2 if interactive else loop.turn_bytes
+    if bulk_count(&loop.bulk, _moved(loop), not interactive, loop.now_ns):
         bulk_judge(&loop.bulk, _all_moved(loop.group))
     timeout_ns = _wait_ns(loop)
     exact = loop.timers.alarms != NULL  # of faults, whose delays are to be right to less than a millisecond

@@ -53,9 +53,9 @@ cdef enum:
     # A splice of less is small: it takes two calls and a pipe, where one copy of the scratch buffer would do. A choice, not a
     # measurement.
     SPLICE_WORTH_BYTES = 16384
-    # The bytes that one half reads in a turn, so that a bulk stream starves nobody. Measured: docs/decisions.md, "Budget of a
-    # turn".
-    TURN_LEAST_BYTES = 131072
+    # The bytes that one half reads in a turn, so that a bulk stream starves nobody; beside interactive traffic half of it.
+    # Measured: docs/decisions.md, "Budget of a turn".
+    TURN_LEAST_BYTES = 262144
 
 cdef enum:                      # Pump.zero_copy
     ZERO_COPY_OFF = 0

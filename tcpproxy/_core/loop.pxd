@@ -78,7 +78,7 @@ cdef struct Relay:          # one proxied connection; its two sockets are `sides
     uint8_t attempt         # upstream's socket in the tag: the number of the attempt that won, plus 1
     uint8_t target          # index of its upstream; while it connects, of the one that is tried
     uint8_t queued          # QUEUED_: in which list it is
-    uint8_t bulk            # its last turn that moved bytes moved many
+    uint8_t bulk            # its last turn beside interactive traffic moved many bytes
     uint8_t last_sender     # the side whose bytes were delivered last
     uint8_t killed          # its end was reported; it lingers and is not counted in `active`
     Side sides[2]
@@ -189,13 +189,14 @@ cdef struct Loop:
     uint64_t now_ns         # updated once a batch, at the end of the wait
     bint interactive        # a relay had interactive traffic; the engine clears it
     bint beside_interactive     # a relay of any worker had it lately: bulk takes small steps
+    uint32_t turn_bytes     # the budget of a turn otherwise
     bint metered            # there are rates
     bint half_close         # False: the first EOF closes both directions (--half-close-timeout 0)
     uint8_t paused          # bit 1 << side: what that side sends is neither read nor delivered, nor is its end
     uint64_t lingering      # relays that were killed or cut, and linger: the loop does not end before
     net_socket lookup_wakeup    # a byte sent here wakes the lookup thread
     RelayList queue         # run queue: relays that have something to do,
-    RelayList bulk_queue    # and those among them whose last turn was bulk: their turns come after the others
+    RelayList bulk_queue    # and those of them that are bulk (Relay.bulk): their turns come after the others
     RelayList stalled       # relays that wait for room in the tap, in the order in which they asked for it
     uint32_t closed         # the last one that was closed and is to be reclaimed: its index, plus 1; 0: there is none
     Spin spin

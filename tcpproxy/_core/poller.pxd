@@ -71,4 +71,6 @@ cdef void poller_move(Poller *poller, Watch *watch, Watch *to) noexcept nogil  #
 cdef void poller_remove(Poller *poller, Watch *watch, int kind) noexcept nogil
 cdef int poller_wait(Poller *poller, Ready *events, int room, int64_t timeout_ns, bint exact) noexcept nogil
 cdef void poller_wake(Poller *poller) noexcept nogil
+# How many turns of bulk one call of poller_wait is worth: more than 1 if it takes time for each socket
+cdef int poller_wait_turns(Poller *poller) noexcept nogil
 cdef const char *poller_name() noexcept nogil

@@ -167,5 +167,9 @@ cdef void poller_wake(Poller *handle) noexcept nogil:
         pass                        # EAGAIN: the counter is full, so an edge is already pending
 
 
+cdef int poller_wait_turns(Poller *_handle) noexcept nogil:
+    return 1
+
+
 cdef const char *poller_name() noexcept nogil:
     return "epoll"

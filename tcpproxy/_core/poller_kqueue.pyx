@@ -155,5 +155,9 @@ cdef void poller_wake(Poller *handle) noexcept nogil:
     _change(<Kqueue *> handle, trigger, 1)
 
 
+cdef int poller_wait_turns(Poller *_handle) noexcept nogil:
+    return 1
+
+
 cdef const char *poller_name() noexcept nogil:
     return "kqueue"

@@ -1,4 +1,5 @@
 # One proxied connection while it relays: the model is in relay.pxd.
+from libc.limits cimport INT_MAX
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from tcpproxy._core.bending cimport bending_alarm, bending_go_on
 from tcpproxy._core.closing cimport closing_arm_linger, closing_close, closing_drain_input, closing_linger, \
@@ -8,13 +9,13 @@ from tcpproxy._core.events cimport REASON_CLIENT_EOF, REASON_CLIENT_RESET, REASO
 from tcpproxy._core.half cimport HALF_DRAINING, HALF_OPEN, HALF_SHUT, PUMP_MORE, PUMP_MOVED, PUMP_SHAPED, PUMP_STALLED, \
     PUMP_WAIT, Half, Side, half_pump
 from tcpproxy._core.introducing cimport introducing_timed_out
-from tcpproxy._core.loop cimport CLIENT, QUEUED_STALLED, QUEUED_TURN, RELAY_CONNECTING, RELAY_GREETING, RELAY_LINGERING, \
-    RELAY_RELAYING, RELAY_RESETTING, RELAY_RESOLVING, UPSTREAM, loop_enqueue, loop_stall
+from tcpproxy._core.loop cimport CLIENT, QUEUED_NOT, QUEUED_STALLED, QUEUED_TURN, RELAY_CONNECTING, RELAY_GREETING, \
+    RELAY_LINGERING, RELAY_RELAYING, RELAY_RESETTING, RELAY_RESOLVING, UPSTREAM, loop_enqueue, loop_stall, relays_pop
 from tcpproxy._core.metering cimport metering_pump, metering_waits
 from tcpproxy._core.net cimport ECONNRESET, net_keep_alive, net_take_error, net_unacked
 from tcpproxy._core.opening cimport opening_attempt_event, opening_event, opening_next_attempt, \
     opening_share_over, opening_timed_out, opening_turn
-from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT
+from tcpproxy._core.poller cimport READY_EOF, READY_ERROR, READY_IN, READY_OUT, READY_URGENT, poller_wait_turns
 from tcpproxy._core.shaped cimport shaped_pump
 from tcpproxy._core.shaper cimport shaper_holds, shaper_waits
 from tcpproxy._core.sync cimport sync_bump, sync_peek
@@ -173,6 +174,17 @@ cdef void relay_turn(Loop *loop, Relay *relay) noexcept nogil:
         closing_drain_input(loop, relay)
 
 
+cdef void relay_turns_of_bulk(Loop *loop, int others) noexcept nogil:
+    cdef int turns = max(others, poller_wait_turns(loop.pump.poller)) if loop.beside_interactive else INT_MAX
+    cdef Relay *last = loop.bulk_queue.last
+    cdef Relay *relay = NULL
+    while relay != last and turns > 0:
+        relay = relays_pop(&loop.bulk_queue)
+        relay.queued = QUEUED_NOT       # before the turn, which may ask for another one
+        relay_turn(loop, relay)
+        turns -= 1
+
+
 cdef inline int _pump_half(Loop *loop, Relay *relay, int side) noexcept nogil:
     """Pumps what a side sends, unless that is paused."""
     if relay.halves[side].shaper != NULL:
@@ -220,7 +232,7 @@ cdef int _pump(Loop *loop, Relay *relay) noexcept nogil:
         sync_bump(&loop.by_target[relay.target].to_upstream, up)
         sync_bump(&loop.by_target[relay.target].to_client, down)
         sync_bump(&loop.by_target[relay.target].spliced, sync_peek(&loop.pump.spliced) - spliced)
-    if up or down:
+    if loop.beside_interactive and (up or down):
         relay.bulk = up >= INTERACTIVE_BELOW_BYTES or down >= INTERACTIVE_BELOW_BYTES
     _note_interactive(loop, relay, CLIENT, up)
     _note_interactive(loop, relay, UPSTREAM, down)

@@ -22,7 +22,7 @@ cdef enum:
     # The room of a worker's ring; a power of two. A connection has three records. A reader that sleeps for 20 ms loses none
     # below 100,000 a second.
     EVENT_RECORDS = 2048
-    TURN_LEAST_READS = 2        # a choice, for a larger --buffer-size: as many reads as a turn has at least
+    TURN_LEAST_READS = 4        # a choice, for a larger --buffer-size: as many reads as a turn has at least
     # TCP keepalive: after this many unanswered probes a peer counts as dead; the time between two probes is this part of the
     # idle time. So a dead peer is found after one and a half times the idle time. A choice.
     KEEPALIVE_PROBES = 3
@@ -58,7 +58,7 @@ cdef int resources_init(Loop *loop, const Settings *settings) noexcept nogil:
         if loop.by_target == NULL:
             return -ENOMEM
     loop.send_header = settings.send_header
-    loop.pump.budget = max(TURN_LEAST_BYTES, TURN_LEAST_READS * settings.buffer_size)
+    loop.turn_bytes = loop.pump.budget = max(TURN_LEAST_BYTES, TURN_LEAST_READS * settings.buffer_size)
     loop.pump.splice_size = PIPE_BYTES
     loop.accepting.lifetime_ns = LIFETIME_MOST_NS
     loop.pump.now_ns = &loop.now_ns
