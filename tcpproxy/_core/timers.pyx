@@ -1,6 +1,17 @@
 # Deadlines: the model is in timers.pxd.
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 
+cdef extern from * nogil:
+    """
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #include <intrin.h>
+    static __inline unsigned lowest_bit(unsigned bits) { unsigned long at; _BitScanForward(&at, bits); return at; }
+    #else
+    static inline unsigned lowest_bit(unsigned bits) { return (unsigned)__builtin_ctz(bits); }
+    #endif
+    """
+    uint32_t lowest_bit(uint32_t bits)          # its number; `bits` is not 0
+
 
 cdef void timers_arm(Timers *timers, Timer *timer, int kind, uint64_t now_ns) noexcept nogil:
     cdef TimerList *line = &timers.lists[kind]
@@ -151,13 +162,10 @@ cdef void *alarms_pop(Timers *timers, uint64_t now_ns, int *kind) noexcept nogil
 
 cdef int64_t timers_wait_ns(Timers *timers, uint64_t now_ns) noexcept nogil:
     cdef uint64_t due = _alarms_due_ns(timers) if timers.alarms != NULL else UINT64_MAX
-    cdef const TimerList *line = timers.lists
     cdef uint32_t armed = timers.armed
     while armed:
-        if armed & 1 and line.first.due_ns < due:
-            due = line.first.due_ns
-        armed >>= 1
-        line += 1
+        due = min(due, timers.lists[lowest_bit(armed)].first.due_ns)
+        armed &= armed - 1
     if due == UINT64_MAX:
         return -1
     return <int64_t> (due - now_ns) if due > now_ns else 0
