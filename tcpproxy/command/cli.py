@@ -28,7 +28,7 @@ from . import sandbox
 from .connections import Display
 from .signals import serve
 from .systemd import Service
-from .usage import Command, faults_text, option
+from .usage import Command, option, showing
 
 
 def run(remote: str | None, **given: str | bool | tuple[str, ...] | None) -> None:
@@ -129,12 +129,20 @@ def _say_faults(proxy: Proxy, json: bool) -> dict[str, object]:
     return {}
 
 
-def _show_faults(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        import shutil
+def _help() -> str:
+    from . import manual  # only these two options need it
 
-        click.echo(faults_text(shutil.get_terminal_size().columns))
-        ctx.exit()
+    return manual.help_text(manual.columns())
+
+
+def _help_faults() -> str:
+    from . import manual
+
+    return manual.faults_text(manual.columns())
+
+
+def _version() -> str:
+    return f"tcpproxy {__version__} ({', '.join([POLLER, *FEATURES])})"
 
 
 def _live(config: Config) -> Any:
@@ -171,16 +179,16 @@ def _final_error(error: TcpProxyError, json: bool, stdout: int) -> None:
 
 command = Command(
     "tcpproxy",
-    params=[click.Argument(["remote"], metavar="REMOTE", required=False), *map(option, every_row())],
+    params=[
+        click.Argument(["remote"], metavar="REMOTE", required=False),
+        *map(option, every_row()),
+        showing(["-V", "--version"], _version),
+        showing(["-h", "--help"], _help),
+        showing(["--help-faults"], _help_faults),
+    ],
     callback=run,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    add_help_option=False,
 )
-command.params.append(
-    click.Option(["--help-faults"], is_flag=True, is_eager=True, expose_value=False, callback=_show_faults)
-)
-click.version_option(
-    __version__, "-V", "--version", message=f"tcpproxy {__version__} ({', '.join([POLLER, *FEATURES])})"
-)(command)
 
 
 def main() -> None:

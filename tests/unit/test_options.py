@@ -15,7 +15,7 @@ import pytest
 from options import PAGE, README, pages, typed
 
 import tcpproxy
-from tcpproxy.command.usage import NARROWEST, TWO_COLUMNS, WIDEST, help_text
+from tcpproxy.command.manual import NARROWEST, TWO_COLUMNS, WIDEST, help_text
 from tcpproxy.config.groups import GROUPS, HEADINGS, ROWS, Options, every_row
 from tcpproxy.config.options import Option
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 EVERY = pytest.mark.parametrize("row", every_row(), ids=lambda row: row.name)
 IN_A_PROGRAM = [row for row in every_row() if not row.command_only]
 
-OF_OPTIONS = ("groups.py", "usage.py", "unknown.py")
+OF_OPTIONS = ("groups.py", "manual.py", "unknown.py", "usage.py")
 
 needs_pages = pytest.mark.skipif(not README.exists() or not PAGE.exists(), reason="needs the whole source tree")
 
