@@ -53,10 +53,10 @@ def _quota_files(root: str) -> Iterator[str]:
 def _read_quota(file: str) -> float | None:
     """The quota in a file, in processors; None: there is no file, it has no quota, or it cannot be parsed."""
     try:
-        with open(file, encoding="ascii") as text:
+        with open(file, encoding="utf-8") as text:
             words = text.read().split()
         if not file.endswith("cpu.max"):
-            with open(file.replace("cpu.cfs_quota_us", "cpu.cfs_period_us"), encoding="ascii") as text:
+            with open(file.replace("cpu.cfs_quota_us", "cpu.cfs_period_us"), encoding="utf-8") as text:
                 words += text.read().split()
         quota, period = (int(word) for word in words)
     except (OSError, ValueError):  # "max" is no number

@@ -27,7 +27,6 @@ _SIZE = re.compile(rf"(\d+)\s*({'|'.join(_BYTES)})", re.ASCII)
 
 _DECIMAL = r"\d{1,15}(?:\.\d{0,9})?|\.\d{1,9}"
 _MICROSECONDS = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
-_TIME = re.compile(rf"({_DECIMAL})\s*(us|ms|s|m|h|)", re.ASCII)
 _BITS: dict[str, int] = {
     **{f"{unit}B/s": 8 * 1000**power for power, unit in enumerate(("", "k", "M", "G"))},
     **{f"{unit}iB/s": 8 * 1024**power for power, unit in enumerate("KMG", 1)},
@@ -35,10 +34,12 @@ _BITS: dict[str, int] = {
     "KB/s": 8000,
 }
 """The bits of each unit of rates."""
-_RATE = re.compile(rf"({_DECIMAL})\s*({'|'.join(_BITS)})", re.ASCII)
-_RATE_ELSEWHERE = re.compile(rf"({_DECIMAL})\s*([kKmMgG]?)(i?)(bits?|b|B|)(?:/s|ps)?", re.ASCII)
+# Patterns that a start does not need are not compiled at import; `re` keeps what it has compiled.
+_TIME = rf"({_DECIMAL})\s*(us|ms|s|m|h|)"
+_RATE = rf"({_DECIMAL})\s*({'|'.join(_BITS)})"
+_RATE_ELSEWHERE = rf"({_DECIMAL})\s*([kKmMgG]?)(i?)(bits?|b|B|)(?:/s|ps)?"
 """Rates in the notations of other tools."""
-_SHARE = re.compile(r"(\d{1,3}(?:\.\d{0,30})?|\.\d{1,30})(?:e-(\d{1,3}))?(%?)", re.ASCII)
+_SHARE = r"(\d{1,3}(?:\.\d{0,30})?|\.\d{1,30})(?:e-(\d{1,3}))?(%?)"
 FASTEST = 10**12
 """The highest rate, in bytes per second."""
 
@@ -149,7 +150,7 @@ def parse_flag(what: str, value: object) -> bool:
 def parse_share(what: str, value: float | str) -> float:
     """A number from 0 to 1, also from a text like `0.1` or `10%`. UsageError otherwise."""
     share = -1.0
-    match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
+    match = re.fullmatch(_SHARE, value.strip(), re.ASCII) if isinstance(value, str) else None
     if match:
         digits, scale = _digits(match[1])
         share = digits / 10 ** (scale + int(match[2] or 0) + 2 * len(match[3]))
@@ -222,7 +223,7 @@ def parse_time(what: str, value: str | timedelta | int, *, other: str = "ms") ->
     elif value in (0, "0") and not isinstance(value, bool):
         time = timedelta(0)
     else:
-        match = _TIME.fullmatch(str(value).strip()) if _is_number(value) else None
+        match = re.fullmatch(_TIME, str(value).strip(), re.ASCII) if _is_number(value) else None
         if not match:
             raise UsageError(
                 f"{what} {quoted(value)} is not a time, expected a number with us, ms, s, m or h, like 250ms"
@@ -253,7 +254,7 @@ def parse_rate(what: str, value: str | Rate) -> Rate:
     """
     if isinstance(value, Rate):
         return value
-    match = _RATE.fullmatch(str(value).strip()) if _is_number(value) else None
+    match = re.fullmatch(_RATE, str(value).strip(), re.ASCII) if _is_number(value) else None
     if not match:
         raise UsageError(f"{what} {quoted(value)} {_no_rate(value)}")
     number, unit = match.groups()
@@ -268,7 +269,7 @@ def parse_rate(what: str, value: str | Rate) -> Rate:
 
 def _no_rate(value: object) -> str:
     """The end of an error about an invalid rate: what is wrong, and the notation of the rate that it may mean."""
-    match = _RATE_ELSEWHERE.fullmatch(str(value).strip()) if _is_number(value) else None
+    match = re.fullmatch(_RATE_ELSEWHERE, str(value).strip(), re.ASCII) if _is_number(value) else None
     if match:
         number, letter, binary, noun = match.groups()
         prefix = ("k" if letter in "kK" and not binary else letter.upper()) if letter else ""

@@ -96,7 +96,7 @@ class Config:
         Raises:
             UsageError: as `make`.
         """
-        forward = replace(self.forwards[0], targets=endpoints(remote))
+        forward = self.forwards[0]._replace(targets=endpoints(remote))
         _check_targets((forward,), "remote")
         return replace(self, forwards=(forward,))
 

@@ -21,7 +21,7 @@ _NUMBER = r"(?:0x[0-9a-f]+|\d+)"
 _NUMBERS = re.compile(rf"{_NUMBER}(?:\.{_NUMBER})*\.?", re.ASCII | re.IGNORECASE)
 """What inet_aton takes for an IPv4 address, or would if the numbers were smaller. No host name has this form."""
 
-_SHORT_LOOPBACK = re.compile(r"127(?:\.(?:0|[1-9]\d*)){1,2}", re.ASCII)
+_SHORT_LOOPBACK = r"127(?:\.(?:0|[1-9]\d*)){1,2}"
 """Abbreviated loopback addresses, like 127.1 for 127.0.0.1. They are allowed: all of them are this machine."""
 
 EVERYWHERE = "::"
@@ -398,7 +398,7 @@ def _number_problem(host: str) -> str:
         full = socket.inet_ntop(socket.AF_INET, socket.inet_aton(host))
     except OSError:
         full = ""
-    if full and _SHORT_LOOPBACK.fullmatch(host):
+    if full and re.fullmatch(_SHORT_LOOPBACK, host, re.ASCII):
         return ""
     problem = "is not an IPv4 address" if "." in host else "is a bare number"
     has_one_meaning = full and not re.search(r"(^|\.)0\d", host)

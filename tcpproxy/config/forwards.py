@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import UsageError
 from ..text import quoted
@@ -17,12 +17,11 @@ LOCAL = "127.0.0.1"
 """Where a forward without an address listens."""
 
 _EXPECTED = "expected [ADDR:]PORT:REMOTE"
-_FIELD = re.compile(r"(\[[^\]]*\][^:]*|unix:(?!\d+(?::|\Z)|//)[^:]*|[^:]*)(?::(.*))?", re.DOTALL | re.IGNORECASE)
+_FIELD = r"(\[[^\]]*\][^:]*|unix:(?!\d+(?::|\Z)|//)[^:]*|[^:]*)(?::(.*))?"
 """The text up to the first colon that is in neither brackets nor `unix:`, and the text after that colon."""
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardSpec:
+class ForwardSpec(NamedTuple):
     """A forward as it was given.
 
     Attributes:
@@ -111,7 +110,7 @@ def _hint(there: Spelling | None, program: bool) -> str:
 
 def _split(text: str) -> tuple[str, str]:
     """Returns the first field, and the text after its colon."""
-    match = _FIELD.fullmatch(text)
+    match = re.fullmatch(_FIELD, text, re.DOTALL | re.IGNORECASE)
     assert match  # the third alternative matches everything
     return match[1], match[2] or ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import textwrap
 from typing import Any, TypeVar
 
 from .groups import Options, every_row
@@ -33,12 +32,23 @@ def documented(cls: _Class) -> _Class:
     ]
     make.__signature__ = own.replace(parameters=[*named, *options])
     if cls.__doc__:  # none under python -OO
-        text = "\n".join(_argument(row) for row in every_row() if not row.command_only)
-        cls.__doc__ = cls.__doc__.replace(_PLACE, text)
+        cls.__doc__ = _Docstring(cls.__doc__)  # type: ignore[assignment]  # reading it gives a str
     return cls
 
 
+class _Docstring:
+    """A docstring with the options in it, which is made when it is read: that takes milliseconds."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __get__(self, _instance: object, _owner: type | None = None) -> str:
+        return self._text.replace(_PLACE, "\n".join(_argument(row) for row in every_row() if not row.command_only))
+
+
 def _argument(row: Option) -> str:
+    import textwrap  # only the docstring needs it
+
     unit = f" In {row.unit}." if row.unit else ""
     meaning = f", {row.shown}" if row.shown and row.embedded is None else ""
     text = f"{row.name}: {row.help} {row.doc}{unit} Default: {row.default_in_program!r}{meaning}."

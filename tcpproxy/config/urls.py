@@ -8,8 +8,8 @@ from ..errors import UsageError
 from ..text import quoted
 from .habits import without_password
 
-_URL = re.compile(r"([A-Za-z][\w+.:-]*://)([^/?#]*)(.*)", re.DOTALL)
-_PLAIN = re.compile(r"(?:\[[^\]\s]+\]|[^\s:/=]+):\d+")
+_URL = r"([A-Za-z][\w+.:-]*://)([^/?#]*)(.*)"
+_PLAIN = r"(?:\[[^\]\s]+\]|[^\s:/=]+):\d+"
 _KEYWORD = r"(?<!\S){}\s*=\s*(?:'(?:[^'\\]|\\.)*'|\S*)"
 
 
@@ -32,7 +32,7 @@ def with_address(url: str, host: str, port: int) -> str:
     """
     host = reachable(host)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if match := _URL.fullmatch(url):
+    if match := re.fullmatch(_URL, url, re.DOTALL):
         scheme, authority, rest = match.groups()
         user, at, hosts = authority.rpartition("@")
         if hosts and not scheme.endswith("+srv://"):  # that one's host is a name of DNS records, and has no port
@@ -41,7 +41,7 @@ def with_address(url: str, host: str, port: int) -> str:
         for name, value in (("host", host), ("hostaddr", host), ("port", port)):
             url = re.sub(_KEYWORD.format(name), f"{name}={value}", url)
         return url if re.search(_KEYWORD.format("port"), url) else f"{url} port={port}"
-    elif _PLAIN.fullmatch(url):
+    elif re.fullmatch(_PLAIN, url):
         return address
     raise UsageError(
         f"url {quoted(without_password(url))} has no host, expected scheme://HOST:PORT, host=HOST or HOST:PORT"

@@ -188,7 +188,11 @@ def _bind(family: int, host: str, port: int, which: str) -> socket.socket:
         if family == socket.AF_INET6:
             # [::] alone accepts both families; localhost and a name with several addresses have a socket for each.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-        listener.bind(socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)[0][4])
+        # Only a scope needs getaddrinfo, which imports the codec for IDNA: a millisecond.
+        scoped = "%" in host
+        listener.bind(
+            socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)[0][4] if scoped else (host, port)
+        )
     except OSError as error:
         listener.close()
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

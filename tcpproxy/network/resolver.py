@@ -166,6 +166,9 @@ def numeric(host: str, port: int) -> list[Address] | None:
     scope = host.partition("%")[2]
     if scope and not scope.isdecimal():
         return None
+    for family in (socket.AF_INET, socket.AF_INET6):  # getaddrinfo imports the codec for IDNA: a millisecond
+        with contextlib.suppress(OSError, ValueError):
+            return [(socket.inet_pton(family, host), port, 0)]
     with contextlib.suppress(OSError, UnicodeError):
         flags = socket.AI_NUMERICHOST
         for family, _, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags):

@@ -6,7 +6,6 @@ text with two spaces.
 
 from __future__ import annotations
 
-import base64
 from typing import Literal, NamedTuple
 
 from ..directions import DIRECTIONS
@@ -101,6 +100,8 @@ def fields(piece: Piece) -> dict[str, object]:
     if piece.kind in ("data", "gap"):
         found["size"] = piece.size
     if piece.kind == "data":
+        import base64  # only a dump as JSON needs it
+
         found["data"] = base64.b64encode(piece.data).decode("ascii")
     return found
 
