@@ -329,7 +329,7 @@ def test_max_connections(
 def test_the_last_place_is_not_the_limit(
     upstream: Upstream, make_proxy: Callable[..., tcpproxy.Proxy], events: list[tcpproxy.Event]
 ) -> None:
-    """Row 58: a connection wakes both workers. When it takes the last place, no other waits, and none is reported.
+    """Row 58: a connection may wake both workers. When it takes the last place, no other waits, and none is reported.
 
     One of 60 rounds failed when a worker took the other's count of that connection for the limit.
     """
